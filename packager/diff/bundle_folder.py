@@ -1,9 +1,11 @@
-"""Bundles in plain folders: what the device keeps sealed, the packager's machine has as ordinary files.
+"""Bundles as ordinary folders and files on the packager's machine; devices store them sealed.
 
 Rules:
-1. A new bundle is written into a folder beside its place and renamed at the end; after a failure nothing is left.
-2. What exists already is not overwritten.
-3. A single file is a bundle of one file whose path is `SINGLE`; a patch that makes such a bundle makes a file again.
+1. A new bundle is written into a temporary folder beside its final path and renamed at the end. After a failure nothing
+   is left.
+2. An existing path is never overwritten.
+3. A single file is a bundle of one file whose path is `SINGLE_FILE_PATH`. A patch that makes such a bundle makes a file
+   again.
 """
 
 import os
@@ -23,10 +25,10 @@ SINGLE_FILE_PATH: Final = "content"
 
 
 class DirectoryBase:
-    """Random access to a plain bundle; a context manager.
+    """Random access to the files of a bundle folder, as a context manager.
 
     Args:
-        directory: the bundle; its table is believed, so scan it first where it matters.
+        directory: the scanned bundle; its table is not verified again.
     """
 
     def __init__(self, directory: BundleDirectory) -> None:
@@ -45,11 +47,20 @@ class DirectoryBase:
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
-        """The bundle's table."""
+        """The bundle's file table."""
         return self._directory.files
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes. Raises Invalid where the file was cut since it was scanned."""
+        """Return exactly `length` bytes of one file.
+
+        Args:
+            index: the file's index in the table.
+            offset: bytes from the start of the file.
+            length: bytes.
+
+        Raises:
+            Invalid: the file was truncated since it was scanned.
+        """
         data = os.pread(self._streams[index].fileno(), length, offset)
         while len(data) < length:
             more = os.pread(self._streams[index].fileno(), length - len(data), offset + len(data))
@@ -60,16 +71,20 @@ class DirectoryBase:
 
 
 class DirectoryTarget:
-    """Takes a bundle's files into a folder; a context manager that keeps them only after `commit`.
+    """Writes a bundle into a folder that is kept only if `commit` is called; a context manager.
 
     Args:
-        root: where the bundle will be; must not exist (rule 2).
+        root: path of the new bundle.
+
+    Raises:
+        OutputExists: the path exists already.
+        FileNotFound: its parent folder does not exist.
     """
 
     def __init__(self, root: Path) -> None:
         if root.exists():
             raise OutputExists(
-                f"output {root} exists already", hint="name a place that does not exist, or remove it first"
+                f"output {root} exists already", hint="choose a path that does not exist, or remove it first"
             )
         if not root.absolute().parent.is_dir():
             raise FileNotFound(f"output {root}: the folder {root.absolute().parent} does not exist")
@@ -92,7 +107,7 @@ class DirectoryTarget:
             shutil.rmtree(self._partial, ignore_errors=True)
 
     def begin_file(self, file: BundleFile) -> None:
-        """See `bundle.patch.address_space.Target`."""
+        """Begin a file, as `bundle.patch.address_space.Target` says."""
         if self._partial is None:
             raise ValueError("DirectoryTarget is used outside its with block")
         path = self._partial / file.path
@@ -101,19 +116,19 @@ class DirectoryTarget:
         self._paths.append(file.path)
 
     def write(self, data: bytes | memoryview) -> None:
-        """See `bundle.patch.address_space.Target`."""
+        """Write the next bytes, as `bundle.patch.address_space.Target` says."""
         if self._stream is None:
             raise ValueError("DirectoryTarget.write outside a file")
         self._stream.write(data)
 
     def end_file(self) -> None:
-        """See `bundle.patch.address_space.Target`."""
+        """End the file, as `bundle.patch.address_space.Target` says."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def commit(self) -> None:
-        """Give the bundle its name."""
+        """Rename the finished bundle to its final path."""
         if self._partial is None:
             raise ValueError("DirectoryTarget.commit outside its with block")
         if self._paths == [SINGLE_FILE_PATH]:
@@ -125,12 +140,25 @@ class DirectoryTarget:
 
 
 def file_path(directory: BundleDirectory, file: BundleFile) -> Path:
-    """Where a file of a plain bundle lies."""
+    """Return the path of a file of a bundle folder.
+
+    Args:
+        directory: the bundle.
+        file: an entry of its table.
+    """
     return directory.root if directory.root.is_file() else directory.root / file.path
 
 
 def open_bundle(path: Path, roles: dict[str, str] | None = None) -> BundleDirectory:
-    """Scan a folder, or a single file (rule 3). Raises Invalid."""
+    """Scan a folder, or a single file, as a bundle.
+
+    Args:
+        path: of the folder or file.
+        roles: role by file path; see `bundle.files.scan_directory`.
+
+    Raises:
+        Invalid: the path is missing, or is no valid bundle.
+    """
     if not path.is_file():
         return scan_directory(path, roles or {})
     import hashlib
@@ -141,12 +169,12 @@ def open_bundle(path: Path, roles: dict[str, str] | None = None) -> BundleDirect
 
 
 def apply_to_directory(base: Path | None, patch: Path, out: Path) -> tuple[BundleFile, ...]:
-    """Apply a plain patch to a plain bundle.
+    """Apply an unencrypted patch to a bundle folder or file.
 
     Args:
-        base: folder or single file; None for a patch from nothing.
-        patch: the patch, not encrypted.
-        out: where the new bundle goes; must not exist.
+        base: folder or single file; None for a patch that needs no base.
+        patch: the patch file, not encrypted.
+        out: path of the new bundle; must not exist.
 
     Returns:
         The new bundle's file table.

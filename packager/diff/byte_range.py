@@ -1,4 +1,4 @@
-"""Positions and ranges of bytes in a bundle's files and in its address space."""
+"""Byte positions and byte ranges in a bundle's files and in its address space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class BytePosition:
-    """A run of bytes.
+    """The position of a byte.
 
     Attributes:
-        file: the plain file.
-        offset: where in the file.
-        address: where in the bundle's line of bytes.
+        file: the file on this machine.
+        offset: bytes from the start of the file.
+        address: bytes from the start of the bundle's address space.
     """
 
     file: Path
@@ -19,11 +19,11 @@ class BytePosition:
     address: int
 
     def shifted_by(self, offset: int) -> "BytePosition":
-        """So many bytes further on."""
+        """Return the position `offset` bytes after this one."""
         return BytePosition(self.file, self.offset + offset, self.address + offset)
 
     def read(self, size: int) -> bytes:
-        """The bytes from there on."""
+        """Read `size` bytes from this position on."""
         with self.file.open("rb") as stream:
             stream.seek(self.offset)
             return stream.read(size)
@@ -31,7 +31,14 @@ class BytePosition:
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A run of bytes in a file and in the bundle's line of bytes."""
+    """Consecutive bytes of a file.
+
+    Attributes:
+        file: the file on this machine.
+        offset: bytes from the start of the file.
+        address: bytes from the start of the bundle's address space.
+        size: bytes.
+    """
 
     file: Path
     offset: int
@@ -40,5 +47,5 @@ class ByteRange:
 
     @property
     def position(self) -> BytePosition:
-        """Where it begins."""
+        """The position of the first byte."""
         return BytePosition(self.file, self.offset, self.address)

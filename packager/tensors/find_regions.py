@@ -1,8 +1,8 @@
-"""Finds the arrays of a bundle's files, by what the files hold rather than by what they are called.
+"""Find the arrays of a bundle's files, by their content rather than by their names.
 
 Rules:
-1. A file is asked for its format by its first bytes; what no parser takes has no regions.
-2. External data of an ONNX model is looked up by its path beside the model, inside the bundle only.
+1. A file's format is determined by its first bytes. A file that no parser accepts has no regions.
+2. External data of an ONNX model is located by its path relative to the model, inside the bundle only.
 """
 
 import mmap
@@ -22,14 +22,18 @@ MIN_FILE_BYTES: Final = 64
 
 
 def find_regions(directory: BundleDirectory) -> dict[str, list[Region]]:
-    """Path → regions of that file, sorted, inside it and apart from each other; every file has an entry."""
+    """Find the regions of all files of a bundle.
+
+    Returns:
+        Regions by path, sorted by offset, inside the file and not overlapping; every file has an entry.
+    """
     sizes = {file.path: file.size for file in directory.files}
     found: dict[str, list[Region]] = {file.path: [] for file in directory.files}
     for file in directory.files:
-        place = directory.root if directory.root.is_file() else directory.root / file.path
+        disk_path = directory.root if directory.root.is_file() else directory.root / file.path
         if file.size < MIN_FILE_BYTES:
             continue
-        regions, external = find_file_regions(place)
+        regions, external = find_file_regions(disk_path)
         found[file.path] += regions
         for entry in external:
             location = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), entry.location))
@@ -39,7 +43,7 @@ def find_regions(directory: BundleDirectory) -> dict[str, list[Region]]:
 
 
 def find_file_regions(path: Path) -> tuple[list[Region], list[ExternalRegion]]:
-    """Regions of one file, and those that it says lie in others; none where it does not parse."""
+    """Find the regions of one file, and those that it says are in other files; none if it does not parse."""
     with map_file(path) as data:
         try:
             return _parse_regions(data)
@@ -49,7 +53,7 @@ def find_file_regions(path: Path) -> tuple[list[Region], list[ExternalRegion]]:
 
 @contextmanager
 def map_file(path: Path) -> Iterator[memoryview]:
-    """The file's bytes without reading them."""
+    """Map a file into memory, as a context manager."""
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as pages:
         with memoryview(pages) as data:
             yield data

@@ -1,4 +1,4 @@
-"""Regions of the formats whose header says where each array lies: safetensors, GGUF, NumPy .npz."""
+"""Regions of formats with a table of arrays: safetensors, GGUF, NumPy .npy and .npz."""
 
 import ast
 import json
@@ -16,7 +16,11 @@ SAFETENSORS_DTYPES: Final = {
 
 
 def find_safetensors(data: memoryview) -> list[Region]:
-    """Raises MalformedFile."""
+    """Find the regions of a safetensors file.
+
+    Raises:
+        MalformedFile: the header does not parse.
+    """
     length = _unpack_integer("<Q", data, 0)
     if length > min(len(data) - 8, MAX_SAFETENSORS_HEADER_BYTES):
         raise MalformedFile("safetensors header longer than the file")
@@ -45,8 +49,8 @@ def find_safetensors(data: memoryview) -> list[Region]:
     return out
 
 
-# ggml_type → (our type, elements in a block, bytes in a block). Quantized blocks mix scales and levels: bytes to us, in
-# rows of a block, so that the place in the block can tell scales from levels.
+# ggml_type → (our type, elements in a block, bytes in a block). Quantized blocks mix scales and levels, so they are
+# bytes here, in rows of one block: the position in the row then separates scales from levels.
 GGUF_TYPES: Final = {
     0: ("f32", 1, 4), 1: ("f16", 1, 2), 2: ("u8", 32, 18), 3: ("u8", 32, 20), 6: ("u8", 32, 22), 7: ("u8", 32, 24),
     8: ("u8", 32, 34), 9: ("u8", 32, 36), 10: ("u8", 256, 84), 11: ("u8", 256, 110), 12: ("u8", 256, 144),
@@ -60,7 +64,11 @@ MAX_GGUF_ENTRIES: Final = 1 << 20
 
 
 def find_gguf(data: memoryview) -> list[Region]:
-    """Versions 2 and 3, little-endian. Raises MalformedFile."""
+    """Find the regions of a GGUF file of version 2 or 3, little-endian.
+
+    Raises:
+        MalformedFile: the header does not parse.
+    """
     if _unpack_integer("<I", data, 4) not in (2, 3):
         raise MalformedFile("GGUF version")
     tensors, pairs = _unpack_integer("<Q", data, 8), _unpack_integer("<Q", data, 16)
@@ -98,7 +106,11 @@ def find_gguf(data: memoryview) -> list[Region]:
 
 
 def find_npz(data: memoryview) -> list[Region]:
-    """Members that are stored, not deflated. Raises MalformedFile."""
+    """Find the regions of the members of an .npz file that are stored, not deflated.
+
+    Raises:
+        MalformedFile: the archive or a member's header does not parse.
+    """
     import io
     import zipfile
 
@@ -124,7 +136,11 @@ def find_npz(data: memoryview) -> list[Region]:
 
 
 def find_npy(data: memoryview) -> list[Region]:
-    """A single array. Raises MalformedFile."""
+    """Find the region of an .npy file.
+
+    Raises:
+        MalformedFile: the header does not parse.
+    """
     return _npy_regions(data, 0, len(data), "")
 
 

@@ -1,8 +1,8 @@
-"""ONNX files at the level of protocol buffers: where tensors lie, whatever they hang on.
+"""Regions of ONNX files, at the level of protocol buffers.
 
 Covers raw_data and the packed float_data and double_data; initializers, sparse initializers, attributes (Constant
-nodes, tensors, float lists), subgraphs at any depth, functions, and external data by its file and offset.
-The numbers below are field numbers of onnx.proto3.
+nodes, tensors, float lists), subgraphs at any depth, functions, and external data by its file and offset. The constants
+below are field numbers of onnx.proto3.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,12 @@ DTYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ExternalRegion:
-    """An array in another file, as the model names it."""
+    """An array in another file, as the model names it.
+
+    Attributes:
+        location: path relative to the model.
+        region: of that file.
+    """
 
     location: str
     region: Region
@@ -126,7 +131,7 @@ class _Finder:
 
     def visit_node(self, node: _Field, path: str, depth: int) -> None:
         fields = list(self.read_fields(node.start, node.end))
-        # An output is named once in its graph, and exporters keep it over versions better than a node's name.
+        # Output names are unique in a graph, and exporters change them less often than node names.
         name = next((self.read_text(f) for f in fields if f.number == NODE_OUTPUT and f.wire_type == 2), "")
         for field in fields:
             if field.number == NODE_ATTRIBUTE and field.wire_type == 2:
@@ -207,7 +212,11 @@ class _Finder:
 
 
 def find_onnx(data: Buffer) -> tuple[list[Region], list[ExternalRegion]]:
-    """Regions in the file itself, and those that it says lie in others. Raises MalformedFile."""
+    """Find the regions of an ONNX file, and those that it says are in other files.
+
+    Raises:
+        MalformedFile: the file is no ONNX model.
+    """
     finder = _Finder(data)
     finder.visit_model()
     return finder.regions, finder.external

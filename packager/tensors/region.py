@@ -1,33 +1,33 @@
-"""A region: an array of numbers somewhere in a file.
+"""`Region`: an array of numbers in a file, and the checks that every parser's result goes through.
 
 Rules:
-1. A parser reads what others wrote and may lie: whatever it reports is clipped to regions that lie inside the file,
-   hold whole elements and do not overlap. A wrong region costs bytes, never correctness.
-2. A file that does not parse has no regions; that is an answer, not an error.
+1. Model files are untrusted. Whatever a parser reports is reduced to regions that lie inside the file, contain whole
+   elements and do not overlap. A wrong region costs bytes, never correctness.
+2. A file that does not parse has no regions; that is a result, not an error.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-MIN_REGION_BYTES: Final = 64  # below this an entry of the tables costs more than typing gains
+MIN_REGION_BYTES: Final = 64  # below this size a table entry costs more than typing saves
 MAX_REGIONS: Final = 1 << 20
 
 
 class MalformedFile(Exception):
-    """A parser's own signal that a file is not what it looked like; never leaves this package."""
+    """The file is not what its first bytes suggest; this exception never leaves the package."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Region:
-    """One array.
+    """One array of a file.
 
     Attributes:
         offset: bytes from the start of the file.
         size: bytes.
         dtype: name of a type in `bundle.patch.elements`.
-        name: unique in most files; matches arrays of two versions.
-        shape: dimensions, () where unknown.
+        name: unique in most files; pairs the arrays of two versions.
+        shape: dimensions; () if unknown.
     """
 
     offset: int
@@ -44,7 +44,12 @@ ELEMENT_BYTES: Final = {
 
 
 def keep_valid_regions(regions: Iterable[Region], file_bytes: int) -> list[Region]:
-    """Rule 1, sorted by offset."""
+    """Return the regions that follow rule 1, sorted by offset.
+
+    Args:
+        regions: as a parser reported them.
+        file_bytes: size of the file.
+    """
     out: list[Region] = []
     end = 0
     for region in sorted(regions):

@@ -1,4 +1,4 @@
-"""TFLite flatbuffers: where the buffers of tensors lie. Slot numbers are those of tensorflow/lite/schema.fbs."""
+"""Regions of TFLite flatbuffers. Slot numbers are those of tensorflow/lite/schema.fbs."""
 
 import struct
 from typing import Final
@@ -13,7 +13,7 @@ TENSOR_TYPE: Final = 1
 TENSOR_BUFFER: Final = 2
 TENSOR_NAME: Final = 3
 BUFFER_DATA: Final = 0
-BUFFER_OFFSET: Final = 1  # of buffers outside the flatbuffer, in models above 2 GB
+BUFFER_OFFSET: Final = 1  # for buffers outside the flatbuffer, in models above 2 GB
 BUFFER_SIZE: Final = 2
 MAX_ENTRIES: Final = 1 << 20
 DTYPES: Final = {0: "f32", 1: "f16", 2: "i32", 3: "u8", 4: "i64", 6: "u8", 7: "i16", 9: "i8", 10: "f64", 12: "u64",
@@ -33,7 +33,7 @@ class _Flatbuffer:
             raise MalformedFile(f"offset {position}") from error
 
     def find_field(self, table: int, slot: int) -> int:
-        """Position of a table's field, 0 where it is absent."""
+        """Return the position of a table's field, or 0 if it is absent."""
         vtable = table - self.read_number("<i", table)
         if 4 + 2 * slot + 2 > self.read_number("<H", vtable):
             return 0
@@ -41,7 +41,7 @@ class _Flatbuffer:
         return table + offset if offset else 0
 
     def read_vector(self, position: int) -> tuple[int, int]:
-        """Position of the first item, and how many there are."""
+        """Return the position of a vector's first item, and the number of items."""
         start = position + self.read_number("<I", position)
         return start + 4, self.read_number("<I", start)
 
@@ -59,7 +59,11 @@ class _Flatbuffer:
 
 
 def find_tflite(data: memoryview) -> list[Region]:
-    """Raises MalformedFile."""
+    """Find the regions of a TFLite file.
+
+    Raises:
+        MalformedFile: the flatbuffer does not parse.
+    """
     flat = _Flatbuffer(data)
     model = flat.read_number("<I", 0)
     buffers = [_buffer_range(flat, table) for table in flat.read_tables(flat.find_field(model, MODEL_BUFFERS))]

@@ -193,7 +193,7 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
 
     patch, report = patch_between(tmp_path, {"m": blocks(1)}, {"m": blocks(2)}, "typed")
     assert applied(patch, {"m": blocks(1)}) == {"m": blocks(2)}
-    assert any("by place" in row.coder for row in report.rows)
+    assert any("by position" in row.coder for row in report.rows)
     assert len(patch) < 6000 + 600
 
 

@@ -177,7 +177,7 @@ def _sub_blocks_of_rows(sampler: PlanSampler, best: _Candidate) -> Iterator[_Can
 
 
 def _keys_by_position(sampler: PlanSampler, best: _Candidate, period: Period) -> Iterator[_Candidate]:
-    """Case 5: a pattern of one period, with the best sub-blocks so far, with one class, and with those of rows."""
+    """Case 5: a pattern of one period, with the best sub-blocks so far, one class, and rows as sub-blocks."""
     sub_blocks = {best.plan.sub_block, SINGLE_CLASS_SUB_BLOCK}
     if sampler.tensor.row_elements:
         sub_blocks.add(sampler.tensor.row_elements)

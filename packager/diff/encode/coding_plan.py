@@ -23,7 +23,7 @@ from packager.diff.encode.tensor_job import Tensor, block_elements
 
 @dataclass(frozen=True, slots=True)
 class CodingPlan:
-    """How a tensor is coded.
+    """The choices for one tensor.
 
     Attributes:
         predictor: NONE, BASE or PARAM.
@@ -47,7 +47,7 @@ class CodingPlan:
 
 
 class PlanSampler:
-    """The sample of a tensor, and the cost of plans on it.
+    """The sample of a tensor and the cost of plans on it.
 
     Args:
         tensor: the whole tensor.

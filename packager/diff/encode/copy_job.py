@@ -1,4 +1,4 @@
-"""Ranges that the base holds, as a piece of work."""
+"""Copied ranges, as a job that becomes a COPY frame."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,11 @@ from bundle.patch.sections import write_section
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Ranges that the base holds, ascending."""
+    """Ranges of the target that equal ranges of the base.
+
+    Attributes:
+        ranges: (target address, base address, bytes), ascending by target address.
+    """
 
     ranges: tuple[CopiedRange, ...]
 
@@ -21,7 +25,11 @@ class CopyJob:
 
 
 def merge_ranges(ranges: Iterable[CopiedRange]) -> list[CopiedRange]:
-    """Ranges that follow each other on both sides are one; `ranges` ascend."""
+    """Merge ranges that follow each other on both sides.
+
+    Args:
+        ranges: ascending by target address.
+    """
     out: list[CopiedRange] = []
     for start, base, length in ranges:
         if out and out[-1][0] + out[-1][2] == start and out[-1][1] + out[-1][2] == base:
@@ -32,6 +40,6 @@ def merge_ranges(ranges: Iterable[CopiedRange]) -> list[CopiedRange]:
 
 
 def encode_copy_frame(ranges: Sequence[CopiedRange]) -> bytes:
-    """A COPY frame; target addresses ascend."""
-    plain = write_copied_ranges(ranges)
-    return encode_frame(Op.COPY, write_section(plain), plain)
+    """Encode ranges, ascending by target address, as a COPY frame."""
+    table = write_copied_ranges(ranges)
+    return encode_frame(Op.COPY, write_section(table), table)

@@ -1,10 +1,11 @@
-"""Encodes DELTA frames from the matches that bsdiff finds (bundle/patch/delta.py has the layout).
+"""Encode bsdiff's matches as DELTA frames or DELTA streams (layout: bundle/patch/delta.py).
 
 Rules:
-1. A frame makes at most `FRAME_BYTES` target bytes: about one of bzip2's blocks, so that memory stays small. Where
-   little has changed in a long file, frames four times as long save more than a few of their heads: then these.
-2. Each section takes the smallest of bzip2, zstd and LZMA: so a frame is never much above what bsdiff4 itself would
-   need, and as control, difference and extra are apart, it is mostly below what LZMA makes of all of them in a row.
+1. A frame makes at most `MAX_FRAME_BYTES` target bytes, about one block of bzip2, so that the decoder's memory stays
+   small. If a long file has few changes, frames of `MAX_LONG_FRAME_BYTES` are used if they save `MIN_SAVED_BYTES`.
+2. Each section is stored by the smallest of bzip2, zstd and LZMA. So a frame is never much larger than what bsdiff4
+   needs; and because control, difference and extra bytes are separate, it is usually smaller than one LZMA stream of
+   all three.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,23 +20,29 @@ from bundle.patch.delta import MAX_CONTROL_BYTES
 from bundle.patch.numbers import encode_signed_varint, encode_varint
 from bundle.patch.sections import LZMA, write_section
 
-MAX_DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
+MAX_DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory per byte, and minutes above this size
 MAX_FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
 MAX_LONG_FRAME_BYTES: Final = 4 * MAX_FRAME_BYTES
-MIN_SAVED_BYTES: Final = 128  # what long frames have to save
+MIN_SAVED_BYTES: Final = 128  # long frames must save this much to be used
 MAX_FRAME_TRIPLES: Final = MAX_CONTROL_BYTES // 27  # three numbers of nine bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class _Triple:
-    """`add` bytes from `position` of the base, with a difference; then `extra` bytes of their own."""
+    """A bsdiff match: `add` target bytes from base bytes plus a difference, then `extra` new bytes.
+
+    Attributes:
+        position: of the base bytes, from the start of the base.
+        add: bytes.
+        extra: bytes.
+    """
 
     position: int
     add: int
     extra: int
 
     def split_at(self, length: int) -> tuple["_Triple", "_Triple"]:
-        """Two pieces, the first one of `length` target bytes."""
+        """Split after `length` target bytes."""
         add = min(self.add, length)
         extra = length - add
         return _Triple(self.position, add, extra), _Triple(self.position + add, self.add - add, self.extra - extra)
@@ -43,7 +50,13 @@ class _Triple:
 
 @dataclass(frozen=True, slots=True)
 class BsdiffResult:
-    """What bsdiff found: its pieces, and all their difference bytes and extra bytes."""
+    """The matches of a whole file.
+
+    Attributes:
+        triples: in target order.
+        difference: the difference bytes of all triples, joined.
+        extra: the new bytes of all triples, joined.
+    """
 
     triples: tuple[_Triple, ...]
     difference: bytes
@@ -52,11 +65,12 @@ class BsdiffResult:
 
 @dataclass(frozen=True, slots=True)
 class DeltaFrame:
-    """One frame.
+    """An encoded DELTA frame.
 
     Attributes:
-        made: target bytes.
-        has_lzma: the decoder needs the feature.
+        frame: the bytes.
+        target_bytes: how many target bytes it makes.
+        has_lzma: True if the decoder needs the feature "lzma".
     """
 
     frame: bytes
@@ -65,36 +79,43 @@ class DeltaFrame:
 
 
 def find_matches(base: bytes, target: bytes) -> BsdiffResult:
-    """Run bsdiff: about 17 bytes of memory for each byte of `base`."""
+    """Find matches by bsdiff, which takes about 17 bytes of memory for each byte of `base`.
+
+    Args:
+        base: content of the base file.
+        target: content of the target file.
+    """
     control, difference, extra = bsdiff4.core.diff(base, target)
     return BsdiffResult(tuple(_parse_triples(control)), difference, extra)
 
 
 def make_unmatched_result(target: bytes) -> BsdiffResult:
-    """As if no byte of the base were of use: all is extra."""
+    """Return a result without matches, in which every target byte is new."""
     return BsdiffResult((_Triple(0, 0, len(target)),), b"", target)
 
 
 def encode_delta_frames(
     matches: BsdiffResult, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
 ) -> list[DeltaFrame]:
-    """Frames that make `target` from `base`.
+    """Encode the DELTA frames that make a file.
 
     Args:
-        target: whole content.
-        base_start, target_start: addresses of their first bytes.
-        frame_limit: most target bytes of a frame; None for rule 1.
+        matches: of the file.
+        target: content of the file.
+        base_start: address of the base file's first byte.
+        target_start: address of the target file's first byte.
+        frame_limit: most target bytes of a frame; None chooses by rule 1.
     """
-    made = list(_encode_frames(matches, target, base_start, target_start, frame_limit or MAX_FRAME_BYTES))
-    if frame_limit is None and len(made) > 1:
-        longer = list(_encode_frames(matches, target, base_start, target_start, MAX_LONG_FRAME_BYTES))
-        if _total_bytes(longer) + MIN_SAVED_BYTES < _total_bytes(made):
-            return longer
-    return made
+    frames = list(_encode_frames(matches, target, base_start, target_start, frame_limit or MAX_FRAME_BYTES))
+    if frame_limit is None and len(frames) > 1:
+        long_frames = list(_encode_frames(matches, target, base_start, target_start, MAX_LONG_FRAME_BYTES))
+        if _total_bytes(long_frames) + MIN_SAVED_BYTES < _total_bytes(frames):
+            return long_frames
+    return frames
 
 
 def encode_delta_content(matches: BsdiffResult) -> bytes:
-    """The content of a stream in the form DELTA; the base is read from the first piece's position on."""
+    """Encode the content of a STREAM of form 1; the base is read from the first triple's position on."""
     out = []
     added = inserted = 0
     for piece, seek in zip(matches.triples, _seek_distances(matches.triples), strict=True):
@@ -165,6 +186,6 @@ def _encode_control(triples: Sequence[_Triple]) -> bytes:
 
 
 def _seek_distances(triples: Sequence[_Triple]) -> list[int]:
-    """How far the base position moves after each piece; not at all after the last."""
+    """Return how far the base position moves after each triple; 0 after the last one."""
     nexts = [piece.position for piece in triples[1:]] + [triples[-1].position + triples[-1].add]
     return [nxt - piece.position - piece.add for piece, nxt in zip(triples, nexts, strict=True)]

@@ -1,15 +1,15 @@
-"""Encodes a whole file that is no model, by what makes it smallest.
+"""Encode a whole file that is no model, by the smallest of several encodings.
 
 Rules:
-1. It takes the smallest of these, so that it is never worse than zstd, zstd --patch-from or bsdiff by more than the
+1. The smallest of these is used, so a patch is never larger than zstd, zstd --patch-from or bsdiff by more than the
    frames' heads, up to the sizes below:
    - BYTES with the base's file as dictionary;
-   - DELTA, also as if there were no base, for its bzip2, which is good at digits;
-   - STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA;
-   - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so;
-   - EDIT where few of these bytes differ, or of those that bsdiff finds kept, with BYTES of what lies between.
-2. Of files above `ALWAYS_BYTES` what zstd makes quickly tells what is worth a trial: nothing else where EDIT is far
-   below it; nothing that leaves the base out where the base makes nearly all of the file.
+   - DELTA, also without matches, because its bzip2 is good at digits;
+   - STREAM by zstd and by LZMA, and bsdiff's triples in a STREAM by LZMA;
+   - TYPED bytes if both files have the same length: bytes that were edited in place are coded closest to their entropy;
+   - EDIT if few bytes differ from those at the same offset, or from those that bsdiff matches, with BYTES for the rest.
+2. For files above `EXHAUSTIVE_MAX_BYTES`, a quick zstd estimate decides what is tried: nothing else if EDIT is far
+   smaller than it; nothing without the base if the base saves nearly the whole file.
 """
 
 from dataclasses import dataclass, replace
@@ -50,38 +50,44 @@ from packager.diff.encode.tensor_job import Segment, TensorJob, block_elements
 from packager.diff.encode.zstd_prefix import compress_with_prefix
 
 LZMA_STREAM_FEATURES: Final = frozenset({"lzma", "stream"})
-MIN_WITH_BASE_SHARE: Final = 0.1  # of what zstd -1 makes without the base; LZMA never makes a tenth of that
-EDITS_MARGIN: Final = 0.75  # of what zstd -1 makes; where edits lie at random, others make as much as EDIT and more
+MIN_WITH_BASE_SHARE: Final = 0.1  # of the size by zstd -1 without the base; LZMA is never below a tenth of that size
+EDITS_MARGIN: Final = 0.75  # of the size by zstd -1; if EDIT is below it, no other encoding of random edits is smaller
 MAX_NEAR_COPIES: Final = 1 << 12
 BYTE_TYPE: Final = ELEMENT_TYPE_BY_NAME["u8"]
 
 
 def encode_untyped(job: UntypedJob) -> UntypedFrames:
-    """Frames that make the job's bytes; runs in any process."""
+    """Encode the frames that make the job's bytes; runs in any process."""
     target, base = read_ranges(job.target), read_ranges(job.base)
     return encode_file(job, target, base) if job.is_file else encode_with_dictionary(job, target, base)
 
 
 def encode_file(job: UntypedJob, target: bytes, base: bytes) -> UntypedFrames:
-    """The smallest of all ways; `target` and `base` are the job's bytes."""
+    """Encode a whole file by the smallest of all encodings.
+
+    Args:
+        job: of the file.
+        target: the job's target bytes.
+        base: the job's base bytes.
+    """
     is_in_place = 0 < len(target) == len(base) and len(job.base) == len(job.target) == 1
     choices: list[UntypedFrames] = []
-    after = len(compress_with_prefix(base, target, ZSTD_LEVEL)) if len(target) > EXHAUSTIVE_MAX_BYTES else 0
+    quick_bytes = len(compress_with_prefix(base, target, ZSTD_LEVEL)) if len(target) > EXHAUSTIVE_MAX_BYTES else 0
     if is_in_place:
         edited = _encode_as_edits(job, target, base, [_NearCopy(0, 0, len(target))])
-        if edited is not None and edited.size < EDITS_MARGIN * after:
+        if edited is not None and edited.size < EDITS_MARGIN * quick_bytes:
             return edited
         choices += [_encode_in_place(job), *([edited] if edited is not None else [])]
     choices.append(encode_with_dictionary(job, target, base))
-    if not after or after > MIN_WITH_BASE_SHARE * len(compress_with_prefix(b"", target, ZSTD_LEVEL)):
+    if not quick_bytes or quick_bytes > MIN_WITH_BASE_SHARE * len(compress_with_prefix(b"", target, ZSTD_LEVEL)):
         choices += _encode_without_base(job, target)
     if 0 < len(base) <= MAX_DELTA_BYTES and len(target) <= MAX_DELTA_BYTES:
-        found = find_matches(base, target)
-        choices.append(_encode_as_delta(job, target, found))
-        if len(found.triples) <= max_triples(len(target)):
-            choices.append(_encode_as_delta_stream(job, target, found))
-        if len(found.triples) <= MAX_NEAR_COPIES and not is_in_place:
-            edited = _encode_as_edits(job, target, base, _find_near_copies(found))
+        matches = find_matches(base, target)
+        choices.append(_encode_as_delta(job, target, matches))
+        if len(matches.triples) <= max_triples(len(target)):
+            choices.append(_encode_as_delta_stream(job, target, matches))
+        if len(matches.triples) <= MAX_NEAR_COPIES and not is_in_place:
+            edited = _encode_as_edits(job, target, base, _find_near_copies(matches))
             choices += [edited] if edited is not None else []
     return min(choices, key=lambda choice: choice.size)
 
@@ -104,11 +110,11 @@ def _encode_as_delta_stream(job: UntypedJob, target: bytes, matches: BsdiffResul
 
 
 def _encode_as_delta(job: UntypedJob, target: bytes, matches: BsdiffResult) -> UntypedFrames:
-    made = encode_delta_frames(matches, target, job.base[0].address if job.base else 0, job.target[0].address)
-    features = {"delta", "lzma"} if any(frame.has_lzma for frame in made) else {"delta"}
-    largest = max(frame.target_bytes for frame in made)
+    frames = encode_delta_frames(matches, target, job.base[0].address if job.base else 0, job.target[0].address)
+    features = {"delta", "lzma"} if any(frame.has_lzma for frame in frames) else {"delta"}
+    largest = max(frame.target_bytes for frame in frames)
     coder = "bsdiff" if matches.difference else "bzip2, zstd, LZMA"
-    return UntypedFrames(tuple(frame.frame for frame in made), coder, frozenset(features), largest, 0, 0)
+    return UntypedFrames(tuple(frame.frame for frame in frames), coder, frozenset(features), largest, 0, 0)
 
 
 def _encode_without_base(job: UntypedJob, target: bytes) -> list[UntypedFrames]:
@@ -122,7 +128,13 @@ def _encode_without_base(job: UntypedJob, target: bytes) -> list[UntypedFrames]:
 
 @dataclass(frozen=True, slots=True)
 class _NearCopy:
-    """A run of the target that the base has nearly so; all that lies between them is new."""
+    """A run of target bytes that nearly equals a run of the base; bytes between such runs are new.
+
+    Attributes:
+        start: bytes from the start of the target file.
+        position: bytes from the start of the base file.
+        size: bytes.
+    """
 
     start: int
     position: int
@@ -130,39 +142,39 @@ class _NearCopy:
 
 
 def _find_near_copies(matches: BsdiffResult) -> list[_NearCopy]:
-    kept = []
+    near_copies = []
     start = 0
     for piece in matches.triples:
         if piece.add:
-            kept.append(_NearCopy(start, piece.position, piece.add))
+            near_copies.append(_NearCopy(start, piece.position, piece.add))
         start += piece.add + piece.extra
-    return kept
+    return near_copies
 
 
 def _encode_as_edits(job: UntypedJob, target: bytes, base: bytes, near_copies: list[_NearCopy]) -> UntypedFrames | None:
-    """An EDIT frame of what is kept, then BYTES of what lies between, and so on.
+    """Encode near copies as EDIT frames, each followed by BYTES frames of the new bytes after it.
 
-    None where too much of what is kept differs, or nothing.
+    Returns None if too many bytes of the near copies differ, or none.
     """
-    ours, theirs, whole = memoryview(target), memoryview(base), job.target[0]
-    most = MAX_EDITED_SHARE * sum(run.size for run in near_copies)
+    target_view, base_view, whole = memoryview(target), memoryview(base), job.target[0]
+    edits_left = MAX_EDITED_SHARE * sum(run.size for run in near_copies)
     pieces: list[EditedRange] = []
     for run in near_copies:
-        new, old = ours[run.start :][: run.size], theirs[run.position :][: run.size]
-        change = compare_arrays(new, old, BYTE_TYPE, most / run.size)
-        if change is None:
+        target_run, base_run = target_view[run.start :][: run.size], base_view[run.position :][: run.size]
+        diff = compare_arrays(target_run, base_run, BYTE_TYPE, edits_left / run.size)
+        if diff is None:
             return None
-        most -= int(change.changed_counts.sum())
+        edits_left -= int(diff.changed_counts.sum())
         pieces += split_edited_array(
             whole.position.shifted_by(run.start),
             job.base[0].position.shifted_by(run.position),
             BYTE_TYPE,
             BYTE_TYPE,
-            change,
+            diff,
         )
     jobs = list(make_edit_jobs(BYTE_TYPE.name, pieces, job.options))
-    editing = [part for part in jobs if isinstance(part, EditJob)]
-    if not editing:
+    edit_jobs = [part for part in jobs if isinstance(part, EditJob)]
+    if not edit_jobs:
         return None
     between = _new_ranges(whole, near_copies)
     ends = [*(part.ranges[0][0] for part in jobs), whole.address + whole.size]
@@ -174,19 +186,20 @@ def _encode_as_edits(job: UntypedJob, target: bytes, base: bytes, near_copies: l
         new_pieces = tuple(piece for piece in between if piece.address < end)
         between = between[len(new_pieces) :]
         data = b"".join(target[piece.offset - whole.offset :][: piece.size] for piece in new_pieces)
-        # Like structure: in frames so small that those of edits may wait beside them.
-        made = encode_with_dictionary(replace(job, target=new_pieces, is_file=False), data, b"")
-        frames += made.frames
+        # Encode new bytes like structure: in frames so small that waiting edits fit beside them.
+        encoded = encode_with_dictionary(replace(job, target=new_pieces, is_file=False), data, b"")
+        frames += encoded.frames
         waiting = max(
             waiting,
-            made.largest_frame_bytes + WAITING_BYTES_PER_EDIT * (part.edit_count if isinstance(part, EditJob) else 0),
+            encoded.largest_frame_bytes
+            + WAITING_BYTES_PER_EDIT * (part.edit_count if isinstance(part, EditJob) else 0),
         )
-    most_edits = max(part.edit_count for part in editing)
-    return UntypedFrames(tuple(frames), "edits", editing[0].features, 0, 0, 0, most_edits, waiting)
+    largest_job = max(part.edit_count for part in edit_jobs)
+    return UntypedFrames(tuple(frames), "edits", edit_jobs[0].features, 0, 0, 0, largest_job, waiting)
 
 
 def _new_ranges(whole: ByteRange, near_copies: list[_NearCopy]) -> list[ByteRange]:
-    """What is new."""
+    """Return the target ranges between the near copies."""
     ends = [0, *(run.start + run.size for run in near_copies)]
     starts = [*(run.start for run in near_copies), whole.size]
     return [
@@ -199,6 +212,8 @@ def _new_ranges(whole: ByteRange, near_copies: list[_NearCopy]) -> list[ByteRang
 def _encode_in_place(job: UntypedJob) -> UntypedFrames:
     new, old = job.target[0], job.base[0]
     segment = Segment(new.position, old.position, new.size)
-    made = encode_tensor_job(TensorJob("u8", (segment,), (), False, False, job.options))
+    encoded = encode_tensor_job(TensorJob("u8", (segment,), (), False, False, job.options))
     block = min(block_elements("u8"), new.size)
-    return UntypedFrames(made.frames, f"in place, {made.coder}", made.features, block, 0, made.window_log, block)
+    return UntypedFrames(
+        encoded.frames, f"in place, {encoded.coder}", encoded.features, block, 0, encoded.window_log, block
+    )

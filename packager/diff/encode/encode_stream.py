@@ -1,4 +1,4 @@
-"""Encodes bytes that no base helps with: a STREAM frame and its MORE frames (bundle/patch/stream.py)."""
+"""Encode a STREAM frame and its MORE frames (bundle/patch/stream.py, docs/format.md section 9.4)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
@@ -16,41 +16,49 @@ MAX_WINDOW_LOG: Final = 23  # what zstd -19 itself uses for large input; 8 MiB o
 
 
 def choose_window_log(length: int) -> int:
-    """The window that a stream of `length` bytes needs."""
+    """Return the base-two logarithm of the window for a stream of `length` bytes."""
     return max(MIN_WINDOW_LOG, min(MAX_WINDOW_LOG, (length - 1).bit_length()))
 
 
 def encode_stream_frames(chunks: Iterable[bytes], start: int, length: int, level: int = ZSTD_LEVEL) -> Iterator[bytes]:
-    """Frames of one stream.
+    """Encode a stream that zstd compresses.
 
     Args:
-        chunks: its content.
-        start: target address of its first byte.
-        length: bytes in all, above zero.
+        chunks: the content.
+        start: target address of the first byte.
+        length: bytes of the content, above zero.
+        level: of zstd.
     """
     window_log = choose_window_log(length)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level, source_size=length, window_log=window_log, write_content_size=False, write_checksum=False
     )
-    packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     yield from _compress_pieces(
-        packer, chunks, encode_varint(start) + encode_varint(length) + bytes([ZSTD, window_log, FORM_TARGET])
+        compressor, chunks, encode_varint(start) + encode_varint(length) + bytes([ZSTD, window_log, FORM_TARGET])
     )
 
 
 def encode_lzma_frames(data: bytes, start: int) -> Iterator[bytes]:
-    """Frames of one stream that is packed by LZMA; slow, and smaller than zstd on text and programs."""
+    """Encode a stream that LZMA compresses: slower than zstd, and smaller on text and programs.
+
+    Args:
+        data: the content.
+        start: target address of the first byte.
+    """
     window_log = choose_window_log(len(data))
     head = encode_varint(start) + encode_varint(len(data)) + bytes([LZMA, window_log, FORM_TARGET])
     yield from _compress_pieces(None, [pack_lzma(data, window_log)], head)
 
 
 def encode_delta_stream_frames(content: bytes, base_start: int, start: int, length: int) -> Iterator[bytes]:
-    """Frames of one stream in the form DELTA, packed by LZMA.
+    """Encode a stream of bsdiff's triples that LZMA compresses.
 
     Args:
         content: the triples with their bytes.
-        length: target bytes that they make.
+        base_start: base address that the first triple reads from.
+        start: target address of the first byte.
+        length: target bytes that the triples make.
     """
     window_log = choose_window_log(len(content))
     head = (
@@ -59,23 +67,23 @@ def encode_delta_stream_frames(content: bytes, base_start: int, start: int, leng
     yield from _compress_pieces(None, [pack_lzma(content, window_log)], head)
 
 
-class _Packer(Protocol):
+class _Compressor(Protocol):
     def compress(self, data: bytes, /) -> bytes: ...
     def flush(self) -> bytes: ...
 
 
-def _compress_pieces(packer: _Packer | None, chunks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
-    stored = bytearray()
+def _compress_pieces(compressor: _Compressor | None, chunks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
+    compressed = bytearray()
     op = Op.STREAM
     for chunk in chunks:
-        stored += chunk if packer is None else packer.compress(chunk)
-        while len(stored) > PIECE_BYTES:
-            yield encode_frame(op, head + b"\x00" + bytes(stored[:PIECE_BYTES]))
-            del stored[:PIECE_BYTES]
+        compressed += chunk if compressor is None else compressor.compress(chunk)
+        while len(compressed) > PIECE_BYTES:
+            yield encode_frame(op, head + b"\x00" + bytes(compressed[:PIECE_BYTES]))
+            del compressed[:PIECE_BYTES]
             op, head = Op.MORE, b""
-    stored += b"" if packer is None else packer.flush()
-    while len(stored) > PIECE_BYTES:
-        yield encode_frame(op, head + b"\x00" + bytes(stored[:PIECE_BYTES]))
-        del stored[:PIECE_BYTES]
+    compressed += b"" if compressor is None else compressor.flush()
+    while len(compressed) > PIECE_BYTES:
+        yield encode_frame(op, head + b"\x00" + bytes(compressed[:PIECE_BYTES]))
+        del compressed[:PIECE_BYTES]
         op, head = Op.MORE, b""
-    yield encode_frame(op, head + b"\x01" + bytes(stored))
+    yield encode_frame(op, head + b"\x01" + bytes(compressed))

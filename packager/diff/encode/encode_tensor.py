@@ -1,12 +1,13 @@
-"""Encodes a tensor job into frames, as `choose` says.
+"""Encode a tensor job as frames, by the plan that `choose_coding` returns.
 
 Rules:
-1. Parameters come before the blocks that they are for, and are cleared first.
-2. Blocks are cut so that the decoder holds one at a time.
-3. What has no base and repeats is packed as bytes too, and the smaller is kept: tables of sines, masks and codebooks
-   repeat what lies far apart, which no coder of numbers sees.
-4. Wider elements of which single bytes were edited are coded as bytes too where these edits, as if they were made by
-   chance, would take less, and the smaller is kept: to a coder of numbers a changed upper byte is a change of them all.
+1. The PARAM frames of a tensor precede its TYPED blocks. The first one clears older parameters.
+2. A tensor is cut into blocks, of which the decoder decodes one at a time.
+3. A tensor without a base whose content repeats is compressed as bytes too, and the smaller result is kept: tables of
+   sines, masks and codebooks repeat over long distances, which no coder of numbers uses.
+4. Wider elements in which single bytes were edited are coded as bytes too if the entropy of randomly edited bytes is
+   below the size so far, and the smaller result is kept: to a coder of numbers, a changed upper byte changes the whole
+   element.
 """
 
 import math
@@ -39,23 +40,24 @@ from packager.diff.encode.entropy import (
 )
 from packager.diff.encode.tensor_job import Tensor, TensorJob, block_elements
 
-MAX_LEFT_FRAME_BYTES: Final = 1 << 19  # of a LEFT frame in the decoder
+MAX_LEFT_FRAME_BYTES: Final = 1 << 19  # decoded size of a LEFT frame
 SAMPLED_WORDS: Final = 1 << 18
-DISTINCT_SHARE: Final = 0.7  # of words of 32 bits; of trained weights nine tenths and more are, of any type
-LZMA_BYTES: Final = 16 << 20  # it takes a second and a half for each MiB
+DISTINCT_SHARE: Final = 0.7  # of 32-bit words; in trained weights of any type at least nine tenths are distinct
+LZMA_BYTES: Final = 16 << 20  # LZMA takes a second and a half per MiB
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedTensor:
-    """Frames of a job, in order.
+    """The frames of a tensor job.
 
     Attributes:
-        frames: (frame, target bytes that it makes).
-        predictor, coder: for the report.
-        features: of the decoder.
-        dtype: of the elements that the frames are of.
-        parameter_bytes: most parameter bytes in force in the decoder.
-        window_log: of a stream; 0 where there is none.
+        frames: in order.
+        predictor: name for the report.
+        coder: name for the report.
+        features: decoder features that the frames need.
+        dtype: type of the elements in the frames.
+        parameter_bytes: most bytes of parameters in force in the decoder.
+        window_log: of a stream; 0 without one.
     """
 
     frames: tuple[bytes, ...]
@@ -68,7 +70,7 @@ class EncodedTensor:
 
 
 def encode_tensor_job(job: TensorJob) -> EncodedTensor:
-    """Frames that make the job's segments; runs in any process."""
+    """Encode the frames that make the job's segments; runs in any process."""
     with use_single_thread():
         tensor = Tensor(job)
         plan = choose_coding(tensor)
@@ -76,24 +78,28 @@ def encode_tensor_job(job: TensorJob) -> EncodedTensor:
             _encode_without_parameters(tensor, plan) if plan.fit is None else _encode_with_parameters(tensor, plan)
         )
     if plan.predictor is Predictor.NONE:
-        repeating = _encode_as_bytes(tensor, sum(map(len, frames)))
-        if repeating is not None:
-            return repeating
-    edited = _encode_as_edits(tensor, sum(map(len, frames)))
-    if edited is not None:
-        return edited
-    held = 0
+        as_bytes = _encode_as_bytes(tensor, sum(map(len, frames)))
+        if as_bytes is not None:
+            return as_bytes
+    as_edits = _encode_as_edits(tensor, sum(map(len, frames)))
+    if as_edits is not None:
+        return as_edits
+    parameter_bytes = 0
     if plan.fit is not None:
         fit = plan.fit
-        held += 8 * len(fit.gain.factors) if fit.gain is not None else 0
+        parameter_bytes += 8 * len(fit.gain.factors) if fit.gain is not None else 0
         if fit.left is not None and fit.right is not None:
-            held += 8 * fit.right.values.size + max(MAX_LEFT_FRAME_BYTES, 8 * fit.left.values.shape[0])
+            parameter_bytes += 8 * fit.right.values.size + max(MAX_LEFT_FRAME_BYTES, 8 * fit.left.values.shape[0])
     features = frozenset({"typed", "pcodec"} if job.options.has_pcodec else {"typed"})
-    return EncodedTensor(tuple(frames), plan.name, _coder_name(plan, job.options), features, job.dtype, held)
+    return EncodedTensor(tuple(frames), plan.name, _coder_name(plan, job.options), features, job.dtype, parameter_bytes)
 
 
 def _encode_as_bytes(tensor: Tensor, size: int) -> EncodedTensor | None:
-    """Rule 3; None where that is not below `size`, or the tensor's bytes are not one run."""
+    """Encode the tensor as a stream (rule 3).
+
+    Returns None if that is not smaller than `size` bytes, if the content does not repeat, or if the tensor has several
+    segments.
+    """
     if len(tensor.job.segments) > 1:
         return None
     data, start = tensor.target.tobytes(), tensor.job.segments[0].target.address
@@ -113,7 +119,7 @@ def _encode_as_bytes(tensor: Tensor, size: int) -> EncodedTensor | None:
 
 
 def _encode_as_edits(tensor: Tensor, size: int) -> EncodedTensor | None:
-    """Rule 4; None where that is not below `size`."""
+    """Encode the tensor as bytes (rule 4); return None if that is not smaller than `size` bytes."""
     if tensor.base is None or tensor.job.is_transposed or tensor.kind.size == 1:
         return None
     share = np.count_nonzero(tensor.target.view(np.uint8) != tensor.base.view(np.uint8)) / tensor.job.size
@@ -122,10 +128,10 @@ def _encode_as_edits(tensor: Tensor, size: int) -> EncodedTensor | None:
     bits_of_a_byte = 8 * share - share * math.log2(share) - (1 - share) * math.log2(1 - share)
     if bits_of_a_byte * tensor.job.size >= 8 * size:
         return None
-    made = encode_tensor_job(replace(tensor.job, dtype="u8", shape=(), can_fit=False))
-    if sum(map(len, made.frames)) >= size:
+    encoded = encode_tensor_job(replace(tensor.job, dtype="u8", shape=(), can_fit=False))
+    if sum(map(len, encoded.frames)) >= size:
         return None
-    return replace(made, coder=f"edits, {made.coder}")
+    return replace(encoded, coder=f"edits, {encoded.coder}")
 
 
 def _encode_without_parameters(tensor: Tensor, plan: CodingPlan) -> Iterator[bytes]:
@@ -134,7 +140,7 @@ def _encode_without_parameters(tensor: Tensor, plan: CodingPlan) -> Iterator[byt
 
 
 def _split_into_blocks(tensor: Tensor, begin: int, end: int, row: int) -> Iterator[tuple[int, int]]:
-    """The largest blocks of whole rows, where these are not too long: a row cut in two is multiplied twice."""
+    """Cut a range into blocks of whole rows, if a row fits: a row that is cut is multiplied twice."""
     limit = block_elements(tensor.kind.name)
     step = limit // row * row or limit
     return pairwise([*range(begin, end, step), end])
@@ -142,24 +148,24 @@ def _split_into_blocks(tensor: Tensor, begin: int, end: int, row: int) -> Iterat
 
 def _encode_with_parameters(tensor: Tensor, plan: CodingPlan) -> Iterator[bytes]:
     assert plan.fit is not None
-    effort = tensor.job.options
+    options = tensor.job.options
     yield encode_frame(Op.PARAM, bytes([ParameterKind.CLEAR]))
     gain, left, right = plan.fit.gain, plan.fit.left, plan.fit.right
     if gain is not None:
         steps = gain.factors.astype(np.float32).view(np.int32) - np.int32(FLOAT32_ONE_BITS)
         head = bytes([ParameterKind.GAIN]) + encode_varint(len(steps)) + encode_varint(gain.inner)
-        yield encode_frame(Op.PARAM, head + write_numbers(steps, effort))
+        yield encode_frame(Op.PARAM, head + write_numbers(steps, options))
     if left is None or right is None:
         yield from _encode_without_parameters(tensor, plan)
         return
     columns = right.values.shape[1]
-    yield encode_frame(Op.PARAM, bytes([ParameterKind.RIGHT]) + _encode_factor(right, 0, columns, effort))
+    yield encode_frame(Op.PARAM, bytes([ParameterKind.RIGHT]) + _encode_factor(right, 0, columns, options))
     rows_of_chunk = max(1, MAX_LEFT_FRAME_BYTES // (8 * len(left.shifts)))
     rows = left.values.shape[1]
     for row in range(0, rows, rows_of_chunk):
         end = min(rows, row + rows_of_chunk)
         yield encode_frame(
-            Op.PARAM, bytes([ParameterKind.LEFT]) + encode_varint(row) + _encode_factor(left, row, end, effort)
+            Op.PARAM, bytes([ParameterKind.LEFT]) + encode_varint(row) + _encode_factor(left, row, end, options)
         )
         for start, stop in _split_into_blocks(tensor, row * columns, end * columns, columns):
             yield _encode_block(tensor, plan, start, stop)
@@ -174,7 +180,7 @@ def _encode_factor(factor: Factor, begin: int, end: int, options: EncoderOptions
 
 
 def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> bytes:
-    kind, effort, coder = tensor.kind, tensor.job.options, plan.coder
+    kind, options, coder = tensor.kind, tensor.job.options, plan.coder
     target = tensor.target[start:end]
     prediction = None
     if plan.predictor is not Predictor.NONE:
@@ -189,13 +195,13 @@ def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> byt
     if coder is Coder.KEYED:
         flags |= keyed_flags(prediction, kind, plan.period, has_units=plan.has_units)
         tables, parts = write_keyed(
-            residual, prediction, kind, plan.sub_block, effort, plan.period, start, has_units=plan.has_units
+            residual, prediction, kind, plan.sub_block, options, plan.period, start, has_units=plan.has_units
         )
         data = tables + parts
     elif coder is Coder.SINGLE_PART:
-        data = write_part(residual, effort)
+        data = write_part(residual, options)
     else:
-        data = write_planes(target if prediction is None else zigzag(residual), effort)
+        data = write_planes(target if prediction is None else zigzag(residual), options)
     head = bytes([kind.code, plan.predictor, coder, flags])
     head += write_section(_encode_segments(tensor, start, end, has_base=prediction is not None))
     if plan.predictor is Predictor.PARAM or flags & Flag.TRANSPOSED:
@@ -229,7 +235,7 @@ def _encode_segments(tensor: Tensor, start: int, end: int, *, has_base: bool) ->
 def _coder_name(plan: CodingPlan, options: EncoderOptions) -> str:
     if plan.coder is Coder.PLANES:
         return "planes"
-    kind = "keyed" if plan.coder is Coder.KEYED else "plain"
-    more = (", near" if plan.has_rounding_class else "") + (", by place" if plan.period is not None else "")
-    more += ", in units" if plan.has_units else ""
-    return f"{kind} {'pcodec' if options.has_pcodec else 'planes'}{more}"
+    name = f"{'keyed' if plan.coder is Coder.KEYED else 'single-part'} {'pcodec' if options.has_pcodec else 'planes'}"
+    name += ", by rounding class" if plan.has_rounding_class else ""
+    name += ", by position" if plan.period is not None else ""
+    return name + (", in units" if plan.has_units else "")

@@ -1,8 +1,8 @@
-"""Bytes without a type: the structure between a model's arrays, packed after the base's structure.
+"""Encode bytes without a type: the structure between a model's arrays, after the base's structure.
 
 Rules:
-1. Structure goes into BYTES frames with the base's structure as dictionary.
-2. A whole file that is no model takes the smallest of many ways (packager/diff/encode/encode_file.py).
+1. Structure becomes BYTES frames with the base's structure as dictionary.
+2. A whole file that is no model takes the smallest of several encodings (packager/diff/encode/encode_file.py).
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ MAX_DICTIONARY_BYTES: Final = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class UntypedJob:
-    """Bytes to encode.
+    """Untyped bytes to encode.
 
     Attributes:
-        target: ascending; together at most `FRAME_BYTES` for structure.
-        base: where similar bytes are.
-        is_file: rule 2 rather than rule 1.
-        effort: how hard to pack what is TYPED.
+        target: ascending; structure has at most `MAX_FRAME_BYTES` in one job.
+        base: ranges of similar bytes.
+        is_file: True for a whole file (rule 2), False for structure (rule 1).
+        options: of the encoder, for frames TYPED and EDIT.
     """
 
     target: tuple[ByteRange, ...]
@@ -46,13 +46,15 @@ class UntypedJob:
 
 @dataclass(frozen=True, slots=True)
 class UntypedFrames:
-    """Frames of a job.
+    """The frames of an untyped job.
 
     Attributes:
-        coder: for the report.
-        largest_frame: most target bytes of a frame.
-        dictionary_bytes, window_log, block_elements: what the decoder needs for it.
-        waiting_bytes: most that waits in the decoder beside what waits already.
+        frames: in order.
+        coder: name for the report.
+        features: decoder features that the frames need.
+        largest_frame_bytes: most target bytes of a frame.
+        dictionary_bytes, window_log, block_elements: limits that the frames need.
+        waiting_bytes: most bytes that wait in the decoder beside those of other jobs.
     """
 
     frames: tuple[bytes, ...]
@@ -71,7 +73,13 @@ class UntypedFrames:
 
 
 def split_ranges(ranges: list[ByteRange], limit: int, items: int) -> list[tuple[ByteRange, ...]]:
-    """Runs of pieces of at most `limit` bytes and `items` pieces each; long pieces are cut."""
+    """Group ranges into runs of bounded size; long ranges are cut.
+
+    Args:
+        ranges: to group, in order.
+        limit: most bytes of a run.
+        items: most ranges of a run.
+    """
     out: list[tuple[ByteRange, ...]] = []
     run: list[ByteRange] = []
     room = limit
@@ -91,9 +99,15 @@ def split_ranges(ranges: list[ByteRange], limit: int, items: int) -> list[tuple[
 
 
 def encode_with_dictionary(job: UntypedJob, target: bytes, base: bytes) -> UntypedFrames:
-    """BYTES frames of `target`, with `base` as dictionary; they are the job's bytes."""
+    """Encode BYTES frames with base bytes as dictionary.
+
+    Args:
+        job: the ranges.
+        target: the job's target bytes.
+        base: the job's base bytes; empty for no dictionary.
+    """
     frames = []
-    done = largest = words = 0
+    done = largest = dictionary_bytes = 0
     for run in split_ranges(list(job.target), MAX_FILE_FRAME_BYTES if job.is_file else MAX_FRAME_BYTES, 1 << 12):
         size = sum(piece.size for piece in run)
         ranges, dictionary = _select_dictionary(job.base, base, done, len(target))
@@ -102,14 +116,16 @@ def encode_with_dictionary(job: UntypedJob, target: bytes, base: bytes) -> Untyp
         body = compress_with_prefix(dictionary, data, ZSTD_LEVEL)
         frames.append(encode_frame(Op.BYTES, write_section(table) + body, data))
         done += size
-        largest, words = max(largest, size), max(words, len(dictionary))
-    return UntypedFrames(tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, words, 0)
+        largest, dictionary_bytes = max(largest, size), max(dictionary_bytes, len(dictionary))
+    return UntypedFrames(
+        tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, dictionary_bytes, 0
+    )
 
 
 def _select_dictionary(
     target_ranges: tuple[ByteRange, ...], base: bytes, done: int, total: int
 ) -> tuple[list[Range], bytes]:
-    """All of the base's bytes, or where they are too many the part that lies where the target's bytes lie."""
+    """Return all base bytes or, if there are too many, those at about the same relative position."""
     start = 0
     if len(base) > MAX_DICTIONARY_BYTES:
         middle = done * len(base) // max(1, total)
@@ -126,5 +142,5 @@ def _select_dictionary(
 
 
 def read_ranges(ranges: tuple[ByteRange, ...]) -> bytes:
-    """Of all pieces, joined."""
+    """Read and join the bytes of ranges."""
     return b"".join(piece.position.read(piece.size) for piece in ranges)

@@ -1,13 +1,29 @@
-"""Packs numbers for the coders of bundle/patch/coders.py and bundle/patch/typed.py.
+"""Entropy coding: residuals to the data of KEYED, to parts and to byte planes.
+
+The format is docs/format.md sections 9.6 and 9.7; decoders: bundle/patch/keyed.py and coders.py.
+
+Symbols, for a block of n elements in B = ceil(n / s) sub-blocks of s elements:
+
+    d(i)      signed integers [n]   residuals; without a prediction the ordered target
+    e(i)      int16 [n]             exponent field of the prediction, for floats
+    size(i)   float32 [n]           |d(i)| * 2^(e(i) - median of e): the residual's size, independent of the exponent
+    class     uint8 [B]             2 * log2(mean size of the sub-block), shifted to 1 … 255; 0 if all d are 0
+    steps     int8 [P]              with a period: 2 * log2(mean size at the position), relative to the largest
+    offset    integer               chosen so that nearly all keys lie below the largest key
+    key(i)    uint8 [n]             clip(class + steps - 2 * e(i) - offset, 0, 63), see keyed.py
+
+Theory of operation. Residuals of a model update are nearly symmetric noise whose scale varies by orders of magnitude,
+from row to row and with the exponent of the weight; their order is random. So the best code sends the scale
+(classes, steps) and then each residual by a distribution of its scale (parts). The factor 2 in classes, steps and keys
+is half octaves: finer classes cost more than they save. Without a prediction the size is a logarithm already: the
+exponent of a float, log2(|d|) of an integer, and classes and steps count quarters of it.
 
 Rules:
-1. pcodec where it is at hand; a patch without the feature is made of planes only.
-2. A class byte says how large the residuals of a sub-block are: half octaves of their mean, in units that do not depend
-   on the exponent. 0 stands for a sub-block whose prediction is exact.
-3. Where fewer than SPARSE of integers' residuals are not 0, what is seen of a sub-block is how many these are: their
-   places are not weighed by how often there is anything, or a rare one would count as many.
-4. Numbers that are nearly all multiples of a power of two, as those of floats that were widened, are packed as
-   multiples.
+1. pcodec codes the parts if the options allow it; otherwise byte planes do.
+2. If fewer than SPARSE_SHARE of the residuals of integers are not 0, the size is not weighted by the pattern: rare
+   changes at rare positions would count as much as many changes.
+3. Numbers that are nearly all multiples of a power of two, as those of floats that were widened, are coded as multiples
+   (docs/benchmarks.md, row "multiples of a power of two": 16 % of such a fine-tune).
 """
 
 from dataclasses import dataclass
@@ -45,12 +61,12 @@ FACTOR_EXCEPTION_SHARE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class EncoderOptions:
-    """How hard to pack.
+    """Options of the encoder.
 
     Attributes:
-        with_pcodec: rule 1.
-        with_fits: try predictor parameters.
-        zstd_level: for planes.
+        has_pcodec: code parts by pcodec; False for devices without it.
+        has_fitting: try predictor parameters.
+        zstd_level: for sections.
     """
 
     has_pcodec: bool = True
@@ -59,7 +75,12 @@ class EncoderOptions:
 
 
 def write_part(numbers: Signed, options: EncoderOptions) -> bytes:
-    """One part with `numbers`."""
+    """Encode `numbers` as one part.
+
+    Args:
+        numbers: signed integers, at least one.
+        options: of the encoder.
+    """
     if options.has_pcodec:
         body, coder = _pack_pcodec(numbers), PCODEC
     else:
@@ -68,7 +89,13 @@ def write_part(numbers: Signed, options: EncoderOptions) -> bytes:
 
 
 def write_numbers(numbers: npt.NDArray[np.int32], options: EncoderOptions, length: int = PART_NUMBERS) -> bytes:
-    """32-bit integers in parts of at least `length` numbers, so that each part has its own distribution."""
+    """Encode 32-bit integers in parts of at least `length` numbers, each with its own distribution.
+
+    Args:
+        numbers: int32.
+        options: of the encoder.
+        length: of a part; the last one may have up to twice as many.
+    """
     out = []
     starts = list(range(0, max(len(numbers) - length + 1, 1), length))
     for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
@@ -77,16 +104,23 @@ def write_numbers(numbers: npt.NDArray[np.int32], options: EncoderOptions, lengt
 
 
 def write_planes(numbers: npt.NDArray[Any], options: EncoderOptions) -> bytes:
-    """Byte planes of unsigned integers, lowest first."""
+    """Encode the byte planes of unsigned integers, lowest first.
+
+    Args:
+        numbers: unsigned integers.
+        options: of the encoder.
+    """
     planes = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), -1).T
     return b"".join(write_section(plane.tobytes(), options.zstd_level) for plane in planes)
 
 
 def compute_residual(target: Signed, prediction: Prediction | None, kind: ElementType) -> Signed:
-    """What the prediction missed (rule 1 of bundle/patch/typed.py).
+    """Compute ordered(target) - ordered(prediction), negated if the prediction was rounded up.
 
     Args:
-        target: ordered elements.
+        target: ordered elements [n].
+        prediction: None returns the target itself.
+        kind: type of the elements.
     """
     if prediction is None:
         return target
@@ -98,11 +132,11 @@ def compute_residual(target: Signed, prediction: Prediction | None, kind: Elemen
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """That elements at the same place of a period behave alike: positions of a kernel, columns, input channels.
+    """Positions that repeat along a tensor: those of a kernel, columns, input channels.
 
     Attributes:
-        inner: elements next to each other that share a place.
-        count: places.
+        inner: consecutive elements that share a position.
+        count: positions.
     """
 
     inner: int
@@ -120,12 +154,20 @@ def write_keyed(
     *,
     has_units: bool = False,
 ) -> tuple[bytes, bytes]:
-    """The data of the coder KEYED: its tables, and its parts.
+    """Encode the data of the coder KEYED.
 
     Args:
-        sub_block: elements of one.
+        residual: d, signed integers [n].
+        prediction: for the same elements; None without a base.
+        kind: type of the elements.
+        sub_block: s, elements of a sub-block.
+        options: of the encoder.
+        period: adds a pattern to the key.
         phase: index of the first element in its tensor.
-        has_units: with the flag UNIT.
+        has_units: divide residuals by units (flag UNIT).
+
+    Returns:
+        The tables, and the parts.
     """
     count = len(residual)
     units = None
@@ -140,12 +182,12 @@ def write_keyed(
     head = b""
     if period is not None:
         pattern = _fit_pattern(magnitude, period, phase % (period.inner * period.count), is_log=prediction is None)
-        place = np.zeros(count, np.int8)
-        apply_periodic(np.add, place, pattern.steps, pattern.inner, pattern.phase)
+        position_steps = np.zeros(count, np.int8)
+        apply_periodic(np.add, position_steps, pattern.steps, pattern.inner, pattern.phase)
         if prediction is None:
-            magnitude -= place / np.float32(4)
+            magnitude -= position_steps / np.float32(4)
         elif fields is not None or not is_sparse(residual):
-            magnitude *= _half_octave_factors(place)
+            magnitude *= _half_octave_factors(position_steps)
         head = (
             encode_varint(pattern.inner)
             + encode_varint(pattern.phase)
@@ -159,24 +201,29 @@ def write_keyed(
     tables += b"".join(write_section(table.tobytes(), options.zstd_level) for table in by_block) + head
     if not count_active(keying, count):
         return tables, b""
-    places = active_elements(keying, count)
+    active = active_elements(keying, count)
     keys = element_keys(prediction, kind, keying, 0, count)
-    used = residual
-    if places is not None:
-        keys, used = keys[places], residual[places]
-    cuts = find_best_cuts(keys, used)
+    active_residual = residual
+    if active is not None:
+        keys, active_residual = keys[active], residual[active]
+    cuts = find_best_cuts(keys, active_residual)
     if len(cuts) > 2:
-        used = used[keys.argsort(kind="stable")]
-    return tables, b"".join(write_part(used[a:b], options) for a, b in pairwise(cuts))
+        active_residual = active_residual[keys.argsort(kind="stable")]
+    return tables, b"".join(write_part(active_residual[a:b], options) for a, b in pairwise(cuts))
 
 
 def is_sparse(changes: npt.NDArray[Any]) -> bool:
-    """Rule 3: residuals, or whether there are any."""
+    """Return whether fewer than SPARSE_SHARE of the entries are not 0."""
     return int(np.count_nonzero(changes)) < SPARSE_SHARE * len(changes)
 
 
 def is_in_units(residual: Signed, kind: ElementType) -> bool:
-    """Does most of what is not 0 end in more zeros than chance gives?"""
+    """Return whether most residuals other than 0 end in more zero bits than chance gives.
+
+    Args:
+        residual: signed integers [n].
+        kind: type of the elements; False for integers and f64.
+    """
     if not kind.is_float or kind.exponent_mask > 255:
         return False
     zeros = _trailing_zeros(residual[residual != 0])
@@ -186,7 +233,14 @@ def is_in_units(residual: Signed, kind: ElementType) -> bool:
 def keyed_flags(
     prediction: Prediction | None, kind: ElementType, period: Period | None, *, has_units: bool = False
 ) -> Flag:
-    """The flags that go with `write_keyed`."""
+    """Return the flags that a frame with the data of `write_keyed` needs.
+
+    Args:
+        prediction: as given to `write_keyed`.
+        kind: as given to `write_keyed`.
+        period: as given to `write_keyed`.
+        has_units: as given to `write_keyed`.
+    """
     flags = Flag(0) if period is None else Flag.PATTERN
     if has_units:
         flags |= Flag.UNIT
@@ -198,21 +252,21 @@ def keyed_flags(
 
 
 def _find_units(residual: Signed, prediction: Prediction, kind: ElementType, sub_block: int) -> npt.NDArray[np.uint8]:
-    """The largest unit that each sub-block's residuals are multiples of; where it has none, that of the one before."""
+    """Return the largest unit of each sub-block's residuals; without one, that of the previous one."""
     count = len(residual)
     size = min(sub_block, count)
-    most = np.int16(kind.mantissa_bits - 1)
-    zeros = np.where(residual == 0, most, _trailing_zeros(residual))
+    max_zeros = np.int16(kind.mantissa_bits - 1)
+    zeros = np.where(residual == 0, max_zeros, _trailing_zeros(residual))
     largest = np.full(-(-count // size) * size, 255, np.int16)
-    largest[:count] = np.where(zeros >= most, 255, zeros + exponent_fields(prediction.bits, kind))
+    largest[:count] = np.where(zeros >= max_zeros, 255, zeros + exponent_fields(prediction.bits, kind))
     units = np.minimum(largest.reshape(-1, size).min(axis=1), 255).astype(np.uint8)
-    known = np.maximum.accumulate(np.where(units < 255, np.arange(len(units)), 0))
-    found: npt.NDArray[np.uint8] = units[known]
+    latest = np.maximum.accumulate(np.where(units < 255, np.arange(len(units)), 0))
+    found: npt.NDArray[np.uint8] = units[latest]
     return found
 
 
 def _trailing_zeros(numbers: Signed) -> npt.NDArray[np.int16]:
-    """Zeros at the end of each number's bits; undefined for 0."""
+    """Return the zero bits at the end of each number; undefined for 0."""
     lowest = (numbers & -numbers).astype(np.float64)
     zeros: npt.NDArray[np.int16] = (np.frexp(np.abs(lowest))[1] - 1).astype(np.int16)
     return zeros
@@ -221,7 +275,7 @@ def _trailing_zeros(numbers: Signed) -> npt.NDArray[np.int16]:
 def _residual_magnitude(
     residual: Signed, fields: npt.NDArray[np.int16] | None, kind: ElementType, *, has_prediction: bool
 ) -> npt.NDArray[np.float32]:
-    """How large each residual is, in units that do not depend on the exponent; without a prediction its logarithm."""
+    """Return size(i); without a prediction its logarithm."""
     if not has_prediction:
         return _exponent_level(residual, kind)
     magnitude = np.abs(residual.astype(np.float32))
@@ -232,7 +286,7 @@ def _residual_magnitude(
 
 
 def _fit_pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, is_log: bool) -> Pattern:
-    """Steps that make elements at all places of the period alike, on the average."""
+    """Return the steps that make the mean sizes at all positions of the period alike."""
     index = np.zeros(len(magnitude), np.intp)
     apply_periodic(np.add, index, np.arange(period.count), period.inner, phase)
     sums = np.bincount(index, weights=magnitude, minlength=period.count)
@@ -267,7 +321,7 @@ def _classify_sub_blocks(
     moved = means > 0
     if moved.any():
         levels = np.rint(2 * np.log2(means[moved]) if has_prediction else 4 * means[moved]).astype(np.int64)
-        # Where the levels span more than a byte, the small ones share a class: they cost the least.
+        # If the levels span more than a byte, the small ones share a class, since they cost the least.
         lowest = max(int(levels.min()), int(levels.max()) - 254)
         out[moved] = np.clip(levels - lowest + 1, 1, 255)
     if has_prediction:
@@ -282,11 +336,11 @@ def _powers_of_two(steps: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
 
 
 def _exponent_level(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
-    # Elements without a prediction: a sub-block's class follows the exponents of its floats, the size of its integers.
+    # Without a prediction, classes are computed from the exponents of floats and from the size of integers.
     if kind.is_float:
         top = np.iinfo(kind.signed).max
-        plain = np.where(values < 0, values ^ top, values)
-        return (((plain >> kind.mantissa_bits) & kind.exponent_mask) + 1).astype(np.float32)
+        bits = np.where(values < 0, values ^ top, values)
+        return (((bits >> kind.mantissa_bits) & kind.exponent_mask) + 1).astype(np.float32)
     levels: npt.NDArray[np.float32] = np.log2(np.abs(values.astype(np.float32)) + 1) + 1
     return levels
 
@@ -306,7 +360,7 @@ def _key_offset(
 
 
 def _common_factor(numbers: Signed) -> int:
-    """The power of two that nearly all are multiples of (rule 4); those that are not cost a remainder."""
+    """Return the power of two that nearly all numbers are multiples of (rule 3)."""
     some = numbers[numbers != 0]
     some = some[:: max(1, len(some) // FACTOR_SAMPLE)]
     zeros = int(np.sort(_trailing_zeros(some))[int(FACTOR_EXCEPTION_SHARE * (len(some) - 1))]) if len(some) else 0

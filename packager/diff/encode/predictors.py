@@ -1,14 +1,36 @@
-"""Finds predictor parameters: what is known about a tensor's update before a bit of it is coded.
+"""Find predictor parameters: gains and low-rank products that predict a tensor's update from the base.
+
+Symbols, for a tensor seen as a matrix of R rows and C columns (n = R * C elements):
+
+    B, T    float64 [R, C]   values of base and target
+    g       float32 [count]  gains by channel
+    D       float64 [R, C]   T - g * B, the update that gains leave
+    U, V    float64 [R, k], [k, C]   factors of rank k; prediction = g * B + U V
+    s       float32 [k]      singular values of D, falling
+    v       float64 [R, C]   variance of each element's own rounding to its type
+
+Where the gain comes from. Gradients of a layer are sums of outer products of few directions, so an update is nearly of
+low rank, even in a full fine-tune (docs/benchmarks.md: 0.5 to 1 bit per weight at rank 40); a merged adapter is exactly
+of low rank (92 % of a merged fp32 adapter's weights are predicted exactly). An exporter folds normalization into
+weights, so a changed statistic rescales whole channels.
+
+Theory of operation.
+1. Gains: least squares per channel, g = sum(B T) / sum(B B), along each axis that a channel may lie on. The best one is
+   refitted by iteratively reweighted least squares, which minimizes absolute residuals, so that few elements that moved
+   far do not tilt it.
+2. Spectrum: the leading singular triples of D by random projection.
+3. Rank: with the residual variance q(k) after rank k, coding n Gaussians saves n/2 * log2(q(0) / q(k)) bits; the
+   factors cost (R + C) integers per rank. The rank with the largest difference is proposed, and a half and a quarter of
+   it.
+4. Exact low rank: if the singular values drop sharply at rank k, U and V are refined by alternating least squares with
+   the weights 1 / v: small weights of the model are rounded finely, so they determine the factors best.
+5. Rounding: component j of the factors is rounded to multiples of step / sqrt(s[j]). Rounding both sides adds noise * k
+   * (R + C) / (R * C) to each element's variance with step = sqrt(12 * noise): there one bit less in every factor costs
+   as much in the residuals as it saves.
 
 Rules:
-1. A fit is a proposal: the caller codes a sample with it and keeps it only where it pays for its parameters.
-2. Everything is computed with one thread and in a fixed order of operations, so that it is the same on every run.
-3. Factors are rounded to multiples of powers of two, finer for larger components: the noise that rounding adds to the
-   prediction is then spread evenly, and is chosen so that one more bit in a factor would cost what it saves.
-
-Where the gain comes from: gradients of a layer are sums of outer products of few directions, so an update is nearly of
-low rank, even in a full fine-tune; a merged adapter is exactly that. An exporter folds normalization into weights, so
-that a moved statistic rescales whole channels.
+1. A fit is only a proposal: the caller encodes a sample with it, and keeps it only if it pays for its parameters.
+2. Everything is computed with one thread and in a fixed order of operations, so that every run gives the same fit.
 """
 
 from collections.abc import Iterator
@@ -27,23 +49,25 @@ MAX_RANK: Final = 72
 OVERSAMPLED_COMPONENTS: Final = 8
 MIN_MATRIX_SIDE: Final = 48
 MIN_ELEMENTS: Final = 16_384
-MAX_FACTOR_NUMBERS: Final = 1 << 17  # of the right side: one MiB in the decoder
+MAX_FACTOR_NUMBERS: Final = 1 << 17  # numbers of the right factor: one MiB in the decoder
 REWEIGHTING_ROUNDS: Final = 3
 REFINEMENT_ROUNDS: Final = 5
-MAX_FINER_SHIFT: Final = 255  # a byte
+MAX_FINER_SHIFT: Final = 255  # the format stores it in a byte
 FLOAT32_ROUNDING: Final = 2.0**-24
-EXACT_STEPS: Final = (0.1, 0.2, 0.4, 1.2)  # of the rounding of a typical element
-UNIT_GAUSSIAN_ENTROPY_BITS: Final = 2.05  # bits, log2(sqrt(2 pi e))
+EXACT_STEPS: Final = (0.1, 0.2, 0.4, 1.2)  # noise of the factors, relative to the rounding of a typical element
+UNIT_GAUSSIAN_ENTROPY_BITS: Final = 2.05  # log2(sqrt(2 pi e))
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Parameters for `base * gain + left · right`.
+    """Parameters for the prediction base * gain + left · right.
 
     Attributes:
-        gain, left, right: as the decoder will see them; None where unused. Factors as [rank, length].
+        gain: as the decoder will use it; None for no gain.
+        left: factor [rank, rows]; None for no product.
+        right: factor [rank, columns]; None for no product.
         name: for the report.
-        cost_bits: about what the parameters take.
+        cost_bits: estimated size of the parameters in a patch.
     """
 
     gain: Gain | None
@@ -54,15 +78,17 @@ class Fit:
 
     @property
     def rank(self) -> int:
-        """Of the low-rank product; 0 where there is none."""
+        """Rank of the low-rank product; 0 without one."""
         return 0 if self.left is None else len(self.left.shifts)
 
 
 def propose_gains(base: Doubles, target: Doubles, shape: tuple[int, ...]) -> Iterator[Fit]:
-    """Gains for each channel along the axes that a channel may lie on, and one for the whole tensor.
+    """Propose one gain for the whole tensor, and gains by channel along the axes that channels may lie on.
 
     Args:
-        base, target: float64 [elements].
+        base: float64 [n].
+        target: float64 [n].
+        shape: of the tensor.
     """
     for axis_name, count, inner in _channel_axes(shape):
         with np.errstate(all="ignore"):
@@ -81,9 +107,11 @@ class Spectrum:
     """The leading components of an update.
 
     Attributes:
-        matrix: the update over `scale`, float64 [rows, columns].
-        left: float32 [rows, rank]; values: float32 [rank], falling; right: float32 [rank, columns].
-        scale: root mean square of the update.
+        matrix: D / scale, float64 [R, C].
+        left: float32 [R, rank].
+        values: singular values of `matrix`, float32 [rank], falling.
+        right: float32 [rank, C].
+        scale: root mean square of D.
     """
 
     matrix: Doubles
@@ -94,7 +122,12 @@ class Spectrum:
 
 
 def compute_spectrum(difference: Doubles, rows: int) -> Spectrum | None:
-    """Components of a matrix given as float64 [rows * columns]; None where it is too small, or nothing but zeros."""
+    """Compute the leading components of an update; return None if it is too small or zero.
+
+    Args:
+        difference: D, float64 [R * C].
+        rows: R.
+    """
     columns = len(difference) // rows
     limit = min(MAX_RANK, min(rows, columns) // 3, MAX_FACTOR_NUMBERS // columns)
     scale = float(np.sqrt(np.mean(difference**2)))
@@ -106,9 +139,12 @@ def compute_spectrum(difference: Doubles, rows: int) -> Spectrum | None:
 
 
 def refit_robustly(fit: Fit, base: Doubles, target: Doubles) -> Fit | None:
-    """The same gains, found again with large residuals counted less: a few elements that really moved do not tilt them.
+    """Refit gains so that a few elements that moved far count less; return None if a gain is not finite.
 
-    Iteratively reweighted least squares, towards the least sum of absolute residuals.
+    Args:
+        fit: with a gain.
+        base: float64 [n].
+        target: float64 [n].
     """
     assert fit.gain is not None
     count, inner = len(fit.gain.factors), fit.gain.inner
@@ -129,10 +165,11 @@ def refit_robustly(fit: Fit, base: Doubles, target: Doubles) -> Fit | None:
 
 
 def propose_low_rank(update_spectrum: Spectrum, floor: float) -> Iterator[Fit]:
-    """Low-rank approximations of the most promising ranks.
+    """Propose low-rank approximations of the most promising ranks.
 
     Args:
-        floor: variance of the rounding that no prediction gets below.
+        update_spectrum: of the update.
+        floor: mean variance of the elements' own rounding, which no prediction removes.
     """
     rows, columns = update_spectrum.matrix.shape
     values, scale, total = update_spectrum.values, update_spectrum.scale, float(rows * columns)
@@ -146,18 +183,18 @@ def propose_low_rank(update_spectrum: Spectrum, floor: float) -> Iterator[Fit]:
 
 
 def propose_exact_low_rank(update_spectrum: Spectrum, variance: Doubles) -> Iterator[Fit]:
-    """The factors of an update that is of low rank but for rounding, by weighted alternating least squares.
+    """Propose the factors of an update that is of low rank except for rounding.
 
     Args:
-        variance: float64 [elements], of each element's rounding. Small weights of the model are rounded finely, and
-            tell more about the factors than the large ones.
+        update_spectrum: of the update.
+        variance: v, float64 [n].
     """
     rank = _sharp_rank(update_spectrum.values)
     if rank is None:
         return
     matrix, scale = update_spectrum.matrix, update_spectrum.scale
     rows, columns = matrix.shape
-    # The update itself was computed in float32: below its own rounding an element tells nothing more.
+    # The update itself was computed in float32, so an element is no more precise than float32 rounding.
     weight = 1 / (variance.reshape(rows, columns) / scale**2 + FLOAT32_ROUNDING**2)
     weight /= weight.mean()
     roots = np.sqrt(update_spectrum.values[:rank].astype(np.float64))
@@ -166,7 +203,7 @@ def propose_exact_low_rank(update_spectrum: Spectrum, variance: Doubles) -> Iter
     for _ in range(REFINEMENT_ROUNDS):
         u = _solve_rows(matrix, weight, v)
         v = _solve_rows(matrix.T, weight.T, u.T).T
-    # Back to balanced, orthogonal components: the sizes of the factors then say how finely each has to be rounded.
+    # Return to balanced, orthogonal components: their sizes then determine how finely each is rounded.
     qu, ru = np.linalg.qr(u)
     qv, rv = np.linalg.qr(v.T)
     middle, sizes, other = np.linalg.svd(ru @ rv.T)
@@ -178,7 +215,12 @@ def propose_exact_low_rank(update_spectrum: Spectrum, variance: Doubles) -> Iter
 
 
 def rounding_variance(bits: Bits, kind: ElementType) -> Doubles:
-    """Variance of the rounding to the type, of each element: 1/12 of the square of its unit in the last place."""
+    """Return the variance of each element's rounding: 1/12 of the square of its last place, float64 [n].
+
+    Args:
+        bits: elements [n].
+        kind: their type.
+    """
     if not kind.is_float:
         return np.full(len(bits), 1 / 12)
     bias = kind.exponent_mask >> 1
@@ -190,17 +232,27 @@ def rounding_variance(bits: Bits, kind: ElementType) -> Doubles:
 
 
 def finite_values(bits: Bits, kind: ElementType) -> Doubles | None:
-    """Float64 values, None where one is not finite: no parameters are fitted then."""
+    """Return the float64 values of elements, or None if one is not finite, since nothing is fitted then.
+
+    Args:
+        bits: elements [n].
+        kind: their type.
+    """
     values = to_doubles(bits, kind)
     return values if np.isfinite(values).all() else None
 
 
 def matrix_row_count(shape: tuple[int, ...], elements: int) -> int:
-    """Rows of the matrix that a tensor is seen as: its first axis that is longer than one; 0 where it has none."""
+    """Return R for a tensor, the length of its first axis that is longer than one; 0 for vectors.
+
+    Args:
+        shape: of the tensor.
+        elements: of the tensor.
+    """
     longer = [dimension for dimension in shape if dimension > 1]
     if len(longer) < 2:
         return 0
-    # A stack of matrices, such as experts or heads, is seen as one tall matrix; a convolution by its output channels.
+    # A stack of matrices, such as experts or heads, is one tall matrix; a convolution has a row per output channel.
     if len(longer) == 3 and longer[2] >= MIN_MATRIX_SIDE:
         return elements // longer[2]
     return longer[0]
@@ -222,7 +274,7 @@ def _channel_axes(shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
 
 
 def _decompose(matrix: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
-    """Leading singular triples, by random projection with a round of power iteration (Halko et al., 2011)."""
+    """Return leading singular triples by random projection with one power iteration (Halko et al., 2011)."""
     if matrix.shape[0] > matrix.shape[1]:
         right, values, left = _decompose(np.ascontiguousarray(matrix.T), rank)
         return left.T, values, right.T
@@ -233,7 +285,7 @@ def _decompose(matrix: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
     image = matrix @ (matrix.T @ (image / np.float32(np.sqrt(rows * columns))))
     basis, _ = np.linalg.qr(image)
     inner = basis.T @ matrix
-    # The Gram matrix is small and in doubles, so that its eigenvectors are as good as the singular vectors here.
+    # The Gram matrix is small and in doubles, so its eigenvectors are as precise as the singular vectors.
     gram = inner.astype(np.float64) @ inner.T.astype(np.float64)
     squares, vectors = np.linalg.eigh(gram)
     values = np.sqrt(np.maximum(squares[::-1][:rank], 1e-30))
@@ -243,7 +295,7 @@ def _decompose(matrix: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
 
 
 def _ranks_to_try(values: Floats, left_over: Doubles, rows: int, columns: int) -> list[int]:
-    """Ranks to try: the one that the theory of coding Gaussians likes best, and fractions of it."""
+    """Return the rank that saves the most bits (step 3 of the theory), its half and its quarter."""
     count = rows * columns
     noise = left_over / count
     saved = 0.5 * count * np.log2((1 + 1e-12) * (left_over[0] + float(values[0]) ** 2) / left_over)
@@ -259,23 +311,22 @@ def _ranks_to_try(values: Floats, left_over: Doubles, rows: int, columns: int) -
 
 
 def _factor_step(noise: float) -> float:
-    """Rule 3: the step of a component of size one; that of size s is finer by the square root of s.
-
-    Rounding both sides then adds noise * rank * (rows + columns) / (rows * columns) to each element's variance, which
-    is where one bit less in every factor costs as much in the residual as it saves.
-    """
+    """Return the rounding step of a component of size 1; that of size s is finer by the square root of s."""
     return float(np.sqrt(12 * noise))
 
 
 def _round_factors(
     u: Floats | Doubles, v: Floats | Doubles, sizes: Doubles, step: float, scale: float, name: str
 ) -> Fit:
-    """Rule 3. u: [rows, rank], v: [rank, columns], sizes: what each component adds in all."""
+    """Round factors (step 5 of the theory).
+
+    u: [R, rank], v: [rank, C], sizes: the singular value of each component [rank].
+    """
     shifts = np.rint(np.log2(np.sqrt(np.maximum(sizes, 1e-30)) / step)).astype(np.int64)
     exponent = np.log2(scale) / 2
     root = np.float64(2.0) ** np.floor(exponent)
     left_scale, right_scale = root, scale / root
-    # The scale is split over both sides, and the shifts follow it, so that integers stay what `step` asks for.
+    # Split the scale over both sides and adapt the shifts, so that the integers stay as fine as `step` requires.
     left = _to_integers(np.asarray(u, np.float64).T * left_scale, shifts - round(float(np.log2(left_scale))))
     right = _to_integers(np.asarray(v, np.float64) * right_scale, shifts - round(float(np.log2(right_scale))))
     fit_left = Factor(left[0], left[1], 0)
@@ -297,12 +348,12 @@ def _to_integers(values: Doubles, shifts: npt.NDArray[np.int64]) -> tuple[Double
 
 
 def _number_bits(sigma: Doubles) -> Doubles:
-    """About what an integer of that standard deviation takes."""
+    """Estimate the bits of an integer of a Gaussian with standard deviation `sigma`."""
     return np.maximum(np.log2(np.maximum(sigma, 0.3)) + UNIT_GAUSSIAN_ENTROPY_BITS, 0.4)
 
 
 def _sharp_rank(values: Floats) -> int | None:
-    """Where the singular values fall off a cliff; None where there is none, or the matrix is not of low rank."""
+    """Return the rank at which the singular values drop sharply, or None if they do not."""
     tail = float(values[-1])
     if tail <= 0 or len(values) < 2:
         return None
@@ -312,7 +363,7 @@ def _sharp_rank(values: Floats) -> int | None:
 
 
 def _solve_rows(matrix: Doubles, weight: Doubles, v: Doubles) -> Doubles:
-    """For every row the u that makes u · v nearest to it, each element counted by its weight."""
+    """Solve for the u [R, k] that minimizes the weighted squared error of u · v, row by row."""
     rank, columns = v.shape
     out = np.empty((len(matrix), rank))
     products = (v[:, None, :] * v[None, :, :]).reshape(rank * rank, columns).T
@@ -327,5 +378,5 @@ def _solve_rows(matrix: Doubles, weight: Doubles, v: Doubles) -> Doubles:
 
 
 def is_usable(fit: Fit) -> bool:
-    """Would the decoder take it (exact sums)?"""
+    """Return whether the decoder would accept the factors, whose sums must be exact."""
     return fit.left is None or fit.right is None or is_exact(fit.left, fit.right)

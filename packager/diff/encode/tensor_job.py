@@ -1,7 +1,6 @@
-"""A tensor, or a handful of small ones, as a piece of work: where its bytes are, and how it is sampled.
+"""A tensor, or several small ones, as a job: where its bytes are, and how it is sampled.
 
-Rules:
-1. A job holds no content: what runs it reads the files by itself, so that it can run in another process.
+A job has no content: the process that runs it reads the files, so a job can be sent to another process.
 """
 
 import math
@@ -14,13 +13,13 @@ from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, Bits, ElementType
 from packager.diff.byte_range import BytePosition
 from packager.diff.encode.entropy import EncoderOptions, Period, is_sparse
 
-BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
-NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
+BLOCK_ELEMENTS: Final = 1 << 17  # the decoder needs some 40 bytes per element
+NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # for elements of one or two bytes
 SLICE_ELEMENTS: Final = 1 << 21
 SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE_ELEMENTS: Final = 4096
 NARROW_SAMPLE_PIECE_ELEMENTS: Final = (
-    8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
+    8192  # for elements of one or two bytes: they take few bits, so a sample needs more of them
 )
 MAX_PERIOD_ELEMENTS: Final = 1 << 13
 MIN_ROW_ELEMENTS: Final = 32
@@ -28,11 +27,11 @@ MIN_ROW_ELEMENTS: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One array, or a part of it.
+    """An array or a part of one.
 
     Attributes:
-        target: where it goes.
-        base: what it is predicted from; None for nothing.
+        target: position in the target.
+        base: position in the base of the elements that it is predicted from; None for no prediction.
         size: bytes.
     """
 
@@ -43,15 +42,15 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class TensorJob:
-    """What one call of `encode_job` does.
+    """The input of one call of `encode_tensor_job`.
 
     Attributes:
         dtype: name of the element type.
         segments: in target order, all with a base or all without.
-        shape: of the elements of all segments together; () where several tensors share the job.
-        is_transposed: the single segment's base holds the tensor with rows and columns exchanged.
+        shape: of the elements of all segments together; () if several tensors share the job.
+        is_transposed: True if the single segment's base has rows and columns exchanged.
         can_fit: try predictor parameters.
-        effort: how hard to pack.
+        options: of the encoder.
     """
 
     dtype: str
@@ -68,7 +67,14 @@ class TensorJob:
 
 
 class Tensor:
-    """The elements of a job."""
+    """The elements of a job, read from the files.
+
+    Attributes:
+        kind: the element type.
+        target: bits [count].
+        base: bits [count], in target order even if the base is transposed; None without a base.
+        count: elements.
+    """
 
     def __init__(self, job: TensorJob) -> None:
         self.job = job
@@ -83,7 +89,7 @@ class Tensor:
         self.count = len(self.target)
 
     def sample_slices(self) -> list[slice]:
-        """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
+        """Return the slices of the sample; joined, they keep the phase of every period of `propose_periods`."""
         piece = SAMPLE_PIECE_ELEMENTS if self.kind.size > 2 else NARROW_SAMPLE_PIECE_ELEMENTS
         if self.is_sparse:
             piece = block_elements(self.kind.name) // SAMPLE_PIECES
@@ -96,17 +102,17 @@ class Tensor:
 
     @property
     def is_sparse(self) -> bool:
-        """Do few integers differ from the base's? A small sample would see next to nothing."""
+        """True if few integers differ from the base's, so that a small sample would contain hardly any change."""
         return self.base is not None and not self.kind.is_float and is_sparse(self.base != self.target)
 
     @property
     def row_elements(self) -> int:
-        """Elements of a row; 0 where there are no rows, or such that a class of its own is more than they cost."""
+        """Elements of a row; 0 without rows, or if rows are too short for classes of their own."""
         row = math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
         return row if row >= MIN_ROW_ELEMENTS else 0
 
     def propose_periods(self) -> list[Period]:
-        """Places that may matter: those of a kernel, input channels, columns."""
+        """Return the periods that may matter: positions of a kernel, input channels, columns."""
         shape = self.job.shape
         row = math.prod(shape[1:])
         if len(shape) < 2 or shape[0] < 2 or row > MAX_PERIOD_ELEMENTS or row < 2 or self.count < 4 * row:
@@ -119,14 +125,14 @@ class Tensor:
 
 
 def block_elements(dtype: str) -> int:
-    """Elements of a block."""
+    """Return the most elements of a block of a type, by its name."""
     return NARROW_BLOCK_ELEMENTS if ELEMENT_TYPE_BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
 
 
 def _read_segments(segments: tuple[Segment, ...], *, is_base: bool) -> bytes:
     parts = []
     for segment in segments:
-        place = segment.base if is_base else segment.target
-        assert place is not None
-        parts.append(place.read(segment.size))
+        position = segment.base if is_base else segment.target
+        assert position is not None
+        parts.append(position.read(segment.size))
     return parts[0] if len(parts) == 1 else b"".join(parts)

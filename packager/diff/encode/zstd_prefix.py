@@ -1,6 +1,7 @@
-"""zstd with the base's bytes before the data, as `zstd --patch-from` packs; the frame needs them as a raw dictionary.
+"""zstd with the base's bytes before the data, as `zstd --patch-from` compresses.
 
-A dictionary that is loaded as such is searched otherwise, and made one small pair of models 4 % larger.
+The decoder needs the same bytes as a raw dictionary. Compressing with a loaded dictionary instead searches it
+differently, and made one small pair of models 4 % larger.
 """
 
 import sys
@@ -19,10 +20,12 @@ _LONG_DISTANCE_BYTES: Final = 1 << 20
 
 
 def compress_with_prefix(prefix: bytes, data: bytes, level: int) -> bytes:
-    """One zstd frame of `data` without checksum, content size and dictionary id, as BYTES frames hold it.
+    """Compress to one zstd frame without checksum, content size and dictionary id, for BYTES frames.
 
     Args:
-        prefix: what the decoder has as raw content dictionary; one of fewer than `MIN_DICTIONARY_BYTES` is none.
+        prefix: the decoder's raw content dictionary; ignored below `MIN_DICTIONARY_BYTES`.
+        data: uncompressed bytes.
+        level: of zstd.
     """
     if not data:
         return b""

@@ -1,12 +1,21 @@
-"""Finds which rows of a matrix are which rows of the base, where rows were put in or left out: a grown vocabulary.
+"""Pair the rows of two matrices after rows were inserted or removed, as in a grown vocabulary.
 
-Rules:
-1. Rows that occur once on either side and have the same print are anchors; of these the longest series that ascends on
-   both sides counts. A print is first all of a row; where few rows have the same one, where its two largest magnitudes
-   are, which an update moves in few rows.
-2. Anchors by where magnitudes are need a neighbor that says the same, since two rows may agree by chance.
-3. Between two anchors that differ in what was put in before them, rows go with the anchor that they are nearer to.
-4. Matrices of equally many rows are looked at only where rows at the same place are no nearer than others.
+Symbols: target T, bits [R, C]; base B, bits [Q, C]; a row's fingerprint, uint64. An anchor is a pair (target row, base
+row).
+
+Theory of operation. If a row was inserted, all rows after it move, and every element is predicted from the wrong row.
+Rows that did not change are found by their content; rows that were fine-tuned changed in every element, but the
+position of their two largest magnitudes rarely changes.
+
+Rules, in order:
+1. Anchors are pairs of rows with the same fingerprint that occurs once on either side. The fingerprint is first a hash
+   of the row; if fewer than half of the target's rows are anchors, it is the pair of columns of the row's two largest
+   magnitudes.
+2. Of the anchors, the longest series that ascends on both sides is kept. Two rows may share their largest columns by
+   chance: such an anchor needs a neighbor with the same shift.
+3. Between two anchors whose shifts differ, each row goes with the anchor that makes the sum of difference bits
+   smallest.
+4. Matrices with equal row counts are examined only if rows at the same position are no nearer than neighboring rows.
 """
 
 from bisect import bisect_left
@@ -22,7 +31,7 @@ MAX_RUNS: Final = 128
 MIN_ROWS: Final = 64
 MIN_COLUMNS: Final = 16
 MIN_EXACT_ANCHOR_SHARE: Final = 0.5
-MIN_ANCHOR_SHARE: Final = 0.2  # where rows are in any order, some ascend by chance
+MIN_ANCHOR_SHARE: Final = 0.2  # if rows are shuffled, some anchors still ascend by chance
 CHUNK_ELEMENTS: Final = 1 << 20
 SAMPLED_ROWS: Final = 256
 MIN_NEARER_BITS: Final = 1.0
@@ -32,7 +41,7 @@ Fingerprints = npt.NDArray[np.uint64]
 
 
 class RowRun(NamedTuple):
-    """`rows` rows of the target from `target` on are those of the base from `base` on."""
+    """Rows of the target from `target` on that correspond to rows of the base from `base` on."""
 
     target: int
     base: int
@@ -40,10 +49,15 @@ class RowRun(NamedTuple):
 
 
 def align_rows(target: Bits, base: Bits, kind: ElementType) -> list[RowRun] | None:
-    """Ascending on both sides; None where nothing is found, or all rows are where they were.
+    """Return the runs of corresponding rows, ascending on both sides.
 
     Args:
-        target, base: [rows, columns], with equally many columns.
+        target: bits [R, C].
+        base: bits [Q, C].
+        kind: type of the elements.
+
+    Returns:
+        None if nothing is found, or if all rows are where they were.
     """
     if min(len(target), len(base)) < MIN_ROWS or target.shape[1] < MIN_COLUMNS:
         return None
@@ -60,11 +74,11 @@ def align_rows(target: Bits, base: Bits, kind: ElementType) -> list[RowRun] | No
 
 
 def _has_moved(target: Bits, base: Bits, kind: ElementType) -> bool:
-    """Rule 4."""
+    """Return whether rows at the same position are no nearer than neighboring rows (rule 4)."""
     rows = np.unique(np.linspace(0, len(target) - 2, SAMPLED_ROWS).astype(np.int64))
-    same = _mean_difference_bits(target[rows], base[rows], kind)
-    other = _mean_difference_bits(target[rows], base[rows + 1], kind)
-    return bool((same > other - MIN_NEARER_BITS).mean() > MIN_MOVED_SHARE)
+    same_row_bits = _mean_difference_bits(target[rows], base[rows], kind)
+    next_row_bits = _mean_difference_bits(target[rows], base[rows + 1], kind)
+    return bool((same_row_bits > next_row_bits - MIN_NEARER_BITS).mean() > MIN_MOVED_SHARE)
 
 
 def _row_fingerprints(matrix: Bits) -> Fingerprints:
@@ -99,19 +113,19 @@ def _magnitudes(bits: Bits, kind: ElementType) -> Bits:
     return np.where(signed < 0, ~signed, signed).view(kind.bits)
 
 
-def _pair_unique_rows(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[int, int]]:
-    """Rows of the same print, which none other on their side has; in the target's order."""
-    prints, first, counts = np.unique(ours, return_index=True, return_counts=True)
-    other_prints, other_first, other_counts = np.unique(theirs, return_index=True, return_counts=True)
+def _pair_unique_rows(target_prints: Fingerprints, base_prints: Fingerprints) -> list[tuple[int, int]]:
+    """Return pairs of rows whose fingerprint occurs once on either side, in the target's order."""
+    prints, first, counts = np.unique(target_prints, return_index=True, return_counts=True)
+    other_prints, other_first, other_counts = np.unique(base_prints, return_index=True, return_counts=True)
     single, other = prints[counts == 1], other_prints[other_counts == 1]
-    _, here, there = np.intersect1d(single, other, assume_unique=True, return_indices=True)
-    rows, bases = first[counts == 1][here], other_first[other_counts == 1][there]
+    _, target_index, base_index = np.intersect1d(single, other, assume_unique=True, return_indices=True)
+    rows, bases = first[counts == 1][target_index], other_first[other_counts == 1][base_index]
     order = np.argsort(rows)
     return list(zip(rows[order].tolist(), bases[order].tolist(), strict=True))
 
 
 def _longest_ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The longest series whose base rows ascend (patience sorting)."""
+    """Return the longest series whose base rows ascend (patience sorting)."""
     tails: list[int] = []
     ends: list[int] = []
     before: list[int] = []
@@ -128,7 +142,7 @@ def _longest_ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _keep_confirmed(anchors: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Rule 2."""
+    """Return the anchors that have a neighbor with the same shift (rule 2)."""
     shifts = [row - base for row, base in anchors]
     return [
         anchor for i, anchor in enumerate(anchors) if shifts[i] in (*shifts[max(0, i - 1) : i], *shifts[i + 1 : i + 2])
@@ -139,13 +153,13 @@ def _make_runs(anchors: list[tuple[int, int]], target: Bits, base: Bits, kind: E
     runs: list[RowRun] = []
     for (row, old), (next_row, next_old) in pairwise([(-1, -1), *anchors, (len(target), len(base))]):
         room = min(next_row - row, next_old - old) - 1
-        kept = room
+        kept_before = room
         if next_row - row != next_old - old:
             first = _mean_difference_bits(target[row + 1 :][:room], base[old + 1 :][:room], kind)
             last = _mean_difference_bits(target[next_row - room : next_row], base[next_old - room : next_old], kind)
-            kept = int(np.argmin(np.append(0, first.cumsum()) + np.append(last[::-1].cumsum()[::-1], 0)))
-        rest = room - kept
-        _append(runs, RowRun(row + 1, old + 1, kept))
+            kept_before = int(np.argmin(np.append(0, first.cumsum()) + np.append(last[::-1].cumsum()[::-1], 0)))
+        rest = room - kept_before
+        _append(runs, RowRun(row + 1, old + 1, kept_before))
         _append(runs, RowRun(next_row - rest, next_old - rest, rest + (next_row < len(target))))
         if len(runs) > MAX_RUNS:
             return []
@@ -162,12 +176,12 @@ def _append(runs: list[RowRun], run: RowRun) -> None:
         runs.append(run)
 
 
-def _mean_difference_bits(ours: Bits, theirs: Bits, kind: ElementType) -> npt.NDArray[np.float64]:
-    """Of each row: mean bits of the differences."""
-    out = np.empty(len(ours))
-    for begin, end in _chunks(ours):
-        # Each side on its own: differences of integers of their width wrap around.
-        new, old = (to_ordered(side[begin:end], kind).astype(np.float64) for side in (ours, theirs))
+def _mean_difference_bits(target_rows: Bits, base_rows: Bits, kind: ElementType) -> npt.NDArray[np.float64]:
+    """Return the mean bits of the differences of each pair of rows, float64 [rows]."""
+    out = np.empty(len(target_rows))
+    for begin, end in _chunks(target_rows):
+        # Convert each side before subtracting: integers of the element's width would wrap around.
+        new, old = (to_ordered(side[begin:end], kind).astype(np.float64) for side in (target_rows, base_rows))
         out[begin:end] = np.log2(np.abs(new - old) + 1).mean(axis=1)
     return out
 

@@ -1,12 +1,12 @@
-"""Pairs the arrays of the target with those of the base.
+"""Pair the arrays of the target with those of the base.
 
-Rules, the first that fits; before them, an array that has gained or lost rows is cut into what is paired with what, and
-what is new (packager/diff/match/align_rows.py), or else into the rows that both have and the rest:
-1. Same name, type and size. Rows and columns exchanged: transposed.
-2. Same content, whatever the name.
-3. Nearest content on a sample, among arrays of the same type and size that no other array has taken: renamed and
-   reordered tensors, also transposed ones.
-4. None. A wrong pair costs bytes, never correctness.
+First, an array that has gained or lost rows is cut into the runs of rows that both sides have and the rows between them
+(packager/diff/match/align_rows.py). Then these rules apply; the first that fits wins:
+1. Same name, type and size. The pair is transposed if rows and columns are exchanged.
+2. Same content, under any name.
+3. Nearest content on a sample of `SAMPLE_ELEMENTS` elements, among arrays of the same type and size that are not paired
+   yet: this finds renamed, reordered and transposed tensors.
+4. No pair. A wrong pair costs bytes, never correctness.
 """
 
 import hashlib
@@ -33,8 +33,8 @@ class Array:
 
     Attributes:
         file: index in the bundle's table.
-        address: of its first byte in the bundle's line of bytes.
-        region: where it is in its file.
+        address: of the first byte in the bundle's address space.
+        region: type, name, shape and position in the file.
     """
 
     file: int
@@ -43,16 +43,18 @@ class Array:
 
     @property
     def kind(self) -> tuple[str, int]:
-        """Arrays of one kind can be subtracted element by element."""
+        """Type and size; arrays of one kind can be subtracted element by element."""
         return self.region.dtype, self.region.size
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayMatch:
-    """An array of the target and what it is predicted from.
+    """A target array and the base array that it is predicted from.
 
     Attributes:
-        is_transposed: the base holds rows and columns exchanged.
+        target: the target array.
+        base: None if no base array fits.
+        is_transposed: True if the base has rows and columns exchanged.
     """
 
     target: Array
@@ -66,10 +68,16 @@ ContentReader = Callable[[Array], memoryview]
 def match_arrays(
     targets: Iterable[Array], bases: Iterable[Array], read_target: ContentReader, read_base: ContentReader
 ) -> list[ArrayMatch]:
-    """One match for each of `targets`, in their order; an array that has grown or shrunk comes in two parts.
+    """Match each target array with a base array, in the order of the target arrays.
 
     Args:
-        target_of, base_of: the bytes of an array.
+        targets: arrays of the target.
+        bases: arrays of the base.
+        read_target: returns the bytes of a target array.
+        read_base: returns the bytes of a base array.
+
+    Returns:
+        One match per array; an array that has gained or lost rows comes in several parts.
     """
     targets, bases = split_resized(list(targets), list(bases), read_target, read_base)
     found: dict[int, ArrayMatch] = {}
@@ -83,7 +91,19 @@ def match_arrays(
 def split_resized(
     targets: list[Array], bases: list[Array], read_target: ContentReader, read_base: ContentReader
 ) -> tuple[list[Array], list[Array]]:
-    """Rule 0: arrays of the same name and type whose rows are of one shape, cut where rows were put in or left out."""
+    """Cut arrays that have gained or lost rows where the rows of both sides correspond.
+
+    Only arrays with the same name, type and row shape are compared.
+
+    Args:
+        targets: arrays of the target.
+        bases: arrays of the base.
+        read_target: returns the bytes of a target array.
+        read_base: returns the bytes of a base array.
+
+    Returns:
+        The target's and the base's arrays after the cut; parts that correspond have the same name.
+    """
     ours: list[Array] = []
     cut: dict[int, list[Array]] = {}
     for array, base in _pair_by_name_and_type(targets, bases):
@@ -97,7 +117,7 @@ def split_resized(
 
 
 def _pair_by_name_and_type(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Array | None]]:
-    """Arrays of one name and type, the nth with the nth: those of one size first, then what is left."""
+    """Pair arrays of one name and type in their order: first those of equal size, then the rest."""
     pairs: dict[int, Array] = {}
     taken: set[int] = set()
     for is_strict in (True, False):
@@ -116,24 +136,24 @@ def _pair_by_name_and_type(targets: list[Array], bases: list[Array]) -> list[tup
 
 
 def _find_common_rows(array: Array, base: Array, read_target: ContentReader, read_base: ContentReader) -> list[RowRun]:
-    """Which rows are paired; none where the arrays are as they are."""
+    """Return the runs of rows that both arrays have; empty if the arrays need no cut."""
     shape, other, kind = array.region.shape, base.region.shape, ELEMENT_TYPE_BY_NAME[array.region.dtype]
     if len(shape) < 2 or shape[1:] != other[1:] or min(shape[0], other[0]) == 0:
         return []
     if any(math.prod(one.shape) * kind.size != one.size for one in (array.region, base.region)):
         return []
-    ours, theirs = (
+    target_rows, base_rows = (
         np.frombuffer(content, kind.bits).reshape(rows, -1)
         for content, rows in ((read_target(array), shape[0]), (read_base(base), other[0]))
     )
-    runs = align_rows(ours, theirs, kind)
+    runs = align_rows(target_rows, base_rows, kind)
     if runs is None and shape[0] != other[0]:
         return [RowRun(0, 0, min(shape[0], other[0]))]
     return runs or []
 
 
 def _split_at_runs(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
-    """Runs of rows, the nth of either side by the same name, and what lies between them."""
+    """Cut an array into its runs of rows and the rows between them; the nth runs get the same name."""
     region = array.region
     row = region.size // region.shape[0]
     out = []
@@ -199,10 +219,12 @@ def _match_by_sample(
         others = free[kind]
         if len(arrays) * len(others) > MAX_COMPARED_PAIRS:
             continue
-        ours = [_sample_values(read_target(array), array, None) for array in arrays]
-        theirs = [_sample_values(read_base(base), base, None) for base in others]
-        pairs = [(_distance(x, y), i, j, False) for i, x in enumerate(ours) for j, y in enumerate(theirs)]
-        pairs += _find_transposed_pairs(arrays, others, ours, read_base)
+        target_samples = [_sample_values(read_target(array), array, None) for array in arrays]
+        base_samples = [_sample_values(read_base(base), base, None) for base in others]
+        pairs = [
+            (_distance(x, y), i, j, False) for i, x in enumerate(target_samples) for j, y in enumerate(base_samples)
+        ]
+        pairs += _find_transposed_pairs(arrays, others, target_samples, read_base)
         used: set[int] = set()
         for _, i, j, is_transposed in sorted(pairs):
             if arrays[i].address not in found and j not in used:
@@ -212,7 +234,7 @@ def _match_by_sample(
 
 
 def _find_transposed_pairs(
-    arrays: list[Array], others: list[Array], ours: list[npt.NDArray[np.float64]], read_base: ContentReader
+    arrays: list[Array], others: list[Array], target_samples: list[npt.NDArray[np.float64]], read_base: ContentReader
 ) -> list[tuple[float, int, int, bool]]:
     out = []
     for i, array in enumerate(arrays):
@@ -220,7 +242,7 @@ def _find_transposed_pairs(
         for j, other in enumerate(others):
             if len(shape) == 2 and min(shape) > 1 and other.region.shape == shape[::-1]:
                 sample = _sample_values(read_base(other), other, shape)
-                out.append((_distance(ours[i], sample), i, j, True))
+                out.append((_distance(target_samples[i], sample), i, j, True))
     return out
 
 

@@ -1,4 +1,4 @@
-"""Frames on their way into a patch, and what they ask of the decoder."""
+"""The frames of a patch while it is written, and the limits that they require of the decoder."""
 
 from dataclasses import dataclass, field, fields
 from typing import IO, Final
@@ -6,18 +6,20 @@ from typing import IO, Final
 from bundle.patch.limits import DEFAULT_LIMITS, DeclaredLimits
 from packager.diff.write.patch_report import PatchRow
 
-RANGE_TABLE_BYTES: Final = 1 << 18  # tables of ranges are packed: unpacked they may be longer than any frame
+RANGE_TABLE_BYTES: Final = 1 << 18  # uncompressed tables of ranges may be longer than any compressed frame
 
 
 @dataclass(slots=True)
 class PatchFrameWriter:
-    """What has been written so far, and the largest need of any frame of it.
+    """The frames written so far, and the largest need of any of them.
 
     Attributes:
         file: takes the frames.
         size: bytes written.
-        features: names of decoder features that the frames use.
-        rows: for the report.
+        features: decoder features that the frames need.
+        rows: of the report.
+        payload_bytes, pending_bytes, dictionary_bytes, parameter_bytes, block_elements, window_log: as in
+            `DeclaredLimits`.
     """
 
     file: IO[bytes]
@@ -32,7 +34,7 @@ class PatchFrameWriter:
     window_log: int = 0
 
     def write_frame(self, frame: bytes) -> int:
-        """Add a frame; its length."""
+        """Write a frame; return its length in bytes."""
         self.payload_bytes = max(self.payload_bytes, len(frame))
         self.size += len(frame)
         return self.file.write(frame)
@@ -46,7 +48,11 @@ class PatchFrameWriter:
         block_elements: int = 0,
         window_log: int = 0,
     ) -> None:
-        """Raise what is announced to at least this."""
+        """Raise the limits that the header will declare to at least these.
+
+        Args:
+            pending_bytes, dictionary_bytes, parameter_bytes, block_elements, window_log: as in `DeclaredLimits`.
+        """
         self.pending_bytes = max(self.pending_bytes, pending_bytes)
         self.dictionary_bytes = max(self.dictionary_bytes, dictionary_bytes)
         self.parameter_bytes = max(self.parameter_bytes, parameter_bytes)
@@ -54,12 +60,12 @@ class PatchFrameWriter:
         self.window_log = max(self.window_log, window_log)
 
     def is_within_default_limits(self) -> bool:
-        """Would a decoder with the default limits take it?"""
-        announced = self.declared_limits()
-        return all(getattr(announced, limit.name) <= getattr(DEFAULT_LIMITS, limit.name) for limit in fields(announced))
+        """Return whether a decoder with the default limits would accept the patch."""
+        declared = self.declared_limits()
+        return all(getattr(declared, limit.name) <= getattr(DEFAULT_LIMITS, limit.name) for limit in fields(declared))
 
     def declared_limits(self) -> DeclaredLimits:
-        """For the header."""
+        """Return the limits for the header."""
         return DeclaredLimits(
             payload_bytes=max(self.payload_bytes, RANGE_TABLE_BYTES) if self.size else 0,
             pending_bytes=self.pending_bytes,

@@ -1,4 +1,4 @@
-"""The codecs that know nothing of tensors: one zstd stream from nothing, and bsdiff or zstd from a base."""
+"""Codecs that know nothing of arrays: one zstd stream, or bsdiff or zstd for each file with a base."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -22,7 +22,13 @@ Progress = Callable[[int, int], None]
 
 
 def write_stream(target: BundleDirectory, writer: PatchFrameWriter, progress: Progress | None) -> None:
-    """All files as one zstd stream."""
+    """Write all files as one zstd stream.
+
+    Args:
+        target: the bundle that the patch makes.
+        writer: takes the frames.
+        progress: called with (target bytes done, target bytes in all).
+    """
     total = sum(file.size for file in target.files)
     if total == 0:
         return
@@ -37,14 +43,28 @@ def write_stream(target: BundleDirectory, writer: PatchFrameWriter, progress: Pr
 def write_delta(
     base: BundleDirectory, target: BundleDirectory, writer: PatchFrameWriter, progress: Progress | None
 ) -> None:
-    """Each file by bsdiff from its counterpart; equal ones are copied."""
+    """Write each file by bsdiff from its counterpart; equal files are copied.
+
+    Args:
+        base: the base bundle.
+        target: the bundle that the patch makes.
+        writer: takes the frames.
+        progress: called with (target bytes done, target bytes in all).
+    """
     _write_files(base, target, writer, progress, "bsdiff", _write_file_delta)
 
 
 def write_dictionary(
     base: BundleDirectory, target: BundleDirectory, writer: PatchFrameWriter, progress: Progress | None
 ) -> None:
-    """Each file by zstd with its counterpart as dictionary; equal ones are copied."""
+    """Write each file by zstd with its counterpart as dictionary; equal files are copied.
+
+    Args:
+        base: the base bundle.
+        target: the bundle that the patch makes.
+        writer: takes the frames.
+        progress: called with (target bytes done, target bytes in all).
+    """
     _write_files(base, target, writer, progress, "base", _write_file_with_dictionary)
 
 
@@ -60,14 +80,18 @@ def _write_files(
     total = sum(file.size for file in target.files)
     done = 0
     for file in target.files:
-        like = matching_file(file, base.files)
+        counterpart = matching_file(file, base.files)
         if file.size == 0:
             continue
-        if like is not None and (like.size, like.sha256) == (file.size, file.sha256):
-            stored = writer.write_frame(encode_copy_frame([(done, starts[like.path], file.size)]))
+        if counterpart is not None and (counterpart.size, counterpart.sha256) == (file.size, file.sha256):
+            stored = writer.write_frame(encode_copy_frame([(done, starts[counterpart.path], file.size)]))
             row = PatchRow(file.path, "whole file", "", (), file.size, stored, "copy", "copy")
         else:
-            old = ByteRange(file_path(base, like), 0, starts[like.path], like.size) if like is not None else None
+            old = (
+                ByteRange(file_path(base, counterpart), 0, starts[counterpart.path], counterpart.size)
+                if counterpart is not None
+                else None
+            )
             stored, coder = write_file(old, ByteRange(file_path(target, file), 0, done, file.size), writer)
             row = PatchRow(file.path, "whole file", "", (), file.size, stored, predictor, coder)
         writer.rows.append(row)
@@ -77,23 +101,23 @@ def _write_files(
 
 
 def _write_file_with_dictionary(base: ByteRange | None, target: ByteRange, writer: PatchFrameWriter) -> tuple[int, str]:
-    """Bytes written, and the coder."""
-    alike = (base,) if base is not None and base.size else ()
-    job = UntypedJob((target,), alike, True, EncoderOptions())
+    """Return the bytes written, and the coder's name."""
+    base_ranges = (base,) if base is not None and base.size else ()
+    job = UntypedJob((target,), base_ranges, True, EncoderOptions())
     encoded = encode_with_dictionary(job, target.file.read_bytes(), base.file.read_bytes() if base is not None else b"")
     writer.raise_limits(pending_bytes=encoded.largest_frame_bytes, dictionary_bytes=encoded.dictionary_bytes)
     return sum(writer.write_frame(frame) for frame in encoded.frames), encoded.coder
 
 
 def _write_file_delta(base: ByteRange | None, target: ByteRange, writer: PatchFrameWriter) -> tuple[int, str]:
-    """Bytes written, and the coder: frames of sections, or one LZMA stream where that is smaller."""
+    """Return the bytes written, and the coder's name: DELTA frames, or one LZMA stream if that is smaller."""
     new = target.file.read_bytes()
-    found = find_matches(base.file.read_bytes() if base is not None else b"", new)
+    matches = find_matches(base.file.read_bytes() if base is not None else b"", new)
     start = base.address if base is not None else 0
-    frames = encode_delta_frames(found, new, start, target.address)
-    content = encode_delta_content(found)
-    stream = list(encode_delta_stream_frames(content, start + found.triples[0].position, target.address, len(new)))
-    is_taken = len(found.triples) <= max_triples(len(new))
+    frames = encode_delta_frames(matches, new, start, target.address)
+    content = encode_delta_content(matches)
+    stream = list(encode_delta_stream_frames(content, start + matches.triples[0].position, target.address, len(new)))
+    is_taken = len(matches.triples) <= max_triples(len(new))
     if is_taken and sum(map(len, stream)) < sum(len(frame.frame) for frame in frames):
         writer.features |= {"lzma", "stream"}
         writer.raise_limits(window_log=choose_window_log(len(content)))

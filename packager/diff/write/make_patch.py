@@ -1,12 +1,13 @@
-"""Makes a patch: the files of one bundle from those of another, or from nothing.
+"""Make a patch: the files of one bundle from those of another, or without a base.
 
 Rules:
-1. Same inputs and same versions of the libraries give the same bytes, whatever the executor.
-2. What a codec announces in the header follows from what its frames need, so that `peak_memory` is honest.
-3. Frames go to a temporary file first: the header stands before them and is known after them.
-4. "auto" is the typed codec, unless a generic one is smaller: where quick generic packing shows that one might be, they
-   are made and the smallest is kept. One of them, zstd with the base as dictionary, has no name of its own: its frames
-   are those that the typed codec has for files without arrays. It is left out where nothing of the base is found again.
+1. The same inputs and library versions give the same bytes, with any executor.
+2. The limits in the header are the largest needs of the frames, so `peak_memory` is true.
+3. Frames are written to a temporary file first, because the header precedes them and depends on them.
+4. The codec "auto" is the typed codec unless a generic one is smaller. If a quick estimate shows that one might be, the
+   generic codecs run too and the smallest patch is kept. One of them, zstd with the base as dictionary, has no name of
+   its own, since the typed codec makes the same frames for files without arrays. It is skipped if target and base share
+   no runs of bytes.
 """
 
 import shutil
@@ -46,10 +47,12 @@ def make_patch(
     """Write the patch from `base` to `target` into `out`.
 
     Args:
-        base: None for a patch from nothing.
+        base: None for a full download.
+        target: the bundle that the patch makes.
+        out: takes the patch.
         codec: "auto"; "typed"; "unfitted", which is "typed" without predictor parameters; "planes", which is "typed"
             for devices without pcodec; "bsdiff4"; "zstd".
-        executor: runs the work on single tensors and files; None runs it here.
+        executor: runs the jobs on tensors and files; None runs them in this thread.
         progress: called with (target bytes done, target bytes in all).
 
     Raises:
@@ -58,19 +61,19 @@ def make_patch(
     if codec not in CODECS:
         raise Invalid(f"codec {codec!r} is not one of {', '.join(CODECS)}")
     if codec == "bsdiff4" and base is None:
-        raise Invalid("codec 'bsdiff4' needs a base", hint="leave the codec out: a patch from nothing uses another one")
+        raise Invalid("codec 'bsdiff4' needs a base", hint="omit the codec, or give a base")
     with ExitStack() as stack:
-        effort = EncoderOptions(has_pcodec=codec != "planes", has_fitting=codec != "unfitted")
-        used = codec if codec in ("bsdiff4", "zstd") else "typed"
-        spool = _write_frames(stack, used, base, target, effort, executor, progress)
+        options = EncoderOptions(has_pcodec=codec != "planes", has_fitting=codec != "unfitted")
+        codec_name = codec if codec in ("bsdiff4", "zstd") else "typed"
+        writer = _write_frames(stack, codec_name, base, target, options, executor, progress)
         if codec == "auto" and not (
-            spool.is_within_default_limits() and can_skip_generic_codecs(spool.size, base, target)
+            writer.is_within_default_limits() and can_skip_generic_codecs(writer.size, base, target)
         ):
             for other in _choose_generic_codecs(base, target):
-                trial = _write_frames(stack, other, base, target, effort, executor, None)
-                if trial.size < spool.size or not spool.is_within_default_limits():
-                    used, spool = "typed" if other == _DICTIONARY else other, trial
-        return _write_patch(spool, used, None if used == "zstd" else base, target, out)
+                other_writer = _write_frames(stack, other, base, target, options, executor, None)
+                if other_writer.size < writer.size or not writer.is_within_default_limits():
+                    codec_name, writer = "typed" if other == _DICTIONARY else other, other_writer
+        return _write_patch(writer, codec_name, None if codec_name == "zstd" else base, target, out)
 
 
 def _choose_generic_codecs(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
@@ -89,31 +92,31 @@ def _write_frames(
     executor: Executor | None,
     progress: Progress | None,
 ) -> PatchFrameWriter:
-    spool = PatchFrameWriter(stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the caller's stack closes it
+    writer = PatchFrameWriter(stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the caller's stack closes it
     if codec == "zstd":
-        write_stream(target, spool, progress)
+        write_stream(target, writer, progress)
     elif codec == "bsdiff4" and base is not None:
-        write_delta(base, target, spool, progress)
+        write_delta(base, target, writer, progress)
     elif codec == _DICTIONARY and base is not None:
-        write_dictionary(base, target, spool, progress)
+        write_dictionary(base, target, writer, progress)
     else:
-        write_typed(base, target, spool, options, executor, progress)
-    spool.write_frame(encode_frame(Op.END, b""))
-    return spool
+        write_typed(base, target, writer, options, executor, progress)
+    writer.write_frame(encode_frame(Op.END, b""))
+    return writer
 
 
 def _write_patch(
     writer: PatchFrameWriter, codec: str, base: BundleDirectory | None, target: BundleDirectory, out: BinaryIO
 ) -> PatchReport:
-    announced = writer.declared_limits()
+    limits = writer.declared_limits()
     features = tuple(sorted(writer.features))
-    head = encode_header(Header(base.files if base else (), target.files, features, announced))
+    head = encode_header(Header(base.files if base else (), target.files, features, limits))
     out.write(head)
     writer.file.seek(0)
     shutil.copyfileobj(writer.file, out, _CHUNK_BYTES)
     total = sum(file.size for file in target.files)
     size = len(head) + writer.size
-    return PatchReport(codec, features, size, announced.memory_bound_bytes(), total, tuple(writer.rows))
+    return PatchReport(codec, features, size, limits.memory_bound_bytes(), total, tuple(writer.rows))
 
 
 __all__ = ["CODECS", "make_patch"]

@@ -1,4 +1,4 @@
-"""One side of a patch: the arrays and the bytes of a bundle."""
+"""One side of a patch: the mapped files of a bundle, its arrays and the bytes between them."""
 
 from itertools import pairwise
 
@@ -13,7 +13,13 @@ from packager.tensors.find_regions import find_regions
 
 
 class MappedBundle:
-    """A bundle whose files are mapped, and whose arrays are known."""
+    """A bundle whose files are memory-mapped and whose arrays are known.
+
+    Attributes:
+        directory: the bundle.
+        file_addresses: address of each file's first byte, by path.
+        regions: arrays of each file, by path.
+    """
 
     def __init__(self, directory: BundleDirectory) -> None:
         self.directory = directory
@@ -24,7 +30,7 @@ class MappedBundle:
         }
 
     def arrays(self) -> list[Array]:
-        """In the order of the bundle's line of bytes."""
+        """Return all arrays in the order of the bundle's address space."""
         return [
             Array(index, self.file_addresses[file.path] + region.offset, region)
             for index, file in enumerate(self.directory.files)
@@ -32,20 +38,25 @@ class MappedBundle:
         ]
 
     def array_bytes(self, array: Array) -> memoryview:
-        """The array's bytes."""
+        """Return the bytes of an array without copying them."""
         region = array.region
         path = self.directory.files[array.file].path
         return self._maps[path][region.offset : region.offset + region.size].data
 
     def untyped_ranges(self, path: str) -> list[ByteRange]:
-        """What lies between the regions of a file."""
+        """Return the ranges between the arrays of a file."""
         file = next(file for file in self.directory.files if file.path == path)
         ends = [(0, 0), *((r.offset, r.offset + r.size) for r in self.regions[path]), (file.size, file.size)]
-        place, start = file_path(self.directory, file), self.file_addresses[path]
-        return [ByteRange(place, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
+        disk_path, start = file_path(self.directory, file), self.file_addresses[path]
+        return [ByteRange(disk_path, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
 
     def bytes_at(self, address: int, size: int) -> memoryview | None:
-        """Bytes of one file by where they lie in the bundle; None where they are no file's."""
+        """Return bytes of the address space, or None if they do not lie in one file.
+
+        Args:
+            address: of the first byte.
+            size: bytes.
+        """
         for file in self.directory.files:
             begin = address - self.file_addresses[file.path]
             if file.size and 0 <= begin <= begin + size <= file.size:
@@ -53,6 +64,11 @@ class MappedBundle:
         return None
 
     def array_position(self, array: Array, offset: int = 0) -> BytePosition:
-        """Where the array is, from byte `offset` of it on."""
+        """Return the position of a byte of an array.
+
+        Args:
+            array: of this bundle.
+            offset: bytes from the start of the array.
+        """
         file = self.directory.files[array.file]
         return BytePosition(file_path(self.directory, file), array.region.offset + offset, array.address + offset)

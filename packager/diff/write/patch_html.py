@@ -1,8 +1,8 @@
-"""A patch's report as one HTML file that needs nothing else: where the bytes went, tensor by tensor.
+"""The report of a patch as one HTML file: where the bytes went, tensor by tensor.
 
 Rules:
-1. No script, no font and no picture from elsewhere: the file can be mailed and opened on a plane.
-2. Everything that came from a model's names is escaped.
+1. The file has no external script, font or picture, so it can be mailed and opened offline.
+2. All names from a model are escaped.
 """
 
 from html import escape
@@ -12,10 +12,10 @@ from typing import Final
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from packager.diff.write.patch_report import PatchReport, PatchRow
 
-WIDTH_PX: Final = 1000  # of the picture, in CSS pixels
+WIDTH_PX: Final = 1000  # width of the chart, in CSS pixels
 BAR_HEIGHT_PX: Final = 16
-BAR_WIDTH_SHARE: Final = 0.55  # of the picture's width, for the longest bar; the rest is for its label
-MAX_LABEL_CHARACTERS: Final = 54  # characters
+BAR_WIDTH_SHARE: Final = 0.55  # of the chart's width, for the longest bar; the rest is for its label
+MAX_LABEL_CHARACTERS: Final = 54
 MAX_BARS: Final = 200
 COLORS: Final = {
     "copy": "#9aa5b1",
@@ -37,12 +37,17 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.key span{display:i
 
 
 def write_html(report: PatchReport, path: Path) -> None:
-    """Write the report of one patch to `path`, replacing what is there."""
+    """Write the report of a patch to a file, replacing it if it exists.
+
+    Args:
+        report: of the patch.
+        path: of the HTML file.
+    """
     path.write_text(render_html(report), encoding="utf-8")
 
 
 def render_html(report: PatchReport) -> str:
-    """The page."""
+    """Return the report as an HTML page."""
     share = report.plain_size / report.target_bytes if report.target_bytes else 0.0
     rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
     facts = [
@@ -63,7 +68,7 @@ def render_html(report: PatchReport) -> str:
 
 
 def bits_per_element(row: PatchRow) -> float | None:
-    """Of a tensor; None for bytes."""
+    """Return the patch's bits per element of a tensor; None for untyped bytes."""
     if row.dtype not in ELEMENT_TYPE_BY_NAME or not row.target_bytes:
         return None
     return 8 * row.patch_bytes * ELEMENT_TYPE_BY_NAME[row.dtype].size / row.target_bytes

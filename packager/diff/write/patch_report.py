@@ -1,4 +1,4 @@
-"""What making a patch reports: the figures for the manifest, and where the bytes went."""
+"""The report of a patch: figures for the manifest, and where the bytes went."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from bundle.strict_json import JSON
 
 @dataclass(frozen=True, slots=True)
 class PatchRow:
-    """One tensor or one stretch of other bytes of the target.
+    """One job: a tensor, several small ones, or untyped bytes of the target.
 
     Attributes:
-        path: the file of the bundle.
-        name: the tensor's name, or what the stretch is.
-        dtype: element type, "" for bytes.
-        shape: dimensions; () where unknown.
+        path: the file of the bundle; "" if several files share the job.
+        name: the tensor's name, or a description of the job.
+        dtype: element type; "" for untyped bytes.
+        shape: dimensions; () if unknown.
         target_bytes: bytes in the target.
-        patch_bytes: bytes in the patch; shared frames are split by target bytes.
+        patch_bytes: bytes in the patch.
         predictor: how the base was used.
-        coder: how the rest was coded.
+        coder: how the residuals or bytes were compressed.
     """
 
     path: str
@@ -30,7 +30,7 @@ class PatchRow:
     coder: str
 
     def as_json(self) -> dict[str, JSON]:
-        """For `--json`; bits per thousand elements are integers, as everywhere."""
+        """Return the row for `--json`."""
         return {
             "path": self.path,
             "name": self.name,
@@ -45,15 +45,15 @@ class PatchRow:
 
 @dataclass(frozen=True, slots=True)
 class PatchReport:
-    """One patch.
+    """The figures of one patch.
 
     Attributes:
         codec: name for the manifest: "zstd", "bsdiff4" or "typed".
-        features: sorted names of decoder features that it needs.
+        features: sorted names of the decoder features that the patch needs.
         plain_size: bytes of the patch before encryption.
-        peak_memory_bytes: the most that applying takes above an idle decoder.
+        peak_memory_bytes: most bytes that applying takes above an idle decoder.
         target_bytes: bytes of the target bundle.
-        rows: where the bytes went.
+        rows: one per job.
     """
 
     codec: str
@@ -64,7 +64,7 @@ class PatchReport:
     rows: tuple[PatchRow, ...]
 
     def as_json(self) -> dict[str, JSON]:
-        """For `--json`."""
+        """Return the report for `--json`."""
         return {
             "codec": self.codec,
             "features": list(self.features),

@@ -1,4 +1,4 @@
-"""A patch's report as a table for a terminal."""
+"""The report of a patch as a table for a terminal."""
 
 from typing import Final
 
@@ -10,7 +10,12 @@ NAME_WIDTH: Final = 40
 
 
 def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> str:
-    """The rows that take the most bytes of the patch, largest first; the rest as one line."""
+    """Format the rows that take the most bytes of the patch, largest first, and the rest as one line.
+
+    Args:
+        report: of the patch.
+        max_rows: rows shown in full.
+    """
     rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
     lines = [f"{'tensor':{NAME_WIDTH}} {'type':5} {'before':>14} {'after':>12} {'bits':>6}  predictor, coder"]
     lines += [_format_row(row) for row in rows[:max_rows]]

@@ -1,11 +1,21 @@
-"""Cuts a bundle into jobs for the typed codec, in the order in which the decoder can write what they make.
+"""Cut a bundle into jobs for the typed codec, so that few bytes wait in the decoder.
+
+Symbols: jobs j = 1 … J, each with target ranges [a, a + n) in the address space; a weight per range: n for decoded
+bytes, 16 per edit for edited ranges, 0 for copied ranges; the cursor.
+
+Theory of operation. The decoder writes the target forward. A job that makes one range, ordered by its first address, is
+written at once. A shared job (small tensors of one type, structure, edits) makes ranges all over the bundle at the time
+of its frame; each waits until the cursor reaches it. Sharing makes a patch smaller, because tables of coders are paid
+once; waiting takes memory on the device. So the plan starts with groups of BLOCK_ELEMENTS / 2 elements, simulates the
+decoder (`max_pending_bytes`: add a job's ranges, advance the cursor over all ranges that it reaches, record the peak of
+the weights), and halves the group size until at most `MAX_PENDING_BYTES` wait. The decoder accepts 4 MiB (docs/format.md
+section 9.2): the rest is for untyped jobs, whose waiting bytes are known only when they are encoded.
 
 Rules:
-1. Jobs are ordered by the first byte that they make. A large tensor is a job or several; small tensors of one type
-   share one, and so do the bytes between tensors: what a shared job makes ahead of the cursor waits in the decoder.
-2. Shared jobs are made small enough that never more than `MAX_PENDING_BYTES` wait.
-3. What the base holds already is copied: whole tensors, rows of tensors that changed only here and there, and all of
-   what lies between tensors where it lies so in the base, beside one that is copied: so a run of tensors is one range.
+1. Jobs are ordered by the first byte that they make; copies come before other jobs at the same address.
+2. A large tensor is one job or several. Small tensors of one type share a job, and so do the bytes between tensors.
+3. Bytes that the base has are copied: whole tensors, unchanged rows of tensors, and bytes between tensors if they are
+   equal in the base next to a copied tensor. So a run of unchanged tensors is one range.
 4. Tensors of which few elements differ are copied with edits (packager/diff/encode/encode_edits.py).
 """
 
@@ -45,64 +55,76 @@ LARGE_TENSOR_ELEMENTS: Final = 2048
 
 
 def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: EncoderOptions) -> list[PlannedJob]:
-    """Every byte of the target in exactly one job, in order (rule 1)."""
-    new = MappedBundle(target)
-    old = MappedBundle(base) if base is not None else None
+    """Plan the jobs of a patch, in order; every byte of the target is in exactly one job.
+
+    Args:
+        base: None for a full download.
+        target: the bundle that the patch makes.
+        options: of the encoder.
+    """
+    target_bundle = MappedBundle(target)
+    base_bundle = MappedBundle(base) if base is not None else None
     copies: list[CopiedRange] = []
     edited: dict[str, list[tuple[ArrayMatch, ArrayDiff]]] = defaultdict(list)
     planned: list[PlannedJob] = []
     small: list[ArrayMatch] = []
     handled = set()
     for file in target.files:
-        like = matching_file(file, base.files) if base is not None else None
+        counterpart = matching_file(file, base.files) if base is not None else None
         if file.size == 0:
             handled.add(file.path)
-        elif old is not None and like is not None and (like.size, like.sha256) == (file.size, file.sha256):
-            copies.append((new.file_addresses[file.path], old.file_addresses[like.path], file.size))
+        elif (
+            base_bundle is not None
+            and counterpart is not None
+            and (counterpart.size, counterpart.sha256) == (file.size, file.sha256)
+        ):
+            copies.append(
+                (target_bundle.file_addresses[file.path], base_bundle.file_addresses[counterpart.path], file.size)
+            )
             handled.add(file.path)
-    arrays = [array for array in new.arrays() if target.files[array.file].path not in handled]
-    if old is not None:
-        matches = match_arrays(arrays, old.arrays(), new.array_bytes, old.array_bytes)
+    arrays = [array for array in target_bundle.arrays() if target.files[array.file].path not in handled]
+    if base_bundle is not None:
+        matches = match_arrays(arrays, base_bundle.arrays(), target_bundle.array_bytes, base_bundle.array_bytes)
     else:
         matches = [ArrayMatch(array, None, False) for array in arrays]
     for match in matches:
-        change = _diff_arrays(match, new, old)
-        if change is not None and match.base is not None and change.runs == 0:
+        diff = _diff_arrays(match, target_bundle, base_bundle)
+        if diff is not None and match.base is not None and diff.runs == 0:
             copies.append((match.target.address, match.base.address, match.target.region.size))
-        elif change is not None and change.is_edited:
-            edited[match.target.region.dtype].append((match, change))
+        elif diff is not None and diff.is_edited:
+            edited[match.target.region.dtype].append((match, diff))
         elif count_elements(match.target.region) < LARGE_TENSOR_ELEMENTS and not match.is_transposed:
             small.append(match)
         else:
-            planned += plan_tensor_jobs(match, new, old, options)
-    edits = _split_edited_arrays(edited, new, old) if old is not None else {}
-    held = copies + [(p.target.address, p.base.address, p.size) for made in edits.values() for p in made]
-    gaps = {file.path: new.untyped_ranges(file.path) for file in target.files if file.path not in handled}
-    beside = (
-        _find_copied_gaps(held, [gap for pieces in gaps.values() for gap in pieces], new, old)
-        if old is not None
+            planned += plan_tensor_jobs(match, target_bundle, base_bundle, options)
+    edits = _split_edited_arrays(edited, target_bundle, base_bundle) if base_bundle is not None else {}
+    copied = copies + [(p.target.address, p.base.address, p.size) for made in edits.values() for p in made]
+    gaps = {file.path: target_bundle.untyped_ranges(file.path) for file in target.files if file.path not in handled}
+    copied_gaps = (
+        _find_copied_gaps(copied, [gap for pieces in gaps.values() for gap in pieces], target_bundle, base_bundle)
+        if base_bundle is not None
         else {}
     )
-    copies += [(gap.address, start, gap.size) for gap, start in beside.items()]
+    copies += [(gap.address, start, gap.size) for gap, start in copied_gaps.items()]
     for path, pieces in gaps.items():
         planned += _plan_untyped_jobs(
             path,
-            [gap for gap in pieces if gap not in beside],
-            {(start, gap.size) for gap, start in beside.items()},
-            new,
-            old,
+            [gap for gap in pieces if gap not in copied_gaps],
+            {(start, gap.size) for gap, start in copied_gaps.items()},
+            target_bundle,
+            base_bundle,
             options,
         )
     edits, copies = join_copies(edits, copies)
     for unit, made in edits.items():
         planned += _plan_edit_jobs(unit, made, options, MAX_WAITING_EDITS // len(edits))
-    group = BLOCK_ELEMENTS // 2
+    group_elements = BLOCK_ELEMENTS // 2
     while True:
-        shared = list(plan_grouped_jobs(small, new, old, options, group))
+        shared = list(plan_grouped_jobs(small, target_bundle, base_bundle, options, group_elements))
         out = sorted(planned + shared + list(_plan_copy_jobs(copies)), key=_sort_key)
-        if group <= 1 or max_pending_bytes(out) <= MAX_PENDING_BYTES:
+        if group_elements <= 1 or max_pending_bytes(out) <= MAX_PENDING_BYTES:
             return out
-        group //= 2
+        group_elements //= 2
 
 
 def _sort_key(planned_job: PlannedJob) -> tuple[int, bool]:
@@ -110,42 +132,43 @@ def _sort_key(planned_job: PlannedJob) -> tuple[int, bool]:
 
 
 def max_pending_bytes(planned_jobs: list[PlannedJob]) -> int:
-    """Rule 2: the most bytes that ever wait in the decoder, where every shared job makes all its bytes at once."""
-    worst = waiting = cursor = 0
-    ahead: dict[int, tuple[int, int]] = {}
+    """Return the most bytes that ever wait in the decoder if each job makes all its bytes at once."""
+    peak = waiting = cursor = 0
+    pending_ranges: dict[int, tuple[int, int]] = {}
     for plan in planned_jobs:
         if isinstance(plan.job, CopyJob):
             ranges = [(start, length, 0) for start, _, length in plan.job.ranges]
         elif isinstance(plan.job, EditJob):
             ranges = [(p.target.address, p.size, WAITING_BYTES_PER_EDIT * p.edit_count) for p in plan.job.edited_ranges]
-            worst = max(
-                worst, waiting + WAITING_BYTES_PER_EDIT * plan.job.edit_count
-            )  # they wait until the frame is read
+            peak = max(
+                peak, waiting + WAITING_BYTES_PER_EDIT * plan.job.edit_count
+            )  # all edits of a frame wait until it has been read
         elif isinstance(plan.job, UntypedJob):
             ranges = [(piece.address, piece.size, piece.size) for piece in plan.job.target]
         else:
             ranges = [(s.target.address, s.size, s.size) for s in plan.job.segments]
         for start, length, weight in ranges:
-            ahead[start] = (length, weight)
+            pending_ranges[start] = (length, weight)
             waiting += weight
-            while cursor in ahead:
-                step, held = ahead.pop(cursor)
-                cursor += step
-                waiting -= held
-            worst = max(worst, waiting)
-    return worst
+            while cursor in pending_ranges:
+                written_bytes, written_weight = pending_ranges.pop(cursor)
+                cursor += written_bytes
+                waiting -= written_weight
+            peak = max(peak, waiting)
+    return peak
 
 
 def _find_copied_gaps(
     copies: list[CopiedRange], untyped_ranges: list[ByteRange], target_bundle: MappedBundle, base_bundle: MappedBundle
 ) -> dict[ByteRange, int]:
-    """Rule 3: those gaps that the base holds beside what is copied next to them, and where."""
+    """Return the gaps that the base has next to a copied range, each with its base address (rule 3)."""
     starts = {start: base for start, base, _ in copies}
     ends = {start + length: base + length for start, base, length in copies}
     found = {}
     for gap in untyped_ranges:
         after = starts.get(gap.address + gap.size)
-        for base in (ends.get(gap.address), None if after is None else after - gap.size):
+        base_after = None if after is None else after - gap.size
+        for base in (ends.get(gap.address), base_after):
             if base is not None and base_bundle.bytes_at(base, gap.size) == target_bundle.bytes_at(
                 gap.address, gap.size
             ):
@@ -163,18 +186,20 @@ def _plan_untyped_jobs(
     options: EncoderOptions,
 ) -> Iterator[PlannedJob]:
     file = next(file for file in target_bundle.directory.files if file.path == path)
-    like = matching_file(file, base_bundle.directory.files) if base_bundle is not None else None
-    held = base_bundle.untyped_ranges(like.path) if base_bundle is not None and like is not None else []
-    base = tuple(gap for gap in held if (gap.address, gap.size) not in copied)
+    counterpart = matching_file(file, base_bundle.directory.files) if base_bundle is not None else None
+    base_gaps = (
+        base_bundle.untyped_ranges(counterpart.path) if base_bundle is not None and counterpart is not None else []
+    )
+    base = tuple(gap for gap in base_gaps if (gap.address, gap.size) not in copied)
     if target_bundle.regions[path]:
         for run in split_ranges(untyped_ranges, MAX_FRAME_BYTES, MAX_ITEMS):
             yield PlannedJob(run[0].address, UntypedJob(run, base, False, options), path, "structure", "", ())
         return
     if not untyped_ranges:
         return
-    if like is not None and base_bundle is not None and base_bundle.regions[like.path]:
-        whole = file_path(base_bundle.directory, like)
-        base = (ByteRange(whole, 0, base_bundle.file_addresses[like.path], like.size),)
+    if counterpart is not None and base_bundle is not None and base_bundle.regions[counterpart.path]:
+        whole = file_path(base_bundle.directory, counterpart)
+        base = (ByteRange(whole, 0, base_bundle.file_addresses[counterpart.path], counterpart.size),)
     yield PlannedJob(
         target_bundle.file_addresses[path],
         UntypedJob(tuple(untyped_ranges), base, True, options),
@@ -193,7 +218,7 @@ def _plan_copy_jobs(copies: list[CopiedRange]) -> Iterator[PlannedJob]:
 
 
 def _diff_arrays(match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle | None) -> ArrayDiff | None:
-    """None where it has no base, or is not nearly the same."""
+    """Compare an array with its base; None without a base, or if many elements differ."""
     if base_bundle is None or match.base is None or match.is_transposed:
         return None
     return compare_arrays(
@@ -209,11 +234,11 @@ def _split_edited_arrays(
     out: dict[str, list[EditedRange]] = defaultdict(list)
     for dtype, found in edited.items():
         kind = ELEMENT_TYPE_BY_NAME[dtype]
-        unit = choose_edit_type(kind, (change for _, change in found))
-        for match, change in found:
+        unit = choose_edit_type(kind, (diff for _, diff in found))
+        for match, diff in found:
             assert match.base is not None
             out[unit.name] += split_edited_array(
-                target_bundle.array_position(match.target), base_bundle.array_position(match.base), kind, unit, change
+                target_bundle.array_position(match.target), base_bundle.array_position(match.base), kind, unit, diff
             )
     return out
 

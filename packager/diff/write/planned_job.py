@@ -1,4 +1,4 @@
-"""A piece of work of any kind, with its place in the patch."""
+"""A job of any kind with its position in the patch."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,16 @@ Job = CopyJob | EditJob | UntypedJob | TensorJob
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """A job and how the report names it."""
+    """A job, its position, and its name in the report.
+
+    Attributes:
+        start: address of the first target byte.
+        job: the work.
+        path: of the file; "" if several files share the job.
+        name: for the report.
+        dtype: of the elements; "" for untyped bytes.
+        shape: of the elements; () if unknown.
+    """
 
     start: int
     job: Job

@@ -1,7 +1,7 @@
-"""Cuts tensors into jobs: large ones into slices or into runs of rows, small ones of a type together.
+"""Cut tensors into jobs: large ones into slices or runs of rows, small ones of a type together.
 
-Rules:
-1. Rows that did not change are copied, where the tables of their runs take less than coding all rows.
+Unchanged rows are copied if the tables of their runs take less than coding all rows (docs/benchmarks.md, row "rows that
+did not change").
 """
 
 from collections import defaultdict
@@ -24,19 +24,26 @@ from packager.diff.write.planned_job import PlannedJob
 from packager.tensors.region import Region
 
 MAX_ITEMS: Final = 4096
-MAX_RUNS: Final = 2048  # of rows in one job
-MIN_COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
-COPIED_ROWS_BYTES: Final = 256  # more than coding all rows takes, copying may cost: it is faster
-BLOCK_OVERHEAD_BYTES: Final = 64  # what a block of rows takes that hardly changed, beside a class for each row
+MAX_RUNS: Final = 2048  # runs of rows in one job
+MIN_COPIED_ROWS_SHARE: Final = 0.25  # with fewer unchanged rows, zero residuals are cheaper than copies
+COPIED_ROWS_BYTES: Final = 256  # copying may cost this much more than coding all rows, because it is faster
+BLOCK_OVERHEAD_BYTES: Final = 64  # size of a block of rows that hardly changed, beside a class for each row
 MIN_ROW_BYTES: Final = 32
 
-RowSpan = tuple[int, int, bool]  # first row, end, did they change
+RowSpan = tuple[int, int, bool]  # first row, row after the last one, whether the rows changed
 
 
 def plan_tensor_jobs(
     match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle | None, options: EncoderOptions
 ) -> Iterator[PlannedJob]:
-    """Of a large tensor."""
+    """Plan the jobs of one large tensor.
+
+    Args:
+        match: the tensor and its base.
+        target_bundle: of the tensor.
+        base_bundle: None for a full download.
+        options: of the encoder.
+    """
     region = match.target.region
     path = target_bundle.directory.files[match.target.file].path
     runs = (
@@ -86,7 +93,7 @@ def _plan_row_jobs(
     path: str,
     options: EncoderOptions,
 ) -> Iterator[PlannedJob]:
-    """Rows that are copied, then those that are coded: so the latter never wait for the former in the decoder."""
+    """Plan copied rows before coded rows, so that no coded row waits in the decoder for a copied one."""
     assert match.base is not None
     region = match.target.region
     row_bytes = region.size // region.shape[0]
@@ -120,7 +127,7 @@ def _transposed_base(match: ArrayMatch, base_bundle: MappedBundle | None) -> Byt
 
 
 def _split_into_slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """(offset, bytes, shape) of runs of rows of at most `SLICE_ELEMENTS` elements, where rows are known."""
+    """Yield (offset, bytes, shape) of runs of rows, or of elements, of at most `SLICE_ELEMENTS` elements."""
     size = ELEMENT_TYPE_BY_NAME[region.dtype].size
     elements = region.size // size
     if elements <= SLICE_ELEMENTS:
@@ -137,7 +144,7 @@ def _split_into_slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ..
 def _find_changed_rows(
     match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle
 ) -> list[RowSpan] | None:
-    """Runs of rows; None where rule 1 does not pay."""
+    """Return runs of changed and unchanged rows; None if copying rows does not pay."""
     region = match.target.region
     if match.base is None or match.is_transposed or len(region.shape) < 2 or region.shape[0] < 64:
         return None
@@ -145,16 +152,18 @@ def _find_changed_rows(
     if row_bytes < MIN_ROW_BYTES:
         return None
     changed = np.zeros(region.shape[0], np.bool_)
-    ours = np.frombuffer(target_bundle.array_bytes(match.target), np.uint8).reshape(-1, row_bytes)
-    theirs = np.frombuffer(base_bundle.array_bytes(match.base), np.uint8).reshape(-1, row_bytes)
+    target_rows = np.frombuffer(target_bundle.array_bytes(match.target), np.uint8).reshape(-1, row_bytes)
+    base_rows = np.frombuffer(base_bundle.array_bytes(match.base), np.uint8).reshape(-1, row_bytes)
     step = max(1, (1 << 22) // row_bytes)
     for begin in range(0, len(changed), step):
-        changed[begin : begin + step] = (ours[begin : begin + step] != theirs[begin : begin + step]).any(axis=1)
+        changed[begin : begin + step] = (target_rows[begin : begin + step] != base_rows[begin : begin + step]).any(
+            axis=1
+        )
     if 1 - changed.mean() < MIN_COPIED_ROWS_SHARE:
         return None
     edges = [0, *(np.flatnonzero(np.diff(changed)) + 1).tolist(), len(changed)]
     lengths = b"".join(encode_varint((b - a) * row_bytes) for a, b in pairwise(edges))
-    # The lengths of all runs are in both tables, that of copies and that of segments, as lengths or as gaps.
+    # Both the table of copies and that of segments contain the lengths of all runs, as lengths or as gaps.
     blocks = -(-count_elements(region) // block_elements(region.dtype))
     coded = len(write_section(changed.tobytes())) + BLOCK_OVERHEAD_BYTES * blocks
     if 2 * len(write_section(lengths)) > coded + COPIED_ROWS_BYTES:
@@ -169,7 +178,15 @@ def plan_grouped_jobs(
     options: EncoderOptions,
     limit: int,
 ) -> Iterator[PlannedJob]:
-    """Of small tensors, those of a type together, up to `limit` elements."""
+    """Plan shared jobs for small tensors: those of one type together.
+
+    Args:
+        matches: small tensors and their bases, in target order.
+        target_bundle: of the tensors.
+        base_bundle: None for a full download.
+        options: of the encoder.
+        limit: most elements of a job, except for its last tensor.
+    """
     open_groups: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
     for match in matches:
         region = match.target.region
@@ -191,5 +208,5 @@ def _make_group_job(dtype: str, segments: list[Segment], options: EncoderOptions
 
 
 def count_elements(region: Region) -> int:
-    """How many an array has."""
+    """Return the number of elements of an array."""
     return region.size // ELEMENT_TYPE_BY_NAME[region.dtype].size

@@ -1,4 +1,4 @@
-"""The typed codec: runs the jobs of a plan and writes what they make, in order."""
+"""The typed codec: run the planned jobs, in parallel if possible, and write their frames in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from packager.diff.write.patch_report import PatchRow
 from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs
 from packager.diff.write.planned_job import Job, PlannedJob
 
-MAX_JOBS_IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
+MAX_JOBS_IN_FLIGHT: Final = 6  # submitted at a time: enough to keep the executor busy, few enough to bound memory
 
 Progress = Callable[[int, int], None]
 
@@ -32,10 +32,19 @@ def write_typed(
     executor: Executor | None,
     progress: Progress | None,
 ) -> None:
-    """Write the frames of the typed codec, and a report's row for each job."""
+    """Write the frames of the typed codec, and a report row for each job.
+
+    Args:
+        base: None for a full download.
+        target: the bundle that the patch makes.
+        writer: takes the frames.
+        options: of the encoder.
+        executor: runs the jobs; None runs them in this thread.
+        progress: called with (target bytes done, target bytes in all).
+    """
     plans = plan_jobs(base, target, options)
-    waiting = max_pending_bytes(plans)
-    writer.raise_limits(pending_bytes=waiting)
+    pending_bytes = max_pending_bytes(plans)
+    writer.raise_limits(pending_bytes=pending_bytes)
     total = sum(plan.job.size for plan in plans)
     done = 0
     for plan, encoded in _run_jobs(plans, executor):
@@ -58,7 +67,7 @@ def write_typed(
             )
             writer.features |= encoded.features
             writer.raise_limits(
-                pending_bytes=max(encoded.largest_frame_bytes, waiting + encoded.waiting_bytes),
+                pending_bytes=max(encoded.largest_frame_bytes, pending_bytes + encoded.waiting_bytes),
                 dictionary_bytes=encoded.dictionary_bytes,
                 block_elements=encoded.block_elements,
                 window_log=encoded.window_log,
