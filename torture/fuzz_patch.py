@@ -1,11 +1,11 @@
-"""Fuzzes the patch decoder: `python -m torture.fuzz_patch [--runs N] [--seed S]`.
+"""Fuzz the patch decoder: `python -m torture.fuzz_patch [--runs N] [--seed S]`.
 
-Starts from the checked-in vectors and the corpus beside this file (patches that the encoder made), changes what lies
-inside the frames and the header, and mends the checksums, so that the change reaches the code behind them. Whatever
-happens, the decoder either refuses with a PatchRefused, or gives files that are what the table that it returns says
-(and that table is the caller's to compare); it never reads outside the base, takes much memory or does anything else.
+The seeds are the checked-in vectors and the corpus beside this file, which the encoder made. A run changes bytes inside
+the frames or the header and corrects the checksums, so that the change reaches the code behind them. The decoder must
+either raise a PatchRefused, or make files that match the table that it returns, which its caller compares with the
+signed one. It must never read outside the base or use much memory.
 
-`--write-corpus` makes the corpus again.
+`--write-corpus` writes the corpus again.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.vectors.patch import generate
 
 CORPUS: Final = Path(__file__).parent / "corpus" / "patch"
 MAX_GROWTH_BYTES: Final = 96 << 20
-INTERESTING: Final = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff", b"\xff" * 8 + b"\x7f", b"\x80\x80\x80\x80\x04")
+CRITICAL_BYTES: Final = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff", b"\xff" * 8 + b"\x7f", b"\x80\x80\x80\x80\x04")
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def fuzz(runs: int, seed: int) -> Counter[str]:
-    """How often each reason came out of `runs` changed patches."""
+    """Count how often each reason came out of `runs` changed patches."""
     dice = random.Random(seed)
     seeds = [
         (path.read_bytes(), generate.BASE, generate.TARGET) for path in sorted(generate.FOLDER.glob("good*.patch"))
@@ -74,7 +74,9 @@ def fuzz(runs: int, seed: int) -> Counter[str]:
             raise
         else:
             digests = {path: hashlib.sha256(data).hexdigest() for path, data in sink.files.items()}
-            assert digests == {file.path: file.sha256 for file in found}, f"run {run}: files that are not the table's"
+            assert digests == {file.path: file.sha256 for file in found}, (
+                f"run {run}: files differ from the returned table"
+            )
             outcome["applied" if sink.files == target else "another table"] += 1
     grown = peak_bytes() - before
     assert grown < MAX_GROWTH_BYTES, f"memory grew by {grown} bytes"
@@ -82,7 +84,7 @@ def fuzz(runs: int, seed: int) -> Counter[str]:
 
 
 def change(patch: bytes, dice: random.Random) -> bytes:
-    """One to four changes inside a frame, the header's document, or the order of frames; checksums mended."""
+    """Make one to four changes to frames, to the header's document, or to the order of frames; correct the checksums."""
     head, frames = take_apart(patch)
     for _ in range(dice.randint(1, 4)):
         kind = dice.random()
@@ -97,31 +99,31 @@ def change(patch: bytes, dice: random.Random) -> bytes:
             frames.pop(dice.randrange(len(frames)))
         else:
             i = dice.randrange(len(frames))
-            op, plain, crc, payload = frames[i]
+            op, decoded_bytes, crc, payload = frames[i]
             if dice.random() < 0.1:
                 op = dice.randrange(10)
             elif dice.random() < 0.1:
-                plain = dice.choice((0, 1, plain ^ 1, plain >> 1, 1 << 20, (1 << 32) - 1))
+                decoded_bytes = dice.choice((0, 1, decoded_bytes ^ 1, decoded_bytes >> 1, 1 << 20, (1 << 32) - 1))
             else:
                 payload = changed_bytes(payload, dice)
-            frames[i] = (op, plain, crc, payload)
+            frames[i] = (op, decoded_bytes, crc, payload)
     return put_together(head, frames)
 
 
 def changed_bytes(data: bytes, dice: random.Random) -> bytes:
-    """A flipped bit, an interesting number, a cut, or a repeated piece; most often near the start."""
+    """Flip a bit, insert a critical number, cut or repeat a piece; most often near the start."""
     if not data:
-        return dice.choice(INTERESTING)
+        return dice.choice(CRITICAL_BYTES)
     span = len(data) if dice.random() < 0.4 else min(len(data), 24)
     at = dice.randrange(span)
     match dice.randrange(5):
         case 0:
             return data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
         case 1:
-            number = dice.choice(INTERESTING)
+            number = dice.choice(CRITICAL_BYTES)
             return data[:at] + number + data[at + len(number) :]
         case 2:
-            return data[:at] + dice.choice(INTERESTING) + data[at:]
+            return data[:at] + dice.choice(CRITICAL_BYTES) + data[at:]
         case 3:
             return data[:at] + data[at + dice.randint(1, 8) :]
         case _:
@@ -132,25 +134,25 @@ Frame = tuple[int, int, int, bytes]
 
 
 def take_apart(patch: bytes) -> tuple[bytes, list[Frame]]:
-    """The header's document and the frames."""
-    stored, plain = struct.unpack_from("<II", patch, 10)
-    document = unpack_zstd(patch[22 : 22 + stored], plain, "header")
+    """Return the header's document and the frames."""
+    stored, json_bytes = struct.unpack_from("<II", patch, 10)
+    document = unpack_zstd(patch[22 : 22 + stored], json_bytes, "header")
     frames = []
     position = 22 + stored
     while position < len(patch):
-        op, length, made, crc = struct.unpack_from("<BIII", patch, position)
-        frames.append((op, made, crc, patch[position + 17 : position + 17 + length]))
+        op, length, decoded_bytes, crc = struct.unpack_from("<BIII", patch, position)
+        frames.append((op, decoded_bytes, crc, patch[position + 17 : position + 17 + length]))
         position += 17 + length
     return document, frames
 
 
 def put_together(document: bytes, frames: list[Frame]) -> bytes:
-    """A patch whose checksums hold."""
+    """Return a patch with correct checksums."""
     stored = pack_zstd(document, 3)
     prefix = struct.pack("<8sHII", MAGIC, 1, len(stored), len(document))
     out = [prefix, struct.pack("<I", zlib.crc32(stored, zlib.crc32(prefix))), stored]
-    for op, plain, crc, payload in frames:
-        head = struct.pack("<BIII", op, len(payload), plain, crc)
+    for op, decoded_bytes, crc, payload in frames:
+        head = struct.pack("<BIII", op, len(payload), decoded_bytes, crc)
         out += [head, struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))), payload]
     return b"".join(out)
 
@@ -161,7 +163,7 @@ def peak_bytes() -> int:
 
 
 def sides() -> tuple[Files, Files]:
-    """The bundles that the corpus is between: every predictor and coder on little data."""
+    """Return the base and target of the corpus: small arrays that need every predictor and coder."""
     rng = np.random.default_rng(5)
     arrays: model_formats.Arrays = {
         "dense": rng.normal(0, 0.05, (64, 52)).astype(np.float32),
@@ -187,23 +189,23 @@ def sides() -> tuple[Files, Files]:
 
 
 def edited(base: Files) -> Files:
-    """The base with a few numbers and bytes changed here and there."""
+    """Return the base with a few numbers and bytes changed at random positions."""
     rng = np.random.default_rng(6)
     model, text = bytearray(base["m"]), bytearray(base["t"])
-    for place in rng.integers(len(model) // 2, len(model), 40).tolist():
-        model[place] ^= 1 << int(rng.integers(0, 8))
+    for position in rng.integers(len(model) // 2, len(model), 40).tolist():
+        model[position] ^= 1 << int(rng.integers(0, 8))
     text[100] ^= 1
     return {"m": bytes(model), "t": bytes(text)}
 
 
 def target_of(path: Path) -> Files:
-    """What a patch of the corpus makes."""
+    """Return the files that a patch of the corpus makes."""
     base, target = sides()
     return edited(base) if path.stem.endswith("-edits") else target
 
 
 def write_corpus() -> None:
-    """One patch for each codec, from the base and from nothing; and those of few edits."""
+    """Write patches by each codec: with the base, without it, and of a few edits."""
     import tempfile
 
     CORPUS.mkdir(parents=True, exist_ok=True)

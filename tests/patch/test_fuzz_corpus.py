@@ -1,4 +1,4 @@
-"""The fuzzer's own corpus applies, and a few hundred of its changes are refused; `make torture` does many more."""
+"""The fuzzer's corpus applies, and a few hundred changed patches are refused; `make torture` runs many more."""
 
 from tests.support.memory_bundles import applied
 from torture import fuzz_patch

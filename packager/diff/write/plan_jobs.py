@@ -8,8 +8,8 @@ written at once. A shared job (small tensors of one type, structure, edits) make
 of its frame; each waits until the cursor reaches it. Sharing makes a patch smaller, because tables of coders are paid
 once; waiting takes memory on the device. So the plan starts with groups of BLOCK_ELEMENTS / 2 elements, simulates the
 decoder (`max_pending_bytes`: add a job's ranges, advance the cursor over all ranges that it reaches, record the peak of
-the weights), and halves the group size until at most `MAX_PENDING_BYTES` wait. The decoder accepts 4 MiB (docs/format.md
-section 9.2): the rest is for untyped jobs, whose waiting bytes are known only when they are encoded.
+the weights), and halves the group size until at most `MAX_PENDING_BYTES` wait. The decoder accepts 4 MiB
+(docs/format.md section 9.2): the rest is for untyped jobs, whose waiting bytes are known only when they are encoded.
 
 Rules:
 1. Jobs are ordered by the first byte that they make; copies come before other jobs at the same address.
