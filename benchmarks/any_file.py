@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def told(row: dict[str, Any]) -> str:
-    """One line for a person."""
+    """Return one row as a line of text."""
     best = f"{row['best']} {row['sizes'][row['best']]:,}"
     wrong = "" if row["identical"] else " NOT IDENTICAL"
     sizes = f"{row['base_bytes']:,} to {row['target_bytes']:,}"
@@ -57,7 +57,7 @@ def told(row: dict[str, Any]) -> str:
 
 
 def cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
-    """Name, base and target of each case whose name holds one of the words `only`; all of them without words."""
+    """Yield name, base and target of each case whose name contains one of the words `only`; without words, of all."""
     for kind, data, other in kinds(seed):
         for change, apply in CHANGES.items():
             if _is_wanted(f"{kind}, {change}", only):
@@ -73,7 +73,7 @@ def _is_wanted(name: str, only: tuple[str, ...]) -> bool:
 
 
 def released(only: tuple[str, ...] = ()) -> Iterator[Case]:
-    """Members of wheels and whole wheels of two releases, where the registry can be reached."""
+    """Yield wheels of two releases and their members, if the registry can be reached."""
     wheels = [*published_pairs.WHEELS]
     for old, new in pairwise(wheels):
         if old.partition("==")[0] != new.partition("==")[0] or not _is_wanted(f"{old} to {new}", only):
@@ -91,7 +91,7 @@ def released(only: tuple[str, ...] = ()) -> Iterator[Case]:
 
 
 def _members(path: Path) -> dict[str, bytes]:
-    """Content by name, the name without versions."""
+    """Return the members' content by name; versions are removed from the names."""
     with zipfile.ZipFile(path) as archive:
         return {
             "/".join(part for part in name.split("/") if ".dist-info" not in part): archive.read(name)
@@ -100,7 +100,7 @@ def _members(path: Path) -> dict[str, bytes]:
 
 
 def measured(name: str, base: bytes, target: bytes) -> dict[str, Any]:
-    """Sizes of every codec; the product's patch is applied too."""
+    """Measure the size of every codec's patch, and apply the product's patch."""
     sizes: dict[str, int | None] = {}
     is_identical = True
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Ways in which one file becomes another: each takes the old bytes and a seed."""
+"""Functions that turn one file into another; each takes the old bytes and a seed."""
 
 import random
 from collections.abc import Callable

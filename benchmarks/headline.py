@@ -1,4 +1,4 @@
-"""The whole chain in one table: bytes that bring a fine-tuned model to a device.
+"""Measure the bytes that bring a fine-tuned model to a device, for each way to quantize and to patch.
 
     python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz] [--json OUT]
         [--page README.md] [--keep DIR]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.patch_codecs encode|apply CODEC BASE TARGET PATCH OUT
 
-prints one JSON object: CPU seconds and peak memory above what the process held after its imports. A codec whose library
-or program is absent prints {"absent": why}.
+prints one JSON object: CPU seconds, and peak memory above the process's memory after its imports. A codec whose library
+or program is absent prints {"absent": reason}.
 
 | codec | what runs |
 | --- | --- |
@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def cpu_seconds() -> float:
-    """Of this process and the children that it waited for."""
+    """Return the CPU seconds of this process and of the processes that it waited for."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def status_bytes(field: str) -> int:
-    """VmRSS or VmHWM; `ru_maxrss` would include the process that started this one."""
+    """Return VmRSS or VmHWM, in bytes; `ru_maxrss` would include the process that started this one."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) << 10
@@ -71,7 +71,7 @@ def status_bytes(field: str) -> int:
 
 
 def peak_bytes() -> int:
-    """Of this process, or of a program that it ran, whichever is larger."""
+    """Return the peak memory of this process or of a program that it ran, whichever is larger."""
     return status_bytes("VmHWM") + _program_peak
 
 
@@ -79,7 +79,7 @@ _program_peak = 0
 
 
 def program(arguments: list[str]) -> None:
-    """Run a program and remember its peak memory."""
+    """Run a program and record its peak memory."""
     global _program_peak
     child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     status = Path(f"/proc/{child.pid}/status")
@@ -123,7 +123,7 @@ def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
 
 def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
-    """The library with the base as a dictionary, and the program where there is one: neither is always the smaller."""
+    """Compress by the library with the base as dictionary, and by the program if installed; keep the smaller."""
     import zstandard
 
     reach = base.stat().st_size + target.stat().st_size  # from the last byte of the target to the first of the base

@@ -1,10 +1,10 @@
-"""Memory of applying a patch, over the size of the model.
+"""Measure the memory that applying a patch takes, by size of the model.
 
     python -m benchmarks.patch_memory [--gib 0.25 --gib 1 --gib 5] [--json OUT]
 
-The model is an ONNX file whose weights lie in a sparse external-data file of the size asked for; one tensor in eight is
-fine-tuned. The patch is applied in a process of its own to a target that keeps nothing; the figure is VmHWM minus what
-the process held after its imports. Both digests are checked, so the whole file is read and made.
+The model is an ONNX file whose weights are in a sparse external-data file of the requested size; one tensor in eight is
+fine-tuned. The patch is applied in a process of its own to a target that discards all bytes; the figure is VmHWM minus
+the process's memory after its imports. Both digests are checked, so the whole file is read and made.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def measured(gib: float) -> dict[str, float]:
-    """Make, patch and apply one model."""
+    """Make a model and a fine-tune of it, patch them, and apply the patch."""
     from packager.diff.bundle_folder import open_bundle
     from packager.diff.write.make_patch import make_patch
 
@@ -61,7 +61,7 @@ def measured(gib: float) -> dict[str, float]:
 
 
 def make_model(root: Path, count: int, *, tuned: bool) -> None:
-    """`count` tensors of 64 MiB in a sparse file."""
+    """Write an ONNX model of `count` tensors of 64 MiB in a sparse file."""
     from onnx import TensorProto, helper
     from onnx.external_data_helper import set_external_data
 
@@ -86,7 +86,7 @@ def make_model(root: Path, count: int, *, tuned: bool) -> None:
 
 
 class _Nowhere:
-    """A target that keeps nothing."""
+    """A target that discards all bytes."""
 
     def begin_file(self, file: object) -> None:
         pass
@@ -99,7 +99,7 @@ class _Nowhere:
 
 
 def apply(base: Path, patch: Path) -> None:
-    """In the child: apply, and print the peak above the imports."""
+    """Apply the patch, and print the peak memory above that after the imports; runs in a process of its own."""
     import pcodec  # noqa: F401 - an import of the codec: not to be counted as memory of the work
 
     from benchmarks.patch_codecs import cpu_seconds, status_bytes

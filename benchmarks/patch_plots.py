@@ -30,7 +30,7 @@ Bar = tuple[str, float, float | None]
 
 
 def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
-    """Write the pictures, the last one where memory was measured. Returns file name → what it shows."""
+    """Write the plots, the last one only if memory was measured; return the caption of each file."""
     folder.mkdir(parents=True, exist_ok=True)
     # a ratio of a few bytes to a few bytes says nothing: such pairs are in the table only
     large = [row for row in rows if (best := best_generic(row)) and best[1] > 4 * SLACK_BYTES]

@@ -1,4 +1,4 @@
-"""Rows of the patch benchmark, their goals, and what follows from them."""
+"""Rows of the patch benchmark, their goals, and figures derived from them."""
 
 import re
 from typing import Any, Final
@@ -17,13 +17,13 @@ RENAMED: Final = {"minilm-renamed-fp32": "minilm-fine-tune-fp32", "minilm-rename
 RENAMED_GOAL: Final = 1.02
 ENCODE_GOAL: Final = 50  # times less CPU than bsdiff4
 ENCODE_BYTES: Final = 80_000_000  # files that this goal is about: 90 MB in fp32
-MEMORY_MIB: Final = 12
+MEMORY_MIB: Final = 12  # goal for applying any patch
 SLACK_BYTES: Final = 1024
 Row = dict[str, Any]
 
 
 def kind_of(pair: str) -> str:
-    """fp32, fp16, bf16 or int8, by the pair's name; text for configurations, fp32 where it names none."""
+    """Return fp32, fp16, bf16, int8 or text (configurations) by the pair's name; fp32 if it names none."""
     for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
         if re.search(pattern, pair):
             return kind
@@ -31,7 +31,7 @@ def kind_of(pair: str) -> str:
 
 
 def goal_of(pair: str) -> float | None:
-    """The goal for the ratio; None where there is none for such a pair."""
+    """Return the goal for a pair's ratio, or None if the pair has no goal."""
     if pair in RENAMED:
         return None
     for pattern, goals in GOALS:
@@ -41,17 +41,17 @@ def goal_of(pair: str) -> float | None:
 
 
 def best_generic(row: Row) -> tuple[str, int] | None:
-    """The generic codec with the smallest patch."""
+    """Return the generic codec with the smallest patch, and its bytes."""
     sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
     return (min(sizes)[1], min(sizes)[0]) if sizes else None
 
 
 def ratio_of(row: Row) -> float | None:
-    """Bytes of our patch over those of the best generic tool."""
+    """Return the bytes of our patch divided by those of the best generic tool."""
     best, ours = best_generic(row), row["sizes"]["airweights"]
     return ours / best[1] if best and ours is not None else None
 
 
 def apply_mb_s(row: Row) -> float:
-    """Megabytes of target that one CPU second makes."""
+    """Return the megabytes of target that one CPU second makes."""
     return float(row["target_bytes"] / 1e6 / max(row["apply"]["airweights"]["cpu_s"], 1e-3))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.patch_tables --json patches.json [--memory patch_memory.json] [--docs docs]
 
-Prints the table against the goals. With `--docs`, DOCS/benchmarks.md gets it between its markers and DOCS/plots the
-pictures (where matplotlib is installed).
+Prints the figures with their goals. With `--docs`, writes the tables between the markers of DOCS/benchmarks.md and, if
+matplotlib is installed, the plots to DOCS/plots.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def between_markers(text: str, name: str, table: str) -> str:
-    """The page with `table` between its comments `NAME, made by …` and `end of NAME`; ValueError without them."""
+    """Put `table` between the page's comments `NAME, made by …` and `end of NAME`; ValueError without them."""
     found = re.sub(
         rf"(<!-- {name},[^>]*-->\n).*?(<!-- end of {name} -->)", lambda m: f"{m[1]}{table}{m[2]}", text, flags=re.DOTALL
     )
@@ -70,7 +70,7 @@ def between_markers(text: str, name: str, table: str) -> str:
 
 
 def markdown(rows: list[Row]) -> str:
-    """Sizes: exact, and the same on every machine with the same versions of the libraries."""
+    """Format the sizes, which are the same on every machine with the same library versions."""
     out = [
         "| pair | target | best generic tool | patch | ratio | goal | without fitted parameters |",
         "| --- | --: | --: | --: | --: | --: | --: |",
@@ -91,7 +91,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def costs(rows: list[Row]) -> str:
-    """CPU seconds and memory: of one machine."""
+    """Format CPU seconds and memory, which depend on the machine."""
     out = [
         "| pair | encode, CPU s | bsdiff4 | encode, MiB | apply, MB a CPU s | goal | apply, MiB |",
         "| --- | --: | --: | --: | --: | --: | --: |",
@@ -112,7 +112,7 @@ def costs(rows: list[Row]) -> str:
 
 
 def verdicts(rows: list[Row], memory: list[Row]) -> str:
-    """Each goal in one line: on how many pairs it is met, and where it is not."""
+    """Format one line per goal: how many pairs meet it, and which do not."""
     sizes = {row["pair"]: row["sizes"]["airweights"] for row in rows}
     tests = [(r["pair"], goal_of(r["pair"]), ratio_of(r)) for r in rows]
     renamed = [(p, RENAMED_GOAL, sizes[p] / sizes[q]) for p, q in RENAMED.items() if p in sizes and q in sizes]

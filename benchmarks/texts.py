@@ -1,4 +1,4 @@
-"""Texts with labels that every machine has: pieces of Python's standard library, the label being the module.
+"""Labeled texts that every machine has: pieces of Python's standard library; the label is the module.
 
 1. A piece is some whole lines of one module, about 64 word pieces long; pieces do not overlap.
 2. Pieces are shuffled with a fixed seed and split: held-out inputs and calibration inputs are never trained on.

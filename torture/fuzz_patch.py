@@ -84,7 +84,7 @@ def fuzz(runs: int, seed: int) -> Counter[str]:
 
 
 def change(patch: bytes, dice: random.Random) -> bytes:
-    """Make one to four changes to frames, to the header's document, or to the order of frames; correct the checksums."""
+    """Make one to four changes to frames, their order, or the header's document; correct the checksums."""
     head, frames = take_apart(patch)
     for _ in range(dice.randint(1, 4)):
         kind = dice.random()

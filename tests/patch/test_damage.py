@@ -1,4 +1,4 @@
-"""Whatever happens to a patch's bytes, it is refused with a reason, and never half believed."""
+"""A damaged patch is refused with a reason, and none of its output is accepted."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Few elements that differ, anywhere in a model: exact, near to their entropy, and within the decoder's limits."""
+"""Edits anywhere in a model: exact, close to their entropy, and within the decoder's limits."""
 
 import io
 from pathlib import Path

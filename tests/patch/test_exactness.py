@@ -1,4 +1,4 @@
-"""The arithmetic that a device and the packager must agree on, bit for bit, and how residuals are cut and streamed."""
+"""Arithmetic on which device and packager agree bit for bit, and cuts and streams of residuals."""
 
 from dataclasses import replace
 from pathlib import Path

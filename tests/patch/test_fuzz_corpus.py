@@ -1,4 +1,7 @@
-"""The fuzzer's corpus applies, and a few hundred changed patches are refused; `make torture` runs many more."""
+"""The fuzzer's corpus applies, and hundreds of changed patches are refused.
+
+`make torture` runs many more.
+"""
 
 from tests.support.memory_bundles import applied
 from torture import fuzz_patch

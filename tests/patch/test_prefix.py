@@ -1,4 +1,4 @@
-"""Bytes packed after the base's: its raw content dictionary gives them back, as small as by `zstd --patch-from`."""
+"""Bytes compressed after a prefix decompress exactly, and are as small as by `zstd --patch-from`."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What is asked before generic codecs are tried: is anything of the base found again?"""
+"""The quick estimates that decide whether generic codecs are tried."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Arrays are found in every format, and nothing that a file says can make a parser fail."""
+"""Arrays are found in every format, and no content of a file makes a parser fail."""
 
 from pathlib import Path
 from typing import Any

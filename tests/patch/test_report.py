@@ -1,4 +1,4 @@
-"""What a patch's report says adds up, and its page is whole and harmless."""
+"""The figures of a patch's report add up, and its HTML page is complete and safe."""
 
 from html.parser import HTMLParser
 from pathlib import Path

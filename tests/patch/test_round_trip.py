@@ -1,4 +1,4 @@
-"""What a patch makes is the target, bit for bit."""
+"""Applying a patch gives the target, bit for bit."""
 
 import io
 import tempfile

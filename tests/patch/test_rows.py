@@ -1,4 +1,4 @@
-"""Rows that were put in or left out: what follows them is still known."""
+"""Rows that were inserted or removed: the rows after them keep their base rows."""
 
 from itertools import pairwise
 from pathlib import Path
