@@ -39,16 +39,16 @@ def main() -> None:
     for name, base, target in cases(arguments.seed, tuple(arguments.only)):
         rows.append(row := measured(name, base, target))
         if row["excess"] > SLACK_BYTES or not row["identical"]:
-            print(told(row), file=sys.stderr, flush=True)
+            print(format_row(row), file=sys.stderr, flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps({"files": rows}, indent=1) + "\n")
     for row in sorted(rows, key=lambda row: -row["excess"])[: arguments.worst]:
-        print(told(row))
+        print(format_row(row))
     missed = sum(row["excess"] > SLACK_BYTES or not row["identical"] for row in rows)
     print(f"{len(rows)} pairs of files, {missed} more than {SLACK_BYTES:,} bytes above the best generic tool")
 
 
-def told(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Return one row as a line of text."""
     best = f"{row['best']} {row['sizes'][row['best']]:,}"
     wrong = "" if row["identical"] else " NOT IDENTICAL"

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.any_file import told
+from benchmarks.any_file import format_row
 from benchmarks.file_changes import CHANGES
 from benchmarks.file_kinds import kinds
 
@@ -51,5 +51,5 @@ def test_the_sweep_applies_every_patch(tmp_path: Path) -> None:
     rows = json.loads(out.read_text())["files"]
     assert len(rows) == 3
     assert all(row["identical"] and row["excess"] <= 1024 for row in rows)
-    assert told(rows[0]) in done.stdout
+    assert format_row(rows[0]) in done.stdout
     assert f"{len(rows)} pairs of files, 0 more than 1,024 bytes" in done.stdout
