@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     for name, base, target in cases(arguments.seed, tuple(arguments.only)):
-        rows.append(row := measured(name, base, target))
+        rows.append(row := measure_case(name, base, target))
         if row["excess"] > SLACK_BYTES or not row["identical"]:
             print(format_row(row), file=sys.stderr, flush=True)
         if arguments.json:
@@ -65,14 +65,14 @@ def cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
         for name, base, target in ((f"{kind}, another", data, other), (f"{kind}, from nothing", b"", data)):
             if _is_wanted(name, only):
                 yield name, base, target
-    yield from released(only)
+    yield from release_cases(only)
 
 
 def _is_wanted(name: str, only: tuple[str, ...]) -> bool:
     return not only or any(word in name for word in only)
 
 
-def released(only: tuple[str, ...] = ()) -> Iterator[Case]:
+def release_cases(only: tuple[str, ...] = ()) -> Iterator[Case]:
     """Yield wheels of two releases and their members, if the registry can be reached."""
     wheels = [*published_pairs.WHEELS]
     for old, new in pairwise(wheels):
@@ -99,7 +99,7 @@ def _members(path: Path) -> dict[str, bytes]:
         }
 
 
-def measured(name: str, base: bytes, target: bytes) -> dict[str, Any]:
+def measure_case(name: str, base: bytes, target: bytes) -> dict[str, Any]:
     """Measure the size of every codec's patch, and apply the product's patch."""
     sizes: dict[str, int | None] = {}
     is_identical = True

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.patch_tables import between_markers
-from benchmarks.patches import measured
+from benchmarks.patches import measure_pair
 from benchmarks.published_pairs import CACHE
 
 CODECS: Final = ("zstd_full", "bsdiff4", "airweights")
@@ -68,7 +68,7 @@ def trained() -> dict[str, Path]:
 
 def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     """What the table holds, and the two benchmarks' own results."""
-    row = measured("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
+    row = measure_pair("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "update.json"
         words = [word for name in FILES for word in (f"--{name}", str(files[name]))]

@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.pairs
     if folder is None:
-        folder = strangers_pairs()
+        folder = public_pairs()
     elif not folder.is_dir():
         parser.error(f"--pairs: {folder} is not a folder")
     arguments.json.write_text(json.dumps({"pairs": []}) + "\n")
@@ -53,14 +53,14 @@ def main() -> None:
         if found is None:
             print(f"{pair.name}: skipped, expected one base.* and one target.*", file=sys.stderr)
             continue
-        rows.append(measured(pair.name, *found, limit, keep=arguments.keep, jobs=arguments.jobs))
-        print(line(rows[-1]), flush=True)
+        rows.append(measure_pair(pair.name, *found, limit, keep=arguments.keep, jobs=arguments.jobs))
+        print(format_row(rows[-1]), flush=True)
         arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
     if arguments.markdown:
         arguments.markdown.write_text(markdown(rows))
 
 
-def strangers_pairs() -> Path:
+def public_pairs() -> Path:
     """Return the pairs that anyone can make: published ones and, if PyTorch is installed, trained ones."""
     from benchmarks import published_pairs
 
@@ -89,7 +89,7 @@ def files_of(pair: Path) -> tuple[Path, Path] | None:
     return base, targets[0]
 
 
-def measured(
+def measure_pair(
     name: str,
     base: Path,
     target: Path,
@@ -110,11 +110,11 @@ def measured(
         "identical": True,
     }
 
-    def peer(codec: str) -> Trial:
+    def peer(codec: str) -> Measurement:
         place = None if keep is None else keep / f"{codec}-{digest_of(base, target)}.json"
         if place is not None and place.exists():
-            return Trial(*json.loads(place.read_text()))
-        found = trial(codec, base, target, peer_timeout_s)
+            return Measurement(*json.loads(place.read_text()))
+        found = measure_codec(codec, base, target, peer_timeout_s)
         if place is not None and found.is_same:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(json.dumps(astuple(found)) + "\n")
@@ -123,7 +123,7 @@ def measured(
     peers = [codec for codec in codecs if codec not in OURS]
     with ThreadPoolExecutor(jobs) as executor:
         trials = dict(zip(peers, executor.map(peer, peers), strict=True))
-    trials |= {codec: trial(codec, base, target, None) for codec in codecs if codec in OURS}
+    trials |= {codec: measure_codec(codec, base, target, None) for codec in codecs if codec in OURS}
     for codec, found in trials.items():
         row["sizes"][codec], row["encode"][codec], row["apply"][codec] = found.size, found.encode, found.apply
         if not found.is_same and (codec in OURS or found.apply is not None):
@@ -133,8 +133,8 @@ def measured(
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """Measure one codec on one pair: bytes and costs of its patch, and whether the patch gives the target."""
+class Measurement:
+    """One codec on one pair: bytes and costs of its patch, and whether the patch gives the target."""
 
     size: int | None
     encode: dict[str, Any] | None
@@ -142,15 +142,17 @@ class Trial:
     is_same: bool
 
 
-def trial(codec: str, base: Path, target: Path, limit_s: float | None) -> Trial:
+def measure_codec(codec: str, base: Path, target: Path, limit_s: float | None) -> Measurement:
     """Encode and apply a patch, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
         encoded = run("encode", codec, base, target, patch, out, limit_s)
         if encoded is None:
-            return Trial(None, None, None, is_same=False)
+            return Measurement(None, None, None, is_same=False)
         applied = run("apply", codec, base, target, patch, out, limit_s)
-        return Trial(patch.stat().st_size, encoded, applied, is_same=out.is_file() and same(out, target))
+        return Measurement(
+            patch.stat().st_size, encoded, applied, is_same=out.is_file() and have_equal_content(out, target)
+        )
 
 
 def digest_of(base: Path, target: Path) -> str:
@@ -183,7 +185,7 @@ def run(
     return result
 
 
-def same(one: Path, other: Path) -> bool:
+def have_equal_content(one: Path, other: Path) -> bool:
     """Return whether two files have the same content."""
     with one.open("rb") as a, other.open("rb") as b:
         while True:
@@ -194,7 +196,7 @@ def same(one: Path, other: Path) -> bool:
                 return True
 
 
-def line(row: dict[str, Any]) -> str:
+def format_row(row: dict[str, Any]) -> str:
     """Return one row as a line of text."""
     ours, best = row["sizes"]["airweights"], best_generic(row)
     if ours is None:

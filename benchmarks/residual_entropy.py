@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.patches import files_of, strangers_pairs
+from benchmarks.patches import files_of, public_pairs
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ElementType, exponent_fields, to_ordered
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.make_patch import make_patch
@@ -36,15 +36,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for pair in sorted((arguments.pairs or strangers_pairs()).iterdir()):
+    for pair in sorted((arguments.pairs or public_pairs()).iterdir()):
         found = files_of(pair) if pair.is_dir() else None
         if found is None or (arguments.only and pair.name not in arguments.only):
             continue
         rows.append(row := measured(pair.name, *found))
         if row["elements"]:
             bits = (8 * row[name] / row["elements"] for name in ("entropy_bytes", "unfitted_bytes"))
-            told = "entropy {:.3f}, patch {:.3f} bits an element".format(*bits)
-            print(f"{pair.name}: {told}, {row['distance']:+.2%} (goal {row['goal']:.0%})", flush=True)
+            figures = "entropy {:.3f}, patch {:.3f} bits an element".format(*bits)
+            print(f"{pair.name}: {figures}, {row['distance']:+.2%} (goal {row['goal']:.0%})", flush=True)
         else:
             print(f"{pair.name}: no array in common", file=sys.stderr)
     if arguments.json:

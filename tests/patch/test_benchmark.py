@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.patch_codecs import BUILDERS, CODECS, GENERIC
-from benchmarks.patches import measured
+from benchmarks.patches import measure_pair
 from tests.support import model_formats
 
 
@@ -69,10 +69,10 @@ def test_what_a_peer_needed_is_kept_and_used_again(tmp_path: Path) -> None:
     base.write_bytes(model_formats.safetensors(arrays))
     target.write_bytes(model_formats.safetensors(model_formats.tuned(arrays, 2)))
     keep, codecs = tmp_path / "keep", ("zstd_full", "airweights")
-    once = measured("small", base, target, None, keep=keep, codecs=codecs, jobs=2)
+    once = measure_pair("small", base, target, None, keep=keep, codecs=codecs, jobs=2)
     (kept,) = keep.iterdir()
     kept.write_text(kept.read_text().replace(str(once["sizes"]["zstd_full"]), "7"))
-    again = measured("small", base, target, None, keep=keep, codecs=codecs)
+    again = measure_pair("small", base, target, None, keep=keep, codecs=codecs)
     assert (again["sizes"]["zstd_full"], again["sizes"]["airweights"]) == (7, once["sizes"]["airweights"])
     assert again["identical"] is True
     assert again["sizes"]["bsdiff4"] is None
