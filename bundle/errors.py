@@ -47,7 +47,7 @@ class Refused(AirweightsError):
 
 
 class Unavailable(AirweightsError):
-    """A resource is unavailable: network, disk or lock. Retry later; the agent does so by itself."""
+    """A resource is unavailable: network, disk or lock. Retry later; the agent retries updates by itself."""
 
     reason = "unavailable"
     exit_code = 4

@@ -33,7 +33,6 @@ UNREVISED_PAGES: Final = frozenset(
         "quantization.md",
         "release-file.md",
         "threat-model.md",
-        "torture.md",
         "tutorial.md",
     }
 )

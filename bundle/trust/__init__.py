@@ -4,11 +4,12 @@ Words: role (a set of keys with a threshold, and the document that they sign), t
 its length and digest), trust state (what the device stores between checks), time floor (the latest proven time).
 
 Reading order:
-    check.py        the theory of operation, and one whole check: `check`, `TrustSession`
-    clock.py        the time that expiry is judged by
-    trust_state.py  what is stored between checks, in two copies
-    offline_pack.py the rule for repositories on removable media
-    updater.py      python-tuf's client with our limits, transport, clock and errors
-    role_names.py   names of roles, targets and extra fields
-    public_keys.py  digests of public keys
+    check.py          the theory of operation, and one whole check: `check`, `TrustSession`
+    clock.py          the time that expiry is judged by
+    trust_state.py    what is stored between checks, in two copies
+    role_versions.py  the rule that no role is replaced by an older version
+    offline_pack.py   the rule for repositories on removable media
+    updater.py        python-tuf's client with our limits, transport, clock and errors
+    role_names.py     names of roles, targets and extra fields
+    public_keys.py    digests of public keys
 """

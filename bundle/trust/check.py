@@ -36,8 +36,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuf.api.metadata import DelegatedRole, Root, Signed, TargetFile, Targets
-from tuf.api.serialization.json import CanonicalJSONSerializer
+from tuf.api.metadata import Root, Signed, TargetFile, Targets
 
 from bundle.acceptance import CheckContext, VerifiedRelease, accept
 from bundle.errors import (
@@ -45,7 +44,6 @@ from bundle.errors import (
     Malformed,
     NoRollout,
     ReleaseWithdrawn,
-    RollbackRefused,
     TrustStateLost,
     UntrustedMetadata,
 )
@@ -55,7 +53,6 @@ from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
 from bundle.trust.offline_pack import check_pack_role, is_file_url
-from bundle.trust.public_keys import key_digest
 from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
@@ -65,7 +62,8 @@ from bundle.trust.role_names import (
     rollout_role,
     rollout_target,
 )
-from bundle.trust.trust_state import RoleVersion, TrustState, TrustStateStore
+from bundle.trust.role_versions import check_not_older, find_delegation, is_still_signed, role_version
+from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 
 
@@ -240,7 +238,7 @@ class TrustSession:
 
     def _require_delegations(self) -> None:
         for role in self._delegated_roles:
-            if self._find_delegation(role) is None:
+            if find_delegation(self._updater, role) is None:
                 raise NoRollout(
                     f"this repository has no role {role!r}", hint=f"check that {self._request.family!r} is its family"
                 )
@@ -279,7 +277,8 @@ class TrustSession:
         return accepted
 
     def _current_time(self, root: Root) -> int:
-        if self.trust_state.roles and not self._is_still_signed("timestamp", root):
+        stored = self.trust_state.roles
+        if stored and not is_still_signed(self._updater, "timestamp", stored.get("timestamp"), root):
             # the timestamp keys were replaced: a thief of the old ones may have raised the floor, so it starts anew
             reset = parse_time(root.unrecognized_fields.get(ISSUED_AT_FIELD)) or 0
             self._time_floor = TimeFloor(reset, self._request.clock.boot_id, self._request.clock.boot_elapsed_s)
@@ -344,12 +343,8 @@ class TrustSession:
     def _read_target(self, target: TargetFile, name: str, max_bytes: int) -> bytes:
         return self._updater.read_target(target, self._request.cache_dir / "documents" / name, max_bytes)
 
-    def _find_delegation(self, role: str) -> DelegatedRole | None:
-        delegations = self._updater.targets.delegations
-        return None if delegations is None or delegations.roles is None else delegations.roles.get(role)
-
     def _read_counter_epoch(self) -> int:
-        delegation = self._find_delegation(release_role(self._request.family))
+        delegation = find_delegation(self._updater, release_role(self._request.family))
         epoch = None if delegation is None else delegation.unrecognized_fields.get(COUNTER_EPOCH_FIELD)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
             raise Malformed(
@@ -358,41 +353,15 @@ class TrustSession:
             )
         return epoch
 
-    def _role_version(self, role: str) -> RoleVersion:
-        document = self._updater.verified_document(role)
-        signers = sorted(key_digest(key) for key in self._updater.signing_keys(role).values())
-        digest = hashlib.sha256(CanonicalJSONSerializer().serialize(document)).hexdigest()
-        return RoleVersion(document.version, digest, tuple(dict.fromkeys(signers)))
-
-    def _is_still_signed(self, role: str, root: Root | None = None) -> bool:
-        """Return whether enough of the role's current keys signed its stored document."""
-        stored = self.trust_state.roles.get(role)
-        keys, threshold = self._current_keys(role, root or self._updater.root)
-        return stored is not None and len(keys & set(stored.signers)) >= threshold
-
-    def _current_keys(self, role: str, root: Root) -> tuple[set[str], int]:
-        if role in root.roles:
-            return {key_digest(root.keys[keyid]) for keyid in root.roles[role].keyids}, root.roles[role].threshold
-        delegation, delegations = self._find_delegation(role), self._updater.targets.delegations
-        if delegation is None or delegations is None:
-            return set(), 1
-        return {key_digest(delegations.keys[keyid]) for keyid in delegation.keyids}, delegation.threshold
-
     def _save_metadata(self, roles: Iterable[str]) -> None:
         """Check the versions of verified roles against the stored ones, then store them with the time floor."""
-        versions = {role: self._role_version(role) for role in roles}
+        versions = {role: role_version(self._updater, role) for role in roles}
         for role, found in versions.items():
             stored = self.trust_state.roles.get(role)
-            if stored is None or (role != "root" and not self._is_still_signed(role)):
+            if stored is None:
                 continue
-            if found.version < stored.version:
-                raise RollbackRefused(
-                    f"{role}: found version {found.version}, expected at least {stored.version}, the last accepted one"
-                )
-            if found.version == stored.version and found.digest != stored.digest:
-                raise RollbackRefused(
-                    f"{role}: version {found.version} has other content than the one that was accepted"
-                )
+            if role == "root" or is_still_signed(self._updater, role, stored, self._updater.root):
+                check_not_older(role, found, stored)
         self._save_trust_state(self.trust_state.with_metadata(self._repository_id, versions, self._time_floor))
 
     def _save_trust_state(self, state: TrustState) -> None:
