@@ -33,6 +33,7 @@ from bundle.fleet import Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, bucket, parse_rollout
 from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObject, decode, encode
+from bundle.version import parse_dotted_version
 
 MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the context
 
@@ -235,7 +236,8 @@ def accept(
             f" digest {known_releases[counter][:16]}…, found {found[:16]}…",
             hint="publish the changed release with a new counter",
         )
-    if _parse_dotted_version(agent_version) < _parse_dotted_version(manifest.min_agent):
+    # a pre-release counts as its release
+    if parse_dotted_version(agent_version.split("-")[0]) < parse_dotted_version(manifest.min_agent.split("-")[0]):
         raise AgentTooOld(
             f"release {manifest.version} of {family!r} needs agent {manifest.min_agent}, this is {agent_version}",
             hint="update the agent, then retry",
@@ -290,13 +292,6 @@ def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel:
     for what, found, expected in pairs:
         if found != expected:
             raise ReleaseMismatch(f"{what}: found {found!r}, expected {expected!r}")
-
-
-def _parse_dotted_version(version: str) -> tuple[int, ...]:
-    parts = [int(part) for part in version.split("-")[0].split(".")]
-    while parts and not parts[-1]:
-        parts.pop()
-    return tuple(parts)
 
 
 def _join_names(names: tuple[str, ...]) -> str:

@@ -24,6 +24,7 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, PatchEntry, Requirements, Variant
+from bundle.version import parse_dotted_version
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 
 FRAME_HEADER_BYTES: Final = 44  # of a frame file, as in bundle.frames, which the supervisor does not load
@@ -141,9 +142,9 @@ def unmet_requirement(requires: Requirements, facts: DeviceFacts) -> str:
     missing = sorted(set(requires.cpu_features) - facts.cpu_features)
     if missing:
         return f"needs the processor features {', '.join(missing)}"
-    if _parse_version(facts.runtime) < _parse_version(requires.onnxruntime_min):
+    if parse_dotted_version(facts.runtime) < parse_dotted_version(requires.onnxruntime_min):
         return f"needs onnxruntime {requires.onnxruntime_min} or later, this device has {facts.runtime}"
-    if requires.onnxruntime_below is not None and _parse_version(facts.runtime) >= _parse_version(
+    if requires.onnxruntime_below is not None and parse_dotted_version(facts.runtime) >= parse_dotted_version(
         requires.onnxruntime_below
     ):
         return f"needs onnxruntime below {requires.onnxruntime_below}, this device has {facts.runtime}"
@@ -261,13 +262,3 @@ def _sealed_bytes(edge: PatchEdge) -> int:
     variant = edge.manifest.variant(edge.variant_name)
     plain = MAX_HEAD_BYTES + (0 if variant is None else variant.plain_size)
     return FRAME_HEADER_BYTES + plain + -(-plain // FRAME_BYTES) * FRAME_TAG_BYTES
-
-
-def _parse_version(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        parts.append(int(digits) if digits else 0)
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
