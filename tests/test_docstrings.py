@@ -12,12 +12,6 @@ UNREVISED: Final = frozenset(
     {
         "keys/enrollment_batch.py",
         "packager/demo",
-        "packager/diff/bundle_folder.py",
-        "packager/diff/byte_range.py",
-        "packager/diff/encode",
-        "packager/diff/match",
-        "packager/diff/write",
-        "packager/tensors",
     }
 )
 
