@@ -384,17 +384,17 @@ class Journal:
     ) -> UpdateResult:
         after = next_state(self.state, event)
         self._records.put("machine", "state", {"state": after.value})
-        ended = self._append_history(replace(attempt, states=(*attempt.states, after.value)), outcome, reason, detail)
+        result = self._append_history(replace(attempt, states=(*attempt.states, after.value)), outcome, reason, detail)
         self._records.delete("machine", "attempt")
-        return ended
+        return result
 
     def _append_history(self, attempt: Attempt, outcome: Outcome, reason: str, detail: str) -> UpdateResult:
-        ended = UpdateResult(attempt, outcome, reason, one_line(detail), self._now_ms())
-        if outcome is not Outcome.NOTHING_NEW and not self._is_repeated(ended):
-            self._records.put("history", f"{attempt.number:012d}", ended.as_record())
+        result = UpdateResult(attempt, outcome, reason, one_line(detail), self._now_ms())
+        if outcome is not Outcome.NOTHING_NEW and not self._is_repeated(result):
+            self._records.put("history", f"{attempt.number:012d}", result.as_record())
             self._records.keep_last("history", MAX_HISTORY_ROWS)
-            self._append_report(ended)
-        return ended
+            self._append_report(result)
+        return result
 
     def _append_report(self, result: UpdateResult) -> None:
         target = self.bundle(result.attempt.target)

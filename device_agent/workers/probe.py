@@ -76,16 +76,16 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     worst = 0.0
     for number, sample in enumerate(samples):
         stage(f"golden {number}")
-        answers = model.infer(sample.inputs)
+        outputs = model.infer(sample.inputs)
         for name, golden in sample.outputs.items():
-            if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
+            if name in outputs and has_non_finite(outputs[name]) and not has_non_finite(np.asarray(golden)):
                 # checked before the tolerance: NaN has a reason of its own
                 raise NanOutput(f"golden {number}: output {name!r} has NaN or infinity")
         tolerance_ppm = value["golden_relative_rms_ppm"]
-        worst = max(worst, check_outputs(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
-    questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
+        worst = max(worst, check_outputs(outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
+    inputs: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
     stage("latency")
-    grown_bytes, measured = measure_growth(model, questions)
+    grown_bytes, measured = measure_growth(model, inputs)
     if grown_bytes > MAX_GROWTH_BYTES:
         raise MemoryLeak(f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} allowed")
     return {
@@ -131,22 +131,22 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
         count = len(value["bundle"]["paths"])
         bundle = BundleFds.from_message(value["bundle"], message.fds[:count])
         model = LoadedModel.load(bundle)
-        wanted: tuple[GoldenSample, ...] = ()
+        expected: tuple[GoldenSample, ...] = ()
         if len(message.fds) > count:
-            files = {**bundle.files, "wanted": message.fds[count]}
-            wanted = read_golden_samples(replace(bundle, files=files, golden="wanted"))
-        samples = wanted or read_golden_samples(bundle)
+            files = {**bundle.files, "expected": message.fds[count]}
+            expected = read_golden_samples(replace(bundle, files=files, golden="expected"))
+        samples = expected or read_golden_samples(bundle)
     finally:
         message.close()
     if not samples:
         raise AdapterIncompatible("the release has no golden inputs to check the adapter with")
-    answered = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
-    if not wanted:
-        return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(answered)),))
+    found_samples = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
+    if not expected:
+        return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(found_samples)),))
     tolerance_ppm = value["tolerance_ppm"]
     errors = [
         check_outputs(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
-        for number, (found, sample) in enumerate(zip(answered, wanted, strict=True))
+        for number, (found, sample) in enumerate(zip(found_samples, expected, strict=True))
     ]
     return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}
 

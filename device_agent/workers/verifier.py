@@ -53,12 +53,12 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
     )
 
     def fetch(url: str, max_bytes: int) -> bytes:
-        answer = supervisor.request({"url": url, "max_bytes": max_bytes})
+        response = supervisor.request({"url": url, "max_bytes": max_bytes})
         try:
             # pread does not move the offset that the supervisor shares with this descriptor
-            return os.pread(answer.fds[0], max_bytes + 1, 0)
+            return os.pread(response.fds[0], max_bytes + 1, 0)
         finally:
-            answer.close()
+            response.close()
 
     return {"release": run_check(request, fetch, TrustStateStore(trust / "slots")).as_json()}
 
