@@ -44,16 +44,20 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     if inputs is not None and not models:
         raise InvalidUsage("found --inputs without --model", hint="add --model OLD.onnx --model NEW.onnx")
 
-    def say(line: str) -> None:
+    def print_line(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     with _demo_folder(keep) as folder:
-        subject = load_own_models(folder, models[0], models[1], inputs) if models else load_published_models(folder)
-        report = Scenes(folder, subject, say).play_all()
+        print_line("loading models")
+        demo_models = load_own_models(folder, models[0], models[1], inputs) if models else load_published_models(folder)
+        report = Scenes(folder, demo_models, print_line).play_all()
     print_result(report.as_json(), as_json=as_json, text=render_table(report))
     if not report.has_passed:
-        broken = next((claim for claim in report.checks if not claim.passed), None)
-        raise DemoFailed(f"not proven: {broken.name}: {broken.observed}" if broken else "nothing was proven")
+        failed = next((check for check in report.checks if not check.passed), None)
+        raise DemoFailed(
+            f"check failed: {failed.name}: {failed.observed}" if failed else "no check ran",
+            hint="run it again on an idle machine, with --keep FOLDER to keep the logs",
+        )
 
 
 @contextmanager

@@ -1,1 +1,13 @@
-"""`packager demo`: the product's story on a real model, on loopback, in about a minute."""
+"""`packager demo`: a demonstration of the whole product on one machine, with checks.
+
+Reading order:
+    scenes            the scenes, in order, and their checks
+    world             repository, web server, device and load; the actions of the scenes
+    demo_models       the models: published ones (published_model, file_type_model) or the user's
+    demo_device       the device, driven by its command line
+    http_site         the web server, and attacks on it
+    traffic           the load process (load_generator) and its evaluation
+    inference_client  a client of the endpoint
+    plaintext_scan    searches files for an unencrypted model
+    demo_report       the report
+"""

@@ -1,8 +1,8 @@
-"""A device of the demo: its folder, its configuration, and the agent's command line run as anybody would.
+"""The device of the demo: its folder and configuration, and calls of the agent's command line.
 
 Rules:
-1. Nothing of `device_agent` is imported: the demo sees what an operator sees, commands, exit codes and JSON.
-2. The daemon is a child process that the demo stops by its handle.
+- Nothing of `device_agent` is imported: the demo sees what an operator sees, commands, exit codes and JSON.
+- The daemon is a process of the demo, which stops it by its handle.
 """
 
 import json
@@ -25,14 +25,16 @@ Report = dict[str, Any]  # one JSON object of the agent's command line (docs/sch
 
 
 class AgentUnavailable(Unavailable):
-    """The agent's command line did not do what the demo needs."""
+    """A command of the agent failed during the demo. Run the demo again with --keep, and read the
+    agent's log.
+    """
 
     reason = "agent-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """What the demo writes into the device's configuration."""
+    """The values that the demo writes into the device's configuration."""
 
     repository_url: str
     family: str
@@ -43,7 +45,12 @@ class DeviceSettings:
 
 
 class DemoDevice:
-    """One device below `folder`."""
+    """A device with all its files below `folder`.
+
+    Args:
+        folder: folder to create.
+        settings: values of the configuration.
+    """
 
     def __init__(self, folder: Path, settings: DeviceSettings) -> None:
         self._folder = folder
@@ -54,16 +61,16 @@ class DemoDevice:
 
     @property
     def address(self) -> str:
-        """Where the model is served, as `packager.demo.inference_client` takes it."""
+        """The address of the endpoint, in the form that `InferenceClient` takes."""
         return f"unix:{self._socket}"
 
     @property
     def directory(self) -> Path:
-        """The agent's own folder."""
+        """The device directory of the agent."""
         return self._folder / "state"
 
     def init(self, root: Path) -> Report:
-        """`device-agent init`: identity, shipped root, configuration."""
+        """Run `device-agent init` with the shipped root document, and complete the configuration."""
         settings = self._settings
         self._folder.mkdir(parents=True)
         report = self._run_command(
@@ -84,11 +91,15 @@ class DemoDevice:
         return report
 
     def enroll(self, request: Path) -> Report:
-        """`device-agent enroll`: the signed request with the device's public keys, written to `request`."""
+        """Run `device-agent enroll`, which writes the enrollment request to `request`."""
         return self._run_command("enroll", "--output", str(request))
 
     def start(self) -> None:
-        """`device-agent run`, until it answers on its control socket. Raises AgentUnavailable."""
+        """Start `device-agent run`, and wait until its control socket responds.
+
+        Raises:
+            AgentUnavailable: the daemon ended, or did not respond in START_TIMEOUT_S.
+        """
         log = (self._folder / "agent.log").open("ab")
         with log:
             self._daemon = subprocess.Popen(
@@ -101,10 +112,10 @@ class DemoDevice:
             if self.status().get("daemon"):
                 return
             time.sleep(POLL_INTERVAL_S)
-        raise AgentUnavailable(f"the agent did not come up in {START_TIMEOUT_S} s: {self.log_tail()}")
+        raise AgentUnavailable(f"the agent did not start in {START_TIMEOUT_S} s: {self.log_tail()}")
 
     def stop(self) -> None:
-        """SIGTERM to the daemon, then wait for its end."""
+        """Stop the daemon with SIGTERM and wait for its end; kill it after STOP_TIMEOUT_S."""
         if self._daemon is None:
             return
         self._daemon.send_signal(signal.SIGTERM)
@@ -116,17 +127,17 @@ class DemoDevice:
         self._daemon = None
 
     def update(self) -> Report:
-        """One cycle, whatever its outcome: the object of `device-agent update --json`."""
+        """Run `device-agent update --json` and return its object, whatever the outcome."""
         return self._run_command("update", any_exit=True)
 
     def status(self) -> Report:
-        """The object of `device-agent status --json`."""
+        """Run `device-agent status --json` and return its object."""
         return self._run_command("status", any_exit=True)
 
     def log_tail(self) -> str:
-        """The last line of the daemon's log."""
+        """Return the last line of the daemon's log."""
         lines = (self._folder / "agent.log").read_text("utf-8", "replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "the log is empty"
 
     def _agent_command(self) -> list[str]:
         return [sys.executable, "-P", "-m", "device_agent", "--config", str(self._config)]

@@ -1,15 +1,16 @@
-"""What the demo is about: two models, inputs to build with, other inputs to ask live, and how to read an answer.
+"""The models of the demo: two versions, samples to build with, and other samples to request.
 
 Rules:
-1. Inputs that a release is built with (calibration, golden vectors) and inputs that are asked live have nothing in
-   common: an answer must never be right because it was rehearsed.
-2. Without inputs, random ones of the right shape are drawn, and said to be random.
+- The samples that releases are built with (calibration, golden vectors) and the requested samples are disjoint, so that
+  no output is correct because it was recorded.
+- Without inputs, random samples of the right shape are drawn, and the title says so.
 """
 
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ LIVE_SAMPLES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One question and what the served model said."""
+    """The label and score of one requested sample."""
 
     file: str
     label: str
@@ -44,17 +45,17 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class DemoModels:
-    """Models and inputs, on disk below the demo's folder.
+    """Models and inputs of the demo, below its folder.
 
     Attributes:
-        family: of the releases.
-        title: one line for the story.
-        old, new: float models.
-        inputs: `.npz` to build releases with.
-        live: `.npz` to ask with, of at least one sample.
-        names: of the first live samples: the ones that are asked and shown.
-        files: (path, role, name in the bundle) of what travels with the model.
-        read: outputs by name → label and score.
+        family: family of the releases.
+        title: one line about the models.
+        old_model, new_model: float models.
+        build_inputs: `.npz` to build releases with.
+        live_inputs: `.npz` of requests, at least one sample.
+        live_names: names of the first live samples, whose predictions are printed.
+        extra_files: further files of the bundle: (path, role, name in the bundle).
+        read_prediction: returns label and score of outputs by name.
     """
 
     family: str
@@ -69,19 +70,20 @@ class DemoModels:
 
 
 def load_published_models(folder: Path) -> DemoModels:
-    """Magika's file-type models from the package registry, asked about real files.
+    """Load Magika's file-type models from the package registry, with samples of real files.
 
     Raises:
-        PublishedModelUnavailable, DigestMismatchRefused.
+        PublishedModelUnavailable: pip cannot download a model.
+        DigestMismatch: pip downloaded another file.
     """
-    old = fetch_published(MAGIKA_OLD, cache_directory())
-    new = fetch_published(MAGIKA_NEW, cache_directory())
+    with ThreadPoolExecutor(2) as downloads:
+        old, new = downloads.map(lambda model: fetch_published(model, cache_directory()), (MAGIKA_OLD, MAGIKA_NEW))
     kinds = file_type_model.FileTypeConfig.read(new["config.json"])
-    asked = file_type_model.repository_files()
-    others = tuple(path for path in file_type_model.sample_files() if path not in set(asked))
+    requested = file_type_model.repository_files()
+    others = tuple(path for path in file_type_model.sample_files() if path not in set(requested))
     inputs, live = folder / "inputs.npz", folder / "live.npz"
     write_npz(inputs, file_type_model.token_samples(kinds, others))
-    write_npz(live, file_type_model.token_samples(kinds, asked))
+    write_npz(live, file_type_model.token_samples(kinds, requested))
     labels = folder / "labels.json"
     labels.write_text(json.dumps(list(kinds.labels)))
     return DemoModels(
@@ -91,35 +93,36 @@ def load_published_models(folder: Path) -> DemoModels:
         new_model=new["model.onnx"],
         build_inputs=inputs,
         live_inputs=live,
-        live_names=tuple(path.relative_to(file_type_model.REPOSITORY_ROOT).as_posix() for path in asked),
+        live_names=tuple(path.relative_to(file_type_model.REPOSITORY_ROOT).as_posix() for path in requested),
         extra_files=((new["config.json"], "preprocessing", "config.json"), (labels, "labels", "labels.json")),
         read_prediction=lambda outputs: kinds.top_label(next(iter(outputs.values()))[0].astype(np.float32)),
     )
 
 
 def load_own_models(folder: Path, old: Path, new: Path, inputs: Path | None) -> DemoModels:
-    """The caller's models.
+    """Load models of the user.
 
     Args:
-        folder: to write inputs to.
-        old, new: models of the same interface.
-        inputs: `.npz` with one array per model input, first axis = sample; None draws random ones.
+        folder: folder to write samples to.
+        old: first model.
+        new: second model, with the same interface.
+        inputs: `.npz` with one array per model input, first axis = sample; None draws random samples.
 
     Raises:
-        Invalid kinds of packager.models.inputs: not a model, inputs that do not fit it, no size at which it runs.
+        Invalid: a file is no model, or the inputs do not fit it (packager.models.inputs).
     """
     interface = ModelInterface.from_file(old)
     ModelInterface.from_file(new)
     if inputs is None:
         origin = "random inputs"
-        build, ask = _keep_common_shape(
+        build, requested = _keep_common_shape(
             random_samples(old, RANDOM_SAMPLES, seed=1), random_samples(old, RANDOM_SAMPLES, seed=2)
         )
     else:
         origin = f"inputs from {inputs.name}"
-        build, ask = _split_samples(load_samples(inputs, interface), random_samples(old, RANDOM_SAMPLES, seed=2))
+        build, requested = _split_samples(load_samples(inputs, interface), random_samples(old, RANDOM_SAMPLES, seed=2))
     paths = folder / "inputs.npz", folder / "live.npz"
-    for path, samples in zip(paths, (build, ask), strict=True):
+    for path, samples in zip(paths, (build, requested), strict=True):
         write_npz(path, {name: np.stack([s[name] for s in samples]) for name in samples[0]})
     return DemoModels(
         family=OWN_FAMILY,
@@ -128,14 +131,14 @@ def load_own_models(folder: Path, old: Path, new: Path, inputs: Path | None) -> 
         new_model=new,
         build_inputs=paths[0],
         live_inputs=paths[1],
-        live_names=tuple(f"sample {number}" for number in range(min(LIVE_SAMPLES, len(ask)))),
+        live_names=tuple(f"sample {number}" for number in range(min(LIVE_SAMPLES, len(requested)))),
         extra_files=(),
         read_prediction=_largest_element,
     )
 
 
 def _keep_common_shape(build: Samples, live: Samples) -> tuple[list[Arrays], list[Arrays]]:
-    """An `.npz` of inputs has one shape for each input: the most frequent one that both have."""
+    """Keep the samples of the most frequent shape in both; an `.npz` has one shape per input."""
     shapes = Counter(map(_shape_key, build))
     common = max(shapes.keys() & {_shape_key(sample) for sample in live}, key=lambda shape: shapes[shape])
     return [s for s in build if _shape_key(s) == common], [s for s in live if _shape_key(s) == common]
@@ -146,14 +149,14 @@ def _shape_key(sample: Arrays) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def _split_samples(samples: Samples, fallback: Samples) -> tuple[list[Arrays], list[Arrays]]:
-    """Rule 1: every second sample is for building; a live one equal to any of them is left out."""
+    """Split samples into build and live ones; drop live samples that equal a build sample."""
     if not len(samples):
         raise TooFewSamples("found 0 samples, expected at least 1")
     rows = list(samples)
     build = rows[::2]
-    rehearsed = {_sample_bytes(sample) for sample in build}
-    ask = [sample for sample in rows[1::2] if _sample_bytes(sample) not in rehearsed]
-    return build, ask or _keep_first_shape(fallback)
+    built = {_sample_bytes(sample) for sample in build}
+    live = [sample for sample in rows[1::2] if _sample_bytes(sample) not in built]
+    return build, live or _keep_first_shape(fallback)
 
 
 def _keep_first_shape(samples: Samples) -> list[Arrays]:
@@ -166,7 +169,7 @@ def _sample_bytes(sample: Arrays) -> bytes:
 
 
 def _largest_element(outputs: Arrays) -> tuple[str, float]:
-    """Place and value of the largest element of the first numeric output."""
+    """Return position and value of the largest element of the first numeric output."""
     name, first = next((n, out) for n, out in outputs.items() if out.dtype.kind in "fiub")
     flat = first.astype(np.float64).reshape(-1)
     if not flat.size:
@@ -176,7 +179,12 @@ def _largest_element(outputs: Arrays) -> tuple[str, float]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
-    """An `.npz` of `arrays`; unlike numpy.savez it takes any name, "file" too."""
+    """Write an `.npz`; unlike numpy.savez, it allows every array name, including "file".
+
+    Args:
+        path: file to write.
+        arrays: arrays by name.
+    """
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -184,7 +192,12 @@ def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def live_samples(path: Path, count: int) -> Sequence[Arrays]:
-    """The first `count` samples of a live `.npz`."""
+    """Return the first samples of an `.npz`.
+
+    Args:
+        path: `.npz` file, first axis = sample.
+        count: largest number of samples.
+    """
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     total = len(next(iter(arrays.values())))

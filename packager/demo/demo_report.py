@@ -1,4 +1,4 @@
-"""What the demo says in the end: figures, refusals, and a table of claims with what was seen for each."""
+"""The report of the demo: figures, rejected attacks, and a table of checks with what was observed."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,7 +8,13 @@ from packager.demo.demo_models import Prediction
 
 @dataclass(frozen=True, slots=True)
 class DemoCheck:
-    """Something the demo set out to show, and what was seen."""
+    """One check of the demo.
+
+    Attributes:
+        name: what should hold.
+        passed: whether it held.
+        observed: what was observed.
+    """
 
     name: str
     passed: bool
@@ -17,13 +23,16 @@ class DemoCheck:
 
 @dataclass(slots=True)
 class DemoReport:
-    """What `packager demo --json` prints.
+    """The object that `packager demo --json` prints.
 
     Attributes:
-        bytes: release → variant → {"patch", "full"}: blob sizes from the base and from nothing.
-        seconds: by step.
-        refusals, rollbacks: {"attempt", "reason"}.
+        requests_sent, requests_failed: requests during the update under load.
+        bytes: release → variant → {"patch", "full"}: size of the smallest blob and of the full download, in bytes.
+        seconds: duration of each step, in seconds.
+        refusals, rollbacks: {"attempt", "reason"}, one per rejected release or attack.
+        predictions: outputs of the first installed model.
         latency: milliseconds before, during and after the update, and of the variants at build time.
+        checks: the checks, in order.
     """
 
     requests_sent: int = 0
@@ -35,20 +44,30 @@ class DemoReport:
     predictions: list[Prediction] = field(default_factory=list)
     latency: dict[str, Any] = field(default_factory=dict)
     checks: list[DemoCheck] = field(default_factory=list)
+    total_seconds: float = 0.0
 
     @property
     def has_passed(self) -> bool:
-        """Every claim held, and there were some."""
+        """True if there are checks and all passed."""
         return bool(self.checks) and all(claim.passed for claim in self.checks)
 
     def as_json(self) -> dict[str, object]:
-        """The one object on stdout (docs/schemas/demo.json)."""
+        """Return the object that `--json` prints (docs/schemas/demo.json)."""
         return {"ok": self.has_passed, **asdict(self)}
 
 
+def check_line(check: DemoCheck) -> str:
+    """Return `[PASS] name: observed`, or `[FAIL] …`."""
+    return f"[{'PASS' if check.passed else 'FAIL'}] {check.name}: {check.observed}"
+
+
 def render_table(report: DemoReport) -> str:
-    """What was proven, for a person."""
-    width = max((len(claim.name) for claim in report.checks), default=0)
-    rows = [f"{'yes' if claim.passed else 'NO ':<4} {claim.name:<{width}}  {claim.observed}" for claim in report.checks]
-    verdict = "All of it held." if report.has_passed else "Not all of it held."
-    return "\n".join(["", "What was proven", *rows, verdict])
+    """Return the table of all checks, with a closing line that counts them."""
+    width = max((len(check.name) for check in report.checks), default=0)
+    rows = [
+        f"  {'PASS' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.observed}" for check in report.checks
+    ]
+    failed = sum(not check.passed for check in report.checks)
+    passed = len(report.checks) - failed
+    counts = f"{passed} checks passed" + (f", {failed} failed" if failed else "")
+    return "\n".join(["", "Checks", *rows, "", f"{counts} in {report.total_seconds:.0f} s"])

@@ -1,10 +1,10 @@
-"""What the file-type model needs around it: file → tokens, scores → label, and real files to ask about.
+"""Pre- and postprocessing of the file-type model, and real files as samples.
 
-Rules (as the model's configuration in its bundle states them):
-1. Tokens are the first `beg_size` bytes of the file after its leading white space and the last `end_size` before its
-   trailing white space, from blocks of `block_size`; short ones are filled up with `padding_token` on the outer side.
-2. The label is the best class, unless its score is below the class's threshold (or `medium_confidence_threshold`): then
-   it is "unknown". `overwrite_map` renames classes.
+Rules, from the model's configuration in its bundle:
+- Tokens are the first `beg_size` bytes of the file after leading white space, and the last `end_size` bytes before
+  trailing white space, read from blocks of `block_size`. Short ones are padded with `padding_token`.
+- The label is the class with the highest score, or "unknown" if the score is below the class's threshold (default
+  `medium_confidence_threshold`). `overwrite_map` renames classes.
 """
 
 import json
@@ -20,25 +20,23 @@ import numpy.typing as npt
 from packager.errors import SamplesUnreadable
 
 INPUT_NAME: Final = "bytes"
-MAX_FILES_PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
+MAX_FILES_PER_SUFFIX: Final = 6  # few of each kind, so that samples are varied
 DEFAULT_SAMPLE_FILES: Final = 96
-SKIPPED_FOLDERS: Final = frozenset(
-    {"__pycache__", "build", "corpus", "vectors"}
-)  # made by machines: no kind of its own
+SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "build", "corpus", "vectors"})  # generated files
 REPOSITORY_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class FileTypeConfig:
-    """The model's configuration file, as far as it is used.
+    """The used part of the model's configuration file.
 
     Attributes:
         labels: class names in the order of the model's output.
         thresholds: by label, 0 to 1.
-        threshold: of every other label.
-        renamed: label → what to call it.
-        beg_size, end_size, block_size: bytes.
-        padding_token: above every byte.
+        threshold: threshold of every other label.
+        label_names: label → shown name.
+        beg_size, end_size, block_size: in bytes.
+        padding_token: larger than every byte.
     """
 
     labels: tuple[str, ...]
@@ -52,7 +50,7 @@ class FileTypeConfig:
 
     @classmethod
     def read(cls, path: Path) -> "FileTypeConfig":
-        """From the `config.json` of the bundle. Raises SamplesUnreadable."""
+        """Read the `config.json` of the bundle. Raises SamplesUnreadable: it is no such file."""
         try:
             raw = json.loads(path.read_text("utf-8"))
             return cls(
@@ -69,7 +67,7 @@ class FileTypeConfig:
             raise SamplesUnreadable(f"{path} is not a file-type configuration: {error!r}") from error
 
     def tokenize(self, content: bytes) -> npt.NDArray[np.int32]:
-        """Rule 1. Returns int32 [beg_size + end_size]."""
+        """Return the tokens of a file's contents, int32 [beg_size + end_size]."""
         out = np.full(self.beg_size + self.end_size, self.padding_token, np.int32)
         start = np.frombuffer(content[: self.block_size].lstrip()[: self.beg_size], np.uint8)
         end = np.frombuffer(content[-self.block_size :].rstrip()[-self.end_size :], np.uint8)
@@ -79,7 +77,7 @@ class FileTypeConfig:
         return out
 
     def top_label(self, scores: npt.NDArray[np.float32]) -> tuple[str, float]:
-        """Rule 2. `scores`: float32 [classes]. Returns label and its score."""
+        """Return label and score of `scores`, float32 [classes]."""
         best = int(scores.argmax())
         name, score = self.labels[best], float(scores[best])
         if score < self.thresholds.get(name, self.threshold):
@@ -88,19 +86,26 @@ class FileTypeConfig:
 
 
 def repository_files() -> tuple[Path, ...]:
-    """Real files of this very repository, one or two of each kind."""
+    """Return files of this repository, at most two per suffix."""
     return tuple(_vary_suffixes([REPOSITORY_ROOT], per_suffix=2, count=12))
 
 
 def sample_files(count: int = DEFAULT_SAMPLE_FILES) -> tuple[Path, ...]:
-    """Real files of many kinds: this repository's, the interpreter's and its packages'."""
+    """Return `count` files of many kinds: of this repository, of the interpreter and its packages."""
     roots = [REPOSITORY_ROOT]
     roots += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     return tuple(_vary_suffixes(roots, per_suffix=MAX_FILES_PER_SUFFIX, count=count))
 
 
 def token_samples(kinds: FileTypeConfig, files: tuple[Path, ...]) -> dict[str, npt.NDArray[np.int32]]:
-    """The `.npz` content for these files: `bytes` int32 [files, 1, beg_size + end_size], each sample a batch of one."""
+    """Return the arrays of an `.npz`: "bytes", int32 [files, 1, beg_size + end_size].
+
+    Each sample is a batch of one.
+
+    Args:
+        kinds: configuration of the model.
+        files: files to tokenize.
+    """
     return {INPUT_NAME: np.stack([kinds.tokenize(path.read_bytes())[None] for path in files])}
 
 
@@ -108,7 +113,7 @@ def _vary_suffixes(roots: list[Path], *, per_suffix: int, count: int) -> Iterato
     seen: dict[str, int] = {}
     taken = 0
     for root in roots:
-        # what lies next to the root first: that changes least
+        # files near the root first, since they change least
         for path in sorted(root.rglob("*"), key=lambda path: (len(path.parts), path)):
             if taken == count:
                 return

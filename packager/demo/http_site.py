@@ -1,8 +1,8 @@
-"""The static web server of the demo, and what an attacker in its place would serve.
+"""The static web server of the demo, and attacks by an attacker who controls it.
 
 Rules:
-1. It serves files and nothing else: whatever a device believes, it believes for the signatures.
-2. An attack replaces the answer for one path, or the whole folder; it needs no key.
+- The server serves files only; devices trust signatures, not the server.
+- An attack replaces the response for one path, or the whole folder. It needs no key.
 """
 
 import threading
@@ -18,7 +18,7 @@ class HttpSite:
     """A plain HTTP server on a free loopback port.
 
     Args:
-        folder: what to serve.
+        folder: folder to serve.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,18 +30,23 @@ class HttpSite:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a trailing slash."""
+        """The URL of the server, without a trailing slash."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def stop(self) -> None:
-        """Close the port and end the thread."""
+        """Close the port and stop the thread."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     @contextmanager
     def replace_file(self, path: str, data: bytes) -> Iterator[None]:
-        """Serve `data` for one path (relative, no leading slash)."""
+        """Serve other contents for one path.
+
+        Args:
+            path: relative path without a leading slash.
+            data: contents to serve.
+        """
         self.replaced_files[path] = data
         try:
             yield
@@ -50,7 +55,7 @@ class HttpSite:
 
     @contextmanager
     def serve_folder(self, folder: Path) -> Iterator[None]:
-        """Serve another folder."""
+        """Serve another folder instead, inside the context."""
         before, self.folder = self.folder, folder
         try:
             yield
@@ -61,7 +66,7 @@ class HttpSite:
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    # the standard library's signature: whatever it passes on
+    # the signature of the standard library's class
     def __init__(self, site: HttpSite, *args: Any, **kwargs: Any) -> None:
         self._site = site
         super().__init__(*args, directory=str(site.folder), **kwargs)
@@ -78,4 +83,4 @@ class _Handler(SimpleHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silence: the demo prints its own story."""
+        """Log nothing, since the demo prints its own progress."""

@@ -1,4 +1,4 @@
-"""A small client of the Open Inference Protocol v2 over one kept-alive connection, with binary tensors both ways."""
+"""A client of the Open Inference Protocol v2 over one connection, with binary tensors."""
 
 import http.client
 import json
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.generic]
 
 TIMEOUT_S: Final = 30.0
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
-# names of the protocol (Open Inference Protocol v2, tensor data types) by numpy's
+# numpy type -> data type of the Open Inference Protocol v2
 DATATYPES: Final = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -35,18 +35,18 @@ _DTYPES: Final = {datatype: name for name, datatype in DATATYPES.items()}
 
 
 class InferenceUnavailable(Unavailable):
-    """The endpoint gave no answer, or an error."""
+    """The endpoint did not respond, or responded with an error. Check that the device agent is running."""
 
     reason = "inference-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceResult:
-    """One answer.
+    """One response of the endpoint.
 
     Attributes:
-        version: the release that gave it.
-        outputs: by name.
+        version: release that responded.
+        outputs: arrays by name.
     """
 
     version: str
@@ -54,7 +54,7 @@ class InferenceResult:
 
 
 class InferenceClient:
-    """One connection; not for use by two threads at once.
+    """One connection to an endpoint; not thread-safe.
 
     Args:
         address: "unix:/path" or "tcp:HOST:PORT".
@@ -67,7 +67,7 @@ class InferenceClient:
         self._connection = self._connect()
 
     def infer(self, inputs: Mapping[str, Array]) -> InferenceResult:
-        """Ask once. Raises InferenceUnavailable."""
+        """Send one request. Raises InferenceUnavailable: no response, or an error."""
         body, header_length = encode_request(inputs)
         try:
             self._connection.request(
@@ -81,13 +81,13 @@ class InferenceClient:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             self._connection = self._connect()
-            raise InferenceUnavailable(f"no answer from {self._address}: {error!r}") from error
+            raise InferenceUnavailable(f"no response from {self._address}: {error!r}") from error
         if response.status != http.client.OK:
-            raise InferenceUnavailable(f"{self._address} answered {response.status}: {data[:200]!r}")
+            raise InferenceUnavailable(f"{self._address} responded {response.status}: {data[:200]!r}")
         return decode_response(data, int(response.headers.get(LENGTH_HEADER, len(data))))
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a GET. Raises InferenceUnavailable."""
+        """Return status and body of a GET request. Raises InferenceUnavailable: no response."""
         try:
             self._connection.request("GET", path)
             response = self._connection.getresponse()
@@ -95,10 +95,10 @@ class InferenceClient:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             self._connection = self._connect()
-            raise InferenceUnavailable(f"no answer from {self._address}: {error!r}") from error
+            raise InferenceUnavailable(f"no response from {self._address}: {error!r}") from error
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the endpoint."""
         self._connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -112,7 +112,7 @@ class InferenceClient:
 class _NoDelayConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         super().connect()
-        # head and body are two writes: with Nagle's algorithm the second waits for the first's acknowledgement
+        # header and body are two writes: with Nagle's algorithm, the second waits for the first's acknowledgment
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -128,7 +128,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def encode_request(inputs: Mapping[str, Array]) -> tuple[bytes, int]:
-    """The body of an infer request and the length of its JSON head."""
+    """Return the body of a request, and the length of its JSON header in bytes."""
     tensors, chunks = [], []
     for name, array in inputs.items():
         data = np.ascontiguousarray(array).tobytes()
@@ -146,7 +146,15 @@ def encode_request(inputs: Mapping[str, Array]) -> tuple[bytes, int]:
 
 
 def decode_response(data: bytes, header_length: int) -> InferenceResult:
-    """Take an infer response apart. Raises InferenceUnavailable for one that is not of the protocol."""
+    """Parse the body of a response.
+
+    Args:
+        data: the body.
+        header_length: length of its JSON header, in bytes.
+
+    Raises:
+        InferenceUnavailable: the response does not follow the protocol.
+    """
     try:
         head = json.loads(data[:header_length])
         offset = header_length
@@ -161,4 +169,4 @@ def decode_response(data: bytes, header_length: int) -> InferenceResult:
             offset += size
         return InferenceResult(str(head.get("model_version", "")), outputs)
     except (ValueError, KeyError, TypeError) as error:
-        raise InferenceUnavailable(f"the answer is not of the protocol: {error!r}") from error
+        raise InferenceUnavailable(f"the response does not follow the protocol: {error!r}") from error

@@ -1,10 +1,13 @@
-"""Steady requests from a process of its own: `python -m packager.demo.load_generator ADDRESS FAMILY INPUTS RATE`.
+"""The load process of the demo: sends requests at a steady rate.
+
+    python -m packager.demo.load_generator ADDRESS FAMILY INPUTS RATE
 
 Rules:
-1. Open loop: request k is due at start + k / rate whatever happened before; its latency counts from when it was due, so
-   that a stall shows in every request it delayed.
-2. It stops when its standard input ends, and then prints one JSON object: `{"requests": [[due_s, latency_s, ok, finite,
-   version], …]}`, times on the monotonic clock.
+- Open loop: request k is due at start + k / rate, whatever happened before. Its latency counts from that time, so a
+  stall shows in every request that it delayed.
+- The process stops when its standard input ends. It then prints one JSON object:
+  `{"requests": [[due_s, latency_s, is_answered, is_finite, version], …]}`, with times of the monotonic clock in
+  seconds.
 """
 
 import json
@@ -22,7 +25,14 @@ MAX_REQUESTS: Final = 100_000
 
 
 def main(address: str, family: str, inputs: Path, rate: float) -> None:
-    """Send until standard input ends, then print."""
+    """Send requests until standard input ends, then print them.
+
+    Args:
+        address: endpoint of the device.
+        family: name of the model.
+        inputs: `.npz` with the samples to send, first axis = sample.
+        rate: requests per second.
+    """
     with np.load(inputs, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     samples = len(next(iter(arrays.values())))
@@ -36,9 +46,9 @@ def main(address: str, family: str, inputs: Path, rate: float) -> None:
         ok = finite = True
         version = ""
         try:
-            answer = client.infer({name: array[number % samples] for name, array in arrays.items()})
-            version = answer.version
-            finite = all(np.isfinite(out).all() for out in answer.outputs.values() if out.dtype.kind == "f")
+            response = client.infer({name: array[number % samples] for name, array in arrays.items()})
+            version = response.version
+            finite = all(np.isfinite(out).all() for out in response.outputs.values() if out.dtype.kind == "f")
         except InferenceUnavailable:
             ok = False
         rows.append((due, time.monotonic() - due, ok, bool(finite), version))

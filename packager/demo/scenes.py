@@ -1,10 +1,10 @@
-"""The story of `packager demo`: one tuple of scenes, played in order, each adding to what is proven.
+"""The scenes of `packager demo`: methods that run in the order of SCENES and add checks to the report.
 
 Rules:
-1. Every part is the product's own: releases are made from a release.toml, the device is driven by its command line, the
-   server is any static one. What an attacker does, an attacker could do.
-2. A claim is proven by what was seen, never by having got so far. The demo succeeds only if every claim held.
-3. Everything lies below one folder and listens on loopback; processes are stopped by their handles.
+- All parts are the product's own: releases are created from release files, the device is driven by its command line,
+  and the web server is a static one. An attack uses only what an attacker would have.
+- A check passes by observation, never because a scene was reached. The demo succeeds only if every check passes.
+- All files are below one folder, all sockets on loopback. Processes are stopped by their handles.
 """
 
 import shutil
@@ -35,24 +35,28 @@ from packager.repository.creation import create_repository_with_new_keys
 
 
 class Scenes(DemoWorld):
-    """The scenes, in their order in SCENES."""
+    """The scenes, in the order of SCENES."""
 
     def play_all(self) -> DemoReport:
-        """All scenes, in order, then stop everything that runs."""
+        """Run all scenes in order, stop all processes, and return the report."""
+        start = time.monotonic()
         try:
             for scene in SCENES:
                 scene(self)
         finally:
             if self._traffic is not None:
                 self._traffic.kill()
+            self._builder.shutdown()
             if self._device is not None:
                 self._device.stop()
             if self._site is not None:
                 self._site.stop()
+            self.report.total_seconds = round(time.monotonic() - start, 2)
         return self.report
 
     def make_keys_and_repository(self) -> None:
-        self._print_title("Keys and a repository")
+        """Create a repository with keys of all roles, and serve its published folder."""
+        self._print_title("Create keys and a repository")
         with self._record_time("keys"):
             self._repository = create_repository_with_new_keys(
                 self._repository_folder, self._keys, self._passphrase, families=[self._models.family], cohort=COHORT
@@ -62,21 +66,21 @@ class Scenes(DemoWorld):
             self._print_indented(
                 f"{row.name:<22} {row.threshold} of {row.classical} classical + {row.post_quantum} post-quantum keys"
             )
-        hybrid = all(row.threshold > row.classical and row.threshold > row.post_quantum for row in rows)
-        self._add_check(
-            "no role's threshold can be met by one algorithm alone", hybrid and bool(rows), f"{len(rows)} roles"
-        )
+        is_hybrid = all(row.threshold > row.classical and row.threshold > row.post_quantum for row in rows)
+        self._add_check("every role needs keys of both algorithms", is_hybrid and bool(rows), f"{len(rows)} roles")
         self._site = HttpSite(self._repository.published)
-        self._print_indented(f"static files at {self._site.url}")
+        self._print_indented(f"serving static files at {self._site.url}")
 
     def release_first_version(self) -> None:
-        self._print_title(f"Release 1.0.0 of {self._models.family}: {self._models.title}")
+        """Release version 1.0.0, and copy the published folder for the replay attack."""
+        self._print_title(f"Release {self._models.family} 1.0.0: {self._models.title}")
         report = self._release("1.0.0", self._models.old_model, None)
         self._print_variants(report)
         shutil.copytree(self._repo.published, self._folder / "mirror-of-then")
 
     def enroll_and_install(self) -> None:
-        self._print_title("A device is enrolled and installs it")
+        """Enroll a device, start its agent and install 1.0.0."""
+        self._print_title("Enroll a device and install 1.0.0")
         settings = DeviceSettings(
             repository_url=self._running_site.url,
             family=self._models.family,
@@ -91,29 +95,31 @@ class Scenes(DemoWorld):
             request = self._folder / "enrollment.json"
             enrollment = device.enroll(request)
             self._enroll(request, str(enrollment["fingerprint"]))
-        self._print_indented(f"device {enrollment['device_id'][:16]}…, enrolled into cohort {COHORT!r}")
-        device.start()
+        self._print_indented(f"device {enrollment['device_id'][:16]}… joined cohort {COHORT!r}")
+        # built while the device starts and installs; both need one CPU each
+        self._next_release = self._start_release("1.1.0", self._models.new_model, "1.0.0", raises_floor=True)
+        with self._record_time("start"):
+            device.start()
         with self._record_time("install"):
             update = self._update()
+        self._installed_variant = str(update.get("variant"))
         self._print_update(update)
-        self._add_check(
-            "a device installs the first release: a patch from nothing",
-            has_updated_to(update, "1.0.0"),
-            describe_update(update),
-        )
+        self._add_check("first release installed", has_updated_to(update, "1.0.0"), describe_update(update))
 
     def predict_live_inputs(self) -> None:
-        self._print_title("It answers through its endpoint (Open Inference Protocol v2)")
+        """Send the live samples to the device's endpoint."""
+        self._print_title("Send requests to its endpoint (Open Inference Protocol v2)")
         self.report.predictions = self._predict()
         for prediction in self.report.predictions:
             self._print_indented(f"{prediction.file:<44} {prediction.label:<16} {prediction.score:.4f}")
         self._add_check(
-            "the served model answers", bool(self.report.predictions), f"{len(self.report.predictions)} predictions"
+            "endpoint responds", bool(self.report.predictions), f"{len(self.report.predictions)} predictions"
         )
 
     def update_under_load(self) -> None:
-        self._print_title("Release 1.1.0 arrives while requests keep coming")
-        report = self._release("1.1.0", self._models.new_model, "1.0.0", raises_floor=True, publishes=False)
+        """Release 1.1.0 and install it while requests keep coming."""
+        self._print_title("Release 1.1.0 and update under load")
+        report = self._finish_release(self._next_release)
         self._print_variants(report)
         with self._run_load() as load:
             time.sleep(SETTLE_TIME_S)
@@ -131,50 +137,57 @@ class Scenes(DemoWorld):
         self.report.latency |= {name: asdict(x) for name, x in zip(names, (before, during, after), strict=True)}
         for name, latency in zip(names, (before, during, after), strict=True):
             self._print_indented(f"latency {name:<7} {describe_latency(latency)}")
-        self.report.seconds["publish-and-update-under-load"] = round(end - start, 2)
+        self._set_seconds("publish-and-update-under-load", end - start)
         versions = sorted({request.version for request in requests if request.is_answered})
-        self._add_check("the update arrives as a patch", has_updated_to(update, "1.1.0"), describe_update(update))
+        self._add_check("update installed from a patch", has_updated_to(update, "1.1.0"), describe_update(update))
         self._add_check(
-            "no request failed while the model was swapped",
+            "no request failed during the swap",
             bool(requests) and not failed,
-            f"{len(requests)} sent, {failed} failed, answered by {' then '.join(versions) or 'nobody'}",
+            f"{len(requests)} sent, {failed} failed, responses from {' then '.join(versions) or 'no version'}",
         )
         fetched, full = int(update.get("download_bytes") or 0), int(update.get("full_download_bytes") or 0)
         self._add_check(
-            "an update costs no more than the full download, and a patch where that is smaller",
+            "update no larger than the full download",
             0 < fetched <= full,
             f"{fetched:,} of {full:,} bytes ({update.get('variant')})",
         )
 
     def refuse_damaged_weights(self) -> None:
-        self._print_title("A release whose weights were damaged after the gate")
+        """Release a model with damaged weights; the probe must reject it."""
+        self._print_title("Release 1.2.0 with damaged weights")
         self._release("1.2.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="damaged-weights")
+        # built while the device rejects 1.2.0 for its golden outputs; that check measures no time
+        self._next_release = self._start_release(
+            "1.3.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="live-nan"
+        )
         update = self._update()
         self._check_refusal("damaged weights", update, expected_version="1.1.0")
 
     def roll_back_live_failure(self) -> None:
-        self._print_title("A release that passes the trial and fails only under live requests")
-        self._release("1.3.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="live-nan")
+        """Release a model that fails under live requests only; the probation must roll it back."""
+        self._print_title("Release 1.3.0 that passes its probe and fails under live requests")
+        self._finish_release(self._next_release)
+        self._repo.publish()
         with self._run_load() as load:
             update = self._update()
         bad = sum(not (request.is_answered and request.is_finite) for request in load.requests)
         outcome, reason = str(update.get("outcome")), str(update.get("reason"))
         self.report.rollbacks.append({"attempt": "NaN under live requests", "reason": reason})
-        self._print_indented(
-            f"{outcome}: {reason}; {bad} of {len(load.requests)} answers were bad before it was taken back"
-        )
+        self._print_indented(f"{outcome}: {reason}; {bad} of {len(load.requests)} responses failed before the rollback")
+        serving = self._serving_version()
         self._add_check(
-            "a release that fails live is caught in probation and rolled back",
-            outcome == "rolled-back" and self._serving_version() == "1.1.0",
-            f"{reason}, serving {self._serving_version()}",
+            "live failure rolled back in probation",
+            outcome == "rolled-back" and serving == "1.1.0",
+            f"{reason}, serving {serving}",
         )
 
     def refuse_tampering(self) -> None:
-        self._print_title("Tampering on the way")
+        """Change one byte of a manifest, then of blobs; the device must refuse both."""
+        self._print_title("Attack: tampered files on the web server")
         self._release("1.4.0", self._models.old_model, "1.1.0", reused_version="1.0.0")
         manifest = self._manifest("1.4.0")
         blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
-        # the manifest first: a device that has verified it once does not ask for it again
+        # the manifest first: a device that has verified a manifest does not download it again
         targets = self._repo.published / "targets" / "bundles" / self._models.family
         path = next(targets.glob("*.1.4.0.json")).relative_to(self._repo.published).as_posix()
         with self._running_site.replace_file(path, self._flip_byte(path)):
@@ -185,29 +198,31 @@ class Scenes(DemoWorld):
             self._check_refusal("tampered blob", self._update(), expected_version="1.1.0")
 
     def refuse_downgrade(self) -> None:
-        self._print_title("Ways back to an old model that nobody decided on")
+        """Replay old metadata, then sign a rollout of an old release; the device must refuse both."""
+        self._print_title("Attack: return to an old release")
         with self._running_site.serve_folder(self._folder / "mirror-of-then"):
             self._check_refusal("replayed old metadata", self._update(), expected_version="1.1.0")
         old = self._manifest("1.0.0")
-        now = self._repo.rollout(self._models.family, CHANNEL)
-        # whoever stole the online keys can sign this, and would not rehearse it first
+        current = self._repo.rollout(self._models.family, CHANNEL)
+        # an attacker with the stolen online keys can sign this rollout, and would skip the client check
         self._sign_rollout(make_rollout(old), forged=True)
         self._check_refusal("older release (rollback attack)", self._update(), expected_version="1.1.0")
-        assert now is not None
-        self._sign_rollout(now)
+        assert current is not None
+        self._sign_rollout(current)
 
     def update_after_attacks(self) -> None:
-        self._print_title("After all that, an honest release still arrives")
+        """Install 1.4.0 after all attacks, and search the device's files for an unencrypted model."""
+        self._print_title("Install 1.4.0 after the attacks")
         with self._run_load():
             update = self._update()
         self._print_update(update)
         self._add_check(
-            "the device still takes an honest release", has_updated_to(update, "1.4.0"), describe_update(update)
+            "valid release installed after attacks", has_updated_to(update, "1.4.0"), describe_update(update)
         )
         shipped = (self._repository_folder / "private" / "bundles").rglob("model.onnx")
-        plain = [path.read_bytes() for path in (self._models.old_model, self._models.new_model, *shipped)]
-        found = [path.name for model in plain for path in find_plaintext_files(self._running_device.directory, model)]
-        self._add_check("no plain model lies on the device's disk", not found, ", ".join(found) or "none found")
+        models = [path.read_bytes() for path in (self._models.old_model, self._models.new_model, *shipped)]
+        found = [path.name for model in models for path in find_plaintext_files(self._running_device.directory, model)]
+        self._add_check("no unencrypted model on the device's disk", not found, ", ".join(found) or "none found")
 
 
 SCENES: Final[tuple[Callable[[Scenes], None], ...]] = (

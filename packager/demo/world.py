@@ -1,8 +1,9 @@
-"""The demo's world: a repository, a site, a device, traffic, and what scenes do with them."""
+"""The environment of the demo: repository, web server, device, load; and the scenes' actions."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from bundle.rollout import Rollout
 from keys.signers import load_folder_signers
 from packager.demo.demo_device import DemoDevice, Report
 from packager.demo.demo_models import DemoModels, Prediction, live_samples
-from packager.demo.demo_report import DemoCheck, DemoReport
+from packager.demo.demo_report import DemoCheck, DemoReport, check_line
 from packager.demo.http_site import HttpSite
 from packager.demo.inference_client import InferenceClient, InferenceUnavailable
 from packager.demo.traffic import Latency, LoadRequest, Traffic, monotonic_s
@@ -31,23 +32,23 @@ COHORT: Final = "default"
 CHANNEL: Final = "stable"
 VARIANTS_TOML: Final = '[variants.fp32]\n[variants.int8]\nscheme = "int8"\n'
 MAX_RATE_HZ: Final = 40.0
-LOAD_SHARE: Final = 0.25  # of one model process: the load is there to notice a swap, not to be the bottleneck
+LOAD_SHARE: Final = 0.25  # of one model process's time: enough to notice a swap, without queueing
 RATE_PROBES: Final = 5
-PROBATION_WINDOW_S: Final = 4
+PROBATION_WINDOW_S: Final = 2  # 16 requests at 8 Hz; a bad response ends the probation at once
 PROBATION_MIN_REQUESTS: Final = 5
-MAX_UPDATE_TRIES: Final = 4  # of an update whose trial was inconclusive, since the machine was busy with something else
-SETTLE_TIME_S: Final = 1.5  # of load before and after an update, to have something to compare with
+MAX_UPDATE_TRIES: Final = 4  # if a probe is inconclusive, because other programs use the CPU
+SETTLE_TIME_S: Final = 1.0  # of load before and after an update, to compare latencies with
 
 PrintLine = Callable[[str], None]
 
 
 class DemoWorld:
-    """The demo's world while it is played.
+    """The environment of a running demo.
 
     Args:
-        folder: an empty folder, the caller's to remove.
-        subject: models and inputs.
-        say: takes each line of the story.
+        folder: an empty folder; the caller removes it.
+        models: models and inputs.
+        print_line: prints one line of progress.
     """
 
     def __init__(self, folder: Path, models: DemoModels, print_line: PrintLine) -> None:
@@ -60,6 +61,11 @@ class DemoWorld:
         self._site: HttpSite | None = None
         self._device: DemoDevice | None = None
         self._traffic: Traffic | None = None
+        self._signers: list[Signer] = []
+        self._next_release: Future[ReleaseReport]
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="release")
+        self._scene_number = 0
+        self._installed_variant = ""
 
     @property
     def _repo(self) -> Repository:
@@ -84,23 +90,52 @@ class DemoWorld:
         *,
         reused_version: str | None = None,
         drill: str | None = None,
-        raises_floor: bool = False,
-        publishes: bool = True,
     ) -> ReleaseReport:
-        """Make a release; `again` names the one whose variant the device's kind gets once more, quantized as it is."""
+        """Create and publish a release.
+
+        Args:
+            version: version of the release.
+            model: its float model.
+            base: version to patch from.
+            reused_version: release whose quantized model is shipped again, in the device's variant only; None quantizes
+                the model.
+            drill: fire drill of the release, or None.
+        """
+        report = self._finish_release(
+            self._start_release(version, model, base, reused_version=reused_version, drill=drill)
+        )
+        self._repo.publish()
+        return report
+
+    def _start_release(
+        self,
+        version: str,
+        model: Path,
+        base: str | None,
+        *,
+        reused_version: str | None = None,
+        drill: str | None = None,
+        raises_floor: bool = False,
+    ) -> "Future[ReleaseReport]":
+        """Create and sign a release in another thread, without publishing it; arguments as of `_release`."""
         variants = VARIANTS_TOML if reused_version is None else self._variant_toml(reused_version)
         path = self._folder / f"release-{version}.toml"
         floor = self._repo.next_counter(self._models.family) if raises_floor else None
         path.write_text(_release_toml(self._models, version, model, variants, drill, floor, base), "utf-8")
-        with self._record_time(f"release-{version}"):
-            until = "publish" if publishes else "sign"
-            report = run_release(parse_release_file(path), self._repo, self._signers(), until=until)
+        return self._builder.submit(
+            run_release, parse_release_file(path), self._repo, self._load_signers(), until="sign"
+        )
+
+    def _finish_release(self, started: "Future[ReleaseReport]") -> ReleaseReport:
+        """Wait for a release to be signed, and record its sizes and seconds."""
+        report = started.result()
         assert report.manifest is not None
-        self.report.bytes[version] = {name: _download_sizes(report.manifest, name) for name in report.variants}
+        self._set_seconds(f"release-{report.version}", sum(report.seconds.values()))
+        self.report.bytes[report.version] = {name: _download_sizes(report.manifest, name) for name in report.variants}
         return report
 
     def _variant_toml(self, version: str) -> str:
-        name = str(self._running_device.status()["active"]["variant"])
+        name = self._installed_variant
         if name == "fp32":
             return "[variants.fp32]\n"
         variant = self._manifest(version).variant(name)
@@ -108,8 +143,11 @@ class DemoWorld:
         kept = self._repository_folder / "private" / "bundles" / self._models.family / variant.digest
         return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.require_single_file('model').path))}\n"
 
-    def _signers(self) -> "list[Signer]":
-        return load_folder_signers(self._keys, self._passphrase)
+    def _load_signers(self) -> "list[Signer]":
+        """Return the signers of all keys; the key files are decrypted once."""
+        if not self._signers:
+            self._signers = load_folder_signers(self._keys, self._passphrase)
+        return self._signers
 
     def _manifest(self, version: str) -> Manifest:
         manifest = self._repo.manifest(self._models.family, version)
@@ -118,12 +156,12 @@ class DemoWorld:
 
     def _sign_rollout(self, rollout: Rollout, *, forged: bool = False) -> None:
         self._repo.stage_rollout(rollout, forged=forged)
-        self._repo.sign(self._signers())
+        self._repo.sign(self._load_signers())
         self._repo.publish(check_clients=not forged)
 
     def _enroll(self, request: Path, fingerprint: str) -> None:
         enroll_device(self._repo, request.read_bytes(), fingerprint, COHORT, self._keys, self._passphrase)
-        self._repo.sign(self._signers())
+        self._repo.sign(self._load_signers())
         self._repo.publish()
 
     @contextmanager
@@ -141,7 +179,7 @@ class DemoWorld:
             update = self._running_device.update()
             if update.get("outcome") != "inconclusive":
                 return update
-            self._print_indented(f"inconclusive, so it is tried again: {update.get('detail')}")
+            self._print_indented(f"inconclusive, trying again: {update.get('detail')}")
         return self._running_device.update()
 
     def _rate_hz(self) -> float:
@@ -189,7 +227,7 @@ class DemoWorld:
         self._print_indented(f"{attempt}: {outcome}, {reason}: {update.get('detail') or ''}")
         serving = self._serving_version()
         self._add_check(
-            f"refused and still serving: {attempt}",
+            f"rejected, old model serves: {attempt}",
             outcome in ("refused", "unfit", "unavailable") and serving == expected_version,
             f"{reason}, serving {serving}",
         )
@@ -198,30 +236,31 @@ class DemoWorld:
         for name, row in report.variants.items():
             sizes = self.report.bytes[report.version][name]
             self._print_indented(
-                f"{name}: {row['plain_size']:,} bytes plain, full download {sizes['full']:,}, patch {sizes['patch']:,}"
+                f"{name}: uncompressed {row['plain_size']:,} bytes, full download {sizes['full']:,} bytes"
+                + (f", patch {sizes['patch']:,} bytes" if sizes["patch"] < sizes["full"] else "")
             )
             gate = row.get("gate")
             if isinstance(gate, dict):
                 figures = ((k, gate.get(k)) for k in ("relative_rms", "top1_agreement"))
-                told = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures if isinstance(x, float))
-                self._print_indented(f"    gate against the float model: {gate.get('verdict')}, {told}")
-            built = row.get("report")
-            if isinstance(built, dict) and isinstance(built.get("latency"), dict):
-                times = built["latency"]
+                shown = ", ".join(f"{key.replace('_', ' ')} {x:.4f}" for key, x in figures if isinstance(x, float))
+                self._print_indented(f"    accuracy gate: {gate.get('verdict')}, {shown}")
+            quantized = row.get("report")
+            if isinstance(quantized, dict) and isinstance(quantized.get("latency"), dict):
+                times = quantized["latency"]
                 self.report.latency[f"{report.version} {name} against float"] = times
-                pace = "slower" if times["ratio"] > 1 else "faster"
                 self._print_indented(
-                    f"    one at a time: float {times['float_ms']:.2f} ms, {name} {times['quantized_ms']:.2f} ms"
-                    f" ({name} is {pace} on this machine)"
+                    f"    latency on this machine: float {times['float_ms']:.2f} ms, "
+                    f"{name} {times['quantized_ms']:.2f} ms"
                 )
-        for name, why in report.dropped.items():
-            self._print_indented(f"{name} is left out: {why}")
+        for name, reason in report.dropped.items():
+            self._print_indented(f"{name} is left out: {reason}")
 
     def _print_update(self, update: Report) -> None:
         phases = ", ".join(f"{phase} {spent / 1000:.2f} s" for phase, spent in (update.get("phases_ms") or {}).items())
         fetched, full = update.get("download_bytes"), update.get("full_download_bytes")
         self._print_indented(
-            f"{update.get('outcome')}: {update.get('release')} {update.get('variant')}, {fetched} bytes of {full}"
+            f"{update.get('outcome')}: {update.get('release')} {update.get('variant')}, downloaded {fetched} bytes "
+            f"(full download {full} bytes)"
         )
         self._print_indented(f"phases: {phases}")
 
@@ -229,23 +268,28 @@ class DemoWorld:
     def _record_time(self, step: str) -> Iterator[None]:
         start = time.monotonic()
         yield
-        self.report.seconds[step] = round(time.monotonic() - start, 2)
-        self._print_indented(f"({step}: {self.report.seconds[step]:.1f} s)")
+        self._set_seconds(step, time.monotonic() - start)
+
+    def _set_seconds(self, step: str, seconds: float) -> None:
+        self.report.seconds[step] = round(seconds, 2)
+        self._print_indented(f"{step}: {seconds:.1f} s")
 
     def _print_title(self, text: str) -> None:
-        self._print_line(f"\n== {text}")
+        self._scene_number += 1
+        self._print_line(f"\n[{self._scene_number}] {text}")
 
     def _print_indented(self, text: str) -> None:
         self._print_line(f"   {text}")
 
     def _add_check(self, name: str, passed: bool, observed: str) -> None:
-        self.report.checks.append(DemoCheck(name, passed, observed))
-        self._print_indented(f"{'proven' if passed else 'NOT PROVEN'}: {name} ({observed})")
+        check = DemoCheck(name, passed, observed)
+        self.report.checks.append(check)
+        self._print_indented(check_line(check))
 
 
 @dataclass(slots=True)
 class LoadRecord:
-    """The record of one stretch of load, there when its context has ended."""
+    """The requests of one load phase, available after its context has ended."""
 
     requests: tuple[LoadRequest, ...] = ()
 
@@ -285,6 +329,7 @@ def _download_sizes(manifest: Manifest, variant: str) -> dict[str, int]:
 
 
 def make_rollout(manifest: Manifest) -> Rollout:
+    """Return a rollout of the release to all devices of CHANNEL."""
     return Rollout(
         family=manifest.family,
         channel=CHANNEL,
@@ -296,6 +341,12 @@ def make_rollout(manifest: Manifest) -> Rollout:
 
 @contextmanager
 def replace_files(site: HttpSite, replaced: dict[str, bytes]) -> Iterator[None]:
+    """Serve other contents for some paths, as an attacker at the web server would.
+
+    Args:
+        site: the web server.
+        replaced: contents by path, relative to the served folder.
+    """
     with ExitStack() as stack:
         for path, data in replaced.items():
             stack.enter_context(site.replace_file(path, data))
@@ -303,13 +354,21 @@ def replace_files(site: HttpSite, replaced: dict[str, bytes]) -> Iterator[None]:
 
 
 def has_updated_to(update: Report, version: str) -> bool:
+    """Return whether an update installed a version.
+
+    Args:
+        update: output of `device-agent update --json`.
+        version: the expected release.
+    """
     return update.get("outcome") == "updated" and update.get("release") == version
 
 
 def describe_update(update: Report) -> str:
+    """Return outcome, release and reason of an update as text."""
     reason = update.get("reason")
     return f"{update.get('outcome')} {update.get('release')}" + (f", {reason}" if reason else "")
 
 
 def describe_latency(latency: Latency) -> str:
+    """Return median and maximum latency as text."""
     return f"median {latency.median_ms:.1f} ms, worst {latency.worst_ms:.1f} ms over {latency.count} requests"
