@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.runtime.tensors import Array
-from tests.packager.test_json_schemas import check
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site, serving
+from tests.support.json_schemas import check_schema
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 RANK = 2
@@ -66,7 +66,7 @@ def _says(device: DeviceUnderTest, *words: str, code: int = 0) -> dict[str, Any]
     done = device.command(*words, "--json")
     assert done.returncode == code, done.stderr
     if code == 0:
-        check("agent-adapter", json.loads(done.stdout))
+        check_schema("agent-adapter", json.loads(done.stdout))
     return dict(json.loads(done.stdout)) if code == 0 else dict(json.loads(done.stderr)["error"])
 
 

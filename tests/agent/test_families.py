@@ -22,10 +22,10 @@ from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
 from device_agent.storage.bundle_store import BundleStore
 from tests.agent.test_notify import _children
-from tests.packager.test_json_schemas import check
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import get, infer
 from tests.support.faulty_http_server import Site, serving
+from tests.support.json_schemas import check_schema
 from tests.support.prometheus_text import parse_metrics
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
@@ -115,15 +115,15 @@ def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publi
     device.start()
     assert versions(device) == FIRST
     said = json.loads(device.command("status", "--json").stdout)
-    check("agent-status", said)
+    check_schema("agent-status", said)
     assert (said["family"], said["ready"], said["active"]["release"]) == (FAMILY, True, "1.0.0")
     assert {name: row["serving"]["release"] for name, row in rows_of(said).items()} == FIRST
     for words, texts in (("status",), ("kws on", "vision on")), (("history",), ("updated 1.0.0", "updated 2.0.0")):
         text = device.command(*words).stdout
         assert all(found in text for found in texts), text
     for command in ("history", "plan"):
-        check("agent-families", json.loads(device.command(command, "--json").stdout))
-    check("agent-plan", json.loads(device.command("plan", "--family", OTHER, "--json").stdout))
+        check_schema("agent-families", json.loads(device.command(command, "--json").stdout))
+    check_schema("agent-plan", json.loads(device.command("plan", "--family", OTHER, "--json").stdout))
     metrics = parse_metrics(get(device, "/metrics").decode())
     swaps = metrics["airweights_swaps_total"].samples
     assert {dict(labels)["family"] for _, labels in swaps} == {FAMILY, OTHER}
@@ -182,7 +182,7 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUn
     device.start()
     done = device.command("update", "--json")
     said = json.loads(done.stdout)
-    check("agent-families", said)
+    check_schema("agent-families", said)
     rows = rows_of(said)
     assert (rows[FAMILY]["outcome"], rows[FAMILY]["reason"]) == ("unfit", "golden-mismatch")
     assert rows[OTHER]["outcome"] == "updated"
@@ -324,8 +324,8 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
         assert done.returncode == code, (done.stdout, done.stderr)
         return json.loads(done.stdout or done.stderr)
 
-    check("agent-status", says("status"))
-    check("agent-check-config", says("check-config"))
+    check_schema("agent-status", says("status"))
+    check_schema("agent-check-config", says("check-config"))
     assert "kws, vision" in says("update", "--family", "nobody", code=2)["error"]["hint"]
     for words in (("rollback",), ("adapter", "list"), ("adapter", "detach"), ("report", "list", "--after", "1")):
         error = says(*words, code=2)["error"]
@@ -342,10 +342,10 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     assert says("rollback", "--family", OTHER)["release"] == "2.1.0"
     assert says("quarantine", "clear", "--family", FAMILY) == {"cleared": 0}
     quarantined = says("quarantine", "list")
-    check("agent-families", quarantined)
+    check_schema("agent-families", quarantined)
     rows = rows_of(quarantined)
     assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
-    check("agent-quarantine-list", says("quarantine", "list", "--family", OTHER))
+    check_schema("agent-quarantine-list", says("quarantine", "list", "--family", OTHER))
     assert says("quarantine", "clear") == {"cleared": 1}
     assert says("adapter", "list", "--family", OTHER) == {"adapters": []}
     assert {row["family"] for row in says("report", "list")["reports"]} == {FAMILY, OTHER}

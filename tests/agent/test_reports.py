@@ -11,8 +11,8 @@ from device_agent.commands.report_export import export_reports, read_reports
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.outcome_report import MAX_REPORTS
 from device_agent.policy.state_machine import Event
-from tests.packager.test_json_schemas import check
 from tests.support.faulty_http_server import serving
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import packager
 from tests.support.publisher import DeviceUnderTest, Publisher
 from tests.vectors.journal.generate import FOLDER
@@ -31,13 +31,13 @@ def test_what_a_device_went_through_is_reported_and_accepted(
         assert device.update().reason == "bundle-quarantined"  # the same again is no news
     said = device.command("report", "list", "--json")
     assert said.returncode == 0, said.stderr
-    check("agent-report-list", json.loads(said.stdout))
+    check_schema("agent-report-list", json.loads(said.stdout))
     told = [(row["sequence"], row["outcome"], row["reason"]) for row in json.loads(said.stdout)["reports"]]
     assert told == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "bundle-quarantined")]
     out = tmp_path / "reports.jsonl"
     exported = device.command("report", "export", "-o", str(out), "--json")
     assert exported.returncode == 0, exported.stderr
-    check("agent-report-export", json.loads(exported.stdout))
+    check_schema("agent-report-export", json.loads(exported.stdout))
     verified = packager("device", "verify-report", out, "--repo", publisher.repository.root, "--json")
     assert verified.code == 0, verified.stderr
     assert len(verified.json["new"]) == 3

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.packager.conftest import make_site
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import packager
+from tests.support.release_fixtures import create_site
 
 START_LIMIT_S = 60
 
@@ -38,7 +38,7 @@ class Agent:
 @pytest.fixture
 def agent(tmp_path: Path) -> Agent:
     """An enrolled device of a repository with one release, read from the file system."""
-    site = make_site(tmp_path)
+    site = create_site(tmp_path)
     release = tmp_path / "small-1.0.0.toml"
     release.write_text(release.read_text().replace("percent = 10", "percent = 100"))
     assert site.release(release.name).code == 0
@@ -50,29 +50,29 @@ def agent(tmp_path: Path) -> Agent:
         "--directory": tmp_path / "device",
         "--listen": f"unix:{tmp_path}/s",
     }
-    check("agent-init", agent.says("init", *[str(word) for pair in where.items() for word in pair]))
+    check_schema("agent-init", agent.says("init", *[str(word) for pair in where.items() for word in pair]))
     enrollment = agent.says("enroll", "--output", str(tmp_path / "request.json"))
-    check("agent-enroll", enrollment)
+    check_schema("agent-enroll", enrollment)
     request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])
     assert packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
     return agent
 
 
 def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
-    check("agent-check-config", agent.says("check-config"))
-    check("agent-status", agent.says("status"))
-    check("agent-pause", agent.says("pause"))
-    check("error", agent.says("update", code=4))
-    check("agent-pause", agent.says("resume"))
-    check("agent-update", agent.says("update"))
-    check("agent-status", agent.says("status"))
-    check("agent-history", agent.says("history"))
-    check("agent-plan", agent.says("plan"))
-    check("agent-bench", agent.says("bench", "--seconds", "0.3"))
-    check("agent-adapter", agent.says("adapter", "list"))
-    check("agent-quarantine-list", agent.says("quarantine", "list"))
-    check("agent-quarantine-clear", agent.says("quarantine", "clear"))
-    check("error", agent.says("rollback", code=2))
+    check_schema("agent-check-config", agent.says("check-config"))
+    check_schema("agent-status", agent.says("status"))
+    check_schema("agent-pause", agent.says("pause"))
+    check_schema("error", agent.says("update", code=4))
+    check_schema("agent-pause", agent.says("resume"))
+    check_schema("agent-update", agent.says("update"))
+    check_schema("agent-status", agent.says("status"))
+    check_schema("agent-history", agent.says("history"))
+    check_schema("agent-plan", agent.says("plan"))
+    check_schema("agent-bench", agent.says("bench", "--seconds", "0.3"))
+    check_schema("agent-adapter", agent.says("adapter", "list"))
+    check_schema("agent-quarantine-list", agent.says("quarantine", "list"))
+    check_schema("agent-quarantine-clear", agent.says("quarantine", "clear"))
+    check_schema("error", agent.says("rollback", code=2))
     daemon = agent.start(tmp_path / "log")
     try:
         asked = 0
@@ -80,9 +80,9 @@ def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
             asked += 1
             assert daemon.poll() is None, (tmp_path / "log").read_text()
             assert asked < START_LIMIT_S, (tmp_path / "log").read_text()
-        check("agent-status", status)
-        check("agent-update", agent.says("update"))
-        check("agent-history", agent.says("history"))
+        check_schema("agent-status", status)
+        check_schema("agent-update", agent.says("update"))
+        check_schema("agent-history", agent.says("history"))
     finally:
         os.kill(daemon.pid, signal.SIGTERM)
         daemon.wait(30)

@@ -17,13 +17,13 @@ from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from bundle.manifest import Manifest
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
-from tests.packager.conftest import Site
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, packager
+from tests.support.release_fixtures import ReleaseSite
 
 
 @pytest.fixture(scope="module")
-def folder(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(site: ReleaseSite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attestations of 1.1.0."""
     out = tmp_path_factory.mktemp("attested") / "attestations"
     said = packager(*make(site, out))
@@ -31,12 +31,12 @@ def folder(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def make(site: Site, out: Path, *words: object) -> tuple[object, ...]:
+def make(site: ReleaseSite, out: Path, *words: object) -> tuple[object, ...]:
     place = ("--repo", site.folder / "repo", "--keys", site.folder / "keys", "-o", out)
     return ("attestation", "create", "kws", "1.1.0", *place, *words)
 
 
-def verify(site: Site, folder: Path, *words: object, version: str = "1.1.0") -> CommandResult:
+def verify(site: ReleaseSite, folder: Path, *words: object, version: str = "1.1.0") -> CommandResult:
     place = ("--repo", site.folder / "repo", "--folder", folder, "--json")
     return packager("attestation", "verify", "kws", version, *place, *words)
 
@@ -46,7 +46,7 @@ def statements(folder: Path) -> list[Any]:
     return [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in lines]
 
 
-def manifest_of(site: Site) -> Manifest:
+def manifest_of(site: ReleaseSite) -> Manifest:
     manifest = Repository.open(site.folder / "repo").manifest("kws", "1.1.0")
     assert manifest is not None
     return manifest
@@ -70,7 +70,7 @@ def test_the_bill_of_materials_is_valid_cyclonedx(folder: Path) -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(damaged)) is not None
 
 
-def test_the_provenance_says_what_the_release_was_made_from_and_how(site: Site, folder: Path) -> None:
+def test_the_provenance_says_what_the_release_was_made_from_and_how(site: ReleaseSite, folder: Path) -> None:
     provenance, _ = statements(folder)
     definition, details = provenance["predicate"]["buildDefinition"], provenance["predicate"]["runDetails"]
     dependencies = {
@@ -91,7 +91,7 @@ def test_the_provenance_says_what_the_release_was_made_from_and_how(site: Site, 
     assert str(site.folder) not in json.dumps(provenance)
 
 
-def test_every_file_of_the_bundle_is_a_subject_that_sha256sum_can_check(site: Site, folder: Path) -> None:
+def test_every_file_of_the_bundle_is_a_subject_that_sha256sum_can_check(site: ReleaseSite, folder: Path) -> None:
     manifest = manifest_of(site)
     subjects = {row["name"]: row["digest"]["sha256"] for row in statements(folder)[0]["subject"]}
     assert len(subjects) == 1 + sum(len(variant.files) for _, variant in manifest.variants)
@@ -102,7 +102,7 @@ def test_every_file_of_the_bundle_is_a_subject_that_sha256sum_can_check(site: Si
             assert subjects[f"{name}/{file.path}"] == hashlib.sha256((kept.root / file.path).read_bytes()).hexdigest()
 
 
-def test_the_model_card_says_what_the_model_takes_and_how_good_it_is(site: Site, folder: Path) -> None:
+def test_the_model_card_says_what_the_model_takes_and_how_good_it_is(site: ReleaseSite, folder: Path) -> None:
     components = json.loads((folder / "bom.cdx.json").read_text())["components"]
     int8 = next(row for row in components if row["name"] == "int8")
     card = int8["modelCard"]
@@ -117,23 +117,23 @@ def test_the_model_card_says_what_the_model_takes_and_how_good_it_is(site: Site,
     assert int8["pedigree"]["ancestors"][0]["hashes"] == [{"alg": "SHA-256", "content": source}]
 
 
-def test_the_keys_of_the_release_role_sign_and_no_others(site: Site, folder: Path) -> None:
+def test_the_keys_of_the_release_role_sign_and_no_others(site: ReleaseSite, folder: Path) -> None:
     said = verify(site, folder)
     assert said.code == 0, said.stderr
-    check("attestation", said.json)
+    check_schema("attestation", said.json)
     assert len(said.json["key_ids"]) == 2
     names = {"release-kws-ed25519-1.key", "release-kws-ml-dsa-65-1.key"}
     ids = {packager("keys", "show", site.folder / "keys" / name, "--json").json["key_id"] for name in names}
     assert set(said.json["key_ids"]) == ids
 
 
-def test_a_key_that_did_not_sign_is_missed(site: Site, folder: Path) -> None:
+def test_a_key_that_did_not_sign_is_missed(site: ReleaseSite, folder: Path) -> None:
     said = verify(site, folder, "--key", site.folder / "keys" / "timestamp-ed25519-1.key")
     assert (said.code, said.error["reason"]) == (3, "attestation-refused")
     assert "signed by 0 of the 1 keys, expected at least 1" in said.error["message"]
 
 
-def test_one_of_two_signatures_is_not_enough(site: Site, folder: Path, tmp_path: Path) -> None:
+def test_one_of_two_signatures_is_not_enough(site: ReleaseSite, folder: Path, tmp_path: Path) -> None:
     def drop(envelope: dict[str, Any]) -> None:
         envelope["signatures"].pop()
 
@@ -144,7 +144,7 @@ def test_one_of_two_signatures_is_not_enough(site: Site, folder: Path, tmp_path:
     )
 
 
-def test_a_changed_payload_is_refused(site: Site, folder: Path, tmp_path: Path) -> None:
+def test_a_changed_payload_is_refused(site: ReleaseSite, folder: Path, tmp_path: Path) -> None:
     def change(envelope: dict[str, Any]) -> None:
         payload = base64.b64decode(envelope["payload"]).replace(b"int8", b"int4")
         envelope["payload"] = base64.b64encode(payload).decode()
@@ -152,7 +152,7 @@ def test_a_changed_payload_is_refused(site: Site, folder: Path, tmp_path: Path) 
     assert changed(site, folder, tmp_path, change).error["reason"] == "attestation-refused"
 
 
-def changed(site: Site, folder: Path, place: Path, change: Any) -> CommandResult:
+def changed(site: ReleaseSite, folder: Path, place: Path, change: Any) -> CommandResult:
     envelopes = [json.loads(line) for line in (folder / "attestations.intoto.jsonl").read_text().splitlines()]
     change(envelopes[0])
     (place / "attestations.intoto.jsonl").write_text("".join(json.dumps(row) + "\n" for row in envelopes))
@@ -174,19 +174,21 @@ def changed(site: Site, folder: Path, place: Path, change: Any) -> CommandResult
         b'{"payload": 1, "payloadType": 1, "signatures": 1}\n',
     ],
 )
-def test_what_is_no_attestation_is_refused_in_one_line(site: Site, tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_attestation_is_refused_in_one_line(site: ReleaseSite, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "attestations.intoto.jsonl").write_bytes(content)
     said = verify(site, tmp_path)
     assert (said.code, said.error["reason"]) == (3, "attestation-refused")
 
 
-def test_attestations_of_another_release_are_refused(site: Site, folder: Path) -> None:
+def test_attestations_of_another_release_are_refused(site: ReleaseSite, folder: Path) -> None:
     said = verify(site, folder, version="1.0.0")
     assert (said.code, said.error["reason"]) == (3, "attestation-refused")
     assert "the subjects are not the files of release kws 1.0.0" in said.error["message"]
 
 
-def test_a_bill_that_was_changed_beside_its_signature_is_refused(site: Site, folder: Path, tmp_path: Path) -> None:
+def test_a_bill_that_was_changed_beside_its_signature_is_refused(
+    site: ReleaseSite, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "attestations.intoto.jsonl").write_bytes((folder / "attestations.intoto.jsonl").read_bytes())
     bill = json.loads((folder / "bom.cdx.json").read_text())
     bill["components"].pop()
@@ -194,13 +196,13 @@ def test_a_bill_that_was_changed_beside_its_signature_is_refused(site: Site, fol
     assert verify(site, tmp_path).error["message"].endswith("is not the bill of materials that was signed")
 
 
-def test_the_same_release_gives_the_same_statements(site: Site, folder: Path, tmp_path: Path) -> None:
+def test_the_same_release_gives_the_same_statements(site: ReleaseSite, folder: Path, tmp_path: Path) -> None:
     assert packager(*make(site, tmp_path)).code == 0
     assert statements(tmp_path) == statements(folder)
     assert (tmp_path / "bom.cdx.json").read_bytes() == (folder / "bom.cdx.json").read_bytes()
 
 
-def test_a_release_whose_record_is_gone_is_attested_from_its_manifest(site: Site, tmp_path: Path) -> None:
+def test_a_release_whose_record_is_gone_is_attested_from_its_manifest(site: ReleaseSite, tmp_path: Path) -> None:
     record = site.folder / "repo" / "private" / "builds" / "kws" / "2.json"
     data = record.read_bytes()
     record.unlink()
@@ -214,7 +216,7 @@ def test_a_release_whose_record_is_gone_is_attested_from_its_manifest(site: Site
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill["predicate"])) is None
 
 
-def test_a_damaged_record_is_told(site: Site, tmp_path: Path) -> None:
+def test_a_damaged_record_is_told(site: ReleaseSite, tmp_path: Path) -> None:
     record = site.folder / "repo" / "private" / "builds" / "kws" / "2.json"
     data = record.read_bytes()
     record.write_bytes(data[:-9])
@@ -225,7 +227,7 @@ def test_a_damaged_record_is_told(site: Site, tmp_path: Path) -> None:
     assert (said.code, said.error["reason"]) == (3, "workspace-damaged")
 
 
-def test_a_release_that_is_not_there_is_told_with_those_that_are(site: Site) -> None:
+def test_a_release_that_is_not_there_is_told_with_those_that_are(site: ReleaseSite) -> None:
     place = ("--repo", site.folder / "repo", "--json")
     said = packager("attestation", "verify", "kws", "9.9.9", *place)
     assert (said.code, said.error["reason"]) == (2, "release-unknown")

@@ -2,23 +2,23 @@
 
 from pathlib import Path
 
-from tests.packager.conftest import make_site
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import packager
+from tests.support.release_fixtures import create_site
 
 
 def test_a_release_writes_its_attestations_where_it_is_asked_to(tmp_path: Path) -> None:
-    site = make_site(tmp_path)
+    site = create_site(tmp_path)
     said = site.release("small-1.0.0.toml", "--attest", "--builder", "https://ci.example/runs/7", "--json")
     assert said.code == 0, said.stderr
     folder = tmp_path / "repo" / "attestations" / "kws" / "1.0.0"
-    check("release", said.json)
+    check_schema("release", said.json)
     assert said.json["attestations"]["folder"] == str(folder)
     assert packager("attestation", "verify", "kws", "1.0.0", "--repo", tmp_path / "repo").code == 0
     assert not list((tmp_path / "repo" / "published").rglob("*.intoto.jsonl")), "not served without being asked to"
 
 
 def test_attest_without_signing_is_told_before_any_work(tmp_path: Path) -> None:
-    site = make_site(tmp_path)
+    site = create_site(tmp_path)
     said = site.release("small-1.0.0.toml", "--attest", "--dry-run", "--json")
     assert (said.code, said.error["reason"]) == (2, "invalid-usage")

@@ -9,8 +9,8 @@ import click
 import pytest
 
 from packager.commands.root import COMMANDS, cli
-from tests.packager.conftest import Site
 from tests.support.packager_cli import assert_refused, packager
+from tests.support.release_fixtures import ReleaseSite
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
 
@@ -90,7 +90,7 @@ def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> N
 
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("command", ["quantize", "prune"])
-def test_a_model_is_never_written_over_itself(site: Site, tmp_path: Path, command: str, link: bool) -> None:
+def test_a_model_is_never_written_over_itself(site: ReleaseSite, tmp_path: Path, command: str, link: bool) -> None:
     model = tmp_path / "model.onnx"
     model.write_bytes((site.folder / "1.0.0.onnx").read_bytes())
     out = tmp_path / "out.onnx"

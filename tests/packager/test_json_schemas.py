@@ -2,22 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 
-from tests.packager.conftest import Site
+from tests.support.json_schemas import SCHEMAS, check_schema
 from tests.support.packager_cli import packager
-from tools.generate_docs.__main__ import DOCS
-
-SCHEMAS = DOCS / "schemas"
-
-
-def check(name: str, value: Any) -> None:
-    """Raises jsonschema.ValidationError."""
-    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(value)
+from tests.support.release_fixtures import ReleaseSite
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("*.json")), ids=lambda path: path.stem)
@@ -27,22 +18,22 @@ def test_a_schema_is_a_schema(path: Path) -> None:
     assert schema["title"]
 
 
-def test_a_release(site: Site) -> None:
+def test_a_release(site: ReleaseSite) -> None:
     said = site.release("1.2.0.toml", "--dry-run", "--json")
     assert said.code == 0, said.stderr
     assert said.stderr == ""
-    check("release", said.json)
+    check_schema("release", said.json)
     assert said.json["published"] is False
 
 
-def test_bundles_by_hand(site: Site, tmp_path: Path) -> None:
+def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
     model = site.folder / "1.0.0.onnx"
     built = packager("bundle", "build", model, "-o", tmp_path / "A", "--family", "kws", "--golden", 2, "--json")
-    check("bundle-build", built.json)
-    check("bundle-diff", packager("bundle", "diff", "-", tmp_path / "A", "-o", tmp_path / "p", "--json").json)
-    check("bundle-apply", packager("bundle", "apply", "-", tmp_path / "p", "-o", tmp_path / "B", "--json").json)
+    check_schema("bundle-build", built.json)
+    check_schema("bundle-diff", packager("bundle", "diff", "-", tmp_path / "A", "-o", tmp_path / "p", "--json").json)
+    check_schema("bundle-apply", packager("bundle", "apply", "-", tmp_path / "p", "-o", tmp_path / "B", "--json").json)
     for place in (tmp_path / "A", tmp_path / "p"):
-        check("bundle-inspect", packager("bundle", "inspect", place, "--json").json)
+        check_schema("bundle-inspect", packager("bundle", "inspect", place, "--json").json)
 
 
 @pytest.mark.parametrize(
@@ -55,22 +46,22 @@ def test_bundles_by_hand(site: Site, tmp_path: Path) -> None:
         ("envelopes/content/kws/1/fp32/*", "envelope"),
     ],
 )
-def test_published_files_can_be_inspected(site: Site, pattern: str, kind: str) -> None:
+def test_published_files_can_be_inspected(site: ReleaseSite, pattern: str, kind: str) -> None:
     for place in (site.folder / "repo" / "published").glob(pattern):
         said = packager("bundle", "inspect", place, "--json")
         assert said.code == 0, said.stderr
         assert said.json["kind"] == kind
-        check("bundle-inspect", said.json)
+        check_schema("bundle-inspect", said.json)
         assert packager("bundle", "inspect", place).stdout.count("\n") >= 1
 
 
-def test_a_kept_bundle_is_verified_against_the_published_manifest(site: Site) -> None:
+def test_a_kept_bundle_is_verified_against_the_published_manifest(site: ReleaseSite) -> None:
     manifest = site.published("targets/bundles/kws/*.1.1.0.json")
     bundle = packager("bundle", "inspect", manifest, "--json").json["bundles"]["int8"]
     kept = site.folder / "repo" / "private" / "bundles" / "kws" / bundle
     said = packager("bundle", "verify", kept, manifest, "int8", "--json")
     assert said.code == 0, said.stderr
-    check("bundle-verify", said.json)
+    check_schema("bundle-verify", said.json)
     other = packager("bundle", "verify", kept, manifest, "fp32", "--json")
     assert (other.code, other.error["reason"]) == (3, "bundle-mismatch")
     unknown = packager("bundle", "verify", kept, manifest, "int4", "--json")
@@ -78,13 +69,15 @@ def test_a_kept_bundle_is_verified_against_the_published_manifest(site: Site) ->
     assert "fp32, int8" in unknown.error["message"]
 
 
-def test_quantize_and_compare(site: Site, tmp_path: Path) -> None:
+def test_quantize_and_compare(site: ReleaseSite, tmp_path: Path) -> None:
     model, inputs = site.folder / "1.0.0.onnx", site.folder / "inputs.npz"
     said = packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
-    check("quantize", said.json)
-    check("compare", packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json)
+    check_schema("quantize", said.json)
+    check_schema(
+        "compare", packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json
+    )
 
 
-def test_an_error(site: Site) -> None:
+def test_an_error(site: ReleaseSite) -> None:
     said = packager("bundle", "inspect", site.folder / "none", "--json")
-    check("error", json.loads(said.stderr))
+    check_schema("error", json.loads(said.stderr))

@@ -7,9 +7,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
-from tests.packager.conftest import PASSPHRASE, make_site
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, packager
+from tests.support.release_fixtures import PASSPHRASE, create_site
 
 
 @pytest.fixture
@@ -28,37 +28,37 @@ def done(*words: object) -> CommandResult:
 
 
 def test_keys(here: Path) -> None:
-    check("keys-new", done("keys", "new", "k.key", "--algorithm", "ml-dsa-65").json)
-    check("keys-show", done("keys", "show", "k.key").json)
-    check("keys-public", done("keys", "public", "k.key", "-o", "k.pem").json)
+    check_schema("keys-new", done("keys", "new", "k.key", "--algorithm", "ml-dsa-65").json)
+    check_schema("keys-show", done("keys", "show", "k.key").json)
+    check_schema("keys-public", done("keys", "public", "k.key", "-o", "k.pem").json)
     assert done("keys", "show", "k.pem").json["key_id"] == done("keys", "show", "k.key").json["key_id"]
-    check("keys-check", done("keys", "check", "k.key").json)
+    check_schema("keys-check", done("keys", "check", "k.key").json)
 
 
 def test_repository_and_rollouts(here: Path) -> None:
-    site = make_site(here)
+    site = create_site(here)
     again = done("repo", "init", "other", "--keys", "other-keys", "--family", "ocr")
-    check("repo-init", again.json)
+    check_schema("repo-init", again.json)
     repo = ("--repo", "repo")
     keys = (*repo, "--keys", "keys")
     assert site.release("small-1.0.0.toml", "--until", "sign").code == 0
-    check("repo-status", done("repo", "status", *repo).json)
-    check("repo-sign", done("repo", "sign", *keys).json)
-    check("repo-publish", done("repo", "publish", *repo).json)
-    check("repo-publish", done("repo", "refresh", *keys).json)
-    check("repo-status", done("repo", "verify", *repo).json)
-    check("rollout-change", done("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json)
-    check("rollout-change", done("rollout", "halt", "kws", "stable", *keys).json)
-    check("rollout-status", done("rollout", "status", *repo).json)
+    check_schema("repo-status", done("repo", "status", *repo).json)
+    check_schema("repo-sign", done("repo", "sign", *keys).json)
+    check_schema("repo-publish", done("repo", "publish", *repo).json)
+    check_schema("repo-publish", done("repo", "refresh", *keys).json)
+    check_schema("repo-status", done("repo", "verify", *repo).json)
+    check_schema("rollout-change", done("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json)
+    check_schema("rollout-change", done("rollout", "halt", "kws", "stable", *keys).json)
+    check_schema("rollout-status", done("rollout", "status", *repo).json)
     assert site.release("small-1.1.0.toml").code == 0
-    check("patch-add", done("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
-    check("repo-withdraw", done("repo", "withdraw", "kws", "1.0.0", *repo).json)
-    check("repo-unstage", done("repo", "unstage", *repo).json)
-    check("repo-collect-garbage", done("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json)
+    check_schema("patch-add", done("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
+    check_schema("repo-withdraw", done("repo", "withdraw", "kws", "1.0.0", *repo).json)
+    check_schema("repo-unstage", done("repo", "unstage", *repo).json)
+    check_schema("repo-collect-garbage", done("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json)
 
 
 def test_devices(here: Path) -> None:
-    make_site(here)
+    create_site(here)
     signing = Ed25519PrivateKey.generate()
     request = EnrollmentRequest(
         label="door",
@@ -68,7 +68,9 @@ def test_devices(here: Path) -> None:
     )
     Path("request.json").write_bytes(request.encode(signing))
     keys = ("--repo", "repo", "--keys", "keys")
-    check("device-change", done("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json)
-    check("device-list", done("device", "list", "--repo", "repo").json)
-    check("device-rotate-cohort", done("device", "rotate-cohort", "default", *keys).json)
-    check("device-change", done("device", "revoke", "door", *keys).json)
+    check_schema(
+        "device-change", done("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json
+    )
+    check_schema("device-list", done("device", "list", "--repo", "repo").json)
+    check_schema("device-rotate-cohort", done("device", "rotate-cohort", "default", *keys).json)
+    check_schema("device-change", done("device", "revoke", "door", *keys).json)

@@ -10,9 +10,9 @@ import pytest
 from bundle.frames import Secret
 from keys.key_files import generate_key_file
 from packager.repository.workspace import Workspace
-from tests.packager.conftest import Site
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, packager
+from tests.support.release_fixtures import ReleaseSite
 
 pytest.importorskip("model_signing", reason="model-signing is not installed: extra oms")
 
@@ -28,7 +28,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def bundle(site: Site, tmp_path: Path) -> Path:
+def bundle(site: ReleaseSite, tmp_path: Path) -> Path:
     """A copy of a plain bundle, as it was released."""
     workspace = Workspace(site.folder / "repo")
     kept = workspace.find_variant("kws", 2, "int8")
@@ -59,7 +59,7 @@ def verify_by_ours(bundle: Path, signature: Path, public_key: Path) -> CommandRe
 def test_their_command_line_accepts_what_was_signed_here(bundle: Path, key: Path, tmp_path: Path) -> None:
     said = sign(bundle, key, tmp_path / "model.sig")
     assert said.code == 0, said.stderr
-    check("bundle-sign-oms", said.json)
+    check_schema("bundle-sign-oms", said.json)
     public = tmp_path / "model.sig.pub.pem"
     assert "PRIVATE" not in public.read_text()
     done = verify_by_their_command_line(bundle, tmp_path / "model.sig", public)
@@ -67,7 +67,7 @@ def test_their_command_line_accepts_what_was_signed_here(bundle: Path, key: Path
     assert "succeeded" in done.stdout
     ours = verify_by_ours(bundle, tmp_path / "model.sig", public)
     assert ours.code == 0, ours.stderr
-    check("bundle-verify-oms", ours.json)
+    check_schema("bundle-verify-oms", ours.json)
 
 
 def change_a_byte(bundle: Path) -> None:

@@ -37,9 +37,9 @@ from packager.release.release_plan import RolloutPlan
 from packager.release.steps.sign import rollouts_of
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
-from tests.packager.conftest import Site, make_site
 from tests.support import tiny_models
 from tests.support.packager_cli import everything_in
+from tests.support.release_fixtures import ReleaseSite, create_site
 
 COHORT = "default"
 
@@ -72,7 +72,7 @@ golden = 2
 class Bench:
     """A repository with its keys, and a folder to write release files in."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: ReleaseSite) -> None:
         self.folder, self.keys = site.folder, site.folder / "keys"
         self.repository = Repository.open(site.folder / "repo")
         self.signers = load_folder_signers(self.keys, None)
@@ -138,7 +138,7 @@ class Bench:
 
 
 @pytest.fixture
-def shared(site: Site) -> Bench:
+def shared(site: ReleaseSite) -> Bench:
     """With releases 1.0.0 and 1.1.0; for tests that leave it as it is."""
     return Bench(site)
 
@@ -146,7 +146,7 @@ def shared(site: Site) -> Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """With nothing released."""
-    return Bench(make_site(tmp_path))
+    return Bench(create_site(tmp_path))
 
 
 def test_both_variants_are_published_and_install_from_nothing_and_by_patch(shared: Bench, tmp_path: Path) -> None:

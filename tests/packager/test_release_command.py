@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packager.conftest import Site, make_site
 from tests.support.packager_cli import assert_refused, everything_in, packager
+from tests.support.release_fixtures import ReleaseSite, create_site
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from tests.support.packager_cli import assert_refused, everything_in, packager
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(
-    site: Site, change: tuple[str, str], code: int | None, reason: str, message: str
+    site: ReleaseSite, change: tuple[str, str], code: int | None, reason: str, message: str
 ) -> None:
     text = (site.folder / "1.1.0.toml").read_text()
     if reason != "version-taken":
@@ -55,7 +55,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     ],
 )
 def test_wrong_words_are_one_line(
-    site: Site, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, reason: str, message: str
+    site: ReleaseSite, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, reason: str, message: str
 ) -> None:
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "only for tests")
@@ -65,7 +65,7 @@ def test_wrong_words_are_one_line(
 
 
 def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = make_site(tmp_path, encrypted=True)
+    site = create_site(tmp_path, encrypted=True)
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
     before = everything_in(site.folder)
@@ -75,7 +75,7 @@ def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypa
 
 
 def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path: Path) -> None:
-    site = make_site(tmp_path)
+    site = create_site(tmp_path)
     away = tmp_path / "away"
     away.mkdir()
     for path in (tmp_path / "keys").glob("release-kws*"):
@@ -91,7 +91,7 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     assert site.published("targets/bundles/kws/*.1.0.0.json").is_file()
 
 
-def test_it_tells_a_person_what_happens(site: Site) -> None:
+def test_it_tells_a_person_what_happens(site: ReleaseSite) -> None:
     said = site.release("1.2.0.toml", "--dry-run")
     assert said.code == 0, said.stderr
     assert "[5/5] diff" in said.stderr

@@ -1,27 +1,5 @@
-"""One repository per test run, with release 1.0.0, copied for each test."""
+"""Fixtures of the repository tests: a repository with release 1.0.0, and a device."""
 
-from pathlib import Path
-
-import pytest
-
-from tests.support.metadata_publisher import CheckClient, MetadataPublisher, build_publisher, copy_publisher, new_client
-
-
-@pytest.fixture(scope="session")
-def pristine_shop(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
-    """Release 1.0.0 is out."""
-    shop = build_publisher(tmp_path_factory.mktemp("shop"))
-    shop.release("1.0.0", 1)
-    return shop
-
-
-@pytest.fixture
-def shop(pristine_shop: MetadataPublisher, tmp_path: Path) -> MetadataPublisher:
-    """A copy."""
-    return copy_publisher(pristine_shop, tmp_path / "shop")
-
-
-@pytest.fixture
-def device(shop: MetadataPublisher) -> CheckClient:
-    """Fresh."""
-    return new_client(shop)
+from tests.support.repository_fixtures import device as device
+from tests.support.repository_fixtures import pristine_shop as pristine_shop
+from tests.support.repository_fixtures import shop as shop

@@ -17,8 +17,8 @@ from keys.key_files import generate_key_file
 from keys.passphrase import PASSPHRASE_VARIABLE
 from keys.registry import Registry
 from packager.commands.root import main
-from tests.repository.test_commands import check_schema
 from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher
+from tests.support.repository_commands import check_command_output
 
 FACTORY = CryptoSigner.generate_mldsa()
 
@@ -64,7 +64,7 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
         out, err = capfd.readouterr()
         assert code == status, err
         found: dict[str, Any] = json.loads(out if status == 0 else err)
-        check_schema(words, found)
+        check_command_output(words, found)
         return found
 
     def signed(name: str, requests: list[bytes]) -> str:

@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,40 +22,12 @@ from bundle.envelope import (
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from tests.support.metadata_publisher import FAMILY, PASSPHRASE, CheckClient, MetadataPublisher
-from tools.generate_docs.__main__ import DOCS
+from tests.support.repository_commands import check_command_output
 
 
 @pytest.fixture(autouse=True)
 def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
-
-
-SCHEMAS = {
-    "repo sign": "repo-sign",
-    "repo add-signatures": "repo-sign",
-    "repo publish": "repo-publish",
-    "repo refresh": "repo-publish",
-    "repo status": "repo-status",
-    "repo verify": "repo-status",
-    "rollout set": "rollout-change",
-    "rollout halt": "rollout-change",
-    "rollout resume": "rollout-change",
-    "device enroll": "device-change",
-    "device revoke": "device-change",
-}
-
-
-def check_schema(words: Sequence[str], found: dict[str, Any]) -> None:
-    """The output of a command is what docs/schemas says; what fails is the one error object."""
-    depth = 3 if list(words[:2]) in (["keys", "role"], ["keys", "family"]) else 2
-    command = " ".join(words[:depth])
-    if list(words) == ["repo", "sign", "request"]:
-        command = "repo sign-request"
-    if command.startswith("keys role ") and words[2] in ("add", "remove", "replace", "threshold"):
-        command = "keys role"
-    name = "error" if "error" in found else SCHEMAS.get(command, command.replace(" ", "-"))
-    schema = json.loads((DOCS / "schemas" / f"{name}.json").read_text())
-    jsonschema.Draft202012Validator(schema).validate(found)
 
 
 class Terminal:
@@ -72,7 +42,7 @@ class Terminal:
         assert code == status, (words, err)
         found = json.loads(out if code in (0, 4) and out else err)
         assert isinstance(found, dict)
-        check_schema(words, found)
+        check_command_output(words, found)
         return found
 
     def text(self, *words: str, status: int = 0, keys: bool = False) -> str:
@@ -205,7 +175,7 @@ def test_keys_are_made_shown_and_checked(tmp_path: Path, capfd: pytest.CaptureFi
     works = json.loads(capfd.readouterr().out)
     assert works["works"]
     for command, said in (("new", made), ("show", shown), ("check", works)):
-        check_schema(["keys", command], said)
+        check_command_output(["keys", command], said)
     assert main(["keys", "new", file, "--algorithm", "ed25519", "--json"]) == 2
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "key-exists"
 
@@ -223,7 +193,7 @@ def test_init_makes_a_repository_whose_root_is_ready_to_ship(tmp_path: Path, cap
     ]
     assert main(words) == 0
     made = json.loads(capfd.readouterr().out)
-    check_schema(["repo", "init"], made)
+    check_command_output(["repo", "init"], made)
     assert Path(made["root"]).name == "1.root.json"
     assert Path(made["root"]).is_file()
     assert len(list((tmp_path / "k").glob("*.key"))) == 18

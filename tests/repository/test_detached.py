@@ -20,8 +20,8 @@ from packager.errors import NothingStaged, PublishConflict, SignatureRefused, Si
 from packager.repository.detached_signing import add_signatures, prepare_request, review_request, sign_request
 from packager.repository.role_changes import replace_keys
 from packager.repository.signing_request import SigningRequest, parse_request
-from tests.repository.test_commands import check_schema
 from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, CheckClient, MetadataPublisher, rollout_of
+from tests.support.repository_commands import check_command_output
 
 ROLE = f"release-{FAMILY}"
 
@@ -230,7 +230,7 @@ def test_the_commands_sign_only_what_was_reviewed(
         out, err = capfd.readouterr()
         assert code == status, err
         found: dict[str, Any] = json.loads(out if status == 0 else err)
-        check_schema([*words[:2], "request"] if words[1] == "sign" and status == 0 else words, found)
+        check_command_output([*words[:2], "request"] if words[1] == "sign" and status == 0 else words, found)
         return found
 
     request = os.fspath(shop.folder / "request.json")

@@ -12,7 +12,6 @@ from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository.offline_pack import create_pack
-from tests.repository.test_commands import check_schema
 from tests.support.metadata_publisher import (
     FAMILY,
     NOW_S,
@@ -22,6 +21,7 @@ from tests.support.metadata_publisher import (
     fetch_http,
     serve,
 )
+from tests.support.repository_commands import check_command_output
 
 DAY_S = 86_400
 
@@ -96,7 +96,7 @@ def test_the_command_makes_a_pack_once(
     words = ["repo", "offline-pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    check_schema(["repo", "offline-pack"], report)
+    check_command_output(["repo", "offline-pack"], report)
     assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
     assert replace(device).with_time(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code

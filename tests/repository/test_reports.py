@@ -13,7 +13,7 @@ from bundle.envelope import derive_public_key, generate_private_key
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device, revoke_device
 from packager.repository.repository import Repository
-from tests.packager.test_json_schemas import check
+from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, packager
 
 
@@ -79,7 +79,7 @@ def verify(repository: Repository, data: bytes, *words: str) -> CommandResult:
 def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository, camera: Sender) -> None:
     said = verify(repository, camera.lines())
     assert said.code == 0, said.stderr
-    check("device-verify-report", said.json)
+    check_schema("device-verify-report", said.json)
     assert [(row["label"], row["sequence"], row["release"]) for row in said.json["new"]] == [
         ("camera", number, f"1.{number - 1}.0") for number in (1, 2, 3, 4)
     ]
