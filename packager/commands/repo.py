@@ -317,14 +317,14 @@ def status_text(report: "RepositoryStatus") -> str:
     if report.roles:
         lines = [f"repository {report.repository_id}, timestamp {report.timestamp_version}"]
     for role in report.roles:
-        due = " DUE" if role.is_due else ""
-        keys = f"{role.threshold} of {role.classical} classical + {role.post_quantum} ML-DSA"
-        lines.append(f"{role.name:<24} v{role.version:<5} {role.days_left:>7.1f} days left{due}  {keys}")
+        due = " (DUE)" if role.is_due else ""
+        keys = f"threshold {role.threshold}, keys: {role.classical} classical + {role.post_quantum} ML-DSA"
+        lines.append(f"{role.name:<24} version {role.version:<5} {role.days_left:>7.1f} days left{due}  {keys}")
         lines += [f"  {key.scheme:<20} {key.key_id}{'' if key.has_signed else '  not signed'}" for key in role.keys]
         lines += [f"  problem: {problem}" for problem in role.problems]
     for staged in report.staged:
-        missing = f"{staged.missing} more signatures, of:" if staged.missing else "complete"
-        lines.append(f"staged {staged.name} {staged.version}: {missing}")
+        missing = f"{staged.missing} more needed, by any of:" if staged.missing else "complete"
+        lines.append(f"staged {staged.name} version {staged.version}: {staged.signatures} valid signatures, {missing}")
         lines += [f"  {key.scheme:<20} {key.key_id}" for key in staged.may_sign if staged.missing]
     lines += [f"staged file {name}" for name in report.staged_targets]
     lines += [f"staged withdrawal of {name}" for name in report.withdrawn]

@@ -204,7 +204,7 @@ def _sign_request(
 def sign_text(report: "SignReport") -> str:
     """Return the report as lines for a terminal."""
     lines = [
-        f"{role.role} {role.version}: {len(role.signed_key_ids)} signatures"
+        f"{role.role} version {role.version}: {len(role.signed_key_ids)} valid signatures"
         + (f", {role.missing_signatures} more needed" if role.missing_signatures else "")
         for role in report.roles
     ]
