@@ -85,7 +85,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         shop.repository.stage_manifest(manifest)
         team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         words = ("--key", gone, "--history", f"{desk}/another", "-o", "late.signatures")
-        assert "none of the keys" in team.run("repo", "sign", "request.json", *words, status=2)
+        assert "none of the 1 given keys" in team.run("repo", "sign", "request.json", *words, status=2)
         team.run("repo", "unstage", "--repo", "repository")
     team.release(shop, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
     assert regular.check(shop.published).manifest.version == "2.0.0"
