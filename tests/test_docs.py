@@ -124,6 +124,24 @@ def test_every_row_of_the_threat_model_has_an_attacker_an_asset_a_defence_and_a_
         assert "`tests/" in row[4], row
 
 
+def test_every_function_that_the_architecture_page_names_is_in_its_file() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| .+ \| `(\S+\.py)` \| `(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) > 30
+    for path, name in rows:
+        source = (ROOT / path).read_text("utf-8")
+        assert re.search(rf"^\s*(?:async )?(?:def|class) {name}\b", source, re.MULTILINE), (path, name)
+
+
+def test_the_pictures_of_the_architecture_page_name_every_folder() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    for package in ("device_agent", "packager"):
+        picture = re.search(rf"### Folders of `{package}/`.*?```\n(.*?)```", text, re.DOTALL)
+        assert picture is not None
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders <= set(re.findall(r"\w+", picture[1])), package
+
+
 def _tables(text: str) -> tuple[list[list[str]], list[list[str]]]:
     """The first two tables of a page, by row and cell, without the line below their heads."""
     found: list[list[list[str]]] = [[]]

@@ -1,0 +1,101 @@
+"""Runs the `console` blocks of a docs page in order, in one shell, and compares the output with what the page shows."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+LIMIT_S: Final = 240
+MARK: Final = "### command"
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command, and the lines of output that the page shows."""
+
+    text: str
+    shown_lines: tuple[str, ...]
+
+
+def parse_commands(page: str) -> list[Command]:
+    """Return every command of every `console` block: lines with `$ `, continued by lines with `> `."""
+    found: list[tuple[list[str], list[str]]] = []
+    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                found.append(([line[2:]], []))
+            elif line == ">" or line.startswith("> "):
+                found[-1][0].append(line[2:])
+            else:
+                found[-1][1].append(line)
+    return [Command("\n".join(lines), tuple(shown)) for lines, shown in found]
+
+
+def mask(line: str) -> str:
+    """Replace what differs from run to run: digests, fingerprints and numbers that are no version."""
+    line = re.sub(r"(?:[0-9a-f]{4} ){9}[0-9a-f]{4}", "#", line)
+    line = re.sub(r"\b[0-9a-f]{16,}\b", "#", line)
+    line = re.sub(
+        r"release \d+\.\d+\.\d+|sounds \d+\.\d+\.\d+|from \d+\.\d+\.\d+|^\d+\.\d+\.\d+$",
+        lambda match: match[0].replace(".", "_"),
+        line,
+    )
+    return re.sub(r"(?<![\d_])\d[\d,.]*(?![\d_])", "#", line).strip()
+
+
+def run_page(page: Path, folder: Path, ports: Sequence[str]) -> None:
+    """Run a page's commands, and assert that every line that it shows is printed.
+
+    Args:
+        page: the page.
+        folder: for temporary files.
+        ports: port numbers that the page uses; each is replaced by a free one.
+    """
+    commands = parse_commands(page.read_text())
+    script = "\n".join(f"printf '\\n{MARK} {number}\\n'\n{command.text}" for number, command in enumerate(commands))
+    for port, free in zip(ports, _free_ports(len(ports)), strict=True):
+        assert port in script
+        script = script.replace(port, str(free))
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PACKAGER_", "AIRWEIGHTS_"))
+    }
+    environment |= {"TMPDIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
+    process = subprocess.Popen(
+        ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):  # its process group contains the web server and the daemon
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, output
+    parts = re.split(rf"^{MARK} \d+\n", output, flags=re.MULTILINE)[1:]
+    assert len(parts) == len(commands)
+    for command, part in zip(commands, parts, strict=True):
+        printed = [mask(line) for line in part.splitlines()]
+        for line in command.shown_lines:
+            assert mask(line) in printed, f"$ {command.text}\nshown: {line}\nprinted:\n{part}"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
