@@ -87,10 +87,15 @@ def run_page(page: Path, folder: Path, ports: Sequence[str]) -> None:
     assert process.returncode == 0, output
     parts = re.split(rf"^{MARK} \d+\n", output, flags=re.MULTILINE)[1:]
     assert len(parts) == len(commands)
+    missing = []
     for command, part in zip(commands, parts, strict=True):
-        printed = [mask(line) for line in part.splitlines()]
-        for line in command.shown_lines:
-            assert mask(line) in printed, f"$ {command.text}\nshown: {line}\nprinted:\n{part}"
+        printed = {mask(line) for line in part.splitlines()}
+        missing += [
+            f"$ {command.text}\nshown: {line}\nprinted:\n{part}"
+            for line in command.shown_lines
+            if mask(line) not in printed
+        ]
+    assert not missing, "\n".join(missing)
 
 
 def _free_ports(count: int) -> list[int]:

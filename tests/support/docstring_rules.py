@@ -131,7 +131,7 @@ REPLACED: Final = re.compile(
 )
 # Further words that the glossary replaced, and British spellings: not for docs, help texts and schemas.
 OLD_WORDS: Final = re.compile(
-    r"(?<!airweights\.)\b(model lines?|armed|parked|newcomers?|in trial|on trial|gives? back|given back|gave back|"
+    r"(?<!airweights[. ])\b(model lines?|armed|parked|newcomers?|in trial|on trial|gives? back|given back|gave back|"
     r"go(?:es)? back|keepers?|signer memory|yardsticks?|anew|plain bytes|can not|for good|colours?|behaviours?|"
     r"defences?|practise[sd]?|(?:optim|initial|serial|synchron|recogn|normal|organ|minim|maxim)is(?:e[sd]?|ing|ation))\b",
     re.IGNORECASE,
