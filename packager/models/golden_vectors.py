@@ -92,10 +92,10 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
     kept: list[GoldenSample] = []
     total = 0
     for sample in _choose_samples(samples, count):
-        answers = dict(zip(names, run_session(running, sample, where=str(model)), strict=True))
-        size = sum(array.nbytes for array in (*sample.values(), *answers.values()))
-        if _is_usable(answers) and total + size <= GOLDEN_BYTE_BUDGET:
-            kept.append(GoldenSample(dict(sample), answers))
+        outputs = dict(zip(names, run_session(running, sample, where=str(model)), strict=True))
+        size = sum(array.nbytes for array in (*sample.values(), *outputs.values()))
+        if _is_usable(outputs) and total + size <= GOLDEN_BYTE_BUDGET:
+            kept.append(GoldenSample(dict(sample), outputs))
             total += size
     if not kept:
         raise GoldenUnstable(
@@ -140,8 +140,8 @@ def run_to_run_spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[fl
         names = [output.name for output in running.get_outputs()]
         for i, sample in enumerate(golden):
             inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
-            answers = dict(zip(names, run_session(running, inputs, where=str(model)), strict=True))
-            found = _relative_rms(answers, sample)
+            outputs = dict(zip(names, run_session(running, inputs, where=str(model)), strict=True))
+            found = _relative_rms(outputs, sample)
             known = worst[i]
             worst[i] = None if found is None or known is None else max(found, known)
     return worst
@@ -150,12 +150,12 @@ def run_to_run_spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[fl
 def _relative_rms(outputs: Sample, sample: GoldenSample) -> float | None:
     worst = 0.0
     for name, golden in sample.outputs.items():
-        answer = outputs[name]
-        if answer.shape != golden.shape or answer.dtype != golden.dtype:
+        output = outputs[name]
+        if output.shape != golden.shape or output.dtype != golden.dtype:
             return None
         if golden.dtype.kind == "f":
-            worst = max(worst, relative_rms(answer, golden))
-        elif not np.array_equal(answer, golden):
+            worst = max(worst, relative_rms(output, golden))
+        elif not np.array_equal(output, golden):
             return None
     return worst
 

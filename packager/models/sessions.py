@@ -167,12 +167,12 @@ class CachedSession:
         key = digest.digest()
         if key in self._cached_outputs:
             return self._cached_outputs[key]
-        answers = list(self._running.run(names, sample))
-        size = sum(np.asarray(answer).nbytes for answer in answers)
+        outputs = list(self._running.run(names, sample))
+        size = sum(np.asarray(output).nbytes for output in outputs)
         if size <= self._free_bytes:
             self._free_bytes -= size
-            self._cached_outputs[key] = answers
-        return answers
+            self._cached_outputs[key] = outputs
+        return outputs
 
 
 def run_session(

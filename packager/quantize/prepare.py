@@ -211,10 +211,10 @@ def _try_step(
         changed = step(model)
         if changed is None:
             return model, None
-        answers = run_session(open_session_of(changed), sample)
+        outputs = run_session(open_session_of(changed), sample)
     except STEP_ERRORS as error:
         return model, one_line_message(error)
-    if not _is_same_output(reference, answers):
+    if not _is_same_output(reference, outputs):
         return model, "it changed the outputs"
     return changed, None
 

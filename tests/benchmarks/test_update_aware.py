@@ -43,14 +43,14 @@ def measured(
 
 def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.text_encoder(width=96)
-    monkeypatch.setattr(update_aware_table, "AROUND", (0.25,))
+    monkeypatch.setattr(update_aware_table, "EXTRA_RATE_FACTORS", (0.25,))
     found = measured(tmp_path, monkeypatch, model, fine_tuned(model, 1, 0.01))
     assert found.keys() >= {"baseline", "unchanged_base", "curve", "chosen", "cpu_s", "peak_bytes"}
     assert found["baseline"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
     keys = {"rate_weight", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}
     assert all(point.keys() >= keys for point in found["curve"])
-    prices = [point["rate_weight"] for point in found["curve"]]
-    assert prices == sorted(prices)
+    rate_weights = [point["rate_weight"] for point in found["curve"]]
+    assert rate_weights == sorted(prices)
     assert found["chosen"]["method"] == "joint", found["chosen"]
     assert found["chosen"]["patch_bytes"] < 0.5 * found["baseline"]["bsdiff4_bytes"]
     assert found["unchanged_base"]["relative_rms"] > found["chosen"]["relative_rms"]

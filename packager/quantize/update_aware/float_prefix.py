@@ -123,8 +123,8 @@ class FloatPrefix:
 
         def run_nodes(state: tuple[Sample, Values]) -> dict[str, Any]:
             sample, old = state
-            answers = running.run(made, _select_inputs(running, {**sample, **old})) if made else []
-            return {**old, **dict(zip(made, answers, strict=True))}
+            outputs = running.run(made, _select_inputs(running, {**sample, **old})) if made else []
+            return {**old, **dict(zip(made, outputs, strict=True))}
 
         with path.open("wb") as stream:
             for values in ordered_map(run_nodes, self._alive_values()):

@@ -121,11 +121,11 @@ class GradientWalk:
             values.update(zip(self._names, run_session(self._running, sample, self._names), strict=True))
             found: dict[str, np.ndarray] = {}
             for value in self.model.graph.output:
-                answer, spread = values[value.name], spreads.get(value.name, 0.0)
-                if answer.dtype.kind == "f" and spread > 0:
-                    signs = rng.integers(0, 2, answer.shape) * 2 - 1
+                output, spread = values[value.name], spreads.get(value.name, 0.0)
+                if output.dtype.kind == "f" and spread > 0:
+                    signs = rng.integers(0, 2, output.shape) * 2 - 1
                     # the mean over an output's elements, as in its relative RMS
-                    found[value.name] = (signs / (spread * np.sqrt(max(1, answer.size)))).astype(np.float32)
+                    found[value.name] = (signs / (spread * np.sqrt(max(1, output.size)))).astype(np.float32)
             try:
                 with np.errstate(all="ignore"):
                     self._walk_back(values, found, version)
@@ -171,19 +171,19 @@ def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
     names = [value.name for value in model.graph.output]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for sample in samples.take(SPREAD_SAMPLES):
-        for name, answer in zip(names, run_session(running, sample), strict=True):
-            found[name].append(answer)
-    return {name: spread(answers) for name, answers in found.items() if answers and answers[0].dtype.kind == "f"}
+        for name, output in zip(names, run_session(running, sample), strict=True):
+            found[name].append(output)
+    return {name: spread(outputs) for name, outputs in found.items() if outputs and outputs[0].dtype.kind == "f"}
 
 
-def spread(answers: list[np.ndarray]) -> float:
+def spread(outputs: list[np.ndarray]) -> float:
     """Return the RMS distance of float arrays from their mean.
     The mean is taken element by element if the shapes agree, else over all elements.
     """
-    if any(answer.shape != answers[0].shape for answer in answers):
-        flat = np.concatenate([answer.ravel() for answer in answers]).astype(np.float64)
+    if any(output.shape != outputs[0].shape for output in outputs):
+        flat = np.concatenate([output.ravel() for output in outputs]).astype(np.float64)
         return float(flat.std()) if flat.size else 0.0
-    return float(np.sqrt(np.stack(answers).astype(np.float64).var(axis=0).mean()))
+    return float(np.sqrt(np.stack(outputs).astype(np.float64).var(axis=0).mean()))
 
 
 def _dependents(graph: onnx.GraphProto, starts: frozenset[str]) -> set[str]:
