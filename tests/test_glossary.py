@@ -29,7 +29,7 @@ UNREVISED_PAGES: Final = frozenset(
         "quantization.md",
         "release-file.md",
         "threat-model.md",
-        "tutorial.md",
+        "release-engineer.md",
     }
 )
 

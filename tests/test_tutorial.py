@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = REPOSITORY / "docs" / "tutorial.md"
+PAGE = REPOSITORY / "docs" / "getting-started" / "release-engineer.md"
 LIMIT_S = 240
 MARK = "--- command"
 
