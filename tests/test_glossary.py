@@ -29,7 +29,6 @@ UNREVISED_PAGES: Final = frozenset(
         "quantization.md",
         "release-file.md",
         "threat-model.md",
-        "release-engineer.md",
     }
 )
 
