@@ -26,9 +26,7 @@ UNREVISED_PAGES: Final = frozenset(
         "cli.md",
         "keys.md",
         "operations.md",
-        "quantization.md",
         "release-file.md",
-        "threat-model.md",
     }
 )
 
