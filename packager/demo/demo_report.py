@@ -49,7 +49,7 @@ class DemoReport:
     @property
     def has_passed(self) -> bool:
         """True if there are checks and all passed."""
-        return bool(self.checks) and all(claim.passed for claim in self.checks)
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
     def as_json(self) -> dict[str, object]:
         """Return the object that `--json` prints (docs/schemas/demo.json)."""

@@ -21,6 +21,7 @@ from packager.demo.traffic import monotonic_s, split_requests
 from packager.demo.world import (
     CHANNEL,
     COHORT,
+    INT8_TOML,
     PROBATION_MIN_REQUESTS,
     PROBATION_WINDOW_S,
     SETTLE_TIME_S,
@@ -76,6 +77,8 @@ class Scenes(DemoWorld):
         self._print_title(f"Release {self._models.family} 1.0.0: {self._models.title}")
         report = self._release("1.0.0", self._models.old_model, None)
         self._print_variants(report)
+        if "int8" in report.variants:
+            self._variants_toml = INT8_TOML  # the device installs int8, so 1.1.0 needs no patch between float models
         shutil.copytree(self._repo.published, self._folder / "mirror-of-then")
 
     def enroll_and_install(self) -> None:
@@ -155,7 +158,7 @@ class Scenes(DemoWorld):
     def refuse_damaged_weights(self) -> None:
         """Release a model with damaged weights; the probe must reject it."""
         self._print_title("Release 1.2.0 with damaged weights")
-        self._release("1.2.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="damaged-weights")
+        self._release("1.2.0", self._models.new_model, None, reused_version="1.1.0", drill="damaged-weights")
         # built while the device rejects 1.2.0 for its golden outputs; that check measures no time
         self._next_release = self._start_release(
             "1.3.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="live-nan"
@@ -184,7 +187,7 @@ class Scenes(DemoWorld):
     def refuse_tampering(self) -> None:
         """Change one byte of a manifest, then of blobs; the device must refuse both."""
         self._print_title("Attack: tampered files on the web server")
-        self._release("1.4.0", self._models.old_model, "1.1.0", reused_version="1.0.0")
+        self._release("1.4.0", self._models.old_model, None, reused_version="1.0.0")
         manifest = self._manifest("1.4.0")
         blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
         # the manifest first: a device that has verified a manifest does not download it again

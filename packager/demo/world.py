@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 COHORT: Final = "default"
 CHANNEL: Final = "stable"
-VARIANTS_TOML: Final = '[variants.fp32]\n[variants.int8]\nscheme = "int8"\n'
+FP32_TOML: Final = "[variants.fp32]\n"
+INT8_TOML: Final = '[variants.int8]\nscheme = "int8"\n'
 MAX_RATE_HZ: Final = 40.0
 LOAD_SHARE: Final = 0.25  # of one model process's time: enough to notice a swap, without queueing
 RATE_PROBES: Final = 5
@@ -66,6 +67,7 @@ class DemoWorld:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="release")
         self._scene_number = 0
         self._installed_variant = ""
+        self._variants_toml = FP32_TOML + INT8_TOML  # of releases that quantize
 
     @property
     def _repo(self) -> Repository:
@@ -118,7 +120,7 @@ class DemoWorld:
         raises_floor: bool = False,
     ) -> "Future[ReleaseReport]":
         """Create and sign a release in another thread, without publishing it; arguments as of `_release`."""
-        variants = VARIANTS_TOML if reused_version is None else self._variant_toml(reused_version)
+        variants = self._variants_toml if reused_version is None else self._reused_variant_toml(reused_version)
         path = self._folder / f"release-{version}.toml"
         floor = self._repo.next_counter(self._models.family) if raises_floor else None
         path.write_text(_release_toml(self._models, version, model, variants, drill, floor, base), "utf-8")
@@ -134,10 +136,10 @@ class DemoWorld:
         self.report.bytes[report.version] = {name: _download_sizes(report.manifest, name) for name in report.variants}
         return report
 
-    def _variant_toml(self, version: str) -> str:
+    def _reused_variant_toml(self, version: str) -> str:
         name = self._installed_variant
         if name == "fp32":
-            return "[variants.fp32]\n"
+            return FP32_TOML
         variant = self._manifest(version).variant(name)
         assert variant is not None
         kept = self._repository_folder / "private" / "bundles" / self._models.family / variant.digest
@@ -175,12 +177,16 @@ class DemoWorld:
         self._traffic = None
 
     def _update(self) -> Report:
-        for _ in range(MAX_UPDATE_TRIES - 1):
+        """Run an update, and run it again while its probe is inconclusive; return the last one with all downloads."""
+        downloads = dict.fromkeys(("download_bytes", "full_download_bytes"), 0)
+        for attempt in range(1, MAX_UPDATE_TRIES + 1):
             update = self._running_device.update()
-            if update.get("outcome") != "inconclusive":
-                return update
+            for name in downloads:  # a second attempt finds the blobs of the first one, and downloads nothing
+                downloads[name] = max(downloads[name], int(update.get(name) or 0))
+            if update.get("outcome") != "inconclusive" or attempt == MAX_UPDATE_TRIES:
+                break
             self._print_indented(f"inconclusive, trying again: {update.get('detail')}")
-        return self._running_device.update()
+        return {**update, **downloads}
 
     def _rate_hz(self) -> float:
         client = InferenceClient(self._running_device.address, self._models.family)
