@@ -35,7 +35,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed-packager: $(VENV)/.created pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[packager]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -e '.[packager]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml

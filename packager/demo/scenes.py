@@ -58,6 +58,7 @@ class Scenes(DemoWorld):
     def make_keys_and_repository(self) -> None:
         """Create a repository with keys of all roles, and serve its published folder."""
         self._print_title("Create keys and a repository")
+        self._print_indented("creating and encrypting key files")
         with self._record_time("keys"):
             self._repository = create_repository_with_new_keys(
                 self._repository_folder, self._keys, self._passphrase, families=[self._models.family], cohort=COHORT
@@ -93,16 +94,20 @@ class Scenes(DemoWorld):
             probation_min_requests=PROBATION_MIN_REQUESTS,
         )
         device = self._device = DemoDevice(self._folder / "device", settings)
+        self._print_indented("creating the device's identity")
         with self._record_time("enroll"):
             device.init(self._repo.published / "metadata" / "1.root.json")
             request = self._folder / "enrollment.json"
             enrollment = device.enroll(request)
             self._enroll(request, str(enrollment["fingerprint"]))
         self._print_indented(f"device {enrollment['device_id'][:16]}… joined cohort {COHORT!r}")
-        # built while the device starts and installs; both need one CPU each
+        # built while the device starts and installs; each needs one CPU
+        self._print_indented("building release 1.1.0 in the background")
         self._next_release = self._start_release("1.1.0", self._models.new_model, "1.0.0", raises_floor=True)
+        self._print_indented("starting the agent")
         with self._record_time("start"):
             device.start()
+        self._print_indented("installing 1.0.0")
         with self._record_time("install"):
             update = self._update()
         self._installed_variant = str(update.get("variant"))
@@ -122,11 +127,13 @@ class Scenes(DemoWorld):
     def update_under_load(self) -> None:
         """Release 1.1.0 and install it while requests keep coming."""
         self._print_title("Release 1.1.0 and update under load")
+        self._print_indented("waiting for the build of release 1.1.0")
         report = self._finish_release(self._next_release)
         self._print_variants(report)
         with self._run_load() as load:
             time.sleep(SETTLE_TIME_S)
             start = monotonic_s()
+            self._print_indented("publishing and updating, with requests in the background")
             self._repo.publish()
             update = self._update()
             end = monotonic_s()
@@ -163,6 +170,7 @@ class Scenes(DemoWorld):
         self._next_release = self._start_release(
             "1.3.0", self._models.new_model, "1.1.0", reused_version="1.1.0", drill="live-nan"
         )
+        self._print_indented("updating to 1.2.0")
         update = self._update()
         self._check_refusal("damaged weights", update, expected_version="1.1.0")
 
@@ -171,6 +179,7 @@ class Scenes(DemoWorld):
         self._print_title("Release 1.3.0 that passes its probe and fails under live requests")
         self._finish_release(self._next_release)
         self._repo.publish()
+        self._print_indented("updating to 1.3.0, with requests in the background")
         with self._run_load() as load:
             update = self._update()
         bad = sum(not (request.is_answered and request.is_finite) for request in load.requests)
@@ -216,6 +225,7 @@ class Scenes(DemoWorld):
     def update_after_attacks(self) -> None:
         """Install 1.4.0 after all attacks, and search the device's files for an unencrypted model."""
         self._print_title("Install 1.4.0 after the attacks")
+        self._print_indented("updating to 1.4.0, with requests in the background")
         with self._run_load():
             update = self._update()
         self._print_update(update)

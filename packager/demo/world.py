@@ -20,6 +20,7 @@ from packager.demo.demo_report import DemoCheck, DemoReport, check_line
 from packager.demo.http_site import HttpSite
 from packager.demo.inference_client import InferenceClient, InferenceUnavailable
 from packager.demo.traffic import Latency, LoadRequest, Traffic, monotonic_s
+from packager.release.draft import Reporter, SilentReporter
 from packager.release.pipeline import ReleaseReport, run_release
 from packager.release.release_file import parse_release_file
 from packager.repository.devices import enroll_device
@@ -103,9 +104,11 @@ class DemoWorld:
                 the model.
             drill: fire drill of the release, or None.
         """
+        steps = _StepPrinter(version, self._print_indented)
         report = self._finish_release(
-            self._start_release(version, model, base, reused_version=reused_version, drill=drill)
+            self._start_release(version, model, base, reused_version=reused_version, drill=drill, reporter=steps)
         )
+        self._print_indented(f"release {version}: publish")
         self._repo.publish()
         return report
 
@@ -118,6 +121,7 @@ class DemoWorld:
         reused_version: str | None = None,
         drill: str | None = None,
         raises_floor: bool = False,
+        reporter: Reporter | None = None,
     ) -> "Future[ReleaseReport]":
         """Create and sign a release in another thread, without publishing it; arguments as of `_release`."""
         variants = self._variants_toml if reused_version is None else self._reused_variant_toml(reused_version)
@@ -125,7 +129,7 @@ class DemoWorld:
         floor = self._repo.next_counter(self._models.family) if raises_floor else None
         path.write_text(_release_toml(self._models, version, model, variants, drill, floor, base), "utf-8")
         return self._builder.submit(
-            run_release, parse_release_file(path), self._repo, self._load_signers(), until="sign"
+            run_release, parse_release_file(path), self._repo, self._load_signers(), reporter, until="sign"
         )
 
     def _finish_release(self, started: "Future[ReleaseReport]") -> ReleaseReport:
@@ -177,7 +181,7 @@ class DemoWorld:
         self._traffic = None
 
     def _update(self) -> Report:
-        """Run an update, and run it again while its probe is inconclusive; return the last one with all downloads."""
+        """Run an update, again while its probe is inconclusive; return the last with all downloads."""
         downloads = dict.fromkeys(("download_bytes", "full_download_bytes"), 0)
         for attempt in range(1, MAX_UPDATE_TRIES + 1):
             update = self._running_device.update()
@@ -291,6 +295,16 @@ class DemoWorld:
         check = DemoCheck(name, passed, observed)
         self.report.checks.append(check)
         self._print_indented(check_line(check))
+
+
+class _StepPrinter(SilentReporter):
+    """Prints the name of each step of a release when it starts."""
+
+    def __init__(self, version: str, print_line: PrintLine) -> None:
+        self._version, self._print_line = version, print_line
+
+    def step(self, name: str, number: int, count: int) -> None:
+        self._print_line(f"release {self._version}: {name} ({number} of {count})")
 
 
 @dataclass(slots=True)
