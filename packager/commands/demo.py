@@ -48,8 +48,11 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     with _demo_folder(keep) as folder:
-        print_line("loading models")
-        demo_models = load_own_models(folder, models[0], models[1], inputs) if models else load_published_models(folder)
+        if models:
+            demo_models = load_own_models(folder, models[0], models[1], inputs)
+        else:
+            print_line("loading the published models from the cache, or with pip")
+            demo_models = load_published_models(folder)
         report = Scenes(folder, demo_models, print_line).play_all()
     print_result(report.as_json(), as_json=as_json, text=render_table(report))
     if not report.has_passed:

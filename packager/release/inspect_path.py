@@ -77,7 +77,7 @@ def inspect_path(path: Path) -> Inspection:
     if head.lstrip()[:1] == b"{":
         return _inspect_document(path)
     raise UnknownFormat(
-        f"{path}: found first bytes {head[:8].hex() or '(empty file)'}, expected a manifest, rollout, fleet document, "
+        f"{path}: found first bytes {head[:8].hex() or 'none'}, expected a manifest, rollout, fleet document, "
         "patch, blob, envelope or bundle folder",
         hint="run `packager repo status` to show TUF metadata",
     )
