@@ -28,7 +28,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["operations.md", "keys.md"])
+@pytest.mark.parametrize("name", ["operations/ceremony-and-keys.md", "keys.md"])
 def test_every_command_line_of_the_page_is_one(name: str) -> None:
     """Commands, options and required arguments are those of the command line; nothing is run."""
     from packager.commands.root import cli

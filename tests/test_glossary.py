@@ -25,7 +25,7 @@ UNREVISED_PAGES: Final = frozenset(
         "benchmarks.md",
         "cli.md",
         "keys.md",
-        "operations.md",
+        "ceremony-and-keys.md",
         "release-file.md",
     }
 )

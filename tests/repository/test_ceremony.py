@@ -1,4 +1,4 @@
-"""The ceremony of docs/operations.md, command by command: a token, files, two machines; rotation, theft, lateness."""
+"""The ceremony of docs/operations/ceremony-and-keys.md works, command by command: keys, rotation, compromise."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests.support.docs_page import run_block
 from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher, new_client, rollout_of
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
-PAGE = "operations.md"
+PAGE = "operations/ceremony-and-keys.md"
 pytestmark = needs_softhsm
 
 

@@ -1,4 +1,4 @@
-"""The playbook of docs/operations.md, row by row: what a loss or a thief can do, the command that heals, and after."""
+"""Every row of the playbook in docs/operations/ceremony-and-keys.md."""
 
 import re
 import shutil
@@ -382,7 +382,9 @@ ROWS: dict[str, Callable[[Play], None]] = {
 
 
 def rows_of_the_page() -> Sequence[str]:
-    section = (DOCS / "operations.md").read_text().split("## When something happens\n")[1].split("\n## ")[0]
+    section = (
+        (DOCS / "operations/ceremony-and-keys.md").read_text().split("## When something happens\n")[1].split("\n## ")[0]
+    )
     return re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)[2:]
 
 
