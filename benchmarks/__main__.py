@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks import published_pairs
 
     try:
-        pairs = published_pairs.fetch()
+        pairs = published_pairs.fetch_pairs()
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1
@@ -43,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = subprocess.run([*command, "--json", str(options.out / f"{name}.json")], check=False).returncode
         print(f"({name}: {time.monotonic() - start:.0f} s, exit code {code})", flush=True)
         failed += [name] if code else []
-    _report(options.out)
+    _write_patch_tables(options.out)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _report(out: Path) -> None:
+def _write_patch_tables(out: Path) -> None:
     """Tables of the patch benchmark, and the page that holds them."""
     patches, memory = out / "patches.json", out / "patch_memory.json"
     if patches.exists():
@@ -58,14 +58,14 @@ def _report(out: Path) -> None:
         subprocess.run([sys.executable, "-m", "benchmarks.patch_tables", *words, "--docs", str(docs)], check=False)
 
 
-def _models(_pairs: Path, out: Path) -> list[str]:
+def _model_arguments(_pairs: Path, out: Path) -> list[str]:
     from benchmarks import published_models
 
-    published_models.write(out / "models", list(published_models.MODELS))
+    published_models.write_models(out / "models", list(published_models.MODELS))
     return ["--models", str(out / "models"), "--scheme", "all", "--markdown", str(out / "quantization.md")]
 
 
-def _swap(isolation: str, swaps: int) -> Callable[[Path, Path], list[str]]:
+def _swap_arguments(isolation: str, swaps: int) -> Callable[[Path, Path], list[str]]:
     def words(pairs: Path, _out: Path) -> list[str]:
         models = ["--model", str(pairs / SILERO_OLD), "--model", str(pairs / SILERO_NEW)]
         return [*models, "--swaps", str(swaps), "--rate", "100", "--isolation", isolation]
@@ -80,9 +80,9 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "patch_memory": lambda _pairs, _out: ["--gib", "0.25", "--gib", "5"],
     "residual_entropy": lambda pairs, _out: ["--pairs", str(pairs)],
     "headline": lambda pairs, _out: ["--keep", str(pairs.parent / "peers")],
-    "quantization": _models,
-    "swap-inproc": _swap("inproc", 100),
-    "swap-worker": _swap("worker", 20),
+    "quantization": _model_arguments,
+    "swap-inproc": _swap_arguments("inproc", 100),
+    "swap-worker": _swap_arguments("worker", 20),
     "serve": lambda _pairs, _out: ["--seconds", "5"],
     "epochs": lambda _pairs, _out: ["--devices", "10000"],
 }

@@ -19,13 +19,13 @@ from typing import Any
 
 from benchmarks import published_pairs
 from benchmarks.file_changes import CHANGES
-from benchmarks.file_kinds import kinds
+from benchmarks.file_kinds import generate_file_pairs
 from benchmarks.patch_codecs import BUILDERS, GENERIC
 from benchmarks.patch_rows import SLACK_BYTES
 
 Case = tuple[str, bytes, bytes]
 
-_ABSENT: set[str] = set()  # peers that were told of: once is enough
+_REPORTED_ABSENT: set[str] = set()  # peers that were told of: once is enough
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--worst", type=int, default=20, help="rows to print")
     arguments = parser.parse_args()
     rows = []
-    for name, base, target in cases(arguments.seed, tuple(arguments.only)):
+    for name, base, target in generate_cases(arguments.seed, tuple(arguments.only)):
         rows.append(row := measure_case(name, base, target))
         if row["excess"] > SLACK_BYTES or not row["identical"]:
             print(format_row(row), file=sys.stderr, flush=True)
@@ -56,41 +56,41 @@ def format_row(row: dict[str, Any]) -> str:
     return f"{row['name']}: {sizes}, patch {row['sizes']['airweights']:,}, {best}, excess {row['excess']:,}{wrong}"
 
 
-def cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
+def generate_cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
     """Yield name, base and target of each case whose name contains one of the words `only`; without words, of all."""
-    for kind, data, other in kinds(seed):
+    for kind, data, other in generate_file_pairs(seed):
         for change, apply in CHANGES.items():
             if _is_wanted(f"{kind}, {change}", only):
                 yield f"{kind}, {change}", data, apply(data, seed)
         for name, base, target in ((f"{kind}, another", data, other), (f"{kind}, from nothing", b"", data)):
             if _is_wanted(name, only):
                 yield name, base, target
-    yield from release_cases(only)
+    yield from generate_release_cases(only)
 
 
 def _is_wanted(name: str, only: tuple[str, ...]) -> bool:
     return not only or any(word in name for word in only)
 
 
-def release_cases(only: tuple[str, ...] = ()) -> Iterator[Case]:
+def generate_release_cases(only: tuple[str, ...] = ()) -> Iterator[Case]:
     """Yield wheels of two releases and their members, if the registry can be reached."""
     wheels = [*published_pairs.WHEELS]
     for old, new in pairwise(wheels):
         if old.partition("==")[0] != new.partition("==")[0] or not _is_wanted(f"{old} to {new}", only):
             continue
         try:
-            paths = [published_pairs._wheel(requirement) for requirement in (old, new)]
+            paths = [published_pairs.fetch_wheel(requirement) for requirement in (old, new)]
         except RuntimeError as error:
             print(f"{old}: skipped, {error}", file=sys.stderr)
             continue
-        contents = [_members(path) for path in paths]
+        contents = [_read_members(path) for path in paths]
         for member in sorted(contents[0].keys() & contents[1].keys()):
             if contents[0][member] != contents[1][member]:
                 yield f"{old} to {new}: {member}", contents[0][member], contents[1][member]
         yield f"{old} to {new}: whole", paths[0].read_bytes(), paths[1].read_bytes()
 
 
-def _members(path: Path) -> dict[str, bytes]:
+def _read_members(path: Path) -> dict[str, bytes]:
     """Return the members' content by name; versions are removed from the names."""
     with zipfile.ZipFile(path) as archive:
         return {
@@ -117,9 +117,9 @@ def measure_case(name: str, base: bytes, target: bytes) -> dict[str, Any]:
                 sizes[codec] = None
                 if not isinstance(error, ImportError):
                     print(f"{name}: {codec} left out, {error}", file=sys.stderr)
-                elif codec not in _ABSENT:
+                elif codec not in _REPORTED_ABSENT:
                     print(f"{codec}: skipped, {error}", file=sys.stderr)
-                    _ABSENT.add(codec)
+                    _REPORTED_ABSENT.add(codec)
                 continue
             sizes[codec] = patch.stat().st_size
             if codec == "airweights":

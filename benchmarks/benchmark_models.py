@@ -17,33 +17,33 @@ from packager.models.samples import load_samples
 SAMPLES = 4
 
 
-def inputs_for(model: Path, npz: Path | None) -> list[dict[str, Array]]:
+def make_inputs(model: Path, npz: Path | None) -> list[dict[str, Array]]:
     """A few samples: the npz's first, or such that the model was seen to run on."""
     if npz is not None:
         samples = load_samples(npz, ModelInterface.from_file(model))
     elif _takes_strings(model):
-        return _texts(model)
+        return _make_text_inputs(model)
     else:
         samples = random_samples(model, SAMPLES)
     return [{name: np.asarray(array) for name, array in sample.items()} for sample in samples.take(SAMPLES)]
 
 
 def _takes_strings(model: Path) -> bool:
-    return any(tensor.dtype == "string" for tensor in _loaded(model).inputs)
+    return any(tensor.dtype == "string" for tensor in _load_model(model).inputs)
 
 
-def _texts(model: Path) -> list[dict[str, Array]]:
+def _make_text_inputs(model: Path) -> list[dict[str, Array]]:
     """The packager's search leaves strings out: short texts, and zeros beside them."""
 
     def tensor(spec: TensorSpec, number: int) -> Array:
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]
         return np.full(shape, f"text {number}", object) if spec.dtype == "string" else np.zeros(shape, spec.dtype)
 
-    return [{spec.name: tensor(spec, number) for spec in _loaded(model).inputs} for number in range(SAMPLES)]
+    return [{spec.name: tensor(spec, number) for spec in _load_model(model).inputs} for number in range(SAMPLES)]
 
 
-def _loaded(model: Path) -> LoadedModel:
-    external = external_files(model)
+def _load_model(model: Path) -> LoadedModel:
+    external = find_external_files(model)
     files = {name: create_sealed_memfd(name, path.read_bytes()) for name, path in external.items()}
     bundle = BundleFds({"m": create_sealed_memfd("m", model.read_bytes()), **files}, "m", None, tuple(external))
     try:
@@ -52,10 +52,10 @@ def _loaded(model: Path) -> LoadedModel:
         bundle.close()
 
 
-def bundle_for(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
+def make_bundle(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     """The model, its external data and its own answers as golden vectors. The caller closes it."""
     files = {"model.onnx": create_sealed_memfd("model", model.read_bytes())}
-    external = external_files(model)
+    external = find_external_files(model)
     for name, path in external.items():
         files[name] = create_sealed_memfd("external", path.read_bytes())
     bundle = BundleFds(files, "model.onnx", None, tuple(external))
@@ -67,7 +67,7 @@ def bundle_for(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     return BundleFds(files, "model.onnx", "golden.safetensors", tuple(external))
 
 
-def external_files(model: Path) -> Mapping[str, Path]:
+def find_external_files(model: Path) -> Mapping[str, Path]:
     """The files beside a model that it names as external data."""
     import onnx
 

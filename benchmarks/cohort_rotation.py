@@ -34,7 +34,7 @@ Row = dict[str, int | float]
 
 def measure(devices: int, workers: int) -> Row:
     """One epoch for `devices` devices."""
-    public = _public_keys(devices, workers)
+    public = _make_public_keys(devices, workers)
     private = generate_private_key()
     cohort = Cohort("benchmark", 1, derive_public_key(private))
     written = 0
@@ -60,7 +60,7 @@ def measure(devices: int, workers: int) -> Row:
     }
 
 
-def plan(small: Row, large: Row, devices: int) -> Row:
+def extrapolate(small: Row, large: Row, devices: int) -> Row:
     """What `devices` would take, on the straight line through two measurements; `per_device_us` is of the result."""
     apart = large["devices"] - small["devices"]
 
@@ -79,13 +79,13 @@ def plan(small: Row, large: Row, devices: int) -> Row:
     }
 
 
-def _public_keys(devices: int, workers: int) -> list[bytes]:
+def _make_public_keys(devices: int, workers: int) -> list[bytes]:
     counts = [min(BATCH, devices - start) for start in range(0, devices, BATCH)]
     with ProcessPoolExecutor(workers) as pool:
-        return [key for batch in pool.map(_make, counts) for key in batch]
+        return [key for batch in pool.map(_make_key_batch, counts) for key in batch]
 
 
-def _make(count: int) -> list[bytes]:
+def _make_key_batch(count: int) -> list[bytes]:
     return [derive_public_key(generate_private_key()) for _ in range(count)]
 
 
@@ -115,7 +115,7 @@ def main() -> None:
         parser.error(f"--plan needs at least {2 * TENTH} --devices, and more devices than these")
     small = measure(options.devices // TENTH, options.workers) if options.plan is not None else None
     large = measure(options.devices, options.workers)
-    rows = large if small is None else {**large, "plan": plan(small, large, options.plan)}
+    rows = large if small is None else {**large, "plan": extrapolate(small, large, options.plan)}
     result = json.dumps(rows, indent=2)
     if options.json is None:
         print(result)

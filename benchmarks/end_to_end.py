@@ -36,14 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         story = run_demo(kept, options.model, options.inputs)
         figures = {
             "demo": story,
-            "rest": at_rest(kept / "device" / "config.toml"),
+            "rest": measure_at_rest(kept / "device" / "config.toml"),
             "startup_s": {
-                "packager --help": start_up([sys.executable, "-m", "packager", "--help"]),
-                "device-agent status": start_up([*AGENT, "--config", str(kept / "device" / "config.toml"), "status"]),
+                "packager --help": measure_start_up([sys.executable, "-m", "packager", "--help"]),
+                "device-agent status": measure_start_up(
+                    [*AGENT, "--config", str(kept / "device" / "config.toml"), "status"]
+                ),
             },
         }
     options.out.write_text(json.dumps(figures, indent=2) + "\n")
-    print(table(figures))
+    print(format_table(figures))
     return 0
 
 
@@ -57,7 +59,7 @@ def run_demo(kept: Path, models: Sequence[str], inputs: str | None) -> dict[str,
     return {**story, "whole_s": round(time.monotonic() - start, 1)}
 
 
-def at_rest(config: Path) -> list[dict[str, Any]]:
+def measure_at_rest(config: Path) -> list[dict[str, Any]]:
     """Resident memory and CPU of each process of a serving agent that nobody asks anything."""
     daemon = subprocess.Popen(
         [*AGENT, "--config", str(config), "run"],
@@ -67,14 +69,14 @@ def at_rest(config: Path) -> list[dict[str, Any]]:
     )
     try:
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while len(_tree(daemon.pid)) < 3 and time.monotonic() < deadline:
+        while len(_find_processes(daemon.pid)) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(REST_S)
-        before = {pid: _cpu_s(pid) for pid in _tree(daemon.pid)}
+        before = {pid: _cpu_s(pid) for pid in _find_processes(daemon.pid)}
         time.sleep(REST_S)
         return [
             {
-                "process": _name(pid),
+                "process": _module_name(pid),
                 "rss_mib": round(_rss_bytes(pid) / 2**20, 1),
                 "cpu_percent": round(100 * (_cpu_s(pid) - spent) / REST_S, 2),
             }
@@ -85,7 +87,7 @@ def at_rest(config: Path) -> list[dict[str, Any]]:
         daemon.wait(60)
 
 
-def start_up(command: Sequence[str]) -> float:
+def measure_start_up(command: Sequence[str]) -> float:
     """Median seconds from start to end of a command."""
     times = []
     for _ in range(STARTS):
@@ -95,7 +97,7 @@ def start_up(command: Sequence[str]) -> float:
     return round(median(times), 3)
 
 
-def table(figures: dict[str, Any]) -> str:
+def format_table(figures: dict[str, Any]) -> str:
     """For a person."""
     demo = figures["demo"]
     lines = [f"demo: {demo['whole_s']} s, {demo['requests_sent']} requests, {demo['requests_failed']} failed"]
@@ -109,18 +111,18 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _tree(pid: int) -> list[int]:
+def _find_processes(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children")
     found = [pid]
     if children.exists():
         # children of any thread: the supervisor starts them from more than one
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                found += _tree(int(child))
+                found += _find_processes(int(child))
     return found
 
 
-def _name(pid: int) -> str:
+def _module_name(pid: int) -> str:
     words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return next((words[i + 1] for i, word in enumerate(words) if word == "-m"), words[0])
 

@@ -7,7 +7,7 @@ from typing import Final
 Change = Callable[[bytes, int], bytes]
 
 
-def _edited(data: bytes, seed: int, share: float) -> bytes:
+def _edit_bytes(data: bytes, seed: int, share: float) -> bytes:
     """Single bytes overwritten."""
     rng, out = random.Random(seed), bytearray(data)
     for _ in range(max(1, int(len(out) * share)) if out else 0):
@@ -15,7 +15,7 @@ def _edited(data: bytes, seed: int, share: float) -> bytes:
     return bytes(out)
 
 
-def _overwritten(data: bytes, seed: int) -> bytes:
+def _overwrite_runs(data: bytes, seed: int) -> bytes:
     """Runs of 16 bytes, one to 10,000 bytes."""
     rng, out = random.Random(seed), bytearray(data)
     for _ in range(len(out) // 10_000 + 1):
@@ -24,19 +24,19 @@ def _overwritten(data: bytes, seed: int) -> bytes:
     return bytes(out)
 
 
-def _edited_and_moved(data: bytes, seed: int) -> bytes:
+def _edit_and_insert(data: bytes, seed: int) -> bytes:
     """Few single bytes, and 50 new ones in the middle."""
-    edited = _edited(data, seed, 0.0005)
+    edited = _edit_bytes(data, seed, 0.0005)
     middle = len(data) // 2
     return edited[:middle] + random.Random(seed).randbytes(50) + edited[middle:]
 
 
-def _ticked(data: bytes, _seed: int) -> bytes:
+def _increment_some_bytes(data: bytes, _seed: int) -> bytes:
     """Every thousandth byte one higher, as counters in records are."""
     return bytes((byte + (i % 1000 == 7)) & 255 for i, byte in enumerate(data))
 
 
-def _inserted(data: bytes, seed: int) -> bytes:
+def _insert_runs(data: bytes, seed: int) -> bytes:
     """Ten short insertions: everything behind them moves."""
     rng, out = random.Random(seed), data
     for _ in range(10):
@@ -45,7 +45,7 @@ def _inserted(data: bytes, seed: int) -> bytes:
     return out
 
 
-def _shuffled(data: bytes, seed: int) -> bytes:
+def _shuffle_blocks(data: bytes, seed: int) -> bytes:
     """Blocks of 1 to 8 KiB in another order."""
     rng, blocks, at = random.Random(seed), [], 0
     while at < len(data):
@@ -56,12 +56,12 @@ def _shuffled(data: bytes, seed: int) -> bytes:
     return b"".join(blocks)
 
 
-def _shifted(data: bytes, _seed: int) -> bytes:
+def _increment_all_bytes(data: bytes, _seed: int) -> bytes:
     """Every byte one higher, as counters and indices are."""
     return bytes((byte + 1) & 255 for byte in data)
 
 
-def _lines(data: bytes, seed: int) -> bytes:
+def _move_lines(data: bytes, seed: int) -> bytes:
     """Lines left out, doubled and swapped."""
     rng, lines = random.Random(seed), data.split(b"\n")
     for _ in range(max(1, len(lines) // 50)):
@@ -73,19 +73,19 @@ def _lines(data: bytes, seed: int) -> bytes:
 
 CHANGES: Final[dict[str, Change]] = {
     "the same": lambda data, _seed: data,
-    "one byte edited": lambda data, seed: _edited(data, seed, 0.0),
-    "0.1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.001),
-    "1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.01),
-    "20 % of bytes edited": lambda data, seed: _edited(data, seed, 0.2),
-    "runs of 16 bytes overwritten": _overwritten,
-    "every thousandth byte one higher": _ticked,
-    "few bytes edited, some inserted": _edited_and_moved,
-    "insertions": _inserted,
-    "blocks shuffled": _shuffled,
-    "lines moved": _lines,
+    "one byte edited": lambda data, seed: _edit_bytes(data, seed, 0.0),
+    "0.1 % of bytes edited": lambda data, seed: _edit_bytes(data, seed, 0.001),
+    "1 % of bytes edited": lambda data, seed: _edit_bytes(data, seed, 0.01),
+    "20 % of bytes edited": lambda data, seed: _edit_bytes(data, seed, 0.2),
+    "runs of 16 bytes overwritten": _overwrite_runs,
+    "every thousandth byte one higher": _increment_some_bytes,
+    "few bytes edited, some inserted": _edit_and_insert,
+    "insertions": _insert_runs,
+    "blocks shuffled": _shuffle_blocks,
+    "lines moved": _move_lines,
     "cut to half": lambda data, _seed: data[: len(data) // 2],
     "a head in front": lambda data, seed: random.Random(seed).randbytes(37) + data,
     "twice": lambda data, _seed: data * 2,
-    "every byte one higher": _shifted,
+    "every byte one higher": _increment_all_bytes,
     "nothing": lambda _data, _seed: b"",
 }

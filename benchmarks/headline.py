@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.patch_tables import between_markers
+from benchmarks.patch_tables import replace_between_markers
 from benchmarks.patches import measure_pair
 from benchmarks.published_pairs import CACHE
 
@@ -42,31 +42,31 @@ def main() -> None:
         if any(files.values()):
             parser.error("--base, --new, --calibration and --held go together")
         try:
-            files = trained()
+            files = prepare_files()
         except ImportError as error:
             print(f"headline: skipped, {error}; pip install -e '.[train]', or give the four files", file=sys.stderr)
             return
-    found = chain(files, arguments.keep)
+    found = measure_ways(files, arguments.keep)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    print(table := markdown(found))
+    print(table := format_markdown(found))
     if arguments.page:
         arguments.page.write_text(
-            between_markers(arguments.page.read_text(), "headline", f"{INTRODUCTION}\n\n{table}\n")
+            replace_between_markers(arguments.page.read_text(), "headline", f"{INTRODUCTION}\n\n{table}\n")
         )
 
 
-def trained() -> dict[str, Path]:
+def prepare_files() -> dict[str, Path]:
     """The files of benchmarks/fine_tunes.py, trained now unless they are there. Raises ImportError without PyTorch."""
     from benchmarks import fine_tunes
 
     folder = CACHE.parent / "classifier"
-    fine_tunes.write(folder, ("base", "new"))
+    fine_tunes.write_models(folder, ("base", "new"))
     suffixes = {"base": "onnx", "new": "onnx", "calibration": "npz", "held": "npz"}
     return {name: folder / f"{name}.{suffix}" for name, suffix in suffixes.items()}
 
 
-def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
+def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     """What the table holds, and the two benchmarks' own results."""
     row = measure_pair("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_markdown(found: dict[str, Any]) -> str:
     """One row for each way."""
     full = found["ways"][0]["bytes"]
     lines = [
@@ -106,7 +106,7 @@ def markdown(found: dict[str, Any]) -> str:
     for way in found["ways"]:
         share = f"1 / {full / way['bytes']:,.0f}" if way["bytes"] * 2 < full else f"{way['bytes'] / full:.2f}"
         lines.append(f"| {way['way']} | {way['bytes']:,} | {share} | {way['relative_rms']:.3f} |")
-    lines.append(f"| nothing: the old model stays | 0 | | {found['stale_relative_rms']:.3f} |")
+    lines.append(f"| nothing: the old model stays | 0 | | {found['unchanged_base_relative_rms']:.3f} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.onnx_graphs import Graph
+from benchmarks.onnx_graphs import GraphBuilder
 from benchmarks.texts import Part
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def forward(weights: "Mapping[str, torch.Tensor]", tokens: "Mapping[str, torch.T
     return linear((x * weight).sum(1) / weight.sum(1), "classifier")
 
 
-def with_head(published: Arrays, classes: int, seed: int) -> Arrays:
+def add_head(published: Arrays, classes: int, seed: int) -> Arrays:
     """The encoder's parameters and a new head; the pooler, which classification does not use, is left out."""
     kept = {n: a for n, a in published.items() if a.dtype == np.float32 and not n.startswith("pooler")}
     rng = np.random.default_rng(seed)
@@ -134,54 +134,54 @@ def classify(weights: Arrays, texts: Part) -> np.ndarray[Any, Any]:
     return logits
 
 
-def onnx_model(weights: Arrays, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+def build_onnx_model(weights: Arrays, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
     """The classifier as a graph of opset 17 with dynamic batch and sequence; weights and logits in `dtype`."""
-    graph = Graph(dtype)
+    graph = GraphBuilder(dtype)
     classes = weights["classifier.bias"].size
-    _nodes(graph, weights)
+    _add_nodes(graph, weights)
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
         for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
     outputs = [helper.make_tensor_value_info("logits", dtype, ["batch", classes])]
-    return graph.model("minilm", inputs, outputs, OPSET)
+    return graph.build("minilm", inputs, outputs, OPSET)
 
 
-def _nodes(graph: Graph, weights: Arrays) -> None:
-    op = graph.op
+def _add_nodes(graph: GraphBuilder, weights: Arrays) -> None:
+    op = graph.add_node
 
     def parameter(name: str) -> str:
-        return graph.constant(name, weights[name])
+        return graph.add_constant(name, weights[name])
 
     def linear(x: str, name: str) -> str:
-        product = op("MatMul", x, graph.constant(f"{name}.weight", weights[f"{name}.weight"].T))
+        product = op("MatMul", x, graph.add_constant(f"{name}.weight", weights[f"{name}.weight"].T))
         return op("Add", product, parameter(f"{name}.bias"))
 
     def norm(x: str, name: str) -> str:
         return op("LayerNormalization", x, parameter(f"{name}.weight"), parameter(f"{name}.bias"), epsilon=EPSILON)
 
-    whole = {name: graph.whole(name, value) for name, value in INTEGERS.items()}
+    whole = {name: graph.add_integers(name, value) for name, value in INTEGERS.items()}
     words = op("Gather", parameter("embeddings.word_embeddings.weight"), "input_ids")
     types = op("Gather", parameter("embeddings.token_type_embeddings.weight"), "token_type_ids")
     length = op("Shape", "input_ids", start=1, end=2)
     places = op("Slice", parameter("embeddings.position_embeddings.weight"), whole["zero"], length, whole["zero"])
     x = norm(op("Add", op("Add", words, types), places), "embeddings.LayerNorm")
     seen = op("Cast", "attention_mask", to=graph.dtype)
-    hidden = op("Sub", graph.scalar("one", 1.0), op("Unsqueeze", seen, whole["heads_axes"]))
-    bias = op("Mul", hidden, graph.scalar("masked", -10000.0))
+    hidden = op("Sub", graph.add_scalar("one", 1.0), op("Unsqueeze", seen, whole["heads_axes"]))
+    bias = op("Mul", hidden, graph.add_scalar("masked", -10000.0))
     for number in range(LAYERS):
         layer = f"encoder.layer.{number}"
         q, k, v = (
             op("Transpose", op("Reshape", linear(x, f"{layer}.attention.self.{part}"), whole["split"]), perm=perm)
             for part, perm in (("query", (0, 2, 1, 3)), ("key", (0, 2, 3, 1)), ("value", (0, 2, 1, 3)))
         )
-        scores = op("Div", op("MatMul", q, k), graph.scalar("scale", (WIDTH / HEADS) ** 0.5))
+        scores = op("Div", op("MatMul", q, k), graph.add_scalar("scale", (WIDTH / HEADS) ** 0.5))
         mixed = op("MatMul", op("Softmax", op("Add", scores, bias), axis=-1), v)
         mixed = op("Reshape", op("Transpose", mixed, perm=(0, 2, 1, 3)), whole["join"])
         x = norm(op("Add", x, linear(mixed, f"{layer}.attention.output.dense")), f"{layer}.attention.output.LayerNorm")
         inner = linear(x, f"{layer}.intermediate.dense")
-        curve = op("Add", op("Erf", op("Div", inner, graph.scalar("root2", 2**0.5))), graph.scalar("one", 1.0))
-        inner = op("Mul", op("Mul", inner, curve), graph.scalar("half", 0.5))
+        curve = op("Add", op("Erf", op("Div", inner, graph.add_scalar("root2", 2**0.5))), graph.add_scalar("one", 1.0))
+        inner = op("Mul", op("Mul", inner, curve), graph.add_scalar("half", 0.5))
         x = norm(op("Add", x, linear(inner, f"{layer}.output.dense")), f"{layer}.output.LayerNorm")
     spread = op("Unsqueeze", seen, whole["last"])
     total = op("ReduceSum", op("Mul", x, spread), whole["one_axis"], keepdims=0)

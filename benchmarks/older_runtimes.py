@@ -28,9 +28,9 @@ from packager.quantize.schemes import QuantizeOptions, quantize_model
 
 RUNTIMES: Final = ("1.17.3", "1.20.1", "1.31.0")
 SCHEMES: Final = ("int8", "int4", "fp16")
-COMPARED: Final = 4
+COMPARED_SAMPLES: Final = 4
 # what runs in the other environment: numpy and onnxruntime are all that it has
-CHILD: Final = """
+CHILD_PROGRAM: Final = """
 import sys
 import numpy, onnxruntime
 model, inputs, outputs = sys.argv[1:]
@@ -59,11 +59,13 @@ def main() -> int:
     parser.add_argument("--scheme", action="append", choices=SCHEMES)
     parser.add_argument("--environments", type=Path, default=Path("build/runtimes"), metavar="DIR")
     arguments = parser.parse_args()
-    pythons = {version: environment(arguments.environments, version) for version in arguments.runtime or RUNTIMES}
+    pythons = {
+        version: prepare_environment(arguments.environments, version) for version in arguments.runtime or RUNTIMES
+    }
     rows: list[dict[str, object]] = []
     for model in sorted(arguments.models.glob("*.onnx")):
         for scheme in arguments.scheme or SCHEMES:
-            for found in measured(model, scheme, pythons):
+            for found in measure_model(model, scheme, pythons):
                 rows.append(found)
                 print({name: value for name, value in found.items() if value is not None}, flush=True)
                 arguments.json.write_text(json.dumps({"here": onnxruntime.__version__, "rows": rows}, indent=2) + "\n")
@@ -71,7 +73,7 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def environment(folder: Path, version: str) -> Path | None:
+def prepare_environment(folder: Path, version: str) -> Path | None:
     """The Python of an environment with that runtime; None where there is no such build for this Python."""
     home = folder / version
     python = home / "bin" / "python"
@@ -87,13 +89,13 @@ def environment(folder: Path, version: str) -> Path | None:
     return python
 
 
-def measured(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[dict[str, object]]:
+def measure_model(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[dict[str, object]]:
     """One row for each runtime."""
     row: dict[str, object] = {"model": model.name, "scheme": scheme, "runtime": None, "oldest": None}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "quantized.onnx"
         try:
-            samples = samples_of(model)
+            samples = load_inputs(model)
             report = quantize_model(model, out, scheme, samples, QuantizeOptions(measure_latency=False))
         except AirweightsError as error:
             return [row | {"verdict": "not quantized", "reason": error.message}]
@@ -101,19 +103,21 @@ def measured(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[
             return [row | {"verdict": "not quantized", "reason": report.reason}]
         row["oldest"] = report.oldest_runtime
         return [
-            row | {"runtime": v} | held_against(out, samples, v, p, report.oldest_runtime or "")
+            row | {"runtime": v} | compare_in_runtime(out, samples, v, p, report.oldest_runtime or "")
             for v, p in pythons.items()
         ]
 
 
-def held_against(model: Path, samples: Samples, version: str, python: Path | None, oldest: str) -> dict[str, object]:
+def compare_in_runtime(
+    model: Path, samples: Samples, version: str, python: Path | None, oldest: str
+) -> dict[str, object]:
     """Load and run `model` in another environment, and compare the answers with this runtime's."""
     if python is None:
         return {"verdict": "no such build", "relative_rms": None, "reason": None}
-    few = list(samples.take(COMPARED))
+    few = list(samples.take(COMPARED_SAMPLES))
     inputs, outputs = model.with_suffix(".in.npz"), model.with_suffix(f".{version}.npz")
     np.savez(inputs, allow_pickle=False, **{f"{i}:{name}": a for i, s in enumerate(few) for name, a in s.items()})
-    command = [str(python), "-c", CHILD, str(model), str(inputs), str(outputs)]
+    command = [str(python), "-c", CHILD_PROGRAM, str(model), str(inputs), str(outputs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
@@ -135,7 +139,7 @@ def held_against(model: Path, samples: Samples, version: str, python: Path | Non
     return {"verdict": "loads", "relative_rms": worst, "reason": None}
 
 
-def samples_of(model: Path) -> Samples:
+def load_inputs(model: Path) -> Samples:
     """The `.npz` beside the model, or random ones."""
     inputs = model.with_suffix(".npz")
     return load_samples(inputs, ModelInterface.from_file(model)) if inputs.exists() else random_samples(model, 32)

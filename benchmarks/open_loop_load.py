@@ -16,10 +16,10 @@ import numpy as np
 from device_agent.runtime.tensors import Array, datatype_name, to_bytes
 
 Row = tuple[float, float, bool]  # planned start and latency, seconds of the monotonic clock; answered as expected
-BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine cannot do the asked rate
+MAX_BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine cannot do the asked rate
 
 
-def infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
+def build_infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
     """A whole HTTP request with binary tensors."""
     rows, raw = [], b""
     for name, array in inputs.items():
@@ -54,20 +54,20 @@ class HttpClient:
             self._socket.sendall(self._request)
             data = self._socket.recv(65536)
             while (end := data.find(b"\r\n\r\n")) < 0:
-                data += self._more()
+                data += self._receive()
             head = data[:end].lower()
             # its own line: an answer also has an Inference-Header-Content-Length
             length = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
             left = length - (len(data) - end - 4)
             while left > 0:
-                left -= len(self._more())
+                left -= len(self._receive())
         except (OSError, IndexError, ValueError):
             self._socket.close()
             self._connect()
             return False
         return head.startswith(b"http/1.1 200")
 
-    def _more(self) -> bytes:
+    def _receive(self) -> bytes:
         data = self._socket.recv(1 << 20)
         if not data:
             raise ConnectionError
@@ -103,7 +103,7 @@ class OpenLoop:
             wait = planned - time.monotonic()
             if wait > 0:
                 time.sleep(wait)
-            elif wait < -BEHIND_S:
+            elif wait < -MAX_BEHIND_S:
                 planned = time.monotonic()
             answered = client()
             rows.append((planned, time.monotonic() - planned, answered))
@@ -121,7 +121,7 @@ class LoadProcess:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, self.address, self.requests, self.rate))
+        self._process = context.Process(target=_serve_open_loop, args=(theirs, self.address, self.requests, self.rate))
         self._process.start()
         theirs.close()
         self._pipe.recv()
@@ -133,7 +133,7 @@ class LoadProcess:
         return rows
 
 
-def _run(pipe: Connection, address: str, requests: list[bytes], rate: float) -> None:
+def _serve_open_loop(pipe: Connection, address: str, requests: list[bytes], rate: float) -> None:
     loop = OpenLoop([HttpClient(address, request) for request in requests], rate)
     loop.start()
     pipe.send(None)
@@ -141,12 +141,12 @@ def _run(pipe: Connection, address: str, requests: list[bytes], rate: float) -> 
     pipe.send(loop.stop())
 
 
-def closed_loop(address: str, request: bytes, connections: int, seconds: float) -> tuple[float, float]:
+def run_closed_loop(address: str, request: bytes, connections: int, seconds: float) -> tuple[float, float]:
     """Requests a second and median latency, seconds, of so many connections that each wait for their answer."""
     pipes = []
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_closed, args=(theirs, address, request, connections, seconds))
+    process = context.Process(target=_serve_closed_loop, args=(theirs, address, request, connections, seconds))
     process.start()
     pipes.append(ours)
     latencies = [latency for pipe in pipes for latency in pipe.recv()]
@@ -154,7 +154,7 @@ def closed_loop(address: str, request: bytes, connections: int, seconds: float) 
     return len(latencies) / seconds, float(np.median(latencies))
 
 
-def _closed(pipe: Connection, address: str, request: bytes, connections: int, seconds: float) -> None:
+def _serve_closed_loop(pipe: Connection, address: str, request: bytes, connections: int, seconds: float) -> None:
     latencies: list[float] = []
 
     def run() -> None:

@@ -78,7 +78,7 @@ def peak_bytes() -> int:
 _program_peak = 0
 
 
-def program(arguments: list[str]) -> None:
+def run_program(arguments: list[str]) -> None:
     """Run a program and record its peak memory."""
     global _program_peak
     child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -114,12 +114,14 @@ def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
     def encode() -> None:
         def trial(secondary: str) -> bytes:
-            program([*command, "-S", secondary, "-s", str(base), str(target), str(patch)])
+            run_program([*command, "-S", secondary, "-s", str(base), str(target), str(patch)])
             return patch.read_bytes()
 
         patch.write_bytes(min((trial(secondary) for secondary in ("lzma", "djw")), key=len))
 
-    return encode, lambda: program(["xdelta3", "-D", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)])
+    return encode, lambda: run_program(
+        ["xdelta3", "-D", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)]
+    )
 
 
 def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
@@ -134,24 +136,24 @@ def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
         parameters = zstandard.ZstdCompressionParameters.from_level(
             19, source_size=len(data), window_log=window_log, enable_ldm=True
         )
-        return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_dictionary(base)).compress(data)
+        return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_make_dictionary(base)).compress(data)
 
     def encode() -> None:
         found = [library()]
         if shutil.which("zstd") and base.stat().st_size:
             wide = [f"--long={window_log}"] if window_log > ZSTD_PROGRAM_WINDOW_LOG else []
-            program(["zstd", "-q", "-f", "-19", *wide, f"--patch-from={base}", str(target), "-o", str(patch)])
+            run_program(["zstd", "-q", "-f", "-19", *wide, f"--patch-from={base}", str(target), "-o", str(patch)])
             found.append(patch.read_bytes())
         patch.write_bytes(min(found, key=len))
 
     def apply() -> None:
-        decoder = zstandard.ZstdDecompressor(dict_data=_dictionary(base), max_window_size=1 << window_log)
+        decoder = zstandard.ZstdDecompressor(dict_data=_make_dictionary(base), max_window_size=1 << window_log)
         out.write_bytes(decoder.decompressobj().decompress(patch.read_bytes()))
 
     return encode, apply
 
 
-def _dictionary(base: Path) -> Any:
+def _make_dictionary(base: Path) -> Any:
     import zstandard
 
     data = base.read_bytes()

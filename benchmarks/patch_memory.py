@@ -31,12 +31,12 @@ def main() -> None:
     if arguments.apply:
         apply(Path(arguments.apply[0]), Path(arguments.apply[1]))
         return
-    rows = [measured(gib) for gib in arguments.gib or [0.25, 1.0, 5.0]]
+    rows = [measure_size(gib) for gib in arguments.gib or [0.25, 1.0, 5.0]]
     if arguments.json:
         arguments.json.write_text(json.dumps({"memory": rows}, indent=1) + "\n")
 
 
-def measured(gib: float) -> dict[str, float]:
+def measure_size(gib: float) -> dict[str, float]:
     """Make a model and a fine-tune of it, patch them, and apply the patch."""
     from packager.diff.bundle_folder import open_bundle
     from packager.diff.write.make_patch import make_patch
@@ -85,7 +85,7 @@ def make_model(root: Path, count: int, *, tuned: bool) -> None:
     (root / "model.onnx").write_bytes(model.SerializeToString())
 
 
-class _Nowhere:
+class DiscardingTarget:
     """A target that discards all bytes."""
 
     def begin_file(self, file: object) -> None:
@@ -108,7 +108,7 @@ def apply(base: Path, patch: Path) -> None:
 
     held, before = status_bytes("VmRSS"), cpu_seconds()
     with DirectoryBase(open_bundle(base)) as source, patch.open("rb") as stream:
-        apply_patch(stream, source, _Nowhere())
+        apply_patch(stream, source, DiscardingTarget())
     print(json.dumps({"peak_bytes": status_bytes("VmHWM") - held, "cpu_s": round(cpu_seconds() - before, 2)}))
 
 

@@ -22,7 +22,7 @@ SLACK_BYTES: Final = 1024
 Row = dict[str, Any]
 
 
-def kind_of(pair: str) -> str:
+def find_element_type(pair: str) -> str:
     """Return fp32, fp16, bf16, int8 or text (configurations) by the pair's name; fp32 if it names none."""
     for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
         if re.search(pattern, pair):
@@ -30,28 +30,28 @@ def kind_of(pair: str) -> str:
     return "fp32"
 
 
-def goal_of(pair: str) -> float | None:
+def find_goal(pair: str) -> float | None:
     """Return the goal for a pair's ratio, or None if the pair has no goal."""
     if pair in RENAMED:
         return None
     for pattern, goals in GOALS:
         if re.search(pattern, pair):
-            return goals.get(kind_of(pair))
+            return goals.get(find_element_type(pair))
     return None
 
 
-def best_generic(row: Row) -> tuple[str, int] | None:
+def find_best_generic(row: Row) -> tuple[str, int] | None:
     """Return the generic codec with the smallest patch, and its bytes."""
     sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
     return (min(sizes)[1], min(sizes)[0]) if sizes else None
 
 
-def ratio_of(row: Row) -> float | None:
+def compute_ratio(row: Row) -> float | None:
     """Return the bytes of our patch divided by those of the best generic tool."""
-    best, ours = best_generic(row), row["sizes"]["airweights"]
+    best, ours = find_best_generic(row), row["sizes"]["airweights"]
     return ours / best[1] if best and ours is not None else None
 
 
-def apply_mb_s(row: Row) -> float:
+def compute_apply_mb_s(row: Row) -> float:
     """Return the megabytes of target that one CPU second makes."""
     return float(row["target_bytes"] / 1e6 / max(row["apply"]["airweights"]["cpu_s"], 1e-3))

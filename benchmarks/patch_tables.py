@@ -22,11 +22,11 @@ from benchmarks.patch_rows import (
     RENAMED_GOAL,
     SLACK_BYTES,
     Row,
-    apply_mb_s,
-    best_generic,
-    goal_of,
-    kind_of,
-    ratio_of,
+    compute_apply_mb_s,
+    compute_ratio,
+    find_best_generic,
+    find_element_type,
+    find_goal,
 )
 
 
@@ -41,7 +41,7 @@ def main() -> None:
         if not row["apply"]["airweights"]:
             sys.exit(f"{row['pair']}: the product's own patch failed; there is no report without it")
     memory: list[Row] = json.loads(arguments.memory.read_text())["memory"] if arguments.memory else []
-    tables = {"sizes": markdown(rows), "costs": costs(rows), "verdicts": verdicts(rows, memory)}
+    tables = {"sizes": format_sizes(rows), "costs": format_costs(rows), "verdicts": format_goals(rows, memory)}
     print("\n".join(tables.values()))
     if arguments.docs is None:
         return
@@ -50,16 +50,16 @@ def main() -> None:
     except ImportError as error:
         print(f"plots: skipped, {error}", file=sys.stderr)
     else:
-        drawn = patch_plots.draw(arguments.docs / "plots", rows, memory)
+        drawn = patch_plots.draw_plots(arguments.docs / "plots", rows, memory)
         tables["plots"] = "\n".join(f"![{title}](plots/{name})\n" for name, title in drawn.items())
     page = arguments.docs / "benchmarks.md"
     text = page.read_text()
     for name, table in tables.items():
-        text = between_markers(text, name, table)
+        text = replace_between_markers(text, name, table)
     page.write_text(text)
 
 
-def between_markers(text: str, name: str, table: str) -> str:
+def replace_between_markers(text: str, name: str, table: str) -> str:
     """Put `table` between the page's comments `NAME, made by …` and `end of NAME`; ValueError without them."""
     found = re.sub(
         rf"(<!-- {name},[^>]*-->\n).*?(<!-- end of {name} -->)", lambda m: f"{m[1]}{table}{m[2]}", text, flags=re.DOTALL
@@ -69,14 +69,14 @@ def between_markers(text: str, name: str, table: str) -> str:
     return found
 
 
-def markdown(rows: list[Row]) -> str:
+def format_sizes(rows: list[Row]) -> str:
     """Format the sizes, which are the same on every machine with the same library versions."""
     out = [
         "| pair | target | best generic tool | patch | ratio | goal | without fitted parameters |",
         "| --- | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
-        best, ratio, goal, sizes = best_generic(row), ratio_of(row), goal_of(row["pair"]), row["sizes"]
+        best, ratio, goal, sizes = find_best_generic(row), compute_ratio(row), find_goal(row["pair"]), row["sizes"]
         cells = [
             row["pair"],
             f"{row['target_bytes']:,}",
@@ -90,7 +90,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(out) + "\n"
 
 
-def costs(rows: list[Row]) -> str:
+def format_costs(rows: list[Row]) -> str:
     """Format CPU seconds and memory, which depend on the machine."""
     out = [
         "| pair | encode, CPU s | bsdiff4 | encode, MiB | apply, MB a CPU s | goal | apply, MiB |",
@@ -103,25 +103,31 @@ def costs(rows: list[Row]) -> str:
             f"{encode['cpu_s']:.2f}",
             f"{peer['cpu_s']:.1f}" if peer else "",
             f"{encode['peak_bytes'] / 2**20:.0f}",
-            f"{apply_mb_s(row):.0f}",
-            f"{APPLY_MB_S.get(kind_of(row['pair']), '')}",
+            f"{compute_apply_mb_s(row):.0f}",
+            f"{APPLY_MB_S.get(find_element_type(row['pair']), '')}",
             f"{apply['peak_bytes'] / 2**20:.1f}",
         ]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out) + "\n"
 
 
-def verdicts(rows: list[Row], memory: list[Row]) -> str:
+def format_goals(rows: list[Row], memory: list[Row]) -> str:
     """Format one line per goal: how many pairs meet it, and which do not."""
     sizes = {row["pair"]: row["sizes"]["airweights"] for row in rows}
-    tests = [(r["pair"], goal_of(r["pair"]), ratio_of(r)) for r in rows]
+    tests = [(r["pair"], find_goal(r["pair"]), compute_ratio(r)) for r in rows]
     renamed = [(p, RENAMED_GOAL, sizes[p] / sizes[q]) for p, q in RENAMED.items() if p in sizes and q in sizes]
-    excess = [(r["pair"], SLACK_BYTES, r["sizes"]["airweights"] - best[1]) for r in rows if (best := best_generic(r))]
-    speed = [(r["pair"], 1.0, goal / apply_mb_s(r)) for r in rows if (goal := APPLY_MB_S.get(kind_of(r["pair"])))]
+    excess = [
+        (r["pair"], SLACK_BYTES, r["sizes"]["airweights"] - best[1]) for r in rows if (best := find_best_generic(r))
+    ]
+    speed = [
+        (r["pair"], 1.0, goal / compute_apply_mb_s(r))
+        for r in rows
+        if (goal := APPLY_MB_S.get(find_element_type(r["pair"])))
+    ]
     encode = [
         (r["pair"], 1 / ENCODE_GOAL, r["encode"]["airweights"]["cpu_s"] / r["encode"]["bsdiff4"]["cpu_s"])
         for r in rows
-        if r["encode"]["bsdiff4"] and r["target_bytes"] > ENCODE_BYTES and kind_of(r["pair"]) == "fp32"
+        if r["encode"]["bsdiff4"] and r["target_bytes"] > ENCODE_BYTES and find_element_type(r["pair"]) == "fp32"
     ]
     held = [(f"{m['target_bytes'] / 2**30:.2f} GiB", MEMORY_MIB, m["peak_bytes"] / 2**20) for m in memory]
     held += [(r["pair"], MEMORY_MIB, r["apply"]["airweights"]["peak_bytes"] / 2**20) for r in rows]

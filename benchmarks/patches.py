@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.patch_codecs import CODECS, OURS
-from benchmarks.patch_rows import apply_mb_s, best_generic
-from benchmarks.patch_tables import markdown
+from benchmarks.patch_rows import compute_apply_mb_s, find_best_generic
+from benchmarks.patch_tables import format_sizes
 
 LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
 
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.pairs
     if folder is None:
-        folder = public_pairs()
+        folder = prepare_public_pairs()
     elif not folder.is_dir():
         parser.error(f"--pairs: {folder} is not a folder")
     arguments.json.write_text(json.dumps({"pairs": []}) + "\n")
@@ -49,7 +49,7 @@ def main() -> None:
     for pair in sorted(place for place in folder.iterdir() if place.is_dir()):
         if arguments.only and pair.name not in arguments.only:
             continue
-        found = files_of(pair)
+        found = find_pair_files(pair)
         if found is None:
             print(f"{pair.name}: skipped, expected one base.* and one target.*", file=sys.stderr)
             continue
@@ -57,24 +57,24 @@ def main() -> None:
         print(format_row(rows[-1]), flush=True)
         arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(rows))
+        arguments.markdown.write_text(format_sizes(rows))
 
 
-def public_pairs() -> Path:
+def prepare_public_pairs() -> Path:
     """Return the pairs that anyone can make: published ones and, if PyTorch is installed, trained ones."""
     from benchmarks import published_pairs
 
-    folder = published_pairs.fetch()
+    folder = published_pairs.fetch_pairs()
     if importlib.util.find_spec("torch") is None:
         print("trained pairs: skipped, PyTorch is absent (pip install -e '.[train]')", file=sys.stderr)
     else:
         from benchmarks import trained_pairs
 
-        trained_pairs.make(folder)
+        trained_pairs.make_pairs(folder)
     return folder
 
 
-def files_of(pair: Path) -> tuple[Path, Path] | None:
+def find_pair_files(pair: Path) -> tuple[Path, Path] | None:
     """Return the paths of a pair's base and target."""
     bases, targets = sorted(pair.glob("base.*")), sorted(pair.glob("target.*"))
     if len(bases) != 1 or len(targets) != 1:
@@ -111,7 +111,7 @@ def measure_pair(
     }
 
     def peer(codec: str) -> Measurement:
-        place = None if keep is None else keep / f"{codec}-{digest_of(base, target)}.json"
+        place = None if keep is None else keep / f"{codec}-{hash_pair(base, target)}.json"
         if place is not None and place.exists():
             return Measurement(*json.loads(place.read_text()))
         found = measure_codec(codec, base, target, peer_timeout_s)
@@ -146,16 +146,16 @@ def measure_codec(codec: str, base: Path, target: Path, limit_s: float | None) -
     """Encode and apply a patch, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
-        encoded = run("encode", codec, base, target, patch, out, limit_s)
+        encoded = run_codec("encode", codec, base, target, patch, out, limit_s)
         if encoded is None:
             return Measurement(None, None, None, is_same=False)
-        applied = run("apply", codec, base, target, patch, out, limit_s)
+        applied = run_codec("apply", codec, base, target, patch, out, limit_s)
         return Measurement(
             patch.stat().st_size, encoded, applied, is_same=out.is_file() and have_equal_content(out, target)
         )
 
 
-def digest_of(base: Path, target: Path) -> str:
+def hash_pair(base: Path, target: Path) -> str:
     """Return a digest of the content of both files."""
     both = hashlib.sha256()
     for path in (base, target):
@@ -164,7 +164,7 @@ def digest_of(base: Path, target: Path) -> str:
     return both.hexdigest()[:32]
 
 
-def run(
+def run_codec(
     operation: str, codec: str, base: Path, target: Path, patch: Path, out: Path, limit_s: float | None
 ) -> dict[str, Any] | None:
     """Return the measurements of a process; log a line and return None if the codec is absent, fails or times out."""
@@ -198,12 +198,12 @@ def have_equal_content(one: Path, other: Path) -> bool:
 
 def format_row(row: dict[str, Any]) -> str:
     """Return one row as a line of text."""
-    ours, best = row["sizes"]["airweights"], best_generic(row)
+    ours, best = row["sizes"]["airweights"], find_best_generic(row)
     if ours is None:
         return f"{row['pair']}: target {row['target_bytes']:,}, no patch"
     ratio = f"{ours / best[1]:.3f} of {best[0]} {best[1]:,}" if best else "no peer"
     spent = f"encode {row['encode']['airweights']['cpu_s']:.2f} CPU s"
-    rate = f"apply {apply_mb_s(row):.0f} MB/s" if row["apply"]["airweights"] else "not applied"
+    rate = f"apply {compute_apply_mb_s(row):.0f} MB/s" if row["apply"]["airweights"] else "not applied"
     return f"{row['pair']}: target {row['target_bytes']:,}, patch {ours:,}, {ratio}; {spent}, {rate}"
 
 

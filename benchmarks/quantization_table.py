@@ -51,18 +51,18 @@ def main() -> int:
         _write(arguments.json, rows)
     for model in models:
         for scheme in SCHEMES if "all" in schemes else schemes:
-            details.append(measured(model, scheme))
+            details.append(measure_model(model, scheme))
             rows.append({name: details[-1][name] for name in ("model", "scheme", "verdict", "reason", *FIGURES)})
-            print(as_line(details[-1]), flush=True)
+            print(format_line(details[-1]), flush=True)
             _write(arguments.json, rows)
             if arguments.details is not None:
                 _write(arguments.details, details)
             if arguments.markdown is not None:
-                arguments.markdown.write_text(as_markdown(details))
+                arguments.markdown.write_text(format_markdown(details))
     return 0
 
 
-def measured(model: Path, scheme: str) -> dict[str, object]:
+def measure_model(model: Path, scheme: str) -> dict[str, object]:
     """Measure one row in a fresh process; a failure becomes the reason of the row."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
@@ -75,14 +75,14 @@ def measured(model: Path, scheme: str) -> dict[str, object]:
         except subprocess.TimeoutExpired:
             why = f"it took more than {LIMIT_S:.0f} s"
         finally:
-            _end(child)
-        found = json.loads(out.read_text()) if out.exists() else row(model, scheme, "refused", why)
+            _kill_process_group(child)
+        found = json.loads(out.read_text()) if out.exists() else make_row(model, scheme, "refused", why)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found["cpu_s"] = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
     return found
 
 
-def one(model: Path, scheme: str) -> dict[str, object]:
+def quantize_one(model: Path, scheme: str) -> dict[str, object]:
     """Quantize `model` and return its row; runs in the row's process."""
     from packager.models.inputs import ModelInterface
     from packager.models.model_files import model_bytes
@@ -91,7 +91,7 @@ def one(model: Path, scheme: str) -> dict[str, object]:
     from packager.quantize.agreement import finite_or_none
     from packager.quantize.schemes import quantize_model
 
-    found = row(model, scheme, "refused", "")
+    found = make_row(model, scheme, "refused", "")
     try:
         found["float_bytes"] = model_bytes(model)
         inputs = model.with_suffix(".npz")
@@ -116,7 +116,7 @@ def one(model: Path, scheme: str) -> dict[str, object]:
     }
 
 
-def row(model: Path, scheme: str, verdict: str, reason: str) -> dict[str, object]:
+def make_row(model: Path, scheme: str, verdict: str, reason: str) -> dict[str, object]:
     """Return a row without figures."""
     found: dict[str, object] = {"model": model.name, "scheme": scheme, "verdict": verdict, "reason": reason}
     size = model.stat().st_size if model.exists() else None
@@ -134,7 +134,7 @@ def peak_bytes() -> int:
     return 0
 
 
-def as_line(found: dict[str, object]) -> str:
+def format_line(found: dict[str, object]) -> str:
     """Return one row as a line of text."""
     figures = []
     for name in ("relative_rms", "top1_agreement", "latency_ratio"):
@@ -147,7 +147,7 @@ def as_line(found: dict[str, object]) -> str:
     )
 
 
-def as_markdown(rows: list[dict[str, object]]) -> str:
+def format_markdown(rows: list[dict[str, object]]) -> str:
     """Return the table for a documentation page."""
     head = ("model", "scheme", "method", "bytes", "of float", "relative RMS", "top-1", "latency", "more bits")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
@@ -160,18 +160,25 @@ def as_markdown(rows: list[dict[str, object]]) -> str:
         assert isinstance(size, int)
         assert isinstance(whole, int)
         cells = (
-            name, scheme, str(found["method"]), f"{size:,}", f"{size / whole:.2f}", _figure(found["relative_rms"]),
-            _figure(found["top1_agreement"]), _figure(found["latency_ratio"], 2), _more_bits(found),
-        )  # fmt: skip
+            name,
+            scheme,
+            str(found["method"]),
+            f"{size:,}",
+            f"{size / whole:.2f}",
+            _format_figure(found["relative_rms"]),
+            _format_figure(found["top1_agreement"]),
+            _format_figure(found["latency_ratio"], 2),
+            _list_more_bits(found),
+        )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _figure(value: object, digits: int = 3) -> str:
+def _format_figure(value: object, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float) else ""
 
 
-def _more_bits(found: dict[str, object]) -> str:
+def _list_more_bits(found: dict[str, object]) -> str:
     float_nodes, promoted_activations, promoted_weights = (
         found["float_nodes"],
         found.get("activations_16bit"),
@@ -185,7 +192,7 @@ def _write(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text(json.dumps({"models": rows}, indent=2, allow_nan=False) + "\n")
 
 
-def _end(child: "subprocess.Popen[bytes]") -> None:
+def _kill_process_group(child: "subprocess.Popen[bytes]") -> None:
     """End the row's process group: the model may be running in a further process."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.patches import files_of, public_pairs
+from benchmarks.patches import find_pair_files, prepare_public_pairs
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ElementType, exponent_fields, to_ordered
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.make_patch import make_patch
@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for pair in sorted((arguments.pairs or public_pairs()).iterdir()):
-        found = files_of(pair) if pair.is_dir() else None
+    for pair in sorted((arguments.pairs or prepare_public_pairs()).iterdir()):
+        found = find_pair_files(pair) if pair.is_dir() else None
         if found is None or (arguments.only and pair.name not in arguments.only):
             continue
-        rows.append(row := measured(pair.name, *found))
+        rows.append(row := measure_pair(pair.name, *found))
         if row["elements"]:
             bits = (8 * row[name] / row["elements"] for name in ("entropy_bytes", "unfitted_bytes"))
             figures = "entropy {:.3f}, patch {:.3f} bits an element".format(*bits)
@@ -51,7 +51,7 @@ def main() -> None:
         arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
 
 
-def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
+def measure_pair(name: str, base: Path, target: Path) -> dict[str, Any]:
     """Return the entropy of the residuals of all common arrays, and the bytes of the patch without fits."""
     bits, elements, floats = 0.0, 0, 0
     old = {(r.name, r.dtype, r.shape): r for r in find_file_regions(base)[0]}
@@ -65,7 +65,7 @@ def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
                 np.frombuffer(bytes(data[r.offset : r.offset + r.size]), kind.bits)
                 for data, r in ((before, twin), (after, region))
             ]
-            bits += residual_bits(sides[0], sides[1], kind)
+            bits += compute_residual_bits(sides[0], sides[1], kind)
             elements += sides[0].size
             floats += sides[0].size * kind.is_float
     out = io.BytesIO()
@@ -81,7 +81,7 @@ def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
     }
 
 
-def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
+def compute_residual_bits(base: Array, target: Array, kind: ElementType) -> float:
     """Return the entropy of one array's residuals in bits, for floats given the base's exponent."""
     change = (to_ordered(target, kind) - to_ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
     size = np.abs(change)
@@ -89,12 +89,12 @@ def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
     cell = (np.sign(change) + 1) * (1 << 20) + spare * (1 << 10) + (size >> spare)
     below = float(spare.sum())
     if not kind.is_float:
-        return _entropy(cell) + below
+        return _compute_entropy_bits(cell) + below
     exponent = exponent_fields(base, kind).astype(np.int64)
-    return _entropy(exponent * (1 << 22) + cell) - _entropy(exponent) + below
+    return _compute_entropy_bits(exponent * (1 << 22) + cell) - _compute_entropy_bits(exponent) + below
 
 
-def _entropy(cells: Array) -> float:
+def _compute_entropy_bits(cells: Array) -> float:
     """Return the entropy of all residuals in bits."""
     counts = np.unique(cells, return_counts=True)[1].astype(np.float64)
     return float(-(counts * np.log2(counts / cells.size)).sum() + (counts.size - 1) / (2 * np.log(2)))

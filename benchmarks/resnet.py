@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.onnx_graphs import Graph
+from benchmarks.onnx_graphs import GraphBuilder
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ class Checkpoint:
     accuracy: float
 
 
-def images(count: int, seed: int) -> tuple[Array, Array]:
+def draw_images(count: int, seed: int) -> tuple[Array, Array]:
     """Images float32 [count, 1, 20, 20] and labels int64 [count]. The strokes of a class do not hang on the seed."""
     ends = np.random.default_rng(77).uniform(-0.8, 0.8, (CLASSES, STROKES, 2, 2))
     rng = np.random.default_rng(seed)
@@ -68,9 +68,9 @@ def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     torch.manual_seed(seed)
-    network = _network()
-    pictures, labels = (torch.from_numpy(a) for a in images(IMAGES, seed))
-    fresh, answers = (torch.from_numpy(a) for a in images(500, seed + 1000))
+    network = _build_network()
+    pictures, labels = (torch.from_numpy(a) for a in draw_images(IMAGES, seed))
+    fresh, answers = (torch.from_numpy(a) for a in draw_images(500, seed + 1000))
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * (IMAGES // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -87,11 +87,11 @@ def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
             network.eval()
             with torch.no_grad():
                 right = float((network(fresh).argmax(1) == answers).float().mean())
-            kept.append(Checkpoint(epoch, _folded(copy.deepcopy(network)), right))
+            kept.append(Checkpoint(epoch, _fold_normalization(copy.deepcopy(network)), right))
     return kept
 
 
-def _network() -> Any:
+def _build_network() -> Any:
     import torch
     from torch import nn
 
@@ -118,7 +118,9 @@ def _network() -> Any:
             self.stem = nn.Conv2d(1, WIDTHS[0], 3, 2, 1, bias=False)
             self.stem_norm = nn.BatchNorm2d(WIDTHS[0])
             pairs = zip((WIDTHS[0], *WIDTHS), WIDTHS, strict=False)
-            shapes = [(a if first else b, b, 1 + (first and a != b)) for a, b in pairs for first in _firsts()]
+            shapes = [
+                (a if first else b, b, 1 + (first and a != b)) for a, b in pairs for first in _first_block_flags()
+            ]
             self.blocks = nn.Sequential(*[Block(*shape) for shape in shapes])
             self.head = nn.Linear(WIDTHS[-1], CLASSES)
 
@@ -129,11 +131,11 @@ def _network() -> Any:
     return Network()
 
 
-def _firsts() -> tuple[bool, ...]:
+def _first_block_flags() -> tuple[bool, ...]:
     return (True, *[False] * (BLOCKS - 1))
 
 
-def _folded(network: Any) -> Weights:
+def _fold_normalization(network: Any) -> Weights:
     """Weights and biases by module name; every BatchNorm has become part of the convolution before it."""
     state = {name: tensor.detach().double().numpy() for name, tensor in network.state_dict().items()}
     out: Weights = {}
@@ -146,25 +148,27 @@ def _folded(network: Any) -> Weights:
     return {name: array.astype(np.float32) for name, array in out.items()}
 
 
-def onnx_model(weights: Weights, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+def build_onnx_model(weights: Weights, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
     """The network as a graph of opset 17; input `image` [batch, 1, 20, 20], output `logits` [batch, 10]."""
-    graph = Graph(dtype)
+    graph = GraphBuilder(dtype)
 
     def conv(x: str, name: str, stride: int = 1) -> str:
         kernel = weights[f"{name}.weight"]
         pad = kernel.shape[2] // 2
-        parameters = [graph.constant(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
-        return graph.op("Conv", x, *parameters, strides=[stride] * 2, pads=[pad] * 4, kernel_shape=kernel.shape[2:])
+        parameters = [graph.add_constant(f"{name}.{part}", weights[f"{name}.{part}"]) for part in ("weight", "bias")]
+        return graph.add_node(
+            "Conv", x, *parameters, strides=[stride] * 2, pads=[pad] * 4, kernel_shape=kernel.shape[2:]
+        )
 
-    x = graph.op("Relu", conv("image", "stem", 2))
+    x = graph.add_node("Relu", conv("image", "stem", 2))
     for number in range(len(WIDTHS) * BLOCKS):
         block = f"blocks.{number}"
         stride = 2 if f"{block}.way.weight" in weights else 1
-        inner = conv(graph.op("Relu", conv(x, f"{block}.first", stride)), f"{block}.second")
-        x = graph.op("Relu", graph.op("Add", inner, conv(x, f"{block}.way", stride) if stride > 1 else x))
-    flat = graph.op("Flatten", graph.op("GlobalAveragePool", x), axis=1)
-    head = [graph.constant(name, weights[name]) for name in ("head.weight", "head.bias")]
-    graph.op("Gemm", flat, *head, transB=1, output="logits")
+        inner = conv(graph.add_node("Relu", conv(x, f"{block}.first", stride)), f"{block}.second")
+        x = graph.add_node("Relu", graph.add_node("Add", inner, conv(x, f"{block}.way", stride) if stride > 1 else x))
+    flat = graph.add_node("Flatten", graph.add_node("GlobalAveragePool", x), axis=1)
+    head = [graph.add_constant(name, weights[name]) for name in ("head.weight", "head.bias")]
+    graph.add_node("Gemm", flat, *head, transB=1, output="logits")
     image = helper.make_tensor_value_info("image", dtype, ["batch", 1, SIDE, SIDE])
     logits = helper.make_tensor_value_info("logits", dtype, ["batch", CLASSES])
-    return graph.model("resnet", [image], [logits], OPSET)
+    return graph.build("resnet", [image], [logits], OPSET)

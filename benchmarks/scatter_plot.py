@@ -58,18 +58,18 @@ def draw_latencies(path: Path, requests: list[tuple[float, float]], windows: lis
         image[floor + 2 : floor + 8, column(stop) - 1 : column(stop) + 1] = BLACK
     for decade in range(int(low), int(high) + 1):
         image[row(decade), LEFT : WIDTH - RIGHT] = GREY
-        _write(image, f"{10.0**decade:g}", row(decade) - 5, 40)
+        _draw_text(image, f"{10.0**decade:g}", row(decade) - 5, 40)
     step_s = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if end_s / step <= 14), 500)
     for second in range(0, int(end_s) + 1, step_s):
         image[floor : floor + 5, column(second)] = GREY
-        _write(image, str(second), floor + 14, column(second) - 4)
+        _draw_text(image, str(second), floor + 14, column(second) - 4)
     for seconds, log_ms in zip(times, np.log10(millis), strict=True):
         x, y = column(seconds), row(log_ms)
         image[max(y - 1, 0) : y + 1, x - 1 : x + 1] = INK
-    path.write_bytes(_png(image))
+    path.write_bytes(encode_png(image))
 
 
-def _write(image: Image, text: str, top: int, left: int) -> None:
+def _draw_text(image: Image, text: str, top: int, left: int) -> None:
     for number, character in enumerate(text):
         for y, bits in enumerate(_ROWS[character]):
             for x in range(3):
@@ -78,7 +78,7 @@ def _write(image: Image, text: str, top: int, left: int) -> None:
                     image[top + y * SCALE : top + (y + 1) * SCALE, at : at + SCALE] = BLACK
 
 
-def _png(image: Image) -> bytes:
+def encode_png(image: Image) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

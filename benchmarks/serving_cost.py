@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.benchmark_models import bundle_for, inputs_for
-from benchmarks.open_loop_load import closed_loop, infer_request
+from benchmarks.benchmark_models import make_bundle, make_inputs
+from benchmarks.open_loop_load import build_infer_request, run_closed_loop
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.model_runtime import ModelRuntime
@@ -31,9 +31,9 @@ REST_S = 10.0
 LARGE_ELEMENTS = 10 * 1024 * 1024 // 4
 
 
-def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], seconds: float) -> dict[str, Any]:
+def measure_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], seconds: float) -> dict[str, Any]:
     """Requests a second at 4 connections and at 1, here and with the bare handler, in alternation."""
-    request = infer_request("/v2/models/m/infer", inputs[0])
+    request = build_infer_request("/v2/models/m/infer", inputs[0])
     bare = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.bare_asgi", str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -47,8 +47,8 @@ def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], se
         for connections in (4, 1):
             here, there = [], []
             for _ in range(3):
-                here.append(closed_loop(front.address, request, connections, seconds))
-                there.append(closed_loop(bare_address, request, connections, seconds))
+                here.append(run_closed_loop(front.address, request, connections, seconds))
+                there.append(run_closed_loop(bare_address, request, connections, seconds))
             mine, bares = (statistics.median(run[0] for run in runs) for runs in (here, there))
             out[f"connections_{connections}"] = {
                 "requests_per_s": round(mine),
@@ -57,7 +57,7 @@ def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], se
                 "p50_ms": round(statistics.median(run[1] for run in here) * 1e3, 3),
                 "bare_p50_ms": round(statistics.median(run[1] for run in there) * 1e3, 3),
             }
-        out["at_rest"] = at_rest(front, process)
+        out["at_rest"] = measure_at_rest(front, process)
     finally:
         front.stop()
         process.stop()
@@ -65,24 +65,27 @@ def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], se
     return out
 
 
-def at_rest(front: FrontHandle, process: ModelProcess) -> dict[str, Any]:
+def measure_at_rest(front: FrontHandle, process: ModelProcess) -> dict[str, Any]:
     """Memory, processor share and wake-ups of front and model process while nobody asks."""
     time.sleep(1.0)  # past the sweep after the last request
-    before = {name: (_switches(p.pid), _cpu_s(p.pid)) for name, p in (("front", front), ("model_process", process))}
+    before = {
+        name: (_count_context_switches(p.pid), _cpu_s(p.pid))
+        for name, p in (("front", front), ("model_process", process))
+    }
     time.sleep(REST_S)
     out: dict[str, Any] = {}
     for name, holder in (("front", front), ("model_process", process)):
         switches, cpu = before[name]
         out[name] = {
             "resident_mib": round(holder.resident_bytes() / 2**20, 1),
-            "wake_ups": _switches(holder.pid) - switches,
+            "wake_ups": _count_context_switches(holder.pid) - switches,
             "cpu_percent": round((_cpu_s(holder.pid) - cpu) / REST_S * 100, 3),
             "seconds": REST_S,
         }
     return out
 
 
-def price_of_a_process(bundle: BundleFds, sample: dict[str, Array], runs: int) -> dict[str, float]:
+def measure_worker_overhead(bundle: BundleFds, sample: dict[str, Array], runs: int) -> dict[str, float]:
     """Median milliseconds of a bare run, and of one in a worker, in alternation."""
     model = LoadedModel.load(bundle, threads=1)
     with ModelRuntime(isolation="worker", threads=1, tolerance_ppm=10**9) as runtime:
@@ -90,8 +93,8 @@ def price_of_a_process(bundle: BundleFds, sample: dict[str, Array], runs: int) -
         bare: list[float] = []
         worker: list[float] = []
         for _ in range(runs):
-            bare.append(_time(lambda: model.run(sample)))
-            worker.append(_time(lambda: runtime.run(sample)))
+            bare.append(_time_call(lambda: model.run(sample)))
+            worker.append(_time_call(lambda: runtime.run(sample)))
     bare_ms, worker_ms = statistics.median(bare) * 1e3, statistics.median(worker) * 1e3
     return {
         "bare_ms": round(bare_ms, 4),
@@ -108,27 +111,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     from tests.support import tiny_models
-    from tests.support.memfd_bundles import plain, scale
+    from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model
 
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or tiny_models.save(tiny_models.mlp(), Path(folder) / "mlp.onnx")
-        inputs = inputs_for(model, arguments.inputs)
-        bundle = bundle_for(model, inputs)
-        result: dict[str, Any] = {"http": over_http(model, bundle, inputs, arguments.seconds)}
+        inputs = make_inputs(model, arguments.inputs)
+        bundle = make_bundle(model, inputs)
+        result: dict[str, Any] = {"http": measure_http(model, bundle, inputs, arguments.seconds)}
         if any(array.dtype.kind not in "biuf" for array in inputs[0].values()):
             result["worker"] = {"skipped": "strings do not travel to a model process without HTTP"}
         else:
-            result["worker"] = price_of_a_process(bundle, inputs[0], 500)
+            result["worker"] = measure_worker_overhead(bundle, inputs[0], 500)
         bundle.close()
-    with plain(scale(2.0, size="n")) as large:
+    with create_memfd_bundle(make_scale_model(2.0, size="n")) as large:
         x = np.ones(LARGE_ELEMENTS, np.float32)
-        result["worker_10_mb_in_and_out"] = price_of_a_process(large.fds, {"x": x}, 60)
+        result["worker_10_mb_in_and_out"] = measure_worker_overhead(large.fds, {"x": x}, 60)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
-def _time(run: Callable[[], object]) -> float:
+def _time_call(run: Callable[[], object]) -> float:
     before = time.perf_counter()
     result = run()
     elapsed = time.perf_counter() - before
@@ -136,7 +139,7 @@ def _time(run: Callable[[], object]) -> float:
     return elapsed
 
 
-def _switches(pid: int) -> int:
+def _count_context_switches(pid: int) -> int:
     total = 0
     for status in Path(f"/proc/{pid}/task").glob("*/status"):
         for line in status.read_text().splitlines():

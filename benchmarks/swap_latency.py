@@ -21,8 +21,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.benchmark_models import bundle_for, inputs_for
-from benchmarks.open_loop_load import LoadProcess, OpenLoop, Row, infer_request
+from benchmarks.benchmark_models import make_bundle, make_inputs
+from benchmarks.open_loop_load import LoadProcess, OpenLoop, Row, build_infer_request
 from benchmarks.scatter_plot import draw_latencies
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
@@ -35,7 +35,7 @@ GAP_S = 0.25
 ANY_ANSWER_PPM = 10**9  # goldens warm the candidate here; whether they are right is not what is measured
 
 
-class Stage(Protocol):
+class SwapTarget(Protocol):
     """What is swapped on: one isolation level."""
 
     def start_load(self, rate: float) -> None: ...
@@ -51,7 +51,7 @@ class Stage(Protocol):
     def close(self) -> None: ...
 
 
-class InProcess:
+class InProcessTarget:
     """ModelRuntime in this process."""
 
     def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
@@ -81,18 +81,18 @@ class InProcess:
         return time.perf_counter() - before
 
     def resident_bytes(self) -> int:
-        return _resident(os.getpid())
+        return _read_resident_bytes(os.getpid())
 
     def close(self) -> None:
         self._runtime.close()
 
 
-class Worker:
+class WorkerTarget:
     """The front and a model process a generation, as the agent runs them."""
 
     def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
         self._front = FrontHandle.start(ServeConfig("tcp:127.0.0.1:0"))
-        self._requests = [infer_request("/v2/models/m/infer", inputs[n % len(inputs)]) for n in range(CLIENTS)]
+        self._requests = [build_infer_request("/v2/models/m/infer", inputs[n % len(inputs)]) for n in range(CLIENTS)]
         self._threads = threads
         self._number = 0
         self._resident: list[ModelProcess] = []
@@ -124,7 +124,7 @@ class Worker:
         return elapsed
 
     def resident_bytes(self) -> int:
-        return _resident(os.getpid()) + self._front.resident_bytes() + self._resident[-1].resident_bytes()
+        return _read_resident_bytes(os.getpid()) + self._front.resident_bytes() + self._resident[-1].resident_bytes()
 
     def close(self) -> None:
         self._front.stop()
@@ -138,7 +138,7 @@ class Worker:
 
 
 @dataclass
-class Measured:
+class SwapMeasurements:
     """Of the swaps, in order."""
 
     windows: list[tuple[float, float]] = field(default_factory=list)
@@ -147,11 +147,11 @@ class Measured:
     rollback_s: list[float] = field(default_factory=list)
 
 
-def run(
-    stage: Stage, bundles: list[BundleFds], swaps: int, rate: float, gap_s: float = GAP_S
-) -> tuple[Measured, list[Row], float]:
+def run_swaps(
+    stage: SwapTarget, bundles: list[BundleFds], swaps: int, rate: float, gap_s: float = GAP_S
+) -> tuple[SwapMeasurements, list[Row], float]:
     """The swaps under load; the time from which requests count comes last."""
-    measured = Measured()
+    measured = SwapMeasurements()
     stage.swap(bundles[0])
     stage.start_load(rate)
     time.sleep(WARM_UP_S)
@@ -172,7 +172,7 @@ def run(
     return measured, stage.stop_load(), counted_from
 
 
-def summary(measured: Measured, rows: list[Row], counted_from: float) -> dict[str, Any]:
+def summarize(measured: SwapMeasurements, rows: list[Row], counted_from: float) -> dict[str, Any]:
     """The figures of `--json`."""
     starts, ends = (np.array(times) for times in zip(*measured.windows, strict=True))
     counted = [row for row in rows if row[0] >= counted_from]
@@ -198,8 +198,8 @@ def summary(measured: Measured, rows: list[Row], counted_from: float) -> dict[st
         "worst_added_ms": round(float(worst.max() - steady.max()), 3),
         "rollback_resident_ms": round(statistics.median(measured.rollback_s) * 1e3, 3),
         "rss_growth_ratio": round(growth, 4),
-        "steady_ms": _quantiles(steady),
-        "swapping_ms": _quantiles(swapping),
+        "steady_ms": _compute_quantiles(steady),
+        "swapping_ms": _compute_quantiles(swapping),
         "swap_s": round(statistics.median(end - start for start, end in measured.windows[:-1]), 3),
     }
 
@@ -216,11 +216,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    inputs = inputs_for(arguments.models[0], arguments.inputs)
-    bundles = [bundle_for(model, inputs) for model in arguments.models]
-    stage: Stage = (InProcess if arguments.isolation == "inproc" else Worker)(inputs, arguments.threads)
+    inputs = make_inputs(arguments.models[0], arguments.inputs)
+    bundles = [make_bundle(model, inputs) for model in arguments.models]
+    stage: SwapTarget = (InProcessTarget if arguments.isolation == "inproc" else WorkerTarget)(
+        inputs, arguments.threads
+    )
     try:
-        measured, rows, counted_from = run(stage, bundles, arguments.swaps, arguments.rate, arguments.gap)
+        measured, rows, counted_from = run_swaps(stage, bundles, arguments.swaps, arguments.rate, arguments.gap)
     finally:
         stage.close()
         for bundle in bundles:
@@ -232,7 +234,7 @@ def main() -> None:
         for planned, latency, answered in rows:
             swapping = any(planned <= end and planned + latency >= start for start, end in windows)
             out.write(f"{planned - counted_from:.6f},{latency * 1e3:.4f},{int(answered)},{int(swapping)}\n")
-    result = {**summary(measured, rows, counted_from), "latencies_csv": str(csv)}
+    result = {**summarize(measured, rows, counted_from), "latencies_csv": str(csv)}
     if arguments.plot is not None:
         # up to the last swap: the rollbacks after it follow each other without a pause
         shift, last = counted_from, windows[-1][0]
@@ -245,12 +247,12 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def _quantiles(values: Any) -> dict[str, float]:
+def _compute_quantiles(values: Any) -> dict[str, float]:
     shares = {"p50": 50, "p99": 99, "max": 100}
     return {name: round(float(np.percentile(values, share)), 3) for name, share in shares.items()}
 
 
-def _resident(pid: int) -> int:
+def _read_resident_bytes(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

@@ -23,7 +23,7 @@ LABELS: Final = (
     *("tarfile", "typing", "unittest", "urllib", "xml", "zipfile"),
 )
 PIECE_CHARACTERS: Final = 230  # of code, about 64 word pieces
-HELD: Final = 1000
+HELD_OUT: Final = 1000
 CALIBRATION: Final = 512
 FIRST_SHARE: Final = 0.5  # of what may be trained on: the base's; the rest is for its updates
 LONGEST_WORD: Final = 100
@@ -46,23 +46,23 @@ class Splits:
     first: Part
     later: Part
     calibration: Part
-    held: Part
+    held_out: Part
 
 
-def splits(vocabulary: Sequence[str], length: int, seed: int) -> Splits:
+def split_texts(vocabulary: Sequence[str], length: int, seed: int) -> Splits:
     """Every text, tokenized to `length`, in its split."""
-    texts = [(piece, label) for label, name in enumerate(LABELS) for piece in _pieces(name)]
+    texts = [(piece, label) for label, name in enumerate(LABELS) for piece in _read_pieces(name)]
     random.Random(seed).shuffle(texts)
     tokenizer = WordPiece(tuple(vocabulary))
-    tokens, labels = tokenizer.batch([text for text, _ in texts], length), np.array([label for _, label in texts])
-    edges = [HELD, HELD + CALIBRATION]
+    tokens, labels = tokenizer.tokenize([text for text, _ in texts], length), np.array([label for _, label in texts])
+    edges = [HELD_OUT, HELD_OUT + CALIBRATION]
     edges.append(edges[-1] + int((len(texts) - edges[-1]) * FIRST_SHARE))
     cuts = [slice(*cut) for cut in zip([0, *edges], [*edges, len(texts)], strict=True)]
     held, calibration, first, later = (Part({n: a[c] for n, a in tokens.items()}, labels[c]) for c in cuts)
     return Splits(first, later, calibration, held)
 
 
-def _pieces(name: str) -> Iterator[str]:
+def _read_pieces(name: str) -> Iterator[str]:
     library = Path(sysconfig.get_path("stdlib"))
     single = library / f"{name}.py"
     files = [single] if single.exists() else sorted((library / name).rglob("*.py"))
@@ -88,28 +88,28 @@ class WordPiece:
         return {piece: number for number, piece in enumerate(self.vocabulary)}
 
     @cached_property
-    def _known(self) -> dict[str, list[int]]:
+    def _cached_words(self) -> dict[str, list[int]]:
         return {}
 
-    def batch(self, texts: Sequence[str], length: int) -> Tokens:
+    def tokenize(self, texts: Sequence[str], length: int) -> Tokens:
         """The model's three inputs, int64 [texts, length], padded with zeros."""
         ids, mask = (np.zeros((len(texts), length), np.int64) for _ in range(2))
         for row, text in enumerate(texts):
-            pieces = [self._ids["[CLS]"], *self._text(text)[: length - 2], self._ids["[SEP]"]]
+            pieces = [self._ids["[CLS]"], *self._tokenize_text(text)[: length - 2], self._ids["[SEP]"]]
             ids[row, : len(pieces)] = pieces
             mask[row, : len(pieces)] = 1
         return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
-    def _text(self, text: str) -> list[int]:
+    def _tokenize_text(self, text: str) -> list[int]:
         spaced = "".join(f" {letter} " if letter in string.punctuation else letter for letter in text.lower())
-        return [number for word in spaced.split() for number in self._word(word)]
+        return [number for word in spaced.split() for number in self._tokenize_word(word)]
 
-    def _word(self, word: str) -> list[int]:
-        if word not in self._known:
-            self._known[word] = self._longest(word)
-        return self._known[word]
+    def _tokenize_word(self, word: str) -> list[int]:
+        if word not in self._cached_words:
+            self._cached_words[word] = self._match_longest(word)
+        return self._cached_words[word]
 
-    def _longest(self, word: str) -> list[int]:
+    def _match_longest(self, word: str) -> list[int]:
         unknown = [self._ids["[UNK]"]]
         if len(word) > LONGEST_WORD:
             return unknown

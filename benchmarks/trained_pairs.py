@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto
 
 from benchmarks import fine_tunes, minilm, resnet
-from benchmarks.published_pairs import CACHE, _bf16, _fp16, _safetensors
+from benchmarks.published_pairs import CACHE, cast_to_bf16, cast_to_fp16, make_safetensors
 
 EPOCHS: Final = 10
 APART: Final = 2
@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=tuple(PAIRS))
     parser.add_argument("--out", type=Path, default=CACHE)
     arguments = parser.parse_args()
-    make(arguments.out, tuple(arguments.only or PAIRS))
+    make_pairs(arguments.out, tuple(arguments.only or PAIRS))
 
 
-def make(out: Path, names: tuple[str, ...] | None = None) -> None:
+def make_pairs(out: Path, names: tuple[str, ...] | None = None) -> None:
     """The pairs in `out`, those that are not there yet."""
     for name in names or tuple(PAIRS):
         suffix = "safetensors" if name.endswith("safetensors") else "onnx"
@@ -51,27 +51,27 @@ def make(out: Path, names: tuple[str, ...] | None = None) -> None:
                 unfinished.rename(place)
         if name == INPUTS_FOR:
             for what, (count, seed) in {"calibration": (1024, 2001), "held": (1000, 2002)}.items():
-                pictures, _ = resnet.images(count, seed)
+                pictures, _ = resnet.draw_images(count, seed)
                 np.savez(out / name / f"{what}.npz", allow_pickle=False, image=pictures)
         print(f"{name}: {', '.join(f'{place.stat().st_size:,}' for place in places)} bytes", flush=True)
 
 
-def _minilm(run: str, kind: str) -> bytes:
-    return _in_kind(partial(minilm.onnx_model, fine_tunes.weights(run)), kind)
+def _make_minilm(run: str, kind: str) -> bytes:
+    return _build_with_type(partial(minilm.build_onnx_model, fine_tunes.load_or_train(run)), kind)
 
 
-def _cnn(which: str, kind: str) -> bytes:
-    return _in_kind(partial(resnet.onnx_model, _cnn_weights(which)), kind)
+def _make_cnn(which: str, kind: str) -> bytes:
+    return _build_with_type(partial(resnet.build_onnx_model, _load_or_train_cnn(which)), kind)
 
 
-def _in_kind(model: Callable[[int], onnx.ModelProto], kind: str) -> bytes:
+def _build_with_type(model: Callable[[int], onnx.ModelProto], kind: str) -> bytes:
     """The file in fp32, fp16, bf16, int8-channel or int8-tensor."""
     floats = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
     built = model(floats.get(kind, TensorProto.FLOAT))
-    return _quantized(built, kind == "int8-channel") if kind.startswith("int8") else built.SerializeToString()
+    return _quantize_dynamic(built, kind == "int8-channel") if kind.startswith("int8") else built.SerializeToString()
 
 
-def _quantized(model: onnx.ModelProto, is_per_channel: bool) -> bytes:
+def _quantize_dynamic(model: onnx.ModelProto, is_per_channel: bool) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
@@ -83,14 +83,14 @@ def _quantized(model: onnx.ModelProto, is_per_channel: bool) -> bytes:
         return out
 
 
-def _checkpoint(run: str, kind: str) -> bytes:
+def _make_checkpoint(run: str, kind: str) -> bytes:
     """The parameters alone, as a safetensors file."""
-    return _safetensors((_bf16 if kind == "bf16" else _fp16)(fine_tunes.weights(run)))
+    return make_safetensors((cast_to_bf16 if kind == "bf16" else cast_to_fp16)(fine_tunes.load_or_train(run)))
 
 
-def _renamed(run: str) -> bytes:
+def _make_renamed(run: str) -> bytes:
     """Every initializer under a new name and in another order."""
-    model = minilm.onnx_model(fine_tunes.weights(run))
+    model = minilm.build_onnx_model(fine_tunes.load_or_train(run))
     names = {tensor.name: f"tensor.{number}" for number, tensor in enumerate(model.graph.initializer)}
     for tensor in model.graph.initializer:
         tensor.name = names[tensor.name]
@@ -104,7 +104,7 @@ def _renamed(run: str) -> bytes:
 
 
 @cache
-def _cnn_weights(which: str) -> resnet.Weights:
+def _load_or_train_cnn(which: str) -> resnet.Weights:
     """`early` and `late` are of one training; `anew` is of another with the same settings and another seed."""
     place = CACHE.parent / "fine-tunes" / f"cnn-{which}.npz"
     if not place.exists():
@@ -118,19 +118,28 @@ def _cnn_weights(which: str) -> resnet.Weights:
         return dict(archive)
 
 
-def _pair(side: Callable[[str, str], bytes], base: str, target: str, kind: str) -> tuple[Side, Side]:
+def _make_sides(side: Callable[[str, str], bytes], base: str, target: str, kind: str) -> tuple[Side, Side]:
     return partial(side, base, kind), partial(side, target, kind)
 
 
 KINDS: Final = ("fp32", "fp16", "bf16", "int8-channel", "int8-tensor")
 PAIRS: Final[dict[str, tuple[Side, Side]]] = {
-    **{f"minilm-fine-tune-{kind}": _pair(_minilm, "base", "new", kind) for kind in KINDS},
-    **{f"minilm-fine-tune-{k}-safetensors": _pair(_checkpoint, "base", "new", k) for k in ("fp16", "bf16")},
-    **{f"minilm-lora-{kind}": _pair(_minilm, "base", "lora", kind) for kind in ("fp32", "fp16", "int8-channel")},
-    **{f"minilm-heavy-{kind}": _pair(_minilm, "base", "heavy", kind) for kind in ("fp32", "fp16", "int8-channel")},
-    "minilm-renamed-fp32": (partial(_minilm, "base", "fp32"), partial(_renamed, "new")),
-    **{f"cnn-{kind}": _pair(_cnn, "early", "late", kind) for kind in ("fp32", "fp16", "int8-channel", "int8-tensor")},
-    **{f"cnn-anew-{kind}": _pair(_cnn, "late", "anew", kind) for kind in ("fp32", "fp16")},
+    **{f"minilm-fine-tune-{kind}": _make_sides(_make_minilm, "base", "new", kind) for kind in KINDS},
+    **{f"minilm-fine-tune-{k}-safetensors": _make_sides(_make_checkpoint, "base", "new", k) for k in ("fp16", "bf16")},
+    **{
+        f"minilm-lora-{kind}": _make_sides(_make_minilm, "base", "lora", kind)
+        for kind in ("fp32", "fp16", "int8-channel")
+    },
+    **{
+        f"minilm-heavy-{kind}": _make_sides(_make_minilm, "base", "heavy", kind)
+        for kind in ("fp32", "fp16", "int8-channel")
+    },
+    "minilm-renamed-fp32": (partial(_make_minilm, "base", "fp32"), partial(_make_renamed, "new")),
+    **{
+        f"cnn-{kind}": _make_sides(_make_cnn, "early", "late", kind)
+        for kind in ("fp32", "fp16", "int8-channel", "int8-tensor")
+    },
+    **{f"cnn-anew-{kind}": _make_sides(_make_cnn, "late", "anew", kind) for kind in ("fp32", "fp16")},
 }
 
 

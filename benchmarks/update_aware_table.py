@@ -57,10 +57,10 @@ def main() -> None:
     calibration = load_samples(arguments.calibration, interface)
     held = load_samples(arguments.held, interface)
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(arguments, calibration, held, Path(folder))
+        found = measure_update(arguments, calibration, held, Path(folder))
     arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.plot is not None:
-        draw(found, arguments.plot)
+        draw_curve(found, arguments.plot)
     print(json.dumps({name: found[name] for name in ("baseline", "unchanged_base", "chosen", "cpu_s", "wall_s")}))
 
 
@@ -83,9 +83,11 @@ class SolutionRecorder:
         self.spent = {"cpu_s": round(cpu_s() - self.usage, 1), "wall_s": round(wall, 1), "peak_bytes": peak_bytes()}
 
 
-def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path) -> dict[str, object]:
+def measure_update(
+    arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path
+) -> dict[str, object]:
     """Return everything that OUT contains."""
-    base = quantized_base(arguments, calibration, folder)
+    base = prepare_base(arguments, calibration, folder)
     reference = CachedSession(open_session(arguments.new))
     template = load_proto(base)
     prepared = prepare_model(arguments.new, next(iter(calibration.take(1)))).model
@@ -116,14 +118,14 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         save_model(baseline, target)
     if not recorder.spent:
         recorder.record_cost()
-    typed = typed_bytes(base, folder / "baseline.onnx", folder)
+    typed = measure_typed_patch(base, folder / "baseline.onnx", folder)
     curve = []
     for number, point in enumerate([] if arguments.no_curve else recorder.solutions):
         path = folder / f"point-{number}.onnx"
         save_model(point.model, path)
         gate = error(point.model)
         figures = {"relative_rms": gate.relative_rms, "top1_agreement": gate.top1_agreement}
-        curve.append({**point.as_json(), "patch_bytes": typed_bytes(base, path, folder), **figures})
+        curve.append({**point.as_json(), "patch_bytes": measure_typed_patch(base, path, folder), **figures})
     is_joint = report is not None and report.method == "joint"
     gate = report.gate if report is not None else baseline_gate
     chosen: dict[str, object] = {
@@ -131,7 +133,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         "reason": reason,
         "verdict": gate.verdict,
         "rate_weight": report.rate_weight if report else None,
-        "patch_bytes": typed_bytes(base, target, folder) if is_joint else typed,
+        "patch_bytes": measure_typed_patch(base, target, folder) if is_joint else typed,
         "bits_per_weight": report.bits_per_weight if report else None,
         "relative_rms": gate.relative_rms,
         "top1_agreement": gate.top1_agreement,
@@ -160,7 +162,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
     }
 
 
-def draw(found: dict[str, object], path: Path) -> None:
+def draw_curve(found: dict[str, object], path: Path) -> None:
     """Draw bits a weight against error, in units of the baseline's, labeled with bytes."""
     try:
         import matplotlib as mpl
@@ -195,7 +197,7 @@ def draw(found: dict[str, object], path: Path) -> None:
     figure.savefig(path)
 
 
-def quantized_base(arguments: argparse.Namespace, calibration: Samples, folder: Path) -> Path:
+def prepare_base(arguments: argparse.Namespace, calibration: Samples, folder: Path) -> Path:
     """Return the base: OLD itself if it is quantized, else OLD quantized plainly."""
     old = load_proto(arguments.base)
     if is_quantized(old):
@@ -214,14 +216,16 @@ def quantized_base(arguments: argparse.Namespace, calibration: Samples, folder: 
     return out
 
 
-def typed_bytes(base: Path, target: Path, folder: Path) -> int:
+def measure_typed_patch(base: Path, target: Path, folder: Path) -> int:
     """Return the bytes of our own patch between two model files."""
     buffer = io.BytesIO()
-    make_patch(open_bundle(_as_bundle(base, folder / "a")), open_bundle(_as_bundle(target, folder / "b")), buffer)
+    make_patch(
+        open_bundle(_copy_as_bundle(base, folder / "a")), open_bundle(_copy_as_bundle(target, folder / "b")), buffer
+    )
     return len(buffer.getvalue())
 
 
-def _as_bundle(path: Path, folder: Path) -> Path:
+def _copy_as_bundle(path: Path, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(path.read_bytes())
     return folder

@@ -28,13 +28,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = arguments.base
         for number, new in enumerate(arguments.new):
-            base, found = day(arguments, base, new, Path(folder), number)
+            base, found = measure_day(arguments, base, new, Path(folder), number)
             days.append({"model": new.name, **found})
-            print(row(days[-1]), flush=True)
+            print(format_day(days[-1]), flush=True)
             arguments.json.write_text(json.dumps({"days": days}, indent=2) + "\n")
 
 
-def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int) -> tuple[Path, dict[str, Any]]:
+def measure_day(
+    arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int
+) -> tuple[Path, dict[str, Any]]:
     """Measure one update; return the quantized model that devices have after it, and its figures."""
     out, kept = folder / "update.json", folder / f"day-{number}.onnx"
     words = [
@@ -51,7 +53,7 @@ def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, numb
     return kept, figures
 
 
-def row(figures: dict[str, Any]) -> str:
+def format_day(figures: dict[str, Any]) -> str:
     """Return the figures of one update as a line of text."""
     chosen, baseline = figures["chosen"], figures["baseline"]
     return (

@@ -13,8 +13,8 @@ def make_site(folder: Path, scratch: Path) -> Site:
     publisher.release(OLD, seed=0)
     publisher.release(NEW, seed=1)
     publisher.offer(OLD)
-    device = DeviceUnderTest.make(folder / "lab", f"file://{publisher.published}", publisher.root)
-    publisher.admit(device.directory)
+    device = DeviceUnderTest.create(folder / "lab", f"file://{publisher.published}", publisher.root)
+    publisher.enroll(device.directory)
     agent = InProcessAgent(device.config_path)
     ended = agent.update()
     assert ended.outcome == "updated", ended

@@ -27,7 +27,7 @@ from bundle.patch.container import MAGIC
 from bundle.patch.sections import pack_zstd, unpack_zstd
 from packager.quantize.update_aware.fill_template import round_to_steps
 from tests.support import model_formats
-from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, patch_between
+from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, make_patch_between
 from tests.vectors.patch import generate
 
 CORPUS: Final = Path(__file__).parent / "corpus" / "patch"
@@ -182,8 +182,8 @@ def sides() -> tuple[Files, Files]:
         ),
     }
     text = b"some text that stays, " * 20
-    return {"m": model_formats.safetensors(arrays), "t": text}, {
-        "m": model_formats.safetensors(new),
+    return {"m": model_formats.to_safetensors(arrays), "t": text}, {
+        "m": model_formats.to_safetensors(new),
         "t": text + b"and some new",
     }
 
@@ -212,15 +212,15 @@ def write_corpus() -> None:
     base, target = sides()
     for codec in ("typed", "planes", "unfitted", "bsdiff4", "zstd"):
         with tempfile.TemporaryDirectory() as folder:
-            patch, _ = patch_between(Path(folder), base, target, codec)
+            patch, _ = make_patch_between(Path(folder), base, target, codec)
         (CORPUS / f"{codec}.patch").write_bytes(patch)
     for codec in ("typed", "planes"):
         with tempfile.TemporaryDirectory() as folder:
-            patch, _ = patch_between(Path(folder), None, target, codec)
+            patch, _ = make_patch_between(Path(folder), None, target, codec)
         (CORPUS / f"{codec}-from-nothing.patch").write_bytes(patch)
     for codec in ("typed", "planes"):
         with tempfile.TemporaryDirectory() as folder:
-            patch, _ = patch_between(Path(folder), base, edited(base), codec)
+            patch, _ = make_patch_between(Path(folder), base, edited(base), codec)
         (CORPUS / f"{codec}-edits.patch").write_bytes(patch)
 
 

@@ -21,7 +21,7 @@ from bundle.errors import Unavailable
 from device_agent.config.config import load_config
 from device_agent.workers import fetcher
 from tests.support import faulty_http_server
-from tests.support.faulty_http_server import Exchange, Fault, serving
+from tests.support.faulty_http_server import Exchange, Fault, serve_folder
 from torture.case import NEW, OLD, Site, spread
 from torture.fault_classes import Row
 from torture.in_process import InProcessAgent, copy_device
@@ -41,11 +41,11 @@ def network_row(site: Site, limit: int | None) -> Row:
     """Inject every fault into every request."""
     row = Row("a fault on the wire at each request of an update")
     published = Path(load_config(site.device / "config.toml").repository_url.removeprefix("file://"))
-    with short_timeouts(), serving(published) as place:
+    with short_timeouts(), serve_folder(published) as place:
         place.faults = []
         _served, ended = _updates(site, place.url)
         assert ended == NEW, ended
-        requests = len(place.seen)
+        requests = len(place.requests)
         for name, number in spread([(name, n) for name in FAULTS for n in range(requests)], limit):
             place.faults = [_at(number, FAULTS[name])]
             row.points += 1
@@ -173,7 +173,7 @@ def _nothing(exchange: Exchange) -> bool:
 
 
 def _redirect(target: str) -> Fault:
-    return faulty_http_server.status(302, {"Location": target})
+    return faulty_http_server.respond_with_status(302, {"Location": target})
 
 
 def _redirect_to_itself(exchange: Exchange) -> bool:
@@ -189,7 +189,7 @@ FAULTS: Final[dict[str, Callable[[Exchange], bool]]] = {
     "length too large": partial(_of_length, more=1000),
     "length too small": partial(_of_length, more=-10),
     "no length": _without_length,
-    "endless": faulty_http_server.endless,
+    "endless": faulty_http_server.send_endless_body,
     "gzip bomb": _bomb,
     "redirect in a circle": _redirect_to_itself,
     "redirect to a file": _redirect("file:///etc/passwd"),
@@ -200,7 +200,10 @@ FAULTS: Final[dict[str, Callable[[Exchange], bool]]] = {
     "a file that changes": _changing,
     "poisoned": _poisoned,
     "nothing": _nothing,
-    **{f"HTTP {code}": faulty_http_server.status(code) for code in (204, 400, 403, 404, 410, 416, 429, 500, 502, 503)},
-    "HTTP 503, later": faulty_http_server.status(503, {"Retry-After": "3600"}),
-    "HTTP 503, no number": faulty_http_server.status(503, {"Retry-After": "soon"}),
+    **{
+        f"HTTP {code}": faulty_http_server.respond_with_status(code)
+        for code in (204, 400, 403, 404, 410, 416, 429, 500, 502, 503)
+    },
+    "HTTP 503, later": faulty_http_server.respond_with_status(503, {"Retry-After": "3600"}),
+    "HTTP 503, no number": faulty_http_server.respond_with_status(503, {"Retry-After": "soon"}),
 }

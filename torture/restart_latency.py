@@ -16,7 +16,7 @@ from pathlib import Path
 
 from device_agent.daemon.serving_watchdog import MAX_FAST_RESTARTS
 from tests.support.endpoint_client import infer
-from tests.support.faulty_http_server import serving
+from tests.support.faulty_http_server import serve_folder
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 SETTLE_S = 2.0  # a standby is loaded at a low priority
@@ -31,11 +31,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         publisher = Publisher(Path(name) / "publisher")
         publisher.release("1.0.0", seed=0)
-        with serving(publisher.published) as site:
-            device = DeviceUnderTest.make(Path(name) / "device", site.url, publisher.root)
-            publisher.admit(device.directory)
+        with serve_folder(publisher.published) as site:
+            device = DeviceUnderTest.create(Path(name) / "device", site.url, publisher.root)
+            publisher.enroll(device.directory)
             device.start()
-            assert device.ask("update")["outcome"] == "updated"
+            assert device.call("update")["outcome"] == "updated"
             _print("without a standby", device, kills)
             device.stop()
             text = device.config_path.read_text()
@@ -60,7 +60,7 @@ def _print(name: str, device: DeviceUnderTest, kills: int) -> None:
 def _kill(device: DeviceUnderTest) -> tuple[int, int]:
     """Kill the model process; return the gap in milliseconds and the number of failed requests."""
     time.sleep(SETTLE_S)
-    device.ask("pause")  # handled in order: earlier work is done when it returns
+    device.call("pause")  # handled in order: earlier work is done when it returns
     ends: list[float] = []
     failures = 0
     stop = threading.Event()
@@ -79,7 +79,7 @@ def _kill(device: DeviceUnderTest) -> tuple[int, int]:
     try:
         time.sleep(0.3)
         killed = time.monotonic()
-        os.kill(device.ask("status")["serving"]["pid"], signal.SIGKILL)
+        os.kill(device.call("status")["serving"]["pid"], signal.SIGKILL)
         time.sleep(SETTLE_S)
     finally:
         stop.set()

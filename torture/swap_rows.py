@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from airweights import ModelRuntime
 from device_agent.runtime.handles import ModelProcess, PrestartedProcess
 from tests.support.load_clients import Load
-from tests.support.memfd_bundles import floats, front, plain, scale
+from tests.support.memfd_bundles import create_memfd_bundle, floats, make_scale_model, start_front
 from torture.fault_classes import Row
 
 WORKER_SWAPS = 200
@@ -20,28 +20,28 @@ def front_swap_row(limit: int | None) -> Row:
     """Swap model processes under HTTP load; kill every tenth and replace it from a prestarted process."""
     row = Row("model swapped under load behind the front, every tenth killed")
     with ExitStack() as stack:
-        even = stack.enter_context(plain(scale(2.0), [SAMPLE]))
-        odd = stack.enter_context(plain(scale(3.0), [SAMPLE]))
-        served = stack.enter_context(front())
-        current = even.process(0)
+        even = stack.enter_context(create_memfd_bundle(make_scale_model(2.0), [SAMPLE]))
+        odd = stack.enter_context(create_memfd_bundle(make_scale_model(3.0), [SAMPLE]))
+        served = stack.enter_context(start_front())
+        current = even.start_process(0)
         served.publish("toy", current)
         with Load(served.address) as load:
             for number in range(1, min(limit or WORKER_SWAPS, WORKER_SWAPS) + 1):
                 bundle = odd if number % 2 else even
-                candidate = bundle.process(number)
+                candidate = bundle.start_process(number)
                 served.publish("toy", candidate)
                 if number % KILL_EVERY == 0:
                     standby = PrestartedProcess.start()
                     candidate.kill()
-                    candidate = ModelProcess.start(bundle.fds, bundle.spec(number), prestarted=standby)
+                    candidate = ModelProcess.start(bundle.fds, bundle.make_spec(number), prestarted=standby)
                     served.publish("toy", candidate)
-                load.wait_for(10)
+                load.wait_for_responses(10)
                 served.retire("toy", number - 1, 30)
                 current.stop()
                 current = candidate
                 row.points += 1
         current.stop()
-    row.bad = [f"{count} answers {key}" for key, count in load.answers.items() if key not in {(200, 2.0), (200, 3.0)}]
+    row.bad = [f"{count} answers {key}" for key, count in load.responses.items() if key not in {(200, 2.0), (200, 3.0)}]
     return row
 
 
@@ -51,7 +51,9 @@ def in_process_swap_row(limit: int | None) -> Row:
     answers: Counter[float | str] = Counter()
     stop = threading.Event()
     with ExitStack() as stack:
-        bundles = [stack.enter_context(plain(scale(factor), [SAMPLE])) for factor in (2.0, 3.0)]
+        bundles = [
+            stack.enter_context(create_memfd_bundle(make_scale_model(factor), [SAMPLE])) for factor in (2.0, 3.0)
+        ]
         runtime = stack.enter_context(ModelRuntime(threads=1))
         runtime.swap(bundles[0].fds)
 

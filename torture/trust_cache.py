@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, RollbackRefused
-from tests.support.metadata_publisher import FAMILY, CheckClient, build_publisher, new_client
+from tests.support.metadata_publisher import FAMILY, CheckClient, build_publisher, create_client
 from tests.trust.test_damage import DAMAGES, spoil
 from torture.fault_classes import Row
 
@@ -20,7 +20,7 @@ def damaged_cache_row(limit: int | None) -> Row:
     with tempfile.TemporaryDirectory(prefix="airweights-cache-") as name:
         publisher = build_publisher(Path(name) / "publisher")
         publisher.release("1.0.0", 1)
-        device = new_client(publisher)
+        device = create_client(publisher)
         device.check(publisher.published)
         old = publisher.copy_published("old-mirror")
         publisher.release("1.1.0", 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faulty_http_server import Site, serving
+from tests.support.faulty_http_server import Site, serve_folder
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
@@ -23,12 +23,12 @@ def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
 def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> DeviceUnderTest:
     """Admitted, with 1.0.0 installed and committed."""
     folder = tmp_path_factory.mktemp("device")
-    with serving(first_publisher.published) as site:
-        device = DeviceUnderTest.make(folder, site.url, first_publisher.root)
-        first_publisher.admit(device.directory)
+    with serve_folder(first_publisher.published) as site:
+        device = DeviceUnderTest.create(folder, site.url, first_publisher.root)
+        first_publisher.enroll(device.directory)
         device.start()
         try:
-            assert device.ask("update")["outcome"] == "updated"
+            assert device.call("update")["outcome"] == "updated"
         finally:
             device.stop()
     return device
@@ -42,11 +42,11 @@ def first_update(
     folder = tmp_path_factory.mktemp("update")
     publisher = first_publisher.copy(folder / "site")
     publisher.offer("1.1.0")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = first_device.copy(folder / "lab", site.url)
         device.start()
         try:
-            assert device.ask("update")["outcome"] == "updated"
+            assert device.call("update")["outcome"] == "updated"
         finally:
             device.stop()
     return publisher, device
@@ -58,7 +58,7 @@ def updated(
 ) -> Iterator[tuple[Publisher, DeviceUnderTest]]:
     """A copy of the publisher that offers 1.1.0, and of the device that has it; stopped."""
     publisher = first_update[0].copy(tmp_path / "updated-site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = first_update[1].copy(tmp_path / "updated", site.url)
         yield publisher, device
         device.stop()
@@ -83,14 +83,14 @@ def publisher(first_publisher: Publisher, tmp_path: Path) -> Publisher:
 @pytest.fixture
 def site(publisher: Publisher) -> Iterator[Site]:
     """Serves the publisher's files."""
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         yield site
 
 
 @pytest.fixture
 def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
     """An enrolled device that has nothing yet."""
-    device = DeviceUnderTest.make(tmp_path / "lab", site.url, publisher.root)
-    publisher.admit(device.directory)
+    device = DeviceUnderTest.create(tmp_path / "lab", site.url, publisher.root)
+    publisher.enroll(device.directory)
     yield device
     device.stop()

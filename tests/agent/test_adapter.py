@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.runtime.tensors import Array
 from tests.support.endpoint_client import infer
-from tests.support.faulty_http_server import Site, serving
+from tests.support.faulty_http_server import Site, serve_folder
 from tests.support.json_schemas import check_schema
 from tests.support.publisher import DeviceUnderTest, Publisher
 
@@ -83,7 +83,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
     publisher: Publisher, tmp_path: Path, personal: Path
 ) -> None:
     publisher.release("2.0.0", model=base(WEIGHTS))
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = _serving_device(publisher, site, tmp_path)
         try:
             _is(_answers(device), WEIGHTS, with_adapter=False)
@@ -93,17 +93,17 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
 
             near = WEIGHTS + np.float32(0.001)
             publisher.release("2.1.0", model=base(near))
-            assert device.ask("update")["outcome"] == "updated"
+            assert device.call("update")["outcome"] == "updated"
             _is(_answers(device), near, with_adapter=True)
 
             publisher.release("2.2.0", model=base(near, prefix="other"))
-            assert device.ask("update")["outcome"] == "updated", "the release is good, only the adapter is not"
+            assert device.call("update")["outcome"] == "updated", "the release is good, only the adapter is not"
             _is(_answers(device), near, with_adapter=False)
             [row] = _says(device, "adapter", "list")["adapters"]
             assert (row["state"], row["enabled"], row["compatible_with_active"]) == ("kept", True, False)
             assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-incompatible"
 
-            assert device.ask("rollback")["outcome"] == "rolled-back"
+            assert device.call("rollback")["outcome"] == "rolled-back"
             _is(_answers(device), near, with_adapter=True)
             device.stop()
             device.start()
@@ -136,10 +136,10 @@ def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path
 
 
 def _serving_device(publisher: Publisher, site: Site, folder: Path) -> DeviceUnderTest:
-    device = DeviceUnderTest.make(folder / "lab", site.url, publisher.root)
-    publisher.admit(device.directory)
+    device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root)
+    publisher.enroll(device.directory)
     device.start()
-    assert device.ask("update")["outcome"] == "updated"
+    assert device.call("update")["outcome"] == "updated"
     return device
 
 

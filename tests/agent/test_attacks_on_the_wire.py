@@ -19,7 +19,7 @@ def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
     for needed in ("blobs/", "envelopes/"):
-        site.faults = [faulty_http_server.below(needed, faulty_http_server.status(404))]
+        site.faults = [faulty_http_server.only_below(needed, faulty_http_server.respond_with_status(404))]
         ended = installed.update()
         assert ended.outcome is Outcome.UNAVAILABLE, ended
         journal = installed.journal()
@@ -43,7 +43,7 @@ def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site
     assert device.update().outcome is Outcome.STAGED
     publisher.offer("1.1.0")
     device.start()
-    assert device.ask("update")["outcome"] == "updated"
+    assert device.call("update")["outcome"] == "updated"
     windows = windows_of(similar_model(0).SerializeToString()) | windows_of(similar_model(1).SerializeToString())
     assert any(data.startswith(b"blobs/") for data in heard)
     assert [data[:80] for data in heard if holds_any(data, windows)] == []
@@ -60,13 +60,13 @@ def test_slow_retrieval(
     # the same rule over a shorter window: a test cannot wait for half a minute
     monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)
     publisher.offer("1.1.0")
-    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.trickle(0.02))]
+    site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.trickle(0.02))]
     hasty = replace(installed.config, update=replace(installed.config.update, min_rate_bytes_s=1000))
 
     def here() -> InProcessWorkerPool:
         return InProcessWorkerPool(hasty, installed.directory, BundleStore(installed.directory.root))
 
-    ended = installed.update(errands=here)
+    ended = installed.update(open_workers=here)
     assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "server-too-slow"), ended
     kept = sum(path.stat().st_size for path in (installed.directory.root / "spool").iterdir())
     assert kept > 0

@@ -54,7 +54,7 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUn
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with requests(installed) as answers:
-        ended = installed.ask("update")
+        ended = installed.call("update")
     assert ended["outcome"] == "updated", ended
     assert list(ended["phases_ms"]) == ["check", "fetch", "patch", "probe", "swap", "shadow", "probation"]
     assert set(answers) == {"1.0.0", "1.2.0"}, answers
@@ -64,11 +64,11 @@ def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderT
     publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with requests(installed) as answers:
-        ended = installed.ask("update")
+        ended = installed.call("update")
     assert (ended["outcome"], ended["reason"]) == ("unfit", "shadow-failed"), ended
     assert "agree" in ended["detail"]
     assert set(answers) == {"1.0.0"}, answers
-    assert installed.ask("status")["quarantine"][0]["reason"] == "shadow-failed"
+    assert installed.call("status")["quarantine"][0]["reason"] == "shadow-failed"
     assert metric(installed, "swaps_total", result="failed") == 1
     assert metric(installed, "updates_total", outcome="unfit") == 1
 
@@ -77,11 +77,11 @@ def test_an_operator_ends_a_shadow(installed: DeviceUnderTest, publisher: Publis
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=10**6, window_s=60)
     result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
-    while installed.ask("status")["state"] != "swapping":
+    while installed.call("status")["state"] != "swapping":
         pass
-    installed.ask("rollback")
+    installed.call("rollback")
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("unfit", "operator-rollback"), result
     assert infer(installed)["model_version"] == "1.0.0"
@@ -95,7 +95,7 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
     _start(installed, requests=5, serve=f"memory_bytes = {budget}")
     with requests(installed) as answers:
-        ended = installed.ask("update")
+        ended = installed.call("update")
     good = "1.0.0" if drill else "1.2.0"
     assert ended["outcome"] == ("rolled-back" if drill else "updated"), ended
     assert 0 < ended["downtime_ms"] < 60_000
@@ -110,7 +110,7 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
 def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _start(installed, requests=0, serve=f"memory_bytes = {2**20}")
-    ended = installed.ask("update")
+    ended = installed.call("update")
     assert (ended["outcome"], ended["reason"], ended["downtime_ms"]) == ("unavailable", "out-of-memory", 0), ended
     assert infer(installed)["model_version"] == "1.0.0"
 

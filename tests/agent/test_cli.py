@@ -190,10 +190,10 @@ def test_each_outcome_of_an_update_has_its_exit_code(
 
 
 def _busy(exchange: object) -> bool:
-    from tests.support.faulty_http_server import Exchange, status
+    from tests.support.faulty_http_server import Exchange, respond_with_status
 
     assert isinstance(exchange, Exchange)
-    return status(503, {"Retry-After": "0"})(exchange)
+    return respond_with_status(503, {"Retry-After": "0"})(exchange)
 
 
 def test_without_a_daemon_the_commands_work_on_the_directory(

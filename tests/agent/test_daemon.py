@@ -26,26 +26,26 @@ from tests.support.publisher import DeviceUnderTest, Publisher
 def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTest, publisher: Publisher) -> None:
     line = device.start()
     assert line["address"] == device.config.serve.listen
-    assert device.ask("status")["ready"] is False
-    first = device.ask("update")
+    assert device.call("status")["ready"] is False
+    first = device.call("update")
     assert (first["outcome"], first["release"]) == ("updated", "1.0.0"), first
-    assert device.ask("status")["ready"] is True
+    assert device.call("status")["ready"] is True
     assert infer(device)["model_version"] == "1.0.0"
 
     publisher.offer("1.1.0")
-    second = device.ask("update")
+    second = device.call("update")
     assert (second["outcome"], second["release"]) == ("updated", "1.1.0"), second
     assert 0 < second["download_bytes"] == second["patch_bytes"] < second["full_download_bytes"]
     assert infer(device)["model_version"] == "1.1.0"
-    assert device.ask("update")["outcome"] == "nothing-new"
+    assert device.call("update")["outcome"] == "nothing-new"
 
-    back = device.ask("rollback")
+    back = device.call("rollback")
     assert (back["outcome"], back["reason"]) == ("rolled-back", "operator-rollback")
     assert infer(device)["model_version"] == "1.0.0"
-    again = device.ask("update")
+    again = device.call("update")
     assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
-    assert device.ask("quarantine-clear") == {"cleared": 1}
-    assert device.ask("update")["outcome"] == "updated"
+    assert device.call("quarantine-clear") == {"cleared": 1}
+    assert device.call("update")["outcome"] == "updated"
 
     status = json.loads(device.command("status", "--json").stdout)
     assert (status["daemon"], status["active"]["release"], status["previous"]["release"]) == (True, "1.1.0", "1.0.0")
@@ -67,19 +67,19 @@ def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(
     publisher.release("1.2.0", seed=2, drill="live-nan")
     _watched(installed, requests=1000)
     with _requests(installed) as versions:
-        ended = installed.ask("update")
+        ended = installed.call("update")
     assert (ended["outcome"], ended["reason"], ended["release"]) == ("rolled-back", "probation-failed", "1.2.0")
     assert "NaN" in ended["detail"]
     assert "1.2.0" in versions
     assert infer(installed)["model_version"] == "1.0.0"
-    assert installed.ask("status")["quarantine"][0]["reason"] == "probation-failed"
+    assert installed.call("status")["quarantine"][0]["reason"] == "probation-failed"
 
 
 def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _watched(installed, requests=1000)
     result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
     os.kill(_probationer(installed), signal.SIGKILL)
     update.join(60)
@@ -92,10 +92,10 @@ def test_an_operator_ends_a_probation(installed: DeviceUnderTest, publisher: Pub
     publisher.offer("1.1.0")
     _watched(installed, requests=1000)
     result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
     _probationer(installed)
-    back = installed.ask("rollback")
+    back = installed.call("rollback")
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
@@ -119,11 +119,11 @@ def test_what_could_not_be_started_at_once_is_started_later(installed: DeviceUnd
     installed.start()
     killer.join()
     for _ in range(600):
-        if installed.ask("status")["ready"]:
+        if installed.call("status")["ready"]:
             break
         time.sleep(0.05)
     assert infer(installed)["model_version"] == "1.0.0"
-    assert installed.ask("status")["degraded"] is False
+    assert installed.call("status")["degraded"] is False
 
 
 def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwards(
@@ -138,18 +138,18 @@ def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwar
     update.join(60)
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
-    last = installed.ask("status")["last_update"]
+    last = installed.call("status")["last_update"]
     assert (last["outcome"], last["reason"]) == ("interrupted", "agent-stopping")
 
 
 def test_a_first_install_that_fails_is_told_and_tried_again(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     device.start()
-    ended = device.ask("update")
+    ended = device.call("update")
     assert (ended["outcome"], ended["reason"], ended["exit_code"]) == ("unfit", "golden-mismatch", 5)
-    assert device.ask("status")["ready"] is False
+    assert device.call("status")["ready"] is False
     publisher.offer("1.1.0")
-    assert device.ask("update")["outcome"] == "updated"
+    assert device.call("update")["outcome"] == "updated"
     assert infer(device)["model_version"] == "1.1.0"
 
 
@@ -157,15 +157,15 @@ def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: DeviceUnderTe
     text = installed.config_path.read_text().replace("automatic = false", "automatic = true\npoll_interval_s = 1")
     installed.config_path.write_text(text)
     installed.start()
-    assert installed.ask("pause") == {"paused": True}
+    assert installed.call("pause") == {"paused": True}
     with pytest.raises(UpdatesPaused):
-        installed.ask("update")
+        installed.call("update")
     publisher.offer("1.1.0")
-    installed.ask("resume")
+    installed.call("resume")
     deadline = time.monotonic() + 60
-    while installed.ask("status")["active"]["release"] != "1.1.0":
+    while installed.call("status")["active"]["release"] != "1.1.0":
         assert time.monotonic() < deadline
-    assert installed.ask("history")["history"][0]["trigger"] == "poll"
+    assert installed.call("history")["history"][0]["trigger"] == "poll"
 
 
 def test_the_daemon_stops_at_once_though_a_server_hangs(
@@ -173,7 +173,7 @@ def test_the_daemon_stops_at_once_though_a_server_hangs(
 ) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.hang(release, arrived))]
+    site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.hang(release, arrived))]
     installed.start()
     update = threading.Thread(target=_ignoring_the_end, args=(installed,))
     update.start()
@@ -191,14 +191,14 @@ def test_a_standby_takes_over_when_the_model_process_dies(installed: DeviceUnder
     installed.start()
     seen = set()
     for _ in range(3):
-        pid = installed.ask("status")["serving"]["pid"]
+        pid = installed.call("status")["serving"]["pid"]
         seen.add(pid)
         with _requests(installed) as versions:
-            installed.ask("pause")  # answered in turn: the spare of before is in its place
+            installed.call("pause")  # answered in turn: the spare of before is in its place
             os.kill(pid, signal.SIGKILL)
-            while installed.ask("status")["serving"]["pid"] == pid:
+            while installed.call("status")["serving"]["pid"] == pid:
                 pass
-            installed.ask("resume")
+            installed.call("resume")
         assert set(versions) == {"1.0.0"}
     assert len(seen) == 3
 
@@ -217,14 +217,14 @@ def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -
 
 def _ignoring_the_end(device: DeviceUnderTest) -> None:
     with contextlib.suppress(AirweightsError):
-        device.ask("update")
+        device.call("update")
 
 
 def _probationer(device: DeviceUnderTest) -> int:
     """The process of the candidate, once it is on probation."""
     deadline = time.monotonic() + 60
     while True:
-        status = device.ask("status")
+        status = device.call("status")
         if status["state"] == "probation":
             return int(status["serving"]["pid"])
         assert time.monotonic() < deadline, status["state"]

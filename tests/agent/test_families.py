@@ -24,7 +24,7 @@ from device_agent.storage.bundle_store import BundleStore
 from tests.agent.test_notify import _children
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import get, infer
-from tests.support.faulty_http_server import Site, serving
+from tests.support.faulty_http_server import Site, serve_folder
 from tests.support.json_schemas import check_schema
 from tests.support.prometheus_text import parse_metrics
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
@@ -44,18 +44,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnd
             publisher.release(version, seed=seed + 10 * number, family=family)
     for family, version in FIRST.items():
         publisher.offer(version, family=family)
-    with serving(publisher.published) as site:
-        device = DeviceUnderTest.make(folder / "lab", site.url, publisher.root)
+    with serve_folder(publisher.published) as site:
+        device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root)
         device.config = replace(device.config, further_families=(FurtherFamily(OTHER, variant="fp32"),))
         device.write_config()
-        publisher.admit(device.directory)
+        publisher.enroll(device.directory)
         device.start()
         try:
-            assert device.ask("update", family=FAMILY)["outcome"] == "updated"
+            assert device.call("update", family=FAMILY)["outcome"] == "updated"
             assert infer(device)["model_version"] == "1.0.0", "one that has nothing keeps no other from serving"
-            get(device, "/v2/health/ready", wanted=400)
-            assert device.ask("status")["ready"] is False
-            rows = device.ask("update")["families"]
+            get(device, "/v2/health/ready", expected_status=400)
+            assert device.call("status")["ready"] is False
+            rows = device.call("update")["families"]
             assert [(row["family"], row["outcome"]) for row in rows] == [(FAMILY, "nothing-new"), (OTHER, "updated")]
             assert infer(device, family=OTHER)["model_version"] == "2.0.0"
             get(device, "/v2/health/ready")
@@ -144,17 +144,17 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
     device.write_config()
     device.start()
     with load(device) as answers:
-        assert device.ask("update", family=OTHER)["outcome"] == "updated"
+        assert device.call("update", family=OTHER)["outcome"] == "updated"
         assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
         with pytest.raises(InvalidUsage, match="follows 2 families"):
-            device.ask("rollback")
-        back = device.ask("rollback", family=OTHER)
+            device.call("rollback")
+        back = device.call("rollback", family=OTHER)
     assert (back["outcome"], back["release"]) == ("rolled-back", "2.1.0")
     assert set(answers) == {(FAMILY, "1.0.0"), (OTHER, "2.0.0"), (OTHER, "2.1.0")}, answers
     assert versions(device) == FIRST
-    rows = rows_of(device.ask("status"))
+    rows = rows_of(device.call("status"))
     assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
-    assert device.ask("quarantine-clear") == {"cleared": 1}
+    assert device.call("quarantine-clear") == {"cleared": 1}
 
 
 def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
@@ -168,10 +168,10 @@ def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
     deadline = time.monotonic() + 60
-    while any(rows_of(device.ask("status"))[family]["active"]["release"] != NEXT[family] for family in NEXT):
+    while any(rows_of(device.call("status"))[family]["active"]["release"] != NEXT[family] for family in NEXT):
         assert time.monotonic() < deadline
     assert versions(device) == NEXT
-    rows = rows_of(device.ask("status"))
+    rows = rows_of(device.call("status"))
     assert rows["ghost"]["last_error"] == "no-rollout"
     assert [rows[family]["last_update"]["trigger"] for family in (FAMILY, OTHER)] == ["poll", "poll"]
 
@@ -196,10 +196,10 @@ def _in_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, 
     device.write_config()
     device.start()
     result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
+    update = threading.Thread(target=lambda: result.update(device.call("update", family=FAMILY)))
     update.start()
     deadline = time.monotonic() + 60
-    while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
+    while rows_of(device.call("status"))[FAMILY]["state"] != "probation":
         assert time.monotonic() < deadline
     return update, result
 
@@ -215,9 +215,9 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUn
             if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
     _until_answered(device, OTHER)
-    assert rows_of(device.ask("status"))[FAMILY]["state"] == "probation"
+    assert rows_of(device.call("status"))[FAMILY]["state"] == "probation"
     assert _pid(device, OTHER) != before
-    back = device.ask("rollback", family=FAMILY)
+    back = device.call("rollback", family=FAMILY)
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
@@ -229,10 +229,10 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
 ) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.hang(release, arrived))]
+    site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.hang(release, arrived))]
     device.start()
     result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
+    update = threading.Thread(target=lambda: result.update(device.call("update", family=FAMILY)))
     update.start()
     try:
         assert arrived.wait(60)
@@ -252,13 +252,13 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderT
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
     device.start()
-    assert device.ask("update", family=OTHER)["outcome"] == "updated"
+    assert device.call("update", family=OTHER)["outcome"] == "updated"
     device.stop()
     update, ended = _in_probation(device)
-    assert device.ask("rollback", family=OTHER)["outcome"] == "rolled-back"
+    assert device.call("rollback", family=OTHER)["outcome"] == "rolled-back"
     assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
-    assert rows_of(device.ask("status"))[FAMILY]["state"] == "probation"
-    device.ask("rollback", family=FAMILY)
+    assert rows_of(device.call("status"))[FAMILY]["state"] == "probation"
+    device.call("rollback", family=FAMILY)
     update.join(60)
     assert ended["outcome"] == "rolled-back"
     assert versions(device) == FIRST
@@ -270,7 +270,7 @@ def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room
 ) -> None:
     publisher.offer("1.1.0")
     device.start()
-    held = sum(row["serving"]["resident_bytes"] for row in rows_of(device.ask("status")).values())
+    held = sum(row["serving"]["resident_bytes"] for row in rows_of(device.call("status")).values())
     device.stop()
     # room for a candidate beside one model, not beside two; or, where there are standbys, beside two without them
     budget = held * (2 if standby else 1) + (10 if standby else 60) * 2**20
@@ -279,11 +279,11 @@ def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room
     settings = f"[serve]\nmemory_bytes = {budget}\nstandby = {json.dumps(standby)}"
     device.config_path.write_text(device.config_path.read_text().replace("[serve]", settings))
     device.start()
-    device.ask("resume")  # answered in turn: standbys are in their places
+    device.call("resume")  # answered in turn: standbys are in their places
     assert _models(device) == (4 if standby else 2)
     before = _pid(device, OTHER)
     with load(device) as answers:
-        ended = device.ask("update", family=FAMILY)
+        ended = device.call("update", family=FAMILY)
     assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", not standby), ended
     assert set(answers) == {(FAMILY, "1.0.0"), (FAMILY, "1.1.0"), (OTHER, "2.0.0")}, answers
     assert _pid(device, OTHER) == before
@@ -296,13 +296,13 @@ def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(devic
     journal.mkdir()
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
-    status = device.ask("status")
+    status = device.call("status")
     assert (status["ready"], rows_of(status)[OTHER]["error"]["reason"]) == (False, "journal-unreadable")
-    assert rows_of(device.ask("update"))[OTHER]["error"]["reason"] == "journal-unreadable"
-    get(device, "/v2/health/ready", wanted=400)
+    assert rows_of(device.call("update"))[OTHER]["error"]["reason"] == "journal-unreadable"
+    get(device, "/v2/health/ready", expected_status=400)
     journal.rmdir()
     kept.rename(journal)
-    assert device.ask("update", family=OTHER)["outcome"] == "nothing-new"
+    assert device.call("update", family=OTHER)["outcome"] == "nothing-new"
     assert versions(device) == FIRST
 
 
@@ -311,7 +311,7 @@ def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(devic
     journal.write_bytes(b"x" * journal.stat().st_size)
     device.start()
     assert versions(device) == FIRST
-    rows = rows_of(device.ask("history"))
+    rows = rows_of(device.call("history"))
     assert [len(rows[family]["history"]) for family in (FAMILY, OTHER)] == [1, 0]
 
 
@@ -360,7 +360,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest
         publisher.release(f"3.0.{number}", seed=3 + number, extra="", family=family)
         place = publisher.folder / "release.toml"
         place.write_text(place.read_text().replace(f'"3.0.{number}"', f'"3.1.{number}"\nmin_counter = {floor - 1}'))
-        publisher.release_file()
+        publisher.publish_release_file()
     assert device.command("update").returncode == 0
     slots = device.directory.trust_directory / "slots"
 
@@ -383,14 +383,14 @@ def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Devic
     shutil.rmtree(device.directory.root / "families")
     device.write_config()
     device.start()
-    assert device.ask("status")["active"]["release"] == "1.0.0"
-    assert "families" not in device.ask("status")
+    assert device.call("status")["active"]["release"] == "1.0.0"
+    assert "families" not in device.call("status")
     device.stop()
     device.config = both
     device.write_config()
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
-    assert rows_of(device.ask("update"))[OTHER]["outcome"] == "updated"
+    assert rows_of(device.call("update"))[OTHER]["outcome"] == "updated"
     assert versions(device) == FIRST
 
 
@@ -398,17 +398,17 @@ def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(devic
     device.config = replace(device.config, family=OTHER, further_families=(FurtherFamily(FAMILY, variant="fp32"),))
     device.write_config()
     device.start()
-    status = device.ask("status")
+    status = device.call("status")
     assert (status["family"], status["serving"], status["ready"]) == (OTHER, None, False)
-    assert all(row["outcome"] == "updated" for row in device.ask("update")["families"])
+    assert all(row["outcome"] == "updated" for row in device.call("update")["families"])
     assert versions(device) == FIRST
     with pytest.raises(NothingToRollBack):
-        device.ask("rollback", family=OTHER)
+        device.call("rollback", family=OTHER)
 
 
 def _pid(device: DeviceUnderTest, family: str) -> int:
     """Of the model process that serves."""
-    return int(rows_of(device.ask("status"))[family]["serving"]["pid"])
+    return int(rows_of(device.call("status"))[family]["serving"]["pid"])
 
 
 def _models(device: DeviceUnderTest) -> int:

@@ -14,7 +14,7 @@ from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.workers.worker_pool import NETWORK_FILES
 from tests.support import faulty_http_server
-from tests.support.faulty_http_server import Exchange, Site, serving
+from tests.support.faulty_http_server import Exchange, Site, serve_folder
 
 DATA = bytes(range(256)) * 1024  # 256 KiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -32,7 +32,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "blob").write_bytes(DATA)
-    with serving(folder) as site:
+    with serve_folder(folder) as site:
         yield site
 
 
@@ -77,7 +77,7 @@ def test_a_document_comes_whole_and_within_its_limit(shared_child: WorkerProcess
 
 
 def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: WorkerProcess, site: Site) -> None:
-    site.faults = [faulty_http_server.endless]
+    site.faults = [faulty_http_server.send_endless_body]
     with pytest.raises(TooLarge, match="more than the allowed 300000 bytes"):
         _document(shared_child, f"{site.url}/blob", 300_000)
 
@@ -93,9 +93,9 @@ def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
 
 
 def test_a_blob_goes_on_where_it_was_cut(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.first(3, faulty_http_server.cut_after(HALF // 4))]
+    spool.site.faults = [faulty_http_server.only_first(3, faulty_http_server.cut_after(HALF // 4))]
     assert spool.fetch() == len(DATA)
-    assert [seen.start for seen in spool.site.seen] == [0, HALF // 4, HALF // 2, 3 * HALF // 4]
+    assert [seen.start for seen in spool.site.requests] == [0, HALF // 4, HALF // 2, 3 * HALF // 4]
     assert spool.part.read_bytes() == DATA
 
 
@@ -103,7 +103,7 @@ def test_a_blob_goes_on_after_a_restart_and_a_whole_one_is_not_asked_for(spool: 
     spool.part.write_bytes(DATA[:HALF])
     assert spool.fetch() == HALF
     assert spool.fetch() == 0
-    assert [seen.start for seen in spool.site.seen] == [HALF]
+    assert [seen.start for seen in spool.site.requests] == [HALF]
 
 
 def test_a_prefix_of_another_file_is_thrown_away_once(spool: Spool) -> None:
@@ -129,51 +129,53 @@ def test_a_server_without_ranges_gets_its_prefix_skipped(spool: Spool) -> None:
 
 
 def test_other_bytes_are_refused_and_not_kept(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.replaced("blob", DATA[:-1] + b"\0")]
+    spool.site.faults = [faulty_http_server.replace_body("blob", DATA[:-1] + b"\0")]
     with pytest.raises(DigestMismatch, match=f"SHA-256 of the {len(DATA)} bytes"):
         spool.fetch()
     assert spool.part.read_bytes() == b""
 
 
 def test_a_longer_blob_is_refused_unread(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.replaced("blob", DATA + b"more")]
+    spool.site.faults = [faulty_http_server.replace_body("blob", DATA + b"more")]
     with pytest.raises(DigestMismatch, match=f"{len(DATA) + 4} bytes announced, {len(DATA)} are signed"):
         spool.fetch()
 
 
 def test_a_body_without_an_end_is_refused_at_the_signed_size(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.endless]
+    spool.site.faults = [faulty_http_server.send_endless_body]
     with pytest.raises(DigestMismatch, match="longer than"):
         spool.fetch()
     assert spool.part.stat().st_size <= len(DATA)
 
 
 def test_a_shorter_blob_is_fetched_once_more_and_refused(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.replaced("blob", DATA[:HALF])]
+    spool.site.faults = [faulty_http_server.replace_body("blob", DATA[:HALF])]
     with pytest.raises(DigestMismatch, match=f"shorter than the signed {len(DATA)} bytes"):
         spool.fetch()
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 429])
 def test_a_server_in_trouble_is_asked_again(spool: Spool, code: int) -> None:
-    spool.site.faults = [faulty_http_server.first(3, faulty_http_server.status(code, {"Retry-After": "0"}))]
+    spool.site.faults = [
+        faulty_http_server.only_first(3, faulty_http_server.respond_with_status(code, {"Retry-After": "0"}))
+    ]
     assert spool.fetch() == len(DATA)
-    assert len(spool.site.seen) == 4
+    assert len(spool.site.requests) == 4
 
 
 @pytest.mark.parametrize("code", [403, 404, 410])
 def test_a_blob_that_is_not_there_is_asked_for_once(spool: Spool, code: int) -> None:
-    spool.site.faults = [faulty_http_server.status(code)]
+    spool.site.faults = [faulty_http_server.respond_with_status(code)]
     with pytest.raises(NotFound, match=str(code)):
         spool.fetch()
-    assert len(spool.site.seen) == 1
+    assert len(spool.site.requests) == 1
 
 
 def test_a_server_that_never_recovers_is_left_after_five_tries(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.status(503)]
+    spool.site.faults = [faulty_http_server.respond_with_status(503)]
     with pytest.raises(DownloadFailed, match="HTTP 503"):
         spool.fetch()
-    assert len(spool.site.seen) == 5
+    assert len(spool.site.requests) == 5
 
 
 def test_a_range_that_was_not_asked_for_is_not_written(spool: Spool) -> None:
@@ -186,7 +188,7 @@ def test_a_range_that_was_not_asked_for_is_not_written(spool: Spool) -> None:
         return True
 
     spool.part.write_bytes(DATA[:HALF])
-    spool.site.faults = [faulty_http_server.first(1, shifted)]
+    spool.site.faults = [faulty_http_server.only_first(1, shifted)]
     assert spool.fetch() == HALF
     assert spool.part.read_bytes() == DATA
 
@@ -197,7 +199,7 @@ def test_a_partial_answer_to_a_whole_question_is_not_taken(spool: Spool) -> None
         exchange.write(DATA[:5])
         return True
 
-    spool.site.faults = [faulty_http_server.first(1, partial)]
+    spool.site.faults = [faulty_http_server.only_first(1, partial)]
     assert spool.fetch() == len(DATA)
 
 
@@ -213,17 +215,19 @@ def test_a_coding_that_was_not_asked_for_is_not_decoded(spool: Spool) -> None:
 
 
 def test_redirects_end_and_lead_nowhere_but_to_http(spool: Spool) -> None:
-    spool.site.faults = [faulty_http_server.status(302, {"Location": "/blob"})]
+    spool.site.faults = [faulty_http_server.respond_with_status(302, {"Location": "/blob"})]
     with pytest.raises(DownloadFailed, match="redirected more than 5 times"):
         spool.fetch()
-    spool.site.faults = [faulty_http_server.status(302, {"Location": "file:///etc/passwd"})]
+    spool.site.faults = [faulty_http_server.respond_with_status(302, {"Location": "file:///etc/passwd"})]
     with pytest.raises(DownloadFailed, match="redirects to 'file:"):
         spool.fetch()
 
 
 def test_one_redirect_is_followed(spool: Spool) -> None:
     spool.site.faults = [
-        faulty_http_server.first(1, faulty_http_server.status(307, {"Location": f"{spool.site.url}/blob"}))
+        faulty_http_server.only_first(
+            1, faulty_http_server.respond_with_status(307, {"Location": f"{spool.site.url}/blob"})
+        )
     ]
     assert spool.fetch() == len(DATA)
 

@@ -32,12 +32,12 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
     _flip(path, path.stat().st_size // 2)
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
-    assert device.ask("status")["degraded"] is True
-    healed = device.ask("update")
+    assert device.call("status")["degraded"] is True
+    healed = device.call("update")
     assert (healed["outcome"], healed["release"]) == ("updated", "1.1.0"), healed
     assert healed["download_bytes"] == healed["patch_bytes"] < healed["full_download_bytes"], "only what is needed"
     assert infer(device)["model_version"] == "1.1.0"
-    status = device.ask("status")
+    status = device.call("status")
     assert (status["degraded"], status["damaged"], status["active"]["release"]) == (False, [], "1.1.0")
 
 
@@ -47,8 +47,8 @@ def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, Device
         path = _sealed(device, publisher, version)
         _flip(path, path.stat().st_size // 2)
     device.start()
-    assert device.ask("status")["ready"] is False
-    assert device.ask("update")["outcome"] == "updated"
+    assert device.call("status")["ready"] is False
+    assert device.call("update")["outcome"] == "updated"
     assert infer(device)["model_version"] == "1.1.0"
 
 
@@ -59,7 +59,7 @@ def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[P
         _flip(path, offset)
     device.start()
     assert infer(device)["model_version"] in ("1.0.0", "1.1.0")
-    assert device.ask("update")["outcome"] in ("updated", "nothing-new")
+    assert device.call("update")["outcome"] in ("updated", "nothing-new")
     assert infer(device)["model_version"] == "1.1.0"
     assert (device.directory.root / "state.db.damaged").exists()
 

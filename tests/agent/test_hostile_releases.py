@@ -44,7 +44,7 @@ def endless(model: onnx.ModelProto) -> bytes:
     out = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = [f"{name}_before" if name == out else name for name in node.output]
-    loop = hostile.hangs().graph
+    loop = hostile.make_hanging_model().graph
     (node,) = loop.node
     node.output[0] = "turned"
     node.input[2] = "four"
@@ -61,7 +61,7 @@ def endless(model: onnx.ModelProto) -> bytes:
 
 CASES: dict[str, tuple[Callable[[onnx.ModelProto], bytes], str]] = {
     "6.0.0": (lambda _: os.urandom(5000), "model-does-not-load"),
-    "6.1.0": (lambda _: hostile.answers_nan().SerializeToString(), "contract-mismatch"),
+    "6.1.0": (lambda _: hostile.make_nan_model().SerializeToString(), "contract-mismatch"),
     "6.2.0": (burdened(1 << 20), "inference-failed"),
     "6.3.0": (endless, "probe-timeout"),
 }
@@ -83,18 +83,18 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
             # a drill is where a signed release becomes other than it says
             monkeypatch.setattr(fire_drill, "apply_drill", spoil)
             publisher.release(version, seed=2, drill="damaged-weights", extra=SOON)
-            ended = installed.ask("update")
+            ended = installed.call("update")
             assert (ended["outcome"], ended["reason"], ended["release"]) == ("unfit", reason, version), ended
-            again = installed.ask("update")
+            again = installed.call("update")
             assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
     assert versions == {"1.0.0"}
-    status = installed.ask("status")
+    status = installed.call("status")
     assert {row["reason"] for row in status["quarantine"]} == {reason for _, reason in CASES.values()}
     assert (status["ready"], status["serving"]["release"]) == (True, "1.0.0")
     children = Path(f"/proc/{installed.daemon.pid}/task/{installed.daemon.pid}/children").read_text().split()
     assert len(children) == 2, "the front and the model, and no zombie"
     publisher.offer("1.1.0")
-    assert installed.ask("update")["outcome"] == "updated"
+    assert installed.call("update")["outcome"] == "updated"
 
 
 @contextmanager

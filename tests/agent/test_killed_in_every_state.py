@@ -24,10 +24,10 @@ def _killed(device: DeviceUnderTest, state: State, command: str = "update", time
         [sys.executable, "-m", "tests.support.kill_at_state", state.value, str(times), str(device.config_path)]
     )
     with pytest.raises(DaemonNotRunning):
-        device.ask(command)
+        device.call(command)
     assert device.daemon is not None
     assert device.daemon.wait(60) == -signal.SIGKILL
-    device.stop_reading()
+    device.close_after_kill()
 
 
 @pytest.mark.parametrize("state", State)
@@ -41,7 +41,7 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
         case "rollback":
             publisher.offer("1.1.0")
             device.start()
-            assert device.ask("update")["outcome"] == "updated"
+            assert device.call("update")["outcome"] == "updated"
             device.stop()
             _killed(device, state, "rollback")
         case "staged":
@@ -52,9 +52,9 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
             _killed(device, state)
     device.start()
     assert infer(device)["model_version"] == SERVED[state]
-    assert device.ask("status")["state"] == State.IDLE
-    device.ask("quarantine-clear")
-    assert device.ask("update")["outcome"] in ("updated", "nothing-new")
+    assert device.call("status")["state"] == State.IDLE
+    device.call("quarantine-clear")
+    assert device.call("update")["outcome"] in ("updated", "nothing-new")
     assert infer(device)["model_version"] == "1.1.0"
 
 
@@ -67,9 +67,9 @@ def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
         _killed(installed, state)
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
-    last = installed.ask("status")["last_update"]
+    last = installed.call("status")["last_update"]
     assert (last["outcome"], last["reason"], last["release"]) == ("refused", "crash-loop", "1.1.0")
-    again = installed.ask("update")
+    again = installed.call("update")
     assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
 
 

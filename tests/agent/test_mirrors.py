@@ -13,7 +13,7 @@ from device_agent.config.config import parse_config
 from device_agent.errors import ConfigInvalid
 from device_agent.policy.attempt import Outcome
 from tests.support import faulty_http_server
-from tests.support.faulty_http_server import Exchange, Site, serving
+from tests.support.faulty_http_server import Exchange, Site, serve_folder
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 Lie = Callable[[Site], None]
@@ -33,11 +33,11 @@ def noise(exchange: Exchange) -> bool:
 
 LIES: dict[str, Lie] = {
     "poisoned": lambda site: site.faults.append(poison),
-    "poisoned blobs": lambda site: site.faults.append(faulty_http_server.below("blobs/", poison)),
-    "poisoned envelopes": lambda site: site.faults.append(faulty_http_server.below("envelopes/", poison)),
-    "empty": lambda site: site.faults.append(faulty_http_server.status(404)),
+    "poisoned blobs": lambda site: site.faults.append(faulty_http_server.only_below("blobs/", poison)),
+    "poisoned envelopes": lambda site: site.faults.append(faulty_http_server.only_below("envelopes/", poison)),
+    "empty": lambda site: site.faults.append(faulty_http_server.respond_with_status(404)),
     "in trouble": lambda site: site.faults.append(
-        faulty_http_server.below("metadata/", faulty_http_server.status(500))
+        faulty_http_server.only_below("metadata/", faulty_http_server.respond_with_status(500))
     ),
     "noise": lambda site: site.faults.append(noise),
 }
@@ -48,7 +48,7 @@ def mirrors(publisher: Publisher, tmp_path: Path) -> Iterator[list[Site]]:
     """Three mirrors of what the channel offers: 1.1.0."""
     publisher.offer("1.1.0")
     with ExitStack() as stack:
-        yield [stack.enter_context(serving(publisher.published)) for _ in range(3)]
+        yield [stack.enter_context(serve_folder(publisher.published)) for _ in range(3)]
 
 
 def following(device: DeviceUnderTest, sites: list[Site]) -> DeviceUnderTest:
@@ -71,7 +71,7 @@ def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
     stale_files = tmp_path / "stale"
     shutil.copytree(publisher.published, stale_files)
     publisher.offer("1.1.0")
-    with serving(publisher.published) as honest, serving(stale_files) as stale:
+    with serve_folder(publisher.published) as honest, serve_folder(stale_files) as stale:
         assert following(installed, [honest, stale]).update().outcome is Outcome.STAGED
         journal = installed.journal()
         before = journal.persistent_state
@@ -98,11 +98,13 @@ def test_a_download_goes_on_at_the_next_mirror(
 ) -> None:
     for site in mirrors[:2]:
         site.faults.append(
-            faulty_http_server.below("blobs/", faulty_http_server.first(50, faulty_http_server.cut_after(100)))
+            faulty_http_server.only_below(
+                "blobs/", faulty_http_server.only_first(50, faulty_http_server.cut_after(100))
+            )
         )
     ended = following(installed, mirrors).update()
     assert ended.outcome is Outcome.STAGED
-    starts = [seen.start for site in mirrors for seen in site.seen if seen.path.startswith("blobs/")]
+    starts = [seen.start for site in mirrors for seen in site.requests if seen.path.startswith("blobs/")]
     assert starts == sorted(starts), "no byte that is here is asked for again"
 
 

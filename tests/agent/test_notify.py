@@ -41,7 +41,7 @@ def test_the_daemon_is_ready_when_it_serves_and_says_so_while_the_model_answers(
     assert b"STATUS=serving at" in _heard(systemd, "READY=1")
     _heard(systemd, "WATCHDOG=1")
     assert infer(installed)["model_version"] == "1.0.0"
-    pid = installed.ask("status")["serving"]["pid"]
+    pid = installed.call("status")["serving"]["pid"]
     os.kill(pid, signal.SIGKILL)
     assert infer(installed)["model_version"] == "1.0.0", "the request waits for the next process"
     _heard(systemd, "WATCHDOG=1")
@@ -117,7 +117,7 @@ def _infer_soon(device: DeviceUnderTest) -> dict[str, Any]:
         try:
             return infer(device)
         except OSError:
-            device.ask("pause")  # answered by the main thread, in turn with the news of the front
+            device.call("pause")  # answered by the main thread, in turn with the news of the front
     raise AssertionError("the front did not come back")
 
 

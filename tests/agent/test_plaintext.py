@@ -50,7 +50,7 @@ def test_no_file_of_the_device_or_of_the_temporary_folder_holds_a_piece_of_the_m
     scratch.mkdir()
     publisher.offer("1.1.0")
     installed.start(environment={"TMPDIR": str(scratch)})
-    assert installed.ask("update")["outcome"] == "updated"
+    assert installed.call("update")["outcome"] == "updated"
     assert infer(installed)["model_version"] == "1.1.0"
     searched = list(files_below(installed.directory.root, scratch))
     assert len(searched) > 10
@@ -66,7 +66,7 @@ def test_a_planted_piece_is_found(windows: set[bytes], tmp_path: Path) -> None:
 
 def test_no_model_process_leaves_a_core(installed: DeviceUnderTest) -> None:
     installed.start()
-    pid = installed.ask("status")["serving"]["pid"]
+    pid = installed.call("status")["serving"]["pid"]
     limits = Path(f"/proc/{pid}/limits").read_text()
     (core,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
     assert core.split()[4:6] == ["0", "0"]

@@ -11,9 +11,9 @@ from device_agent.commands.report_export import export_reports, read_reports
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.outcome_report import MAX_REPORTS
 from device_agent.policy.state_machine import Event
-from tests.support.faulty_http_server import serving
+from tests.support.faulty_http_server import serve_folder
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 from tests.support.publisher import DeviceUnderTest, Publisher
 from tests.vectors.journal.generate import FOLDER
 
@@ -23,7 +23,7 @@ def test_what_a_device_went_through_is_reported_and_accepted(
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = first_device.copy(tmp_path / "lab", site.url)
         ended = device.update()
         assert (ended.outcome, ended.reason) == (Outcome.UNFIT, "golden-mismatch")
@@ -38,7 +38,7 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     exported = device.command("report", "export", "-o", str(out), "--json")
     assert exported.returncode == 0, exported.stderr
     check_schema("agent-report-export", json.loads(exported.stdout))
-    verified = packager("device", "verify-report", out, "--repo", publisher.repository.root, "--json")
+    verified = run_packager("device", "verify-report", out, "--repo", publisher.repository.root, "--json")
     assert verified.code == 0, verified.stderr
     assert len(verified.json["new"]) == 3
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
@@ -52,7 +52,7 @@ def test_reports_of_an_older_journal_are_accepted_after_its_migration(
     device.journal().close()
     out = tmp_path / "reports.jsonl"
     out.write_bytes(export_reports(device.config))
-    verified = packager("device", "verify-report", out, "--repo", first_publisher.repository.root, "--json")
+    verified = run_packager("device", "verify-report", out, "--repo", first_publisher.repository.root, "--json")
     assert verified.code == 0, verified.stderr
     assert [row["reason"] for row in verified.json["new"]] == ["", "", "too-fat"]
 

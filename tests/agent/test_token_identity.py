@@ -9,7 +9,7 @@ from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
 from device_agent.identity.device_keys import create_enrollment_request, open_signing_key
 from device_agent.identity.provision import initialize_device
 from keys.tokens import LIBRARY_VARIABLE
-from tests.support.faulty_http_server import serving
+from tests.support.faulty_http_server import serve_folder
 from tests.support.publisher import DeviceUnderTest, Publisher
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
@@ -34,7 +34,7 @@ def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
     device = DeviceUnderTest(
-        folder, replace(DeviceUnderTest.make(folder / "plain", url, publisher.root).config, key_storage=identity)
+        folder, replace(DeviceUnderTest.create(folder / "plain", url, publisher.root).config, key_storage=identity)
     )
     device.config = replace(device.config, directory=folder / "device")
     initialize_device(device.directory, publisher.root, f"token-{folder.parent.name[-8:].strip('_')}", identity)
@@ -46,14 +46,14 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
     first_publisher: Publisher, identity: str, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, identity)
-        publisher.admit(device.directory, create_enrollment_request(device.directory, identity))
+        publisher.enroll(device.directory, create_enrollment_request(device.directory, identity))
         device.start()
         try:
-            ended = device.ask("update")
+            ended = device.call("update")
             assert ended["outcome"] == "updated", ended
-            status = device.ask("status")
+            status = device.call("status")
             assert (status["key_storage"], status["ready"]) == ("pkcs11", True)
         finally:
             device.stop()

@@ -18,9 +18,9 @@ from device_agent.identity.tpm import Tpm
 from device_agent.policy.attempt import Outcome
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.workers.worker_pool import key_opener_jail
-from tests.support.faulty_http_server import serving
+from tests.support.faulty_http_server import serve_folder
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
-from tests.support.swtpm import extend, held, needs_swtpm, running, undefine_counter
+from tests.support.swtpm import count_transient_handles, extend_pcr, needs_swtpm, run_tpm, undefine_counter
 
 pytestmark = needs_swtpm
 
@@ -37,12 +37,12 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def tcti(place: Path) -> Iterator[str]:
-    with running(place / "state") as found:
+    with run_tpm(place / "state") as found:
         yield found
 
 
 def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
-    device = DeviceUnderTest.make(folder, url, publisher.root)
+    device = DeviceUnderTest.create(folder, url, publisher.root)
     shutil.rmtree(device.config.directory)
     device.config = replace(device.config, key_storage=identity)
     initialize_device(device.directory, publisher.root, f"tpm-{folder.name}", identity)
@@ -54,15 +54,15 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs=7,{PCR}")
         request, data = create_enrollment_request(device.directory, device.config.key_storage)
-        publisher.admit(device.directory, (request, data))
+        publisher.enroll(device.directory, (request, data))
         device.start()
         try:
-            ended = device.ask("update")
+            ended = device.call("update")
             assert ended["outcome"] == "updated", ended
-            status = device.ask("status")
+            status = device.call("status")
             assert (status["key_storage"], status["rollback_floor_unproven"], status["ready"]) == ("tpm", False, True)
         finally:
             device.stop()
@@ -74,7 +74,7 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
                 data = path.read_bytes()
                 assert secret not in data, path
                 assert secret.hex().encode() not in data, path
-    assert held(tcti) == 0
+    assert count_transient_handles(tcti) == 0
     assert "key storage: tpm" in device.command("status").stdout
 
 
@@ -82,10 +82,10 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
-        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
-        extend(tcti, PCR)
+        publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
+        extend_pcr(tcti, PCR)
         ended = device.update()
         assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy-mismatch")
         assert not device.journal().quarantine_records()
@@ -94,22 +94,22 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
         said = device.command("enroll", "--json")
         assert said.returncode == 4
         assert '"tpm-policy-mismatch"' in said.stderr
-    assert held(tcti) == 0
+    assert count_transient_handles(tcti) == 0
 
 
 def test_pcrs_are_as_before_after_the_next_power_on(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
-    with running(place / "state") as tcti:
+    with run_tpm(place / "state") as tcti:
         device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}?pcrs={PCR}")
         before = open_signing_key(device.directory, device.config.key_storage).private_bytes_raw()
-        extend(tcti, PCR)
-    with running(place / "state"):
+        extend_pcr(tcti, PCR)
+    with run_tpm(place / "state"):
         assert open_signing_key(device.directory, device.config.key_storage).private_bytes_raw() == before
 
 
 def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
-    with running(place / "a") as tcti:
+    with run_tpm(place / "a") as tcti:
         device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
-    with running(place / "b") as other:
+    with run_tpm(place / "b") as other:
         with pytest.raises(IdentityInvalid, match="another TPM"):
             open_signing_key(device.directory, f"tpm:{other}")
 
@@ -130,9 +130,9 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
-        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
+        publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         ended = device.update(key_storage="file")
         assert ended.reason == "identity-invalid"
         assert "is sealed, but `key_storage` in the configuration is file" in ended.detail
@@ -146,7 +146,7 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
 def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher: Publisher, tmp_path: Path) -> None:
     words = ("init", "--root", str(first_publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", FAMILY)
     device = DeviceUnderTest(
-        tmp_path, replace(DeviceUnderTest.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config)
+        tmp_path, replace(DeviceUnderTest.create(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config)
     )
     where = ("--directory", str(tmp_path / "device"), "--key-storage", f"tpm:swtpm:path={tmp_path}/no", "--json")
     said = device.command(*words, *where)
@@ -160,7 +160,7 @@ def test_no_unseal_leaves_anything_behind(tcti: str) -> None:
         sealed = tpm.seal(b"k" * 96)
         for _ in range(8):  # a TPM holds three transient objects
             assert tpm.unseal(sealed) == b"k" * 96
-    extend(tcti, PCR)
+    extend_pcr(tcti, PCR)
     with Tpm(TpmSettings(tcti, (PCR,))) as tpm:
         for _ in range(8):
             with pytest.raises(TpmPolicyMismatch):
@@ -183,16 +183,16 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    with serving(publisher.published) as site:
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
-        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
+        publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         assert device.update().outcome is Outcome.STAGED
         old = tmp_path / "old"
         shutil.copytree(device.config.directory, old)
         publisher.release("1.2.0", seed=2, extra="")
         place = publisher.folder / "release.toml"
         place.write_text(place.read_text().replace('version = "1.2.0"', 'version = "1.3.0"\nmin_counter = 3'))
-        publisher.release_file()
+        publisher.publish_release_file()
         assert device.update().outcome is Outcome.STAGED
         with Tpm(TpmSettings(tcti)) as tpm:
             risen = tpm.read_counter()
@@ -216,12 +216,12 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
         publisher.release(version, family=family)
         place = publisher.folder / "release.toml"
         place.write_text(place.read_text().replace(f'"{version}"', f'"{version[0]}.1.0"\nmin_counter = 2'))
-        publisher.release_file()
-    with serving(publisher.published) as site:
+        publisher.publish_release_file()
+    with serve_folder(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
         device.config = replace(device.config, further_families=(FurtherFamily("vision", variant="fp32"),))
         device.write_config()
-        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
+        publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         for _ in range(2):
             done = device.command("update", "--json")
             assert done.returncode == 0, done.stdout
@@ -236,7 +236,7 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
 def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
-    device = DeviceUnderTest.make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
+    device = DeviceUnderTest.create(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
     plain = {path.name: path.read_bytes() for path in device.directory.identity_directory.glob("*.key")}
     private = open_signing_key(device.directory).private_bytes_raw()
     device.config = replace(device.config, key_storage=f"tpm:{tcti}")

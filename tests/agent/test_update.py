@@ -64,7 +64,7 @@ def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
     for path in publisher.blobs("1.1.0"):
         data = bytearray((publisher.published / path).read_bytes())
         data[len(data) // 2] ^= 1
-        site.faults.append(faulty_http_server.replaced(path, bytes(data)))
+        site.faults.append(faulty_http_server.replace_body(path, bytes(data)))
     _is(installed.update(), Outcome.REFUSED, "digest-mismatch")
     _holds_1_0_0(installed, publisher)
     site.faults.clear()
@@ -75,7 +75,7 @@ def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
-    site.faults.append(faulty_http_server.below("envelopes/content", _flip))
+    site.faults.append(faulty_http_server.only_below("envelopes/content", _flip))
     _is(installed.update(), Outcome.REFUSED, "not-authentic")
     site.faults.clear()
     _is(installed.update(), Outcome.STAGED)
@@ -87,7 +87,7 @@ def _flip(exchange: faulty_http_server.Exchange) -> bool:
 
 
 def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Site, tmp_path: Path) -> None:
-    stranger = DeviceUnderTest.make(tmp_path / "stranger", site.url, publisher.root)
+    stranger = DeviceUnderTest.create(tmp_path / "stranger", site.url, publisher.root)
     ended = stranger.update()
     _is(ended, Outcome.UNAVAILABLE, "envelope-missing")
     assert "this device is not in epoch 1" in ended.detail
@@ -162,8 +162,10 @@ def test_a_download_goes_on_after_the_agent_was_cut_off(
 ) -> None:
     publisher.offer("1.1.0")
     first = 500
-    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.first(1, faulty_http_server.cut_after(first)))]
-    site.faults.append(faulty_http_server.below("blobs/", faulty_http_server.status(503)))
+    site.faults = [
+        faulty_http_server.only_below("blobs/", faulty_http_server.only_first(1, faulty_http_server.cut_after(first)))
+    ]
+    site.faults.append(faulty_http_server.only_below("blobs/", faulty_http_server.respond_with_status(503)))
     _is(installed.update(), Outcome.UNAVAILABLE, "download-failed")
     spooled = sum(path.stat().st_size for path in (installed.directory.root / "spool").glob("*.part"))
     assert spooled == first

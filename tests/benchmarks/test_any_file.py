@@ -13,11 +13,11 @@ import pytest
 
 from benchmarks.any_file import format_row
 from benchmarks.file_changes import CHANGES
-from benchmarks.file_kinds import kinds
+from benchmarks.file_kinds import generate_file_pairs
 
 
 def test_each_kind_is_two_files_and_repeats() -> None:
-    once, again = [*kinds(1)], [*kinds(1)]
+    once, again = [*generate_file_pairs(1)], [*generate_file_pairs(1)]
     names = [name for name, _, _ in once]
     assert len(set(names)) == len(names) > 60
     assert all(old != new for _, old, new in once)
@@ -26,7 +26,7 @@ def test_each_kind_is_two_files_and_repeats() -> None:
 
 
 def test_files_are_what_they_are_called() -> None:
-    files = {name: old for name, old, _ in kinds(1)}
+    files = {name: old for name, old, _ in generate_file_pairs(1)}
     onnx.checker.check_model(onnx.load_from_string(files["ONNX of float16"]), full_check=False)
     assert np.load(io.BytesIO(files["npz of float64"]))["w"].dtype == np.float64
     with tarfile.open(fileobj=io.BytesIO(files["tar.xz"])) as archive:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.cohort_rotation import plan
+from benchmarks.cohort_rotation import extrapolate
 
 FIELDS = {"devices", "seconds", "cpu_s", "bytes", "peak_bytes", "per_device_us"}
 ENVELOPE_BYTES = 1240  # magic, encapsulated key, an X-Wing private key and its tag: bundle.envelope rule 2
@@ -39,7 +39,7 @@ def test_the_command_writes_one_object_of_the_fields_that_are_promised(tmp_path:
 def test_a_plan_is_the_straight_line_through_both() -> None:
     small = {"devices": 10, "seconds": 2.0, "cpu_s": 3.0, "bytes": 100, "peak_bytes": 1000, "per_device_us": 0.0}
     large = {"devices": 110, "seconds": 12.0, "cpu_s": 13.0, "bytes": 1100, "peak_bytes": 2000, "per_device_us": 0.0}
-    assert plan(small, large, 1010) == {
+    assert extrapolate(small, large, 1010) == {
         "devices": 1010,
         "seconds": 102.0,
         "cpu_s": 103.0,

@@ -1,6 +1,6 @@
 """The headline table says bytes, share and error of each way."""
 
-from benchmarks.headline import markdown
+from benchmarks.headline import format_markdown
 
 
 def test_each_way_is_a_row() -> None:
@@ -9,7 +9,7 @@ def test_each_way_is_a_row() -> None:
         {"way": "fp32, bsdiff4", "bytes": 8000, "relative_rms": 0.0},
         {"way": "int8, typed patch", "bytes": 90, "relative_rms": 0.081},
     ]
-    table = markdown({"ways": ways, "stale_relative_rms": 0.3}).splitlines()
+    table = format_markdown({"ways": ways, "unchanged_base_relative_rms": 0.3}).splitlines()
     assert table[2:] == [
         "| fp32, in full | 9,000 | 1.00 | 0.000 |",
         "| fp32, bsdiff4 | 8,000 | 0.89 | 0.000 |",

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from benchmarks.patch_codecs import CODECS
-from benchmarks.patch_rows import goal_of, kind_of
-from benchmarks.patch_tables import between_markers, costs, markdown, verdicts
+from benchmarks.patch_rows import find_element_type, find_goal
+from benchmarks.patch_tables import format_costs, format_goals, format_sizes, replace_between_markers
 
 
 def row(pair: str, ours: int, peer: int) -> dict[str, Any]:
@@ -36,15 +36,15 @@ def row(pair: str, ours: int, peer: int) -> dict[str, Any]:
     ],
 )
 def test_a_pair_has_the_goal_of_its_kind(pair: str, kind: str, goal: float | None) -> None:
-    assert kind_of(pair) == kind
-    assert goal_of(pair) == goal
+    assert find_element_type(pair) == kind
+    assert find_goal(pair) == goal
 
 
 def test_a_missed_goal_is_named() -> None:
     rows = [row("minilm-fine-tune-fp32", 70, 100), row("minilm-renamed-fp32", 71, 100), row("other", 2000, 900)]
-    assert "| minilm-fine-tune-fp32 | 100,000,000 | 100 (bsdiff4) | 70 | 0.700 | 0.62 |" in markdown(rows)
-    assert "| minilm-fine-tune-fp32 | 0.50 | 0.5 | 4 | 200 | 250 | 4.0 |" in costs(rows)
-    told = verdicts(rows, [{"target_bytes": 5 << 30, "peak_bytes": 13 << 20}])
+    assert "| minilm-fine-tune-fp32 | 100,000,000 | 100 (bsdiff4) | 70 | 0.700 | 0.62 |" in format_sizes(rows)
+    assert "| minilm-fine-tune-fp32 | 0.50 | 0.5 | 4 | 200 | 250 | 4.0 |" in format_costs(rows)
+    told = format_goals(rows, [{"target_bytes": 5 << 30, "peak_bytes": 13 << 20}])
     for expected in (
         "minilm-fine-tune-fp32 (0.7; 0.62)",
         "| 1 of 1 |",
@@ -56,8 +56,8 @@ def test_a_missed_goal_is_named() -> None:
 
 def test_a_table_takes_its_place_and_nothing_else() -> None:
     page = "before\n<!-- sizes, made by x -->\nold\n<!-- end of sizes -->\nafter\n"
-    made = between_markers(page, "sizes", "| new |\n")
+    made = replace_between_markers(page, "sizes", "| new |\n")
     assert made == "before\n<!-- sizes, made by x -->\n| new |\n<!-- end of sizes -->\nafter\n"
-    assert between_markers(made, "sizes", "| new |\n") == made
+    assert replace_between_markers(made, "sizes", "| new |\n") == made
     with pytest.raises(ValueError, match="'costs'"):
-        between_markers(page, "costs", "")
+        replace_between_markers(page, "costs", "")

@@ -57,7 +57,7 @@ def logits(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def test_what_lies_behind_the_mask_does_not_count() -> None:
-    model = minilm.onnx_model(small_encoder())
+    model = minilm.build_onnx_model(small_encoder())
     onnx.checker.check_model(model)
     feed = tokens(2, 12)
     feed["attention_mask"][:, 7:] = 0
@@ -68,7 +68,7 @@ def test_what_lies_behind_the_mask_does_not_count() -> None:
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_half_precision_files_are_valid(dtype: int) -> None:
-    model = minilm.onnx_model(small_encoder(), dtype)
+    model = minilm.build_onnx_model(small_encoder(), dtype)
     onnx.checker.check_model(model)
     assert {tensor.data_type for tensor in model.graph.initializer} == {dtype, TensorProto.INT64}
 
@@ -77,25 +77,25 @@ def test_the_graph_says_what_the_trained_network_says() -> None:
     pytest.importorskip("torch", reason="PyTorch is absent (pip install -e '.[train]')")
     feed = tokens(5, 9)
     expected = minilm.classify(small_encoder(), texts.Part(feed, np.zeros(5, np.int64)))
-    np.testing.assert_allclose(logits(minilm.onnx_model(small_encoder()), feed), expected, atol=1e-4)
+    np.testing.assert_allclose(logits(minilm.build_onnx_model(small_encoder()), feed), expected, atol=1e-4)
 
 
 def test_folded_normalization_says_what_the_network_says() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is absent (pip install -e '.[train]')")
     torch.manual_seed(0)
-    network = resnet._network()
-    images = resnet.images(8, 1)[0]
+    network = resnet._build_network()
+    images = resnet.draw_images(8, 1)[0]
     with torch.no_grad():
         network(torch.from_numpy(images))  # moves the running statistics
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(
-        logits(resnet.onnx_model(resnet._folded(network)), {"image": images}), expected, atol=1e-4
+        logits(resnet.build_onnx_model(resnet._fold_normalization(network)), {"image": images}), expected, atol=1e-4
     )
 
 
 def test_words_are_cut_into_the_longest_pieces() -> None:
     vocabulary = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "##a", "run", ".")
-    made = texts.WordPiece(vocabulary).batch(["Unaffable run.", "?"], 8)
+    made = texts.WordPiece(vocabulary).tokenize(["Unaffable run.", "?"], 8)
     assert made["input_ids"].tolist() == [[2, 4, 5, 6, 8, 9, 3, 0], [2, 1, 3, 0, 0, 0, 0, 0]]
     assert made["attention_mask"].sum(1).tolist() == [7, 3]
 
@@ -110,13 +110,13 @@ def test_splits_share_no_text_and_repeat(monkeypatch: pytest.MonkeyPatch) -> Non
         *(chr(c) for c in range(33, 127)),
         *(f"##{chr(c)}" for c in range(33, 127)),
     )
-    once, again = (texts.splits(vocabulary, 200, 1) for _ in range(2))
-    assert len(once.held.labels) == texts.HELD
+    once, again = (texts.split_texts(vocabulary, 200, 1) for _ in range(2))
+    assert len(once.held_out.labels) == texts.HELD_OUT
     assert len(once.calibration.labels) == texts.CALIBRATION
     parts = [
         {row.tobytes() for row in part.tokens["input_ids"]}
-        for part in (once.first, once.later, once.calibration, once.held)
+        for part in (once.first, once.later, once.calibration, once.held_out)
     ]
     seen = sum(len(part) for part in parts)
     assert len(set().union(*parts)) >= 0.99 * seen  # a few pieces of the library repeat word for word
-    np.testing.assert_array_equal(once.held.tokens["input_ids"], again.held.tokens["input_ids"])
+    np.testing.assert_array_equal(once.held_out.tokens["input_ids"], again.held_out.tokens["input_ids"])

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import update_aware_table
 from tests.support import tiny_models
-from tests.support.model_pairs import fine_tuned
+from tests.support.model_pairs import fine_tune
 
 
 def inputs(path: Path, count: int, seed: int) -> Path:
@@ -44,7 +44,7 @@ def measured(
 def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.text_encoder(width=96)
     monkeypatch.setattr(update_aware_table, "EXTRA_RATE_FACTORS", (0.25,))
-    found = measured(tmp_path, monkeypatch, model, fine_tuned(model, 1, 0.01))
+    found = measured(tmp_path, monkeypatch, model, fine_tune(model, 1, 0.01))
     assert found.keys() >= {"baseline", "unchanged_base", "curve", "chosen", "cpu_s", "peak_bytes"}
     assert found["baseline"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
     keys = {"rate_weight", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 from tests.support.release_fixtures import create_site
 
 START_LIMIT_S = 60
@@ -54,7 +54,7 @@ def agent(tmp_path: Path) -> Agent:
     enrollment = agent.says("enroll", "--output", str(tmp_path / "request.json"))
     check_schema("agent-enroll", enrollment)
     request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])
-    assert packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
+    assert run_packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
     return agent
 
 

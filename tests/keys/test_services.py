@@ -12,7 +12,7 @@ from keys.errors import KeyServiceUnavailable, KeyUnreadable
 from keys.key_files import encode_public_pem, load_public_key, load_signer
 from keys.services import SERVICES
 from keys.signers import read_public_key
-from tests.support.vault import TOKEN, Vault, vault
+from tests.support.vault import TOKEN, Vault, run_vault
 
 MESSAGE = b"message"
 URIS = {
@@ -26,7 +26,7 @@ URIS = {
 @pytest.fixture
 def transit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
     """A Vault with the key `release`, as this process's environment names it."""
-    with vault() as running:
+    with run_vault() as running:
         running.rotate("release")
         monkeypatch.setenv("VAULT_ADDR", running.url)
         monkeypatch.setenv("VAULT_TOKEN", TOKEN)

@@ -18,7 +18,7 @@ from bundle.manifest import Manifest
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import CommandResult, packager
+from tests.support.packager_cli import CommandResult, run_packager
 from tests.support.release_fixtures import ReleaseSite
 
 
@@ -26,7 +26,7 @@ from tests.support.release_fixtures import ReleaseSite
 def folder(site: ReleaseSite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The attestations of 1.1.0."""
     out = tmp_path_factory.mktemp("attested") / "attestations"
-    said = packager(*make(site, out))
+    said = run_packager(*make(site, out))
     assert said.code == 0, said.stderr
     return out
 
@@ -38,7 +38,7 @@ def make(site: ReleaseSite, out: Path, *words: object) -> tuple[object, ...]:
 
 def verify(site: ReleaseSite, folder: Path, *words: object, version: str = "1.1.0") -> CommandResult:
     place = ("--repo", site.folder / "repo", "--folder", folder, "--json")
-    return packager("attestation", "verify", "kws", version, *place, *words)
+    return run_packager("attestation", "verify", "kws", version, *place, *words)
 
 
 def statements(folder: Path) -> list[Any]:
@@ -123,7 +123,7 @@ def test_the_keys_of_the_release_role_sign_and_no_others(site: ReleaseSite, fold
     check_schema("attestation", said.json)
     assert len(said.json["key_ids"]) == 2
     names = {"release-kws-ed25519-1.key", "release-kws-ml-dsa-65-1.key"}
-    ids = {packager("keys", "show", site.folder / "keys" / name, "--json").json["key_id"] for name in names}
+    ids = {run_packager("keys", "show", site.folder / "keys" / name, "--json").json["key_id"] for name in names}
     assert set(said.json["key_ids"]) == ids
 
 
@@ -197,7 +197,7 @@ def test_a_bill_that_was_changed_beside_its_signature_is_refused(
 
 
 def test_the_same_release_gives_the_same_statements(site: ReleaseSite, folder: Path, tmp_path: Path) -> None:
-    assert packager(*make(site, tmp_path)).code == 0
+    assert run_packager(*make(site, tmp_path)).code == 0
     assert statements(tmp_path) == statements(folder)
     assert (tmp_path / "bom.cdx.json").read_bytes() == (folder / "bom.cdx.json").read_bytes()
 
@@ -207,7 +207,7 @@ def test_a_release_whose_record_is_gone_is_attested_from_its_manifest(site: Rele
     data = record.read_bytes()
     record.unlink()
     try:
-        assert packager(*make(site, tmp_path)).code == 0
+        assert run_packager(*make(site, tmp_path)).code == 0
     finally:
         record.write_bytes(data)
     provenance, bill = statements(tmp_path)
@@ -221,7 +221,7 @@ def test_a_damaged_record_is_told(site: ReleaseSite, tmp_path: Path) -> None:
     data = record.read_bytes()
     record.write_bytes(data[:-9])
     try:
-        said = packager(*make(site, tmp_path), "--json")
+        said = run_packager(*make(site, tmp_path), "--json")
     finally:
         record.write_bytes(data)
     assert (said.code, said.error["reason"]) == (3, "workspace-damaged")
@@ -229,8 +229,8 @@ def test_a_damaged_record_is_told(site: ReleaseSite, tmp_path: Path) -> None:
 
 def test_a_release_that_is_not_there_is_told_with_those_that_are(site: ReleaseSite) -> None:
     place = ("--repo", site.folder / "repo", "--json")
-    said = packager("attestation", "verify", "kws", "9.9.9", *place)
+    said = run_packager("attestation", "verify", "kws", "9.9.9", *place)
     assert (said.code, said.error["reason"]) == (2, "release-unknown")
     assert said.error["message"].endswith("found 1.0.0, 1.1.0")
-    assert packager("attestation", "verify", "nope", "1.0.0", *place).error["reason"] == "family-unknown"
-    assert packager("attestation", "verify", "kws", "1.0.0", *place).error["reason"] == "file-not-found"
+    assert run_packager("attestation", "verify", "nope", "1.0.0", *place).error["reason"] == "family-unknown"
+    assert run_packager("attestation", "verify", "kws", "1.0.0", *place).error["reason"] == "file-not-found"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 from tests.support.release_fixtures import create_site
 
 
@@ -14,7 +14,7 @@ def test_a_release_writes_its_attestations_where_it_is_asked_to(tmp_path: Path) 
     folder = tmp_path / "repo" / "attestations" / "kws" / "1.0.0"
     check_schema("release", said.json)
     assert said.json["attestations"]["folder"] == str(folder)
-    assert packager("attestation", "verify", "kws", "1.0.0", "--repo", tmp_path / "repo").code == 0
+    assert run_packager("attestation", "verify", "kws", "1.0.0", "--repo", tmp_path / "repo").code == 0
     assert not list((tmp_path / "repo" / "published").rglob("*.intoto.jsonl")), "not served without being asked to"
 
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.support import tiny_models
-from tests.support.packager_cli import assert_refused, everything_in, packager
+from tests.support.packager_cli import assert_refused, read_all_files, run_packager
 
 
 def make_models() -> None:
@@ -31,7 +31,7 @@ def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         onnx.save(tiny_models.mlp(), "lost.onnx", save_as_external_data=True, location="lost.bin", size_threshold=0)
         Path("lost.bin").unlink()
         build("old", "OLD", "--golden", 0)
-        packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p")
+        run_packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p")
         patch = Path("p").read_bytes()
         Path("cut.p").write_bytes(patch[:-20])
         middle = len(patch) // 2
@@ -59,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def build(name: str, out: str, *more: object) -> dict[str, object]:
-    said = packager("bundle", "build", f"{name}.onnx", "-o", out, "--family", "kws", "--json", *more)
+    said = run_packager("bundle", "build", f"{name}.onnx", "-o", out, "--family", "kws", "--json", *more)
     assert said.code == 0, said.stderr
     found: dict[str, object] = said.json
     return found
@@ -69,33 +69,33 @@ def test_a_bundle_is_built_diffed_and_made_again_from_the_patch(place: Path) -> 
     old = build("old", "OLD", "--file", "labels=labels.txt", "--inputs", "inputs.npz")
     new = build("new", "NEW", "--file", "labels=labels.txt", "--inputs", "inputs.npz", "--version", "1.1")
     assert old["bundle"] != new["bundle"]
-    diffed = packager("bundle", "diff", "OLD", "NEW", "-o", "p", "--json")
+    diffed = run_packager("bundle", "diff", "OLD", "NEW", "-o", "p", "--json")
     assert diffed.code == 0, diffed.stderr
     assert diffed.json["plain_size"] == Path("p").stat().st_size
-    applied = packager("bundle", "apply", "OLD", "p", "-o", "MADE", "--json")
+    applied = run_packager("bundle", "apply", "OLD", "p", "-o", "MADE", "--json")
     assert applied.json["bundle"] == new["bundle"]
-    assert everything_in(place / "MADE") == everything_in(place / "NEW")
+    assert read_all_files(place / "MADE") == read_all_files(place / "NEW")
 
 
 def test_from_nothing_is_written_as_a_dash(place: Path) -> None:
     new = build("new", "NEW", "--golden", 0)
-    assert packager("bundle", "diff", "-", "NEW", "-o", "p").code == 0
-    assert packager("bundle", "apply", "-", "p", "-o", "MADE", "--json").json["bundle"] == new["bundle"]
+    assert run_packager("bundle", "diff", "-", "NEW", "-o", "p").code == 0
+    assert run_packager("bundle", "apply", "-", "p", "-o", "MADE", "--json").json["bundle"] == new["bundle"]
     assert new["golden_tolerance_ppm"] is None
 
 
 def test_single_files_are_diffed_too(place: Path) -> None:
-    assert packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p").code == 0
-    assert packager("bundle", "apply", "old.onnx", "p", "-o", "made.onnx").code == 0
+    assert run_packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p").code == 0
+    assert run_packager("bundle", "apply", "old.onnx", "p", "-o", "made.onnx").code == 0
     assert Path("made.onnx").read_bytes() == Path("new.onnx").read_bytes()
 
 
 def test_every_kind_of_place_is_shown(place: Path) -> None:
     build("old", "OLD")
-    packager("bundle", "diff", "-", "OLD", "-o", "p")
+    run_packager("bundle", "diff", "-", "OLD", "-o", "p")
     for name, kind, word in (("OLD", "bundle", "model.onnx"), ("p", "patch", "full download")):
-        assert packager("bundle", "inspect", name, "--json").json["kind"] == kind
-        shown = packager("bundle", "inspect", name)
+        assert run_packager("bundle", "inspect", name, "--json").json["kind"] == kind
+        shown = run_packager("bundle", "inspect", name)
         assert shown.code == 0
         assert word in shown.stdout
 
@@ -151,10 +151,10 @@ def test_every_kind_of_place_is_shown(place: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(
     damaged: Path, words: list[str], code: int, reason: str, message: str
 ) -> None:
-    before = everything_in(damaged)
-    assert_refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
-    told = packager(*words)
+    before = read_all_files(damaged)
+    assert_refused(run_packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    told = run_packager(*words)
     assert told.code == code
     assert told.stderr.startswith("error: ")
     assert "Traceback" not in told.stderr
-    assert everything_in(damaged) == before
+    assert read_all_files(damaged) == before

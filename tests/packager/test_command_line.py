@@ -9,7 +9,7 @@ import click
 import pytest
 
 from packager.commands.root import COMMANDS, cli
-from tests.support.packager_cli import assert_refused, packager
+from tests.support.packager_cli import assert_refused, run_packager
 from tests.support.release_fixtures import ReleaseSite
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
@@ -55,7 +55,7 @@ def test_every_command_has_json_and_documents_its_exit_status() -> None:
 
 
 def test_version_is_told() -> None:
-    said = packager("--version")
+    said = run_packager("--version")
     assert said.code == 0
     assert said.stdout.startswith("packager, version ")
 
@@ -72,18 +72,18 @@ def test_version_is_told() -> None:
     ],
 )
 def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str) -> None:
-    said = packager(*words)
+    said = run_packager(*words)
     assert said.code == 2
     assert said.stdout == ""
     error, hint = said.stderr.splitlines()
     assert error.startswith("error: ")
     assert found in error
     assert hint.startswith("hint: run `packager")
-    assert_refused(packager(*words, "--json"), code=2, reason="invalid-usage", words=(found,))
+    assert_refused(run_packager(*words, "--json"), code=2, reason="invalid-usage", words=(found,))
 
 
 def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> None:
-    said = packager()
+    said = run_packager()
     assert (said.code, said.stdout) == (2, "")
     assert "Commands:" in said.stderr
 
@@ -95,6 +95,6 @@ def test_a_model_is_never_written_over_itself(site: ReleaseSite, tmp_path: Path,
     model.write_bytes((site.folder / "1.0.0.onnx").read_bytes())
     out = tmp_path / "out.onnx"
     out.symlink_to(model)
-    said = packager(command, model, "-o", out if link else model, "--inputs", site.folder / "inputs.npz", "--json")
+    said = run_packager(command, model, "-o", out if link else model, "--inputs", site.folder / "inputs.npz", "--json")
     assert (said.code, said.error["reason"]) == (2, "output-exists")
     assert model.read_bytes() == (site.folder / "1.0.0.onnx").read_bytes()

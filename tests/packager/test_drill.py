@@ -20,7 +20,7 @@ MODELS = {
     "branching": tiny_models.branching,
     "recurrent": lambda: tiny_models.recurrent("GRU"),
     "text_encoder": tiny_models.text_encoder,
-    "constant_answer": tiny_models.constant_answer,
+    "constant_answer": tiny_models.constant_output,
     "without_weights": tiny_models.without_weights,
 }
 

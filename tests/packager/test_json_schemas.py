@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from tests.support.json_schemas import SCHEMAS, check_schema
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 from tests.support.release_fixtures import ReleaseSite
 
 
@@ -28,12 +28,16 @@ def test_a_release(site: ReleaseSite) -> None:
 
 def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
     model = site.folder / "1.0.0.onnx"
-    built = packager("bundle", "build", model, "-o", tmp_path / "A", "--family", "kws", "--golden", 2, "--json")
+    built = run_packager("bundle", "build", model, "-o", tmp_path / "A", "--family", "kws", "--golden", 2, "--json")
     check_schema("bundle-build", built.json)
-    check_schema("bundle-diff", packager("bundle", "diff", "-", tmp_path / "A", "-o", tmp_path / "p", "--json").json)
-    check_schema("bundle-apply", packager("bundle", "apply", "-", tmp_path / "p", "-o", tmp_path / "B", "--json").json)
+    check_schema(
+        "bundle-diff", run_packager("bundle", "diff", "-", tmp_path / "A", "-o", tmp_path / "p", "--json").json
+    )
+    check_schema(
+        "bundle-apply", run_packager("bundle", "apply", "-", tmp_path / "p", "-o", tmp_path / "B", "--json").json
+    )
     for place in (tmp_path / "A", tmp_path / "p"):
-        check_schema("bundle-inspect", packager("bundle", "inspect", place, "--json").json)
+        check_schema("bundle-inspect", run_packager("bundle", "inspect", place, "--json").json)
 
 
 @pytest.mark.parametrize(
@@ -48,36 +52,36 @@ def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
 )
 def test_published_files_can_be_inspected(site: ReleaseSite, pattern: str, kind: str) -> None:
     for place in (site.folder / "repo" / "published").glob(pattern):
-        said = packager("bundle", "inspect", place, "--json")
+        said = run_packager("bundle", "inspect", place, "--json")
         assert said.code == 0, said.stderr
         assert said.json["kind"] == kind
         check_schema("bundle-inspect", said.json)
-        assert packager("bundle", "inspect", place).stdout.count("\n") >= 1
+        assert run_packager("bundle", "inspect", place).stdout.count("\n") >= 1
 
 
 def test_a_kept_bundle_is_verified_against_the_published_manifest(site: ReleaseSite) -> None:
     manifest = site.published("targets/bundles/kws/*.1.1.0.json")
-    bundle = packager("bundle", "inspect", manifest, "--json").json["bundles"]["int8"]
+    bundle = run_packager("bundle", "inspect", manifest, "--json").json["bundles"]["int8"]
     kept = site.folder / "repo" / "private" / "bundles" / "kws" / bundle
-    said = packager("bundle", "verify", kept, manifest, "int8", "--json")
+    said = run_packager("bundle", "verify", kept, manifest, "int8", "--json")
     assert said.code == 0, said.stderr
     check_schema("bundle-verify", said.json)
-    other = packager("bundle", "verify", kept, manifest, "fp32", "--json")
+    other = run_packager("bundle", "verify", kept, manifest, "fp32", "--json")
     assert (other.code, other.error["reason"]) == (3, "bundle-mismatch")
-    unknown = packager("bundle", "verify", kept, manifest, "int4", "--json")
+    unknown = run_packager("bundle", "verify", kept, manifest, "int4", "--json")
     assert (unknown.code, unknown.error["reason"]) == (2, "variant-unknown")
     assert "fp32, int8" in unknown.error["message"]
 
 
 def test_quantize_and_compare(site: ReleaseSite, tmp_path: Path) -> None:
     model, inputs = site.folder / "1.0.0.onnx", site.folder / "inputs.npz"
-    said = packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
+    said = run_packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
     check_schema("quantize", said.json)
     check_schema(
-        "compare", packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json
+        "compare", run_packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json
     )
 
 
 def test_an_error(site: ReleaseSite) -> None:
-    said = packager("bundle", "inspect", site.folder / "none", "--json")
+    said = run_packager("bundle", "inspect", site.folder / "none", "--json")
     check_schema("error", json.loads(said.stderr))

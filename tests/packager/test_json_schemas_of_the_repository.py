@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import CommandResult, packager
+from tests.support.packager_cli import CommandResult, run_packager
 from tests.support.release_fixtures import PASSPHRASE, create_site
 
 
@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def done(*words: object) -> CommandResult:
     """A command that succeeds."""
-    said = packager(*words, "--json")
+    said = run_packager(*words, "--json")
     assert said.code == 0, said.stderr
     return said
 

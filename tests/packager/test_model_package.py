@@ -11,7 +11,7 @@ from bundle.files import bundle_digest
 from packager.errors import BundleNameInvalid, ExternalDataMissing, InputFileMissing, OutputExists
 from packager.models.model_package import ExtraFile, build_package, external_data, open_package
 from tests.support import tiny_models
-from tests.support.packager_cli import everything_in
+from tests.support.packager_cli import read_all_files
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_external_data_is_found_in_nested_graphs(tmp_path: Path) -> None:
 
 def test_missing_external_data_is_told_by_name(model: Path, tmp_path: Path) -> None:
     (model.parent / "net.bin").unlink()
-    before = everything_in(tmp_path)
+    before = read_all_files(tmp_path)
     with pytest.raises(ExternalDataMissing, match=r"net\.bin"):
         build(model, tmp_path / "out")
-    assert everything_in(tmp_path) == before
+    assert read_all_files(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["../net.bin", "/etc/passwd", ".hidden", "two words.bin", "a/../net.bin"])
@@ -105,14 +105,14 @@ def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_pat
 def test_extra_files_must_be_there_have_a_plain_name_and_not_meet(model: Path, tmp_path: Path) -> None:
     labels = tmp_path / "l.txt"
     labels.write_text("a\n")
-    before = everything_in(tmp_path)
+    before = read_all_files(tmp_path)
     with pytest.raises(InputFileMissing, match=r"none\.txt"):
         build(model, tmp_path / "out", ExtraFile(tmp_path / "none.txt", "labels", "none.txt"))
     with pytest.raises(BundleNameInvalid, match=r"\.\./l\.txt"):
         build(model, tmp_path / "out", ExtraFile(labels, "labels", "../l.txt"))
     with pytest.raises(BundleNameInvalid, match="already"):
         build(model, tmp_path / "out", *[ExtraFile(labels, "labels", "l.txt")] * 2)
-    assert everything_in(tmp_path) == before
+    assert read_all_files(tmp_path) == before
 
 
 def test_what_is_there_is_not_written_over(model: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bundle.frames import Secret
 from keys.key_files import generate_key_file
 from packager.repository.workspace import Workspace
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import CommandResult, packager
+from tests.support.packager_cli import CommandResult, run_packager
 from tests.support.release_fixtures import ReleaseSite
 
 pytest.importorskip("model_signing", reason="model-signing is not installed: extra oms")
@@ -43,7 +43,7 @@ def bundle(site: ReleaseSite, tmp_path: Path) -> Path:
 
 
 def sign(bundle: Path, key: Path, out: Path) -> CommandResult:
-    return packager("bundle", "sign-oms", bundle, "--key", key, "-o", out, "--json")
+    return run_packager("bundle", "sign-oms", bundle, "--key", key, "-o", out, "--json")
 
 
 def verify_by_their_command_line(bundle: Path, signature: Path, public_key: Path) -> "subprocess.CompletedProcess[str]":
@@ -53,7 +53,7 @@ def verify_by_their_command_line(bundle: Path, signature: Path, public_key: Path
 
 
 def verify_by_ours(bundle: Path, signature: Path, public_key: Path) -> CommandResult:
-    return packager("bundle", "verify-oms", bundle, signature, "--public-key", public_key, "--json")
+    return run_packager("bundle", "verify-oms", bundle, signature, "--public-key", public_key, "--json")
 
 
 def test_their_command_line_accepts_what_was_signed_here(bundle: Path, key: Path, tmp_path: Path) -> None:

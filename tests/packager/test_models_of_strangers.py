@@ -78,7 +78,7 @@ def test_models_with_weights_have_both_variants(repository: Repository, tmp_path
 @pytest.mark.parametrize(
     "model",
     [
-        tiny_models.constant_answer(),
+        tiny_models.constant_output(),
         one_node("Cast", helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 8]), to=TensorProto.STRING),
         one_node("NonZero", helper.make_tensor_value_info("y", TensorProto.INT64, None)),
     ],

@@ -38,7 +38,7 @@ from packager.release.steps.sign import rollouts_of
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.support import tiny_models
-from tests.support.packager_cli import everything_in
+from tests.support.packager_cli import read_all_files
 from tests.support.release_fixtures import ReleaseSite, create_site
 
 COHORT = "default"
@@ -156,7 +156,7 @@ def test_both_variants_are_published_and_install_from_nothing_and_by_patch(share
         old = shared.install(first, name, None, tmp_path / f"{name}-old")
         new = shared.install(second, name, None, tmp_path / f"{name}-new")
         patched = shared.install(second, name, old, tmp_path / f"{name}-patched")
-        assert everything_in(patched) == everything_in(new)
+        assert read_all_files(patched) == read_all_files(new)
 
 
 def test_the_manifest_says_what_a_device_must_know(shared: Bench, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_no_plain_model_and_no_key_is_among_the_published_files(shared: Bench) -
     assert kept is not None
     model = (shared.folder / "1.1.0.onnx").read_bytes()
     secrets = (model[2000:2064], kept.content_key.value, kept.content_key.value.hex().encode())
-    for path, data in everything_in(shared.repository.published).items():
+    for path, data in read_all_files(shared.repository.published).items():
         assert not any(secret in data for secret in secrets), path
 
 
@@ -204,28 +204,28 @@ def test_a_version_is_released_once(shared: Bench) -> None:
 
 
 def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     report = shared.release("1.2.0", seed=2, until="diff")
     assert not report.is_published
     rows = report.variants["int8"]["patches"]
     assert isinstance(rows, list)
     assert rows[0]["from_version"] is None
     assert all(row["plain_size"] > 0 for row in rows)
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_a_base_that_was_never_released_is_told(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     with pytest.raises(BaseMissing, match=r"kws 0\.9\.0"):
         shared.release("1.2.0", WHOLE.replace("[rollout]", '[patches]\nfrom = ["0.9.0"]\n[rollout]'), seed=2)
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_an_unknown_cohort_is_told_before_anything_is_written(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     with pytest.raises(CohortUnknown, match="garage"):
         shared.release("1.2.0", WHOLE + 'cohorts = ["garage"]\n', seed=2)
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(bench: Bench, tmp_path: Path) -> None:
@@ -265,13 +265,13 @@ def test_patches_can_be_added_to_a_release_that_others_came_after(bench: Bench, 
 
 
 def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     for version, base in (("9.0.0", "1.0.0"), ("1.1.0", "9.0.0")):
         with pytest.raises(BaseMissing, match=r"kws 9\.0\.0"):
             add_patches(shared.repository, "kws", version, [base])
     with pytest.raises(VariantUnknown, match="int4"):
         add_patches(shared.repository, "kws", "1.1.0", ["1.0.0"], variants=["int4"])
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_a_device_without_the_optional_decoder_has_a_way_to_every_variant(shared: Bench) -> None:
@@ -298,11 +298,11 @@ def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(be
 
 
 def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     body = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\nrequires.onnxruntime_min = "1.5"')
     with pytest.raises(ReleaseFileInvalid, match=r"int8: requires.onnxruntime_min: found 1.5, its .* came with 1.12"):
         shared.release("1.2.0", body, seed=2)
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_a_metric_that_cannot_be_called_ends_the_release_before_any_work(shared: Bench) -> None:
@@ -317,10 +317,10 @@ def test_a_variant_below_the_metric_is_left_out(shared: Bench) -> None:
 
 
 def test_a_required_variant_that_fails_ends_the_release(shared: Bench) -> None:
-    before = everything_in(shared.repository.root)
+    before = read_all_files(shared.repository.root)
     with pytest.raises(GateFailed, match="int8"):
         shared.release("1.2.0", IMPOSSIBLE.replace("gate.", "required = true\ngate."), seed=2)
-    assert everything_in(shared.repository.root) == before
+    assert read_all_files(shared.repository.root) == before
 
 
 def test_a_release_of_no_variant_at_all_is_refused(shared: Bench) -> None:

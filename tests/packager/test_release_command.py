@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.packager_cli import assert_refused, everything_in, packager
+from tests.support.packager_cli import assert_refused, read_all_files, run_packager
 from tests.support.release_fixtures import ReleaseSite, create_site
 
 
@@ -33,12 +33,12 @@ def test_bad_input_is_one_line_and_changes_nothing(
         text = text.replace(change[0], change[1])
         text = text.replace('version = "1.1.0"', 'version = "1.3.0"')
     (site.folder / "bad.toml").write_text(text)
-    before = everything_in(site.folder)
+    before = read_all_files(site.folder)
     if code is None:
         assert site.release("bad.toml", "--dry-run").code == 0
     else:
         assert_refused(site.release("bad.toml", "--json"), code=code, reason=reason, words=(message,))
-    assert everything_in(site.folder) == before
+    assert read_all_files(site.folder) == before
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_wrong_words_are_one_line(
 ) -> None:
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "only for tests")
-    before = everything_in(site.folder)
-    assert_refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
-    assert everything_in(site.folder) == before
+    before = read_all_files(site.folder)
+    assert_refused(run_packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    assert read_all_files(site.folder) == before
 
 
 def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = create_site(tmp_path, encrypted=True)
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
-    before = everything_in(site.folder)
-    said = packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
+    before = read_all_files(site.folder)
+    said = run_packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
     assert_refused(said, code=2, reason="wrong-passphrase")
-    assert everything_in(site.folder) == before
+    assert read_all_files(site.folder) == before
 
 
 def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     assert_refused(again, code=2, reason="version-taken", words=("1.0.0",))
     for path in away.iterdir():
         path.rename(tmp_path / "keys" / path.name)
-    assert packager("repo", "sign", "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
-    assert packager("repo", "publish", "--repo", tmp_path / "repo").code == 0
+    assert run_packager("repo", "sign", "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
+    assert run_packager("repo", "publish", "--repo", tmp_path / "repo").code == 0
     assert site.published("targets/bundles/kws/*.1.0.0.json").is_file()
 
 

@@ -18,7 +18,7 @@ from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.support import tiny_models
-from tests.support.packager_cli import everything_in
+from tests.support.packager_cli import read_all_files
 
 RELEASE = """
 family = "kws"
@@ -73,7 +73,7 @@ def repository(tmp_path: Path) -> Repository:
 def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_first: bool) -> None:
     plan = parse_release_file(tmp_path / "release.toml")
     signers = load_folder_signers(tmp_path / "keys", None)
-    before = everything_in(repository.published / "metadata")
+    before = read_all_files(repository.published / "metadata")
     number = 0
     while True:
         number += 1
@@ -83,7 +83,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
         except OSError:
             if is_done_first and faulty.failed == "publish":
                 break  # it was published before the fault: a release of that version is out
-            assert everything_in(repository.published / "metadata") == before
+            assert read_all_files(repository.published / "metadata") == before
             assert repository.is_staging_empty
             assert not list((repository.root / "private").glob(".building-*"))
         else:
@@ -102,11 +102,11 @@ def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository
                 raise KeyboardInterrupt
             return super().__getattr__(name)
 
-    before = everything_in(repository.published / "metadata")
+    before = read_all_files(repository.published / "metadata")
     interrupted = cast(Repository, Interrupted(repository, 100, is_done_first=False))
     with pytest.raises(KeyboardInterrupt):
         run_release(parse_release_file(tmp_path / "release.toml"), interrupted, [])
-    assert everything_in(repository.published / "metadata") == before
+    assert read_all_files(repository.published / "metadata") == before
     assert repository.is_staging_empty
 
 

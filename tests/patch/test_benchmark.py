@@ -15,9 +15,9 @@ from tests.support import model_formats
 def test_the_benchmark_measures_a_pair(tmp_path: Path) -> None:
     pair = tmp_path / "pairs" / "small"
     pair.mkdir(parents=True)
-    arrays = model_formats.weights(1)
-    (pair / "base.safetensors").write_bytes(model_formats.safetensors(arrays))
-    (pair / "target.safetensors").write_bytes(model_formats.safetensors(model_formats.tuned(arrays, 2)))
+    arrays = model_formats.make_weights(1)
+    (pair / "base.safetensors").write_bytes(model_formats.to_safetensors(arrays))
+    (pair / "target.safetensors").write_bytes(model_formats.to_safetensors(model_formats.fine_tune(arrays, 2)))
     (tmp_path / "pairs" / "not a pair").mkdir()
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", "benchmarks.patches", "--pairs", str(pair.parent), "--json", str(out)]
@@ -48,10 +48,10 @@ def test_a_folder_without_pairs_is_an_empty_result_and_none_is_an_error(tmp_path
 
 @pytest.mark.parametrize("codec", GENERIC)
 def test_a_peer_gives_the_target_back(codec: str, tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
+    arrays = model_formats.make_weights(1)
     base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
-    base.write_bytes(model_formats.safetensors(arrays))
-    target.write_bytes(model_formats.safetensors(model_formats.tuned(arrays, 2)))
+    base.write_bytes(model_formats.to_safetensors(arrays))
+    target.write_bytes(model_formats.to_safetensors(model_formats.fine_tune(arrays, 2)))
     patch, out = tmp_path / "patch", tmp_path / "out"
     try:
         encode, apply = BUILDERS[codec](base, target, patch, out)
@@ -64,10 +64,10 @@ def test_a_peer_gives_the_target_back(codec: str, tmp_path: Path) -> None:
 
 
 def test_what_a_peer_needed_is_kept_and_used_again(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
+    arrays = model_formats.make_weights(1)
     base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
-    base.write_bytes(model_formats.safetensors(arrays))
-    target.write_bytes(model_formats.safetensors(model_formats.tuned(arrays, 2)))
+    base.write_bytes(model_formats.to_safetensors(arrays))
+    target.write_bytes(model_formats.to_safetensors(model_formats.fine_tune(arrays, 2)))
     keep, codecs = tmp_path / "keep", ("zstd_full", "airweights")
     once = measure_pair("small", base, target, None, keep=keep, codecs=codecs, jobs=2)
     (kept,) = keep.iterdir()

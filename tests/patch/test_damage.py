@@ -8,15 +8,20 @@ import pytest
 from bundle.errors import PatchRefused, PatchTruncated, PatchVersionUnsupported
 from bundle.patch.apply import apply_patch
 from tests.support import model_formats
-from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, patch_between
+from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, make_patch_between
 
-OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "m": model_formats.tiny(1), "same": b"s" * 400}
-NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "m": model_formats.tiny(2), "same": b"s" * 400}
+OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "m": model_formats.make_tiny_file(1), "same": b"s" * 400}
+NEW: Files = {
+    "a": bytes(range(255)) * 8,
+    "b": b"text " * 290 + b"more",
+    "m": model_formats.make_tiny_file(2),
+    "same": b"s" * 400,
+}
 
 
 @pytest.fixture(scope="module", params=["bsdiff4", "zstd", "typed", "planes"])
 def patch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return patch_between(Path(tmp_path_factory.mktemp("patch")), OLD, NEW, request.param)[0]
+    return make_patch_between(Path(tmp_path_factory.mktemp("patch")), OLD, NEW, request.param)[0]
 
 
 def _apply(patch: bytes) -> None:

@@ -8,7 +8,7 @@ import pytest
 from bundle.errors import Invalid, PatchCorrupt, WrongBase
 from packager.diff.bundle_folder import SINGLE_FILE_PATH, apply_to_directory, open_bundle
 from packager.diff.write.make_patch import make_patch
-from tests.support.memory_bundles import written
+from tests.support.memory_bundles import write_bundle
 
 NOISE = np.random.default_rng(2).bytes(3000)
 OLD = {"a": NOISE, "d/b": b"two" * 500}
@@ -22,8 +22,8 @@ def _patch(place: Path, base: Path | None, target: Path) -> Path:
 
 
 def test_a_folder_becomes_the_new_folder(tmp_path: Path) -> None:
-    written(tmp_path / "old", OLD)
-    written(tmp_path / "new", NEW)
+    write_bundle(tmp_path / "old", OLD)
+    write_bundle(tmp_path / "new", NEW)
     patch = _patch(tmp_path / "p", tmp_path / "old", tmp_path / "new")
     table = apply_to_directory(tmp_path / "old", patch, tmp_path / "out")
     assert table == open_bundle(tmp_path / "out").files
@@ -41,8 +41,8 @@ def test_a_single_file_becomes_a_single_file_whatever_it_is_called(tmp_path: Pat
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    written(tmp_path / "old", OLD)
-    written(tmp_path / "new", NEW)
+    write_bundle(tmp_path / "old", OLD)
+    write_bundle(tmp_path / "new", NEW)
     patch = _patch(tmp_path / "p", tmp_path / "old", tmp_path / "new")
     data = bytearray(patch.read_bytes())
     data[-30] ^= 1
@@ -54,8 +54,8 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
-    written(tmp_path / "old", OLD)
-    written(tmp_path / "new", NEW)
+    write_bundle(tmp_path / "old", OLD)
+    write_bundle(tmp_path / "new", NEW)
     patch = _patch(tmp_path / "p", tmp_path / "old", tmp_path / "new")
     (tmp_path / "old" / "a").write_bytes(b"another")
     with pytest.raises(WrongBase, match=r"it expects 'a' [0-9a-f]{16}…, which the given base does not have"):
@@ -65,7 +65,7 @@ def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:
-    written(tmp_path / "new", NEW)
+    write_bundle(tmp_path / "new", NEW)
     patch = _patch(tmp_path / "p", None, tmp_path / "new")
     with pytest.raises(Invalid, match="exists already"):
         apply_to_directory(None, patch, tmp_path / "new")

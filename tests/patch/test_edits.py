@@ -26,7 +26,7 @@ from packager.diff.encode.encode_edits import (
 )
 from packager.diff.encode.entropy import EncoderOptions
 from tests.support import model_formats
-from tests.support.memory_bundles import applied, patch_between
+from tests.support.memory_bundles import apply_to_memory, make_patch_between
 
 NOWHERE = Path()
 
@@ -57,11 +57,11 @@ def entropy_bytes(elements: int, share: float, bits: float) -> float:
 @pytest.mark.parametrize("name", model_formats.FORMATS)
 @pytest.mark.parametrize("codec", ["typed", "planes"])
 def test_edits_in_every_format_are_exact(tmp_path: Path, name: str, codec: str) -> None:
-    arrays = model_formats.weights(1)
+    arrays = model_formats.make_weights(1)
     new = {key: changed(array, 0.01, i) for i, (key, array) in enumerate(arrays.items())}
     base, target = {"m": model_formats.FORMATS[name](arrays)}, {"m": model_formats.FORMATS[name](new)}
-    patch, report = patch_between(tmp_path, base, target, codec)
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target, codec)
+    assert apply_to_memory(patch, base) == target
     assert "edit" in report.features
     assert ("pcodec" in report.features) == (codec == "typed")
 
@@ -70,12 +70,12 @@ def test_edits_in_every_format_are_exact(tmp_path: Path, name: str, codec: str) 
 def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) -> None:
     dice = np.random.default_rng(3)
     old = {f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(10)}
-    base = model_formats.onnx(old)
+    base = model_formats.to_onnx(old)
     content = np.frombuffer(base, np.uint8).copy()
     places = 200 + dice.choice(len(content) - 400, round(share * len(content)), replace=False)
     content[places] += dice.integers(1, 256, len(places)).astype(np.uint8)
-    patch, _ = patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
-    assert applied(patch, {"m": base}) == {"m": content.tobytes()}
+    patch, _ = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
+    assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
     assert len(patch) < 1.02 * entropy_bytes(len(content), share, 8) + 600
 
 
@@ -83,10 +83,10 @@ def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) 
 def test_numbers_edited_anywhere_are_told_as_numbers(tmp_path: Path, dtype: type[np.number[Any]]) -> None:
     dice = np.random.default_rng(4)
     old = (dice.normal(0, 0.05, (600, 500)) * (1 if np.dtype(dtype).kind == "f" else 800)).astype(dtype)
-    base = {"m": model_formats.safetensors({"w": old})}
-    target = {"m": model_formats.safetensors({"w": changed(old, 2e-3, 5)})}
-    patch, report = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    base = {"m": model_formats.to_safetensors({"w": old})}
+    target = {"m": model_formats.to_safetensors({"w": changed(old, 2e-3, 5)})}
+    patch, report = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     (row,) = [row for row in report.rows if row.coder == "edits"]
     assert row.dtype == {"float32": "f32", "float16": "f16", "int8": "u8", "int64": "i64"}[old.dtype.name]
     bits = {2: 7, 4: 20}[old.itemsize] if old.dtype.kind == "f" else 1
@@ -100,8 +100,8 @@ def test_a_file_without_tensors_is_edited_too(tmp_path: Path) -> None:
     places = dice.choice(len(content), 300, replace=False)
     content[places] += dice.integers(1, 256, 300).astype(np.uint8)
     target = {"m": content.tobytes()}
-    patch, report = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     assert frames_of(patch) == [Op.EDIT]
     assert report.rows[0].coder == "edits"
     assert len(patch) < entropy_bytes(len(content), 1e-4, 8) + 400
@@ -116,8 +116,8 @@ def test_a_file_without_tensors_that_was_edited_and_moved_is_told_as_both(tmp_pa
     content[places] += dice.integers(1, 256, 1000).astype(np.uint8)
     edited = content.tobytes()
     target = {"m": head + edited[:60_000] + dice.bytes(70) + edited[60_000:300_000] + edited[310_000:] + b"tail"}
-    patch, report = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     assert frames_of(patch) == ([Op.BYTES] if head else []) + [Op.EDIT, Op.BYTES]
     assert report.rows[0].coder == "edits"
     assert len(patch) < entropy_bytes(len(content), 1000 / len(content), 8) + 600
@@ -126,12 +126,12 @@ def test_a_file_without_tensors_that_was_edited_and_moved_is_told_as_both(tmp_pa
 def test_what_is_copied_beside_edits_joins_them(tmp_path: Path) -> None:
     dice = np.random.default_rng(6)
     old = {f"w{i}": dice.normal(0, 0.05, (100, 100)).astype(np.float32) for i in range(40)}
-    base = model_formats.safetensors(old)
+    base = model_formats.to_safetensors(old)
     content = np.frombuffer(base, np.uint8).copy()
     for tensor in (3, 17, 31):
         content[len(content) - 40_000 * (40 - tensor) + 5 :: 8000][:3] ^= 1
-    patch, report = patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
-    assert applied(patch, {"m": base}) == {"m": content.tobytes()}
+    patch, report = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
+    assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
     assert frames_of(patch) == [Op.EDIT]
     assert len(patch) < 500
     assert [row.target_bytes for row in report.rows] == [len(base)]
@@ -143,22 +143,22 @@ def test_rows_of_floats_that_changed_are_coded_as_rows(tmp_path: Path) -> None:
     new = old.copy()
     rows = np.flatnonzero(dice.random(1000) < 0.05)
     new[rows] += dice.normal(0, 1e-4, (len(rows), 320)).astype(np.float32)
-    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": new})}
-    patch, report = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors({"e": old})}, {"m": model_formats.to_safetensors({"e": new})}
+    patch, report = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     assert "edit" not in report.features
 
 
 @pytest.mark.parametrize("run", [4, 16, 64])
 def test_runs_of_bytes_cost_their_bytes(tmp_path: Path, run: int) -> None:
     dice = np.random.default_rng(run)
-    base = model_formats.onnx({f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(4)})
+    base = model_formats.to_onnx({f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(4)})
     content = np.frombuffer(base, np.uint8).copy()
     starts = 200 + dice.choice((len(content) - 400) // 100, 300, replace=False) * 100
     places = (starts[:, None] + np.arange(run)).reshape(-1)
     content[places] += dice.integers(1, 256, len(places)).astype(np.uint8)
-    patch, _ = patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
-    assert applied(patch, {"m": base}) == {"m": content.tobytes()}
+    patch, _ = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
+    assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
     assert len(patch) < 1.02 * entropy_bytes(len(content), 300 / len(content), 8 * run) + 600
 
 
@@ -166,9 +166,9 @@ def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     dice = np.random.default_rng(8)
     old = {f"w{i}": dice.normal(0, 0.05, (1000, 500)).astype(np.float32) for i in range(4)}
     new = {name: changed(array, 0.05, i) for i, (name, array) in enumerate(old.items())}
-    base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors(new)}
-    patch, _ = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors(old)}, {"m": model_formats.to_safetensors(new)}
+    patch, _ = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     assert frames_of(patch).count(Op.EDIT) == 2
     announced = read_header(io.BytesIO(patch), DEFAULT_LIMITS).declared_limits
     assert announced.pending_bytes <= WAITING_BYTES_PER_EDIT * encode_edits.MAX_WAITING_EDITS
@@ -179,13 +179,13 @@ def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -
     dice = np.random.default_rng(11)
     old = {"w": dice.normal(0, 0.05, (700, 500)).astype(np.float32)}
     noise = dice.integers(0, 256, 1_200_000).astype(np.uint8)
-    base = {"a": model_formats.safetensors(old), "b": noise.tobytes(), "c": model_formats.safetensors(old)}
+    base = {"a": model_formats.to_safetensors(old), "b": noise.tobytes(), "c": model_formats.to_safetensors(old)}
     for i in range(20_000):
         noise[60 * i] ^= 1 + i % 200
-    new = model_formats.safetensors({"w": changed(old["w"], 0.05, 12)})
+    new = model_formats.to_safetensors({"w": changed(old["w"], 0.05, 12)})
     target = {"a": new, "b": noise.tobytes(), "c": new}
-    patch, _ = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    patch, _ = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     assert frames_of(patch) == [Op.EDIT, Op.EDIT]
 
 
@@ -200,12 +200,12 @@ def test_edits_of_any_type_anywhere_are_exact(tmp_path_factory: pytest.TempPathF
     new = old.copy().reshape(-1)
     places = dice.choice(new.size, data.draw(st.integers(1, max(1, new.size // 70))), replace=False)
     new[places] ^= dice.integers(1, 256, len(places)).astype(np.uint8)
-    sides = [model_formats.safetensors({"w": side.reshape(-1).view(dtype)}) for side in (old, new)]
+    sides = [model_formats.to_safetensors({"w": side.reshape(-1).view(dtype)}) for side in (old, new)]
     base, target = ({"m": side, "n": b"a file between", "o": side} for side in sides)
-    patch, _ = patch_between(
+    patch, _ = make_patch_between(
         tmp_path_factory.mktemp("any"), base, target, data.draw(st.sampled_from(["typed", "planes"]))
     )
-    assert applied(patch, base) == target
+    assert apply_to_memory(patch, base) == target
 
 
 @pytest.mark.parametrize("kind", ELEMENT_TYPES, ids=lambda kind: kind.name)

@@ -15,7 +15,7 @@ from bundle.patch.parameters import Factor, Gain, Parameters
 from bundle.patch.prediction import apply_periodic, compute_chunk, parameter_computation
 from packager.diff.encode.residual_partitions import find_best_cuts
 from tests.support import model_formats
-from tests.support.memory_bundles import applied, patch_between
+from tests.support.memory_bundles import apply_to_memory, make_patch_between
 
 
 @settings(max_examples=300, deadline=None)
@@ -161,10 +161,10 @@ def test_a_program_takes_lzma_and_bsdiff(tmp_path: Path) -> None:
     for position in range(0, len(old), 23):  # addresses that moved
         new[position] = (new[position] + 64) % 256
     new[70_000:70_000] = b"".join(words[i] for i in rng.integers(0, 400, 3_000))
-    patch, report = patch_between(tmp_path, {"f": old}, {"f": bytes(new)})
-    assert applied(patch, {"f": old}) == {"f": bytes(new)}
+    patch, report = make_patch_between(tmp_path, {"f": old}, {"f": bytes(new)})
+    assert apply_to_memory(patch, {"f": old}) == {"f": bytes(new)}
     assert "lzma" in report.features
-    plain, report = patch_between(tmp_path / "plain", {"f": old}, {"f": bytes(new)}, "zstd")
+    plain, report = make_patch_between(tmp_path / "plain", {"f": old}, {"f": bytes(new)}, "zstd")
     assert "lzma" not in report.features
     assert len(patch) < len(plain)
 
@@ -173,14 +173,14 @@ def test_rows_put_in_between_and_elements_changed_here_and_there(tmp_path: Path)
     rng = np.random.default_rng(0)
     old = rng.normal(0, 0.05, (1400, 300)).astype(np.float32)
     longer = np.concatenate([old[:400], rng.normal(0, 0.05, (3, 300)).astype(np.float32), old[400:]])
-    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": longer})}
-    patch, _ = patch_between(tmp_path / "rows", base, target)
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors({"e": old})}, {"m": model_formats.to_safetensors({"e": longer})}
+    patch, _ = make_patch_between(tmp_path / "rows", base, target)
+    assert apply_to_memory(patch, base) == target
     assert len(patch) < 6000
     sparse = np.where(rng.random(old.shape) < 0.001, old * 2, old)
-    target = {"m": model_formats.safetensors({"e": sparse})}
-    patch, _ = patch_between(tmp_path / "sparse", base, target)
-    assert applied(patch, base) == target
+    target = {"m": model_formats.to_safetensors({"e": sparse})}
+    patch, _ = make_patch_between(tmp_path / "sparse", base, target)
+    assert apply_to_memory(patch, base) == target
     assert len(patch) < 4500
 
 
@@ -189,10 +189,10 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
         rng = np.random.default_rng(7)
         levels = rng.integers(0, 256, (6000, 18)).astype(np.uint8)
         levels[:, 0] = np.random.default_rng(seed).integers(0, 256, 6000)
-        return model_formats.safetensors({"w": levels})
+        return model_formats.to_safetensors({"w": levels})
 
-    patch, report = patch_between(tmp_path, {"m": blocks(1)}, {"m": blocks(2)}, "typed")
-    assert applied(patch, {"m": blocks(1)}) == {"m": blocks(2)}
+    patch, report = make_patch_between(tmp_path, {"m": blocks(1)}, {"m": blocks(2)}, "typed")
+    assert apply_to_memory(patch, {"m": blocks(1)}) == {"m": blocks(2)}
     assert any("by position" in row.coder for row in report.rows)
     assert len(patch) < 6000 + 600
 
@@ -200,9 +200,9 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
 def test_rows_in_another_order_are_found_as_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     old = rng.normal(0, 0.05, (8000, 3)).astype(np.float32)
-    base, target = ({"m": model_formats.safetensors({"e": each})} for each in (old, old[rng.permutation(len(old))]))
-    patch, _ = patch_between(tmp_path / "auto", base, target)
-    assert applied(patch, base) == target
+    base, target = ({"m": model_formats.to_safetensors({"e": each})} for each in (old, old[rng.permutation(len(old))]))
+    patch, _ = make_patch_between(tmp_path / "auto", base, target)
+    assert apply_to_memory(patch, base) == target
     dictionary = zstandard.ZstdCompressionDict(base["m"], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     best = len(zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress(target["m"]))
     assert len(patch) <= best + 1024

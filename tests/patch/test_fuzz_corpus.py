@@ -3,7 +3,7 @@
 `make torture` runs many more.
 """
 
-from tests.support.memory_bundles import applied
+from tests.support.memory_bundles import apply_to_memory
 from torture import fuzz_patch
 
 
@@ -12,7 +12,7 @@ def test_the_corpus_applies() -> None:
     patches = sorted(fuzz_patch.CORPUS.glob("*.patch"))
     assert len(patches) >= 9
     for path in patches:
-        assert applied(path.read_bytes(), base) == fuzz_patch.target_of(path)
+        assert apply_to_memory(path.read_bytes(), base) == fuzz_patch.target_of(path)
 
 
 def test_changed_patches_with_good_checksums_are_refused_or_harmless() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bundle.patch.sections import unpack_zstd
 from packager.diff.encode.encode_untyped import ZSTD_LEVEL
 from packager.diff.encode.zstd_prefix import compress_with_prefix
-from tests.support.memory_bundles import applied, patch_between
+from tests.support.memory_bundles import apply_to_memory, make_patch_between
 
 
 def _rows_in_another_order() -> tuple[bytes, bytes]:
@@ -43,6 +43,6 @@ def test_a_small_file_is_never_much_larger_than_by_the_program_zstd(tmp_path: Pa
     old.write_bytes(base)
     new.write_bytes(target)
     subprocess.run(["zstd", "-q", "-19", f"--patch-from={old}", new, "-o", packed], check=True, timeout=60)
-    patch, _ = patch_between(tmp_path / "auto", {"m": base}, {"m": target})
-    assert applied(patch, {"m": base}) == {"m": target}
+    patch, _ = make_patch_between(tmp_path / "auto", {"m": base}, {"m": target})
+    assert apply_to_memory(patch, {"m": base}) == {"m": target}
     assert len(patch) <= packed.stat().st_size + 1024

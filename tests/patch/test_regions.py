@@ -12,14 +12,14 @@ from bundle.files import BundleDirectory
 from packager.tensors.find_regions import find_file_regions, find_regions
 from packager.tensors.region import ELEMENT_BYTES
 from tests.support import model_formats
-from tests.support.memory_bundles import table, written
+from tests.support.memory_bundles import make_file_table, write_bundle
 
-ARRAYS = model_formats.weights(1)
+ARRAYS = model_formats.make_weights(1)
 NAMES = {"float32": "f32", "float16": "f16", "int8": "i8", "int64": "i64"}
 
 
 def _regions(root: Path, data: bytes) -> list[Any]:
-    return find_regions(written(root, {"m": data}))["m"]
+    return find_regions(write_bundle(root, {"m": data}))["m"]
 
 
 @pytest.mark.parametrize("name", model_formats.FORMATS)
@@ -78,7 +78,7 @@ def test_whatever_is_damaged_regions_stay_inside_the_file(
     root = tmp_path_factory.mktemp("damaged")
     (root / "m").write_bytes(data)
     find_file_regions(root / "m") if data else None
-    directory = BundleDirectory(root, table({"m": bytes(data)}))
+    directory = BundleDirectory(root, make_file_table({"m": bytes(data)}))
     end = 0
     for region in find_regions(directory)["m"]:
         assert end <= region.offset

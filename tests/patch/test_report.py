@@ -6,7 +6,7 @@ from pathlib import Path
 from packager.diff.write.patch_html import bits_per_element, write_html
 from packager.diff.write.patch_table import format_table
 from tests.support import model_formats
-from tests.support.memory_bundles import patch_between
+from tests.support.memory_bundles import make_patch_between
 
 
 class _Page(HTMLParser):
@@ -24,9 +24,9 @@ class _Page(HTMLParser):
 
 
 def test_the_rows_add_up_to_target_and_patch(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
-    base, target = model_formats.onnx(arrays), model_formats.onnx(model_formats.tuned(arrays, 2))
-    patch, report = patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
+    arrays = model_formats.make_weights(1)
+    base, target = model_formats.to_onnx(arrays), model_formats.to_onnx(model_formats.fine_tune(arrays, 2))
+    patch, report = make_patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
     assert sum(row.target_bytes for row in report.rows) == len(target) == report.target_bytes
     rows = sum(row.patch_bytes for row in report.rows)
     assert len(patch) - 600 < rows < len(patch)
@@ -39,10 +39,10 @@ def test_the_rows_add_up_to_target_and_patch(tmp_path: Path) -> None:
 
 def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
     arrays = {
-        "<script>alert(1)</script>": model_formats.weights(1)["dense"],
-        "plain": model_formats.weights(1)["levels"],
+        "<script>alert(1)</script>": model_formats.make_weights(1)["dense"],
+        "plain": model_formats.make_weights(1)["levels"],
     }
-    _, report = patch_between(tmp_path, None, {"m": model_formats.safetensors(arrays)}, "typed")
+    _, report = make_patch_between(tmp_path, None, {"m": model_formats.to_safetensors(arrays)}, "typed")
     write_html(report, tmp_path / "report.html")
     page = _Page()
     page.feed((tmp_path / "report.html").read_text())
@@ -53,8 +53,8 @@ def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_the_table_lists_the_largest_rows_and_sums_up_the_rest(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
-    _, report = patch_between(tmp_path, None, {"m": model_formats.safetensors(arrays)}, "typed")
+    arrays = model_formats.make_weights(1)
+    _, report = make_patch_between(tmp_path, None, {"m": model_formats.to_safetensors(arrays)}, "typed")
     lines = format_table(report, max_rows=3).splitlines()
     assert len(lines) == 5
     assert "embedding" in lines[1]

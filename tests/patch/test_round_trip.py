@@ -13,7 +13,15 @@ from bundle.errors import Invalid
 from bundle.files import bundle_digest
 from bundle.patch.apply import apply_patch
 from packager.diff.write.make_patch import make_patch
-from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, applied, patch_between, table, written
+from tests.support.memory_bundles import (
+    Files,
+    MemoryBase,
+    MemoryTarget,
+    apply_to_memory,
+    make_file_table,
+    make_patch_between,
+    write_bundle,
+)
 
 NOISE = np.random.default_rng(1).bytes(300_000)
 OLD: Files = {"a.txt": b"hello " * 1000, "model/m.bin": NOISE, "same.bin": NOISE[:5000], "z": b"gone"}
@@ -27,8 +35,8 @@ NEW: Files = {
 
 @pytest.mark.parametrize("codec", ["auto", "typed", "planes", "bsdiff4", "zstd"])
 def test_files_may_be_added_removed_renamed_and_changed(tmp_path: Path, codec: str) -> None:
-    patch, report = patch_between(tmp_path, OLD, NEW, codec)
-    assert applied(patch, OLD) == NEW
+    patch, report = make_patch_between(tmp_path, OLD, NEW, codec)
+    assert apply_to_memory(patch, OLD) == NEW
     assert report.plain_size == len(patch)
     assert report.target_bytes == sum(map(len, NEW.values()))
 
@@ -39,42 +47,42 @@ def test_bytes_that_were_edited_in_place_cost_about_their_entropy(tmp_path: Path
     old = np.frombuffer(NOISE[:100_000], np.uint8)
     new = np.where(rng.random(len(old)) < 0.2, rng.integers(0, 256, len(old)), old).astype(np.uint8)
     base, target = {"f": old.tobytes()}, {"f": new.tobytes()}
-    patch, report = patch_between(tmp_path, base, target, codec)
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target, codec)
+    assert apply_to_memory(patch, base) == target
     assert ("pcodec" in report.features) == (codec == "auto")
     entropy_bytes = (0.722 + 0.2 * 8) / 8 * len(new)  # which bytes, and what they became
     assert len(patch) < 1.03 * entropy_bytes if codec == "auto" else len(patch) < 1.25 * entropy_bytes
 
 
 def test_from_nothing_needs_no_base(tmp_path: Path) -> None:
-    patch, _ = patch_between(tmp_path, None, NEW)
-    assert applied(patch, None) == NEW
-    assert applied(patch, OLD) == NEW
+    patch, _ = make_patch_between(tmp_path, None, NEW)
+    assert apply_to_memory(patch, None) == NEW
+    assert apply_to_memory(patch, OLD) == NEW
 
 
 def test_a_bundle_of_empty_files_is_a_bundle(tmp_path: Path) -> None:
     empty = {"a": b"", "b/c": b""}
-    assert applied(patch_between(tmp_path / "1", None, empty)[0], None) == empty
-    assert applied(patch_between(tmp_path / "2", OLD, empty)[0], OLD) == empty
+    assert apply_to_memory(make_patch_between(tmp_path / "1", None, empty)[0], None) == empty
+    assert apply_to_memory(make_patch_between(tmp_path / "2", OLD, empty)[0], OLD) == empty
 
 
 def test_the_table_that_comes_back_has_the_digest_of_the_bundle(tmp_path: Path) -> None:
-    target = written(tmp_path, NEW)
+    target = write_bundle(tmp_path, NEW)
     out = io.BytesIO()
     make_patch(None, target, out)
     found = apply_patch(io.BytesIO(out.getvalue()), None, MemoryTarget())
-    assert bundle_digest(found) == bundle_digest(target.files) == bundle_digest(table(NEW))
+    assert bundle_digest(found) == bundle_digest(target.files) == bundle_digest(make_file_table(NEW))
 
 
 def test_the_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
-    assert patch_between(tmp_path / "1", OLD, NEW) == patch_between(tmp_path / "2", OLD, NEW)
+    assert make_patch_between(tmp_path / "1", OLD, NEW) == make_patch_between(tmp_path / "2", OLD, NEW)
 
 
 def test_a_codec_that_is_not_one_is_an_invalid_request(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="codec 'brotli' is not one of"):
-        patch_between(tmp_path / "1", OLD, NEW, "brotli")
+        make_patch_between(tmp_path / "1", OLD, NEW, "brotli")
     with pytest.raises(Invalid, match="needs a base"):
-        patch_between(tmp_path / "2", None, NEW, "bsdiff4")
+        make_patch_between(tmp_path / "2", None, NEW, "bsdiff4")
 
 
 CONTENT = st.one_of(
@@ -90,12 +98,12 @@ BUNDLES = st.dictionaries(PATHS, CONTENT, min_size=1, max_size=4)
 @given(BUNDLES, BUNDLES)
 def test_any_bundle_is_made_from_any_other(old: Files, new: Files) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        patch, _ = patch_between(Path(folder), old, new)
-        assert applied(patch, old) == new
+        patch, _ = make_patch_between(Path(folder), old, new)
+        assert apply_to_memory(patch, old) == new
 
 
 def test_a_reader_in_any_chunks_gives_the_same(tmp_path: Path) -> None:
-    patch, _ = patch_between(tmp_path, OLD, NEW)
+    patch, _ = make_patch_between(tmp_path, OLD, NEW)
     buffered = io.BufferedReader(io.BytesIO(patch), buffer_size=7)
     target = MemoryTarget()
     apply_patch(buffered, MemoryBase(OLD), target)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from packager.diff.match.align_rows import MAX_RUNS, RowRun, align_rows
 from tests.support import model_formats
-from tests.support.memory_bundles import applied, patch_between
+from tests.support.memory_bundles import apply_to_memory, make_patch_between
 
 Matrix = npt.NDArray[Any]
 NAMES = {"float32": "f32", "float16": "f16", "int8": "i8", "uint8": "u8", "int64": "i64"}
@@ -106,8 +106,8 @@ def test_a_vocabulary_that_grew_in_the_middle_costs_its_new_rows(tmp_path: Path,
     old = {"head": matrix(300, seed=3), "words": matrix(3000), "tail": matrix(300, seed=4)}
     grown = {**old, "words": np.insert(old["words"], 1234, matrix(2, seed=5), axis=0)}
     base, target = {"m": model_formats.FORMATS[name](old)}, {"m": model_formats.FORMATS[name](grown)}
-    patch, _ = patch_between(tmp_path, base, target)
-    assert applied(patch, base) == target
+    patch, _ = make_patch_between(tmp_path, base, target)
+    assert apply_to_memory(patch, base) == target
     assert len(patch) < 2 * 48 * 4 + 600
 
 
@@ -116,9 +116,9 @@ def test_a_vocabulary_that_grew_and_was_tuned_costs_both(tmp_path: Path) -> None
     new = tuned(old["words"])
     sizes = {}
     for name, rows in (("tuned", new), ("grown", np.insert(new, [10, 2000, 2000], matrix(3, seed=5), axis=0))):
-        base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors({"words": rows})}
-        patch, _ = patch_between(tmp_path / name, base, target)
-        assert applied(patch, base) == target
+        base, target = {"m": model_formats.to_safetensors(old)}, {"m": model_formats.to_safetensors({"words": rows})}
+        patch, _ = make_patch_between(tmp_path / name, base, target)
+        assert apply_to_memory(patch, base) == target
         sizes[name] = len(patch)
     assert sizes["grown"] < 1.01 * sizes["tuned"] + 3 * 48 * 4 + 600
 
@@ -129,9 +129,9 @@ def test_the_same_vocabulary_in_two_files_grows_in_both(tmp_path: Path) -> None:
     sizes = []
     for names in (("encoder",), ("decoder", "encoder")):
         base, target = (
-            {f"{name}.safetensors": model_formats.safetensors(side) for name in names} for side in (old, new)
+            {f"{name}.safetensors": model_formats.to_safetensors(side) for name in names} for side in (old, new)
         )
-        patch, _ = patch_between(tmp_path / "-".join(names), base, target)
-        assert applied(patch, base) == target
+        patch, _ = make_patch_between(tmp_path / "-".join(names), base, target)
+        assert apply_to_memory(patch, base) == target
         sizes.append(len(patch))
     assert sizes[1] < 2.05 * sizes[0]

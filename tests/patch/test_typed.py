@@ -20,49 +20,52 @@ from packager.diff.encode.zstd_prefix import compress_with_prefix
 from packager.diff.write.make_patch import make_patch
 from packager.quantize.update_aware.fill_template import round_to_steps
 from tests.support import model_formats
-from tests.support.memory_bundles import applied, patch_between, written
+from tests.support.memory_bundles import apply_to_memory, make_patch_between, write_bundle
 
 
 @pytest.mark.parametrize("name", model_formats.FORMATS)
 @pytest.mark.parametrize("codec", ["typed", "planes"])
 def test_an_update_of_every_format_is_exact_and_beats_bsdiff(tmp_path: Path, name: str, codec: str) -> None:
-    arrays = model_formats.weights(1)
-    new = model_formats.tuned(arrays, 2)
+    arrays = model_formats.make_weights(1)
+    new = model_formats.fine_tune(arrays, 2)
     if name == "tflite":
         new = {**new, "shape": new["shape"][:20]}
     base, target = {"m": model_formats.FORMATS[name](arrays)}, {"m": model_formats.FORMATS[name](new)}
-    patch, report = patch_between(tmp_path, base, target, codec)
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target, codec)
+    assert apply_to_memory(patch, base) == target
     assert "typed" in report.features
     assert ("pcodec" in report.features) == (codec == "typed")
     assert len(patch) < len(bsdiff4.diff(base["m"], target["m"]))
 
 
 def test_from_nothing_beats_zstd_on_floats(tmp_path: Path) -> None:
-    target = {"m": model_formats.safetensors({"w": model_formats.weights(3)["embedding"]})}
-    typed, _ = patch_between(tmp_path / "1", None, target, "typed")
-    zstd, _ = patch_between(tmp_path / "2", None, target, "zstd")
-    assert applied(typed, None) == target
+    target = {"m": model_formats.to_safetensors({"w": model_formats.make_weights(3)["embedding"]})}
+    typed, _ = make_patch_between(tmp_path / "1", None, target, "typed")
+    zstd, _ = make_patch_between(tmp_path / "2", None, target, "zstd")
+    assert apply_to_memory(typed, None) == target
     assert len(typed) < len(zstd)
 
 
 def test_from_nothing_a_table_that_repeats_is_packed_as_bytes(tmp_path: Path) -> None:
     angles = 2 * np.pi * np.outer(np.arange(128), np.arange(64)) / 128
     target = {
-        "m": model_formats.safetensors(
-            {"table": np.cos(angles).astype(np.float32), "w": model_formats.weights(3)["embedding"]}
+        "m": model_formats.to_safetensors(
+            {"table": np.cos(angles).astype(np.float32), "w": model_formats.make_weights(3)["embedding"]}
         )
     }
-    patch, report = patch_between(tmp_path, None, target, "auto")
-    assert applied(patch, None) == target
+    patch, report = make_patch_between(tmp_path, None, target, "auto")
+    assert apply_to_memory(patch, None) == target
     assert {row.name: row.coder for row in report.rows}["table"] in ("LZMA", "zstd")
     assert len(patch) < len(zstandard.ZstdCompressor(level=19).compress(target["m"]))
 
 
 def test_what_the_predictors_are_for_is_found(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
-    base, target = model_formats.safetensors(arrays), model_formats.safetensors(model_formats.tuned(arrays, 2))
-    _, report = patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
+    arrays = model_formats.make_weights(1)
+    base, target = (
+        model_formats.to_safetensors(arrays),
+        model_formats.to_safetensors(model_formats.fine_tune(arrays, 2)),
+    )
+    _, report = make_patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
     used = {row.name: row.predictor for row in report.rows}
     assert "low rank" in used["dense"]
     assert "gain by output" in used["half"]
@@ -71,22 +74,22 @@ def test_what_the_predictors_are_for_is_found(tmp_path: Path) -> None:
 
 
 def test_renamed_and_reordered_tensors_cost_hardly_more(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
-    new = model_formats.tuned(arrays, 2)
+    arrays = model_formats.make_weights(1)
+    new = model_formats.fine_tune(arrays, 2)
     renamed = {f"other.{name}.w": array for name, array in reversed(new.items())}
-    base = {"m": model_formats.safetensors(arrays)}
-    plain, _ = patch_between(tmp_path / "1", base, {"m": model_formats.safetensors(new)}, "typed")
-    patch, _ = patch_between(tmp_path / "2", base, {"m": model_formats.safetensors(renamed)}, "typed")
-    assert applied(patch, base) == {"m": model_formats.safetensors(renamed)}
+    base = {"m": model_formats.to_safetensors(arrays)}
+    plain, _ = make_patch_between(tmp_path / "1", base, {"m": model_formats.to_safetensors(new)}, "typed")
+    patch, _ = make_patch_between(tmp_path / "2", base, {"m": model_formats.to_safetensors(renamed)}, "typed")
+    assert apply_to_memory(patch, base) == {"m": model_formats.to_safetensors(renamed)}
     assert len(patch) < len(plain) * 1.02 + 400
 
 
 def test_a_transposed_tensor_is_found(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
+    arrays = model_formats.make_weights(1)
     turned = {**arrays, "dense": np.ascontiguousarray((arrays["dense"] * np.float32(1.001)).T)}
-    base, target = {"m": model_formats.safetensors(arrays)}, {"m": model_formats.safetensors(turned)}
-    patch, report = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors(arrays)}, {"m": model_formats.to_safetensors(turned)}
+    patch, report = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     assert {row.name: row.predictor for row in report.rows}["dense"] != "none"
     assert len(patch) < 12_000
 
@@ -103,17 +106,17 @@ def test_external_data_is_found_through_the_model(tmp_path: Path) -> None:
         model = helper.make_model(graph).SerializeToString()
         return {"model/m.onnx": model, "model/weights.bin": bytes(64) + array.tobytes()}
 
-    w = model_formats.weights(1)["dense"]
+    w = model_formats.make_weights(1)["dense"]
     base, target = bundle(w), bundle((w * 1.0001).astype(np.float32))
-    patch, report = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    patch, report = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     assert "w" in [row.name.strip("/") for row in report.rows]
 
 
 def test_the_executor_does_not_change_a_byte(tmp_path: Path) -> None:
-    arrays = model_formats.weights(1)
-    base = written(tmp_path / "b", {"m": model_formats.onnx(arrays)})
-    target = written(tmp_path / "t", {"m": model_formats.onnx(model_formats.tuned(arrays, 2))})
+    arrays = model_formats.make_weights(1)
+    base = write_bundle(tmp_path / "b", {"m": model_formats.to_onnx(arrays)})
+    target = write_bundle(tmp_path / "t", {"m": model_formats.to_onnx(model_formats.fine_tune(arrays, 2))})
     alone, together = BytesIO(), BytesIO()
     calls: list[tuple[int, int]] = []
     first = make_patch(base, target, alone, progress=lambda done, total: calls.append((done, total)))
@@ -138,13 +141,17 @@ def test_never_above_the_best_generic_tool_by_more_than_a_kibibyte(tmp_path: Pat
         "text": (text, text.replace(b"token77", b"tok77").replace(b": 4,", b": 5,")),
         "moved": (noise, noise[7000:] + noise[:7000]),
         "unrelated": (noise, np.random.default_rng(1).bytes(20_000)),
-        "retrained": (model_formats.onnx(model_formats.weights(1)), model_formats.onnx(model_formats.weights(2, 0.08))),
-        "repeated rows": (model_formats.safetensors({"w": np.tile(model_formats.weights(1)["dense"], (4, 1))}),) * 2,
+        "retrained": (
+            model_formats.to_onnx(model_formats.make_weights(1)),
+            model_formats.to_onnx(model_formats.make_weights(2, 0.08)),
+        ),
+        "repeated rows": (model_formats.to_safetensors({"w": np.tile(model_formats.make_weights(1)["dense"], (4, 1))}),)
+        * 2,
     }
     for name, (old, new) in cases.items():
         base, target = {"f": old}, {"f": new}
-        patch, _ = patch_between(tmp_path / name, base, target)
-        assert applied(patch, base) == target
+        patch, _ = make_patch_between(tmp_path / name, base, target)
+        assert apply_to_memory(patch, base) == target
         raw = zstandard.ZstdCompressionDict(old, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
         generic = [
             len(zstandard.ZstdCompressor(level=19).compress(new)),
@@ -169,12 +176,12 @@ def test_any_array_is_made_from_any_other(tmp_path_factory: pytest.TempPathFacto
         for position in data.draw(st.lists(st.integers(0, max(0, len(raw) - 1)), max_size=4)):
             raw[position : position + 1] = data.draw(st.binary(min_size=1, max_size=1))
         new.append(np.frombuffer(bytes(raw), array.dtype).reshape(array.shape))
-    base = {"m": model_formats.safetensors({f"t{i}": array for i, array in enumerate(old)})}
-    target = {"m": model_formats.safetensors({f"t{i}": array for i, array in enumerate(new)})}
-    patch, _ = patch_between(
+    base = {"m": model_formats.to_safetensors({f"t{i}": array for i, array in enumerate(old)})}
+    target = {"m": model_formats.to_safetensors({f"t{i}": array for i, array in enumerate(new)})}
+    patch, _ = make_patch_between(
         tmp_path_factory.mktemp("any"), base, target, data.draw(st.sampled_from(["typed", "planes"]))
     )
-    assert applied(patch, base) == target
+    assert apply_to_memory(patch, base) == target
 
 
 @pytest.mark.parametrize("kind", ELEMENT_TYPES, ids=lambda kind: kind.name)
@@ -199,9 +206,9 @@ def test_rows_changed_here_and_there_do_not_make_the_decoder_wait(tmp_path: Path
     old = rng.normal(0, 0.05, (20_000, 100)).astype(np.float32)
     new = old.copy()
     new[::2] += rng.normal(0, 1e-4, new[::2].shape).astype(np.float32)
-    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": new})}
-    patch, report = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors({"e": old})}, {"m": model_formats.to_safetensors({"e": new})}
+    patch, report = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     assert report.peak_memory_bytes < 24 << 20
 
 
@@ -212,9 +219,9 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
     for name, rate in (("rows", rates[:, None]), ("anywhere", rates.mean())):
         old = dice.integers(40, 200, (1200, 300), np.uint8)
         new = old + (dice.random(old.shape) < rate) * dice.choice(np.array([1, 255], np.uint8), old.shape)
-        base, target = ({"m": model_formats.safetensors({"w": side})} for side in (old, new.astype(np.uint8)))
-        patch, _ = patch_between(tmp_path / name, base, target)
-        assert applied(patch, base) == target
+        base, target = ({"m": model_formats.to_safetensors({"w": side})} for side in (old, new.astype(np.uint8)))
+        patch, _ = make_patch_between(tmp_path / name, base, target)
+        assert apply_to_memory(patch, base) == target
         sizes[name] = len(patch)
     # 0.89 of it by the entropy of places given their row, and the rows' classes take a bit or two each
     assert sizes["rows"] < 0.95 * sizes["anywhere"]
@@ -223,10 +230,10 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
 def test_what_lies_between_unchanged_tensors_is_copied_with_them(tmp_path: Path) -> None:
     names = [f"layers.{i}.dense.weight" for i in range(100)]
     old = {name: np.random.default_rng(i).normal(0, 0.05, (40, 60)).astype(np.float32) for i, name in enumerate(names)}
-    new = {**old, names[31]: model_formats.weights(5)["dense"], names[77]: np.zeros((1, 2), np.float32)}
-    base, target = {"m": model_formats.onnx(old)}, {"m": model_formats.onnx(new)}
-    patch, report = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    new = {**old, names[31]: model_formats.make_weights(5)["dense"], names[77]: np.zeros((1, 2), np.float32)}
+    base, target = {"m": model_formats.to_onnx(old)}, {"m": model_formats.to_onnx(new)}
+    patch, report = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     (copied,) = [row for row in report.rows if row.predictor == "copy"]
     assert copied.name == "3 unchanged ranges"
     (structure,) = [row for row in report.rows if row.name == "structure"]
@@ -235,11 +242,11 @@ def test_what_lies_between_unchanged_tensors_is_copied_with_them(tmp_path: Path)
 
 
 def test_a_file_without_tensors_that_lies_beside_a_copied_one_is_copied_too(tmp_path: Path) -> None:
-    model, text = model_formats.tiny(1), b"the same words, " * 100
+    model, text = model_formats.make_tiny_file(1), b"the same words, " * 100
     base = {"a.safetensors": model, "b.txt": text, "c.txt": b"what c was", "d.txt": text[::-1]}
     target = {"a.safetensors": model, "c.txt": text, "d.txt": text[::-1]}
-    patch, _ = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    patch, _ = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
@@ -249,13 +256,13 @@ def test_single_bytes_edited_in_a_model_cost_what_generic_tools_take(
 ) -> None:
     rng = np.random.default_rng(13)
     old = {"w": (rng.normal(0, 0.05, (6000, 50)) * (1 if dtype != np.int64 else 2e4)).astype(dtype)}
-    content = np.frombuffer(model_formats.onnx(old), np.uint8).copy()
+    content = np.frombuffer(model_formats.to_onnx(old), np.uint8).copy()
     base = {"m": content.tobytes()}
     places = 200 + rng.choice(len(content) - 400, round(share * len(content)), replace=False)
     content[places] = rng.integers(0, 256, len(places))
     target = {"m": content.tobytes()}
-    patch, _ = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    patch, _ = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     peers = bsdiff4.diff(base["m"], target["m"]), compress_with_prefix(base["m"], target["m"], 19)
     assert len(patch) <= min(map(len, peers)) + 1024
 
@@ -264,9 +271,9 @@ def test_a_few_edits_in_a_large_tensor_cost_a_few_bytes_each(tmp_path: Path) -> 
     old = np.random.default_rng(14).normal(0, 0.05, (5000, 400)).astype(np.float32)
     new, places = old.copy(), np.random.default_rng(15).choice(old.size, 80, replace=False)
     new.reshape(-1).view(np.uint8).reshape(-1, 4)[places, 1] ^= 0x55
-    base, target = ({"m": model_formats.safetensors({"w": each})} for each in (old, new))
-    patch, _ = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    base, target = ({"m": model_formats.to_safetensors({"w": each})} for each in (old, new))
+    patch, _ = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
     assert len(patch) < 500 + 16 * len(places)
 
 
@@ -291,9 +298,9 @@ def test_floats_of_every_size_are_coded_without_a_word(tmp_path: Path, dtype: ty
     content[places] = rng.integers(0, 256, len(places))
     new = content.view(dtype).reshape(old.shape)
     new = np.where(np.isfinite(new), new, old)
-    base, target = {"m": model_formats.safetensors({"w": old})}, {"m": model_formats.safetensors({"w": new})}
-    patch, _ = patch_between(tmp_path, base, target, "typed")
-    assert applied(patch, base) == target
+    base, target = {"m": model_formats.to_safetensors({"w": old})}, {"m": model_formats.to_safetensors({"w": new})}
+    patch, _ = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
 
 
 def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> None:
@@ -302,9 +309,9 @@ def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> 
     moved = {name: (value + dice.normal(0, 1e-4, 384)).astype(np.float32) for name, value in old.items()}
     sizes = {}
     for name, new in (("steps", {key: round_to_steps(old[key], moved[key]) for key in old}), ("any", moved)):
-        base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors(new)}
-        patch, _ = patch_between(tmp_path / name, base, target)
-        assert applied(patch, base) == target
+        base, target = {"m": model_formats.to_safetensors(old)}, {"m": model_formats.to_safetensors(new)}
+        patch, _ = make_patch_between(tmp_path / name, base, target)
+        assert apply_to_memory(patch, base) == target
         sizes[name] = len(patch)
     # steps of half to one standard deviation: 2.1 to 3.1 bits a number, and what patch and tables take
     assert 8 * (sizes["steps"] - 600) < 3.4 * 6 * 384
@@ -317,8 +324,8 @@ def test_widened_floats_cost_little_more_than_narrow_ones(tmp_path: Path) -> Non
     new = (old + dice.normal(0, 0.002, old.shape)).astype(np.float16)
     sizes = {}
     for dtype in (np.float16, np.float32):
-        base, target = ({"m": model_formats.safetensors({"w": side.astype(dtype)})} for side in (old, new))
-        patch, _ = patch_between(tmp_path / dtype.__name__, base, target)
-        assert applied(patch, base) == target
+        base, target = ({"m": model_formats.to_safetensors({"w": side.astype(dtype)})} for side in (old, new))
+        patch, _ = make_patch_between(tmp_path / dtype.__name__, base, target)
+        assert apply_to_memory(patch, base) == target
         sizes[dtype] = len(patch)
     assert sizes[np.float32] < 1.2 * sizes[np.float16]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import PatchRefused
-from tests.support.memory_bundles import MemoryBase, applied
+from tests.support.memory_bundles import MemoryBase, apply_to_memory
 from tests.vectors.patch import generate
 
 FOLDER = Path(generate.__file__).parent
@@ -24,10 +24,10 @@ def test_vector(name: str) -> None:
     patch = (FOLDER / f"{name}.patch").read_bytes()
     reason = EXPECTED[name]
     if reason is None:
-        assert applied(patch, _files("base")) == _files("target")
+        assert apply_to_memory(patch, _files("base")) == _files("target")
         return
     with pytest.raises(PatchRefused) as caught:
-        applied(patch, _files("base"))
+        apply_to_memory(patch, _files("base"))
     assert caught.value.reason == reason
 
 
@@ -42,5 +42,5 @@ def test_a_bzip2_bomb_costs_no_memory() -> None:
     assert len(patch) < 1000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PatchRefused, match="bzip2 stream is damaged or not 26 bytes long"):
-        applied(patch, _files("base"))
+        apply_to_memory(patch, _files("base"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10

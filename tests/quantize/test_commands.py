@@ -8,29 +8,29 @@ import pytest
 
 from packager.quantize.lint import lint
 from tests.support import tiny_models
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 
 
 def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     out = tmp_path / "int8.onnx"
-    done = packager("quantize", model, "-o", out, "--json", "--report", tmp_path / "report.json")
+    done = run_packager("quantize", model, "-o", out, "--json", "--report", tmp_path / "report.json")
     assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["outcome"] == "quantized"
     assert report["origin"] == "random:0"
     assert report["bytes"] == out.stat().st_size
     assert json.loads((tmp_path / "report.json").read_text())["gate"]["verdict"] == "pass"
-    compared = packager("compare", out, "--reference", model, "--json")
+    compared = run_packager("compare", out, "--reference", model, "--json")
     assert compared.code == 0, compared.stderr
     assert json.loads(compared.stdout)["verdict"] == "pass"
-    linted = packager("lint", out, "--json")
+    linted = run_packager("lint", out, "--json")
     assert [finding for finding in json.loads(linted.stdout)["findings"] if finding["severity"] == "warning"] == []
 
 
 def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
-    done = packager("quantize", model, "-o", tmp_path / "int8.onnx", "--json")
+    model = tiny_models.save(tiny_models.constant_output(), tmp_path / "float.onnx")
+    done = run_packager("quantize", model, "-o", tmp_path / "int8.onnx", "--json")
     assert done.code == 5
     assert done.stdout == ""
     assert json.loads(done.stderr)["error"]["reason"] == "gate-inconclusive"
@@ -58,7 +58,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     before = sorted(tmp_path.iterdir())
-    done = packager("quantize", *arguments, "--json")
+    done = run_packager("quantize", *arguments, "--json")
     assert done.code == 2
     error = json.loads(done.stderr)["error"]
     assert (error["reason"], words in error["message"]) == (reason, True), error
@@ -67,23 +67,23 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
 
 def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
-    assert packager("quantize", model, "-o", tmp_path / "int8.onnx").code == 0
-    good = packager("compare", tmp_path / "int8.onnx", "--reference", model)
+    assert run_packager("quantize", model, "-o", tmp_path / "int8.onnx").code == 0
+    good = run_packager("compare", tmp_path / "int8.onnx", "--reference", model)
     assert good.code == 0, good.stderr
     # within the floor of 0.15, and yet no layer of an honest quantization is off by a percent
     broken = onnx.load(tmp_path / "int8.onnx")
     scale = next(t for t in broken.graph.initializer if t.name == "down0_scale")
     values = onnx.numpy_helper.to_array(scale) * 0.985
     scale.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), scale.name))
-    bad = packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--reference", model)
+    bad = run_packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--reference", model)
     assert bad.code == 5
     assert "at most 1.15 x the baseline's" in bad.stderr
-    assert packager("compare", tmp_path / "bad.onnx", "--reference", model, "--no-baseline").code == 0
+    assert run_packager("compare", tmp_path / "bad.onnx", "--reference", model, "--no-baseline").code == 0
 
 
 def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) -> None:
     teacher = tiny_models.save(tiny_models.mlp(), tmp_path / "teacher.onnx")
-    done = packager(
+    done = run_packager(
         "compare", tiny_models.save(tiny_models.conv_net(), tmp_path / "other.onnx"), "--reference", teacher, "--json"
     )
     assert done.code == 2
@@ -93,7 +93,7 @@ def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) ->
 def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path) -> None:
     teacher = tiny_models.save(tiny_models.mlp(0), tmp_path / "teacher.onnx")
     student = tiny_models.save(tiny_models.mlp(1), tmp_path / "student.onnx")
-    done = packager("compare", student, "--reference", teacher)
+    done = run_packager("compare", student, "--reference", teacher)
     assert done.code == 5
     assert done.stderr.startswith("error:")
     assert "relative RMS" in done.stderr
@@ -102,12 +102,12 @@ def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path)
 def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "old.onnx")
     base, out = tmp_path / "base.onnx", tmp_path / "new-int8.onnx"
-    assert packager("quantize", model, "-o", base).code == 0
-    done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
+    assert run_packager("quantize", model, "-o", base).code == 0
+    done = run_packager("quantize", model, "-o", out, "--update-of", base, "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["method"] == "joint"
     kept = out.read_bytes()
-    done = packager("quantize", model, "-o", out, "--update-of", base, "--max-relative-rms", 1e-6)
+    done = run_packager("quantize", model, "-o", out, "--update-of", base, "--max-relative-rms", 1e-6)
     assert done.code == 5
     assert "relative RMS" in done.stderr
     assert out.read_bytes() == kept
@@ -117,7 +117,7 @@ def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["fp16", "fp32"])
 def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
-    done = packager("quantize", model, "-o", tmp_path / "out.onnx", "--scheme", scheme, "--json")
+    done = run_packager("quantize", model, "-o", tmp_path / "out.onnx", "--scheme", scheme, "--json")
     assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["scheme"] == scheme
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
@@ -126,7 +126,7 @@ def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
 def test_signed_weights_of_full_range_are_a_warning(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     quantized = tmp_path / "int8.onnx"
-    assert packager("quantize", model, "-o", quantized).code == 0
+    assert run_packager("quantize", model, "-o", quantized).code == 0
     changed = onnx.load(quantized)
     for tensor in changed.graph.initializer:
         if tensor.name.endswith(("w1_quantized", "w1_zero_point")):

@@ -118,7 +118,7 @@ def test_model_without_weights_is_refused_with_the_reason(tmp_path: Path) -> Non
 
 
 def test_answers_that_never_vary_are_inconclusive_and_nothing_is_written(tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.constant_output(), tmp_path / "float.onnx")
     report = quantize_model(model, tmp_path / "int8.onnx", "int8", random_samples(model, 16))
     assert report.outcome == "inconclusive"
     assert "no output varies" in report.reason
@@ -127,7 +127,7 @@ def test_answers_that_never_vary_are_inconclusive_and_nothing_is_written(tmp_pat
 
 @pytest.mark.parametrize("size", [1, 37, 640])
 def test_sizes_are_searched_until_the_model_runs(size: int, tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.only_runs_at(size), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.fixed_length(size), tmp_path / "float.onnx")
     samples = random_samples(model, 3)
     assert [sample["x"].shape for sample in samples] == [(1, size)] * 3
     for sample in samples:

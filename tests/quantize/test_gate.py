@@ -92,7 +92,7 @@ def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None
 
 
 def test_constant_output_must_stay_where_it_is(tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.constant_output(), tmp_path / "float.onnx")
     moved = with_changed(model, tmp_path / "moved.onnx", "b", 3.0)
     report = run_gate(model, moved, random_samples(model, 8))
     assert report.verdict == "fail"

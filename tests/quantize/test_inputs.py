@@ -169,7 +169,7 @@ def test_random_samples_are_labeled_and_repeatable(tmp_path: Path) -> None:
 
 
 def test_model_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.only_runs_at(5000), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.fixed_length(5000), tmp_path / "model.onnx")
     with pytest.raises(NoWorkingInput, match="length") as caught:
         random_samples(model, 2, limit_s=6.0)
     assert "--inputs" in (caught.value.hint or "")

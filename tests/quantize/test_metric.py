@@ -12,7 +12,7 @@ from packager.models.random_inputs import random_samples
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from packager.quantize.user_metric import Metric, SampleOutput
 from tests.support import tiny_models
-from tests.support.packager_cli import packager
+from tests.support.packager_cli import run_packager
 
 HERE = f"python:{__name__}"
 
@@ -34,7 +34,7 @@ def raises(_answers: Iterator[SampleOutput]) -> float:
 
 
 def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> None:
-    model = tiny_models.save(tiny_models.boxes(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.detector(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     alone = quantize_model(model, tmp_path / "a.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_text()
@@ -77,10 +77,10 @@ def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
         "import os, sys\nprint('measured')\nprint(1 if os.path.getsize(sys.argv[1]) > 20_000 else 0.25)\n"
     )
     options = ["--metric", f"{sys.executable} {script}", "--scheme", "int8"]
-    failed = packager("quantize", model, "-o", tmp_path / "out.onnx", *options)
+    failed = run_packager("quantize", model, "-o", tmp_path / "out.onnx", *options)
     assert failed.code == 5
     assert "metric 0.2500, float model 1.0000" in failed.stderr
-    done = packager("quantize", model, "-o", tmp_path / "out.onnx", *options, "--max-metric-loss", "0.8")
+    done = run_packager("quantize", model, "-o", tmp_path / "out.onnx", *options, "--max-metric-loss", "0.8")
     assert done.code == 0, done.stderr
     assert "metric 0.2500" in done.stdout
 

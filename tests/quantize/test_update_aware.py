@@ -19,13 +19,13 @@ from packager.quantize.update_aware.coordinate_descent import Layer, bits_of_cha
 from packager.quantize.update_aware.quantize_update import UpdateReport, quantize_update
 from packager.quantize.update_aware.rate_search import entropy_bits
 from tests.support import tiny_models
-from tests.support.model_pairs import STATIC, QuantizedBase, fine_tuned, quantize_base
+from tests.support.model_pairs import STATIC, QuantizedBase, fine_tune, quantize_base
 
 
 def updated(folder: Path, base: QuantizedBase, amount: float = 0.01) -> tuple[UpdateReport, Path]:
     """Fine-tune the model behind `base` and update `base` to it; return the report and the update."""
     calibration, held_out = base.samples.split_halves()
-    new, out = base.tuned(folder, amount), folder / "update.onnx"
+    new, out = base.write_fine_tuned(folder, amount), folder / "update.onnx"
     return quantize_update(new, base.path, out, calibration, held_out, max_over_baseline=1.15), out
 
 
@@ -91,7 +91,7 @@ def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
 def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
     model = tiny_models.text_encoder(width=128)
     old = tiny_models.save(model, tmp_path / "old.onnx")
-    new = tiny_models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    new = tiny_models.save(fine_tune(model, 1, 0.01), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     base = quantize_int4(prepare_model(old, next(iter(samples))).model)
     save_model(base, tmp_path / "base.onnx")
@@ -179,7 +179,7 @@ def test_frequent_changes_are_cheaper_than_rare_ones() -> None:
 def test_base_that_onnxruntime_quantized_is_updated_too(how: str, tmp_path: Path) -> None:
     model = tiny_models.text_encoder(width=128)
     old, base = tiny_models.save(model, tmp_path / "old.onnx"), tmp_path / "base.onnx"
-    new = tiny_models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    new = tiny_models.save(fine_tune(model, 1, 0.01), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
 
     class Reader(foreign.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types

@@ -31,7 +31,7 @@ from packager.quantize.update_aware.row_selection import measure_rows
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template, to_matrices
 from tests.support import tiny_models
-from tests.support.model_pairs import QuantizedBase, fine_tuned
+from tests.support.model_pairs import QuantizedBase, fine_tune
 
 
 def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
     mlp_base: QuantizedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     samples = mlp_base.samples.take(40)
-    prepared = prepare_model(mlp_base.tuned(tmp_path, 0.02), next(iter(samples))).model
+    prepared = prepare_model(mlp_base.write_fine_tuned(tmp_path, 0.02), next(iter(samples))).model
     template = onnx.load(mlp_base.path)
     weights = [weight for weight in read_template(template, prepared) if weight.source is not None]
     found: dict[bool, list[np.ndarray]] = {}
@@ -85,7 +85,7 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
 @pytest.fixture(scope="module")
 def text_update(text_base: QuantizedBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
     """(base, new, samples) of a text encoder."""
-    return text_base.path, text_base.tuned(tmp_path_factory.mktemp("update"), 0.1), text_base.samples
+    return text_base.path, text_base.write_fine_tuned(tmp_path_factory.mktemp("update"), 0.1), text_base.samples
 
 
 @pytest.mark.parametrize("factor", [pytest.param(0.02, id="too low"), pytest.param(50.0, id="too high")])
@@ -132,7 +132,7 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
 def test_ranges_are_fitted_again_for_a_clear_gain_alone(
     mlp_base: QuantizedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, *, is_fitted: bool
 ) -> None:
-    tuned = fine_tuned(mlp_base.model, 1, 0.02)
+    tuned = fine_tune(mlp_base.model, 1, 0.02)
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "b1")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
@@ -151,7 +151,7 @@ def test_ranges_are_fitted_again_for_a_clear_gain_alone(
 
 @pytest.mark.slow
 def test_leftovers_move_as_finely_as_the_answers_ask_for(conv_base: QuantizedBase, tmp_path: Path) -> None:
-    tuned = fine_tuned(conv_base.model, 1, 0.02)
+    tuned = fine_tune(conv_base.model, 1, 0.02)
     # rounding the changes of this bias to their own RMS would change every output
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "cb")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
@@ -209,7 +209,7 @@ def test_patches_at_no_place_have_the_width_of_any() -> None:
 
 @pytest.mark.slow
 def test_grouped_convolutions_need_few_open_files(conv_base: QuantizedBase, tmp_path: Path) -> None:
-    new, samples = conv_base.tuned(tmp_path, 0.05), conv_base.samples.take(40)
+    new, samples = conv_base.write_fine_tuned(tmp_path, 0.05), conv_base.samples.take(40)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # fewer than the 64 groups of one layer
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
@@ -222,7 +222,7 @@ def test_grouped_convolutions_need_few_open_files(conv_base: QuantizedBase, tmp_
 
 def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_path: Path) -> None:
     old = tiny_models.save(tiny_models.text_encoder(width=128), tmp_path / "old.onnx")
-    new = tiny_models.save(fine_tuned(tiny_models.text_encoder(width=128), 1, 0.05), tmp_path / "new.onnx")
+    new = tiny_models.save(fine_tune(tiny_models.text_encoder(width=128), 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     options = QuantizeOptions(methods=("static",), measure_latency=False, signed_activations=True)
     made = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)

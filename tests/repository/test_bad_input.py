@@ -15,7 +15,7 @@ from packager.commands.root import main
 from packager.repository import tuf_documents
 from packager.repository.detached_signing import prepare_request, review_request, sign_request
 from packager.repository.role_changes import replace_key
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, MetadataPublisher, build_publisher, rollout_of
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, MetadataPublisher, build_publisher, make_rollout
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 RELEASE = f"release-{FAMILY}"
@@ -52,9 +52,9 @@ def desk(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch
 
 
 def stage(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> None:
-    manifest = shop.manifest(version, counter)
+    manifest = shop.make_manifest(version, counter)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
 
 
 def test_keys_that_do_not_open(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

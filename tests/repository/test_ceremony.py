@@ -13,7 +13,7 @@ from keys.signers import load_folder_signers
 from packager.commands.root import main
 from tests.support.attacker import Attacker
 from tests.support.docs_page import run_block
-from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher, new_client, rollout_of
+from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher, create_client, make_rollout
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 PAGE = "operations/ceremony-and-keys.md"
@@ -34,9 +34,9 @@ class Team:
 
     def release(self, shop: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
         """A release of the family, signed by the build machine and the engineer, each with its own memory."""
-        manifest = shop.manifest(version, counter)
+        manifest = shop.make_manifest(version, counter)
         shop.repository.stage_manifest(manifest)
-        shop.repository.stage_rollout(rollout_of(manifest))
+        shop.repository.stage_rollout(make_rollout(manifest))
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         for key, desk in ((ci, "ci"), (engineer, "engineer")):
             shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/memory")
@@ -75,13 +75,13 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert (root.threshold, root.classical, root.post_quantum) == (3, 2, 2)
     assert [key.scheme for key in root.keys] == ["ecdsa-sha2-nistp256", "ed25519", "ml-dsa-65/1", "ml-dsa-65/1"]
     assert [key.has_signed for key in root.keys] == [True, True, True, False]
-    late, regular = new_client(shop, "late"), new_client(shop, "regular")
+    late, regular = create_client(shop, "late"), create_client(shop, "regular")
     team.release(shop, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
     assert regular.check(shop.published).manifest.version == "1.0.0"
 
     run_block(PAGE, "ceremony: rotate")
     for gone, desk in (("ci/release.key", "ci"), ("engineer/release.key", "engineer")):
-        manifest = shop.manifest("6.6.6", 666)
+        manifest = shop.make_manifest("6.6.6", 666)
         shop.repository.stage_manifest(manifest)
         team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         words = ("--key", gone, "--history", f"{desk}/another", "-o", "late.signatures")
@@ -95,7 +95,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     thief = Attacker(shop, stolen, shop.copy_published("thief"))
     first = shop.repository.manifest("vision", "1.0.0")
     assert first is not None
-    thief.roll_out(rollout_of(first))
+    thief.roll_out(make_rollout(first))
     assert regular.check(shop.published).manifest.version == "2.0.0"
     with pytest.raises(UntrustedMetadata):
         regular.check(thief.publish())

@@ -20,16 +20,16 @@ from packager.errors import NothingStaged, PublishConflict, SignatureRefused, Si
 from packager.repository.detached_signing import add_signatures, prepare_request, review_request, sign_request
 from packager.repository.role_changes import replace_keys
 from packager.repository.signing_request import SigningRequest, parse_request
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, CheckClient, MetadataPublisher, rollout_of
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, CheckClient, MetadataPublisher, make_rollout
 from tests.support.repository_commands import check_command_output
 
 ROLE = f"release-{FAMILY}"
 
 
 def stage(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
-    manifest = shop.manifest(version, counter)
+    manifest = shop.make_manifest(version, counter)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
     return prepare_request(shop.repository.layout, NOW_S)
 
 
@@ -156,7 +156,7 @@ def test_signatures_of_something_else_are_not_merged(shop: MetadataPublisher) ->
         with pytest.raises(SignatureRefused) as refused:
             add_signatures(layout, [json.dumps(changed).encode()], [], NOW_S)
         assert refused.value.reason == "signature-refused"
-    shop.repository.stage_manifest(shop.manifest("1.2.0", 3))
+    shop.repository.stage_manifest(shop.make_manifest("1.2.0", 3))
     prepare_request(layout, NOW_S)
     with pytest.raises(SignatureRefused):
         add_signatures(layout, [file], [], NOW_S)
@@ -221,9 +221,9 @@ def test_the_commands_sign_only_what_was_reviewed(
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
 
     def run(*words: str, status: int = 0) -> dict[str, Any]:
         code = main([*words, "--json"])

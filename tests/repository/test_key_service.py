@@ -11,13 +11,13 @@ from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.repository.role_changes import replace_keys
 from tests.support.metadata_publisher import PASSPHRASE, CheckClient, MetadataPublisher
-from tests.support.vault import TOKEN, vault
+from tests.support.vault import TOKEN, run_vault
 
 
 def test_a_repository_is_refreshed_with_a_key_in_vault(
     shop: MetadataPublisher, device: CheckClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with vault() as running:
+    with run_vault() as running:
         running.rotate("online")
         monkeypatch.setenv("VAULT_ADDR", running.url)
         monkeypatch.setenv("VAULT_TOKEN", TOKEN)

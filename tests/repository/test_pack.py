@@ -19,7 +19,7 @@ from tests.support.metadata_publisher import (
     CheckClient,
     MetadataPublisher,
     fetch_http,
-    serve,
+    start_server,
 )
 from tests.support.repository_commands import check_command_output
 
@@ -44,14 +44,14 @@ def test_a_device_without_network_updates_from_a_pack_for_a_month(pack: Path, de
 
 
 def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: CheckClient) -> None:
-    url, stop = serve(pack)
+    url, stop = start_server(pack)
     try:
         with pytest.raises(OfflinePackRefused) as refused:
             device.check(url, fetch_http)
     finally:
         stop()
     assert refused.value.reason == "offline-pack-refused"
-    assert device.slots.load() is None
+    assert device.trust_states.load() is None
 
 
 def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(

@@ -46,8 +46,8 @@ from tests.support.metadata_publisher import (
     PASSPHRASE,
     CheckClient,
     MetadataPublisher,
-    new_client,
-    rollout_of,
+    create_client,
+    make_rollout,
 )
 from tools.generate_docs.__main__ import DOCS
 
@@ -98,7 +98,7 @@ class Play:
 
     def thief(self, *signers: Signer) -> Attacker:
         return Attacker(
-            self.shop, signers, self.shop.copy_published(f"thief-{len(list(self.shop.folder.glob('thief*')))}")
+            self.shop, signers, self.shop.copy_published(f"attacker-{len(list(self.shop.folder.glob('attacker*')))}")
         )
 
     def twin(self) -> CheckClient:
@@ -118,9 +118,9 @@ class Play:
 
 
 def evil_release(thief: Attacker) -> Attacker:
-    manifest = thief.shop.manifest("6.6.6", 666)
+    manifest = thief.publisher.make_manifest("6.6.6", 666)
     thief.release(manifest)
-    thief.roll_out(rollout_of(manifest))
+    thief.roll_out(make_rollout(manifest))
     return thief
 
 
@@ -132,7 +132,7 @@ def evil_root(thief: Attacker) -> Attacker:
         root.roles[role].keyids = [signer.public_key.keyid for signer in thief.signers]
         root.roles[role].threshold = 1
     root.keys |= {signer.public_key.keyid: signer.public_key for signer in thief.signers}
-    thief.changed["root"] = root
+    thief.changed_documents["root"] = root
     return thief
 
 
@@ -146,7 +146,7 @@ def evil_targets(thief: Attacker) -> Attacker:
     targets.delegations.keys[stolen.keyid] = stolen
     targets.delegations.roles[RELEASE].keyids = [stolen.keyid]
     targets.delegations.roles[RELEASE].threshold = 1
-    thief.changed["targets"] = targets
+    thief.changed_documents["targets"] = targets
     return evil_release(thief)
 
 
@@ -180,7 +180,7 @@ def targets_key_stolen(play: Play) -> None:
 
 def family_key_lost(play: Play) -> None:
     play.lose(play.shop.signers_of(RELEASE)[0])
-    play.shop.repository.stage_manifest(play.shop.manifest("1.2.0", 3))
+    play.shop.repository.stage_manifest(play.shop.make_manifest("1.2.0", 3))
     assert not play.shop.repository.sign(play.shop.signers).is_complete
     play.replace_one(RELEASE)
     play.goes_on()
@@ -211,11 +211,11 @@ def rollout_stolen(play: Play) -> None:
     first = play.shop.repository.manifest(FAMILY, "1.0.0")
     assert first is not None
     thief = play.thief(*play.shop.signers_of(ROLLOUT))
-    thief.roll_out(rollout_of(first))
+    thief.roll_out(make_rollout(first))
     play.refused(thief)
     stolen = play.replace_all(ROLLOUT)
     thief = play.thief(*stolen, *play.shop.signers_of("snapshot", "timestamp"))
-    thief.roll_out(rollout_of(first))
+    thief.roll_out(make_rollout(first))
     play.refused(thief)
     play.goes_on()
 
@@ -224,13 +224,13 @@ def online_stolen(play: Play) -> None:
     first = play.shop.repository.manifest(FAMILY, "1.0.0")
     assert first is not None
     again = play.thief(*play.shop.signers_of(*ONLINE))
-    again.roll_out(rollout_of(first))
+    again.roll_out(make_rollout(first))
     play.refused(evil_release(play.thief(*play.shop.signers_of(*ONLINE))))
-    assert play.device.check(again.publish(dated={"timestamp": NOW_S + 80_000})).manifest.version == "1.0.0"
+    assert play.device.check(again.publish(signed_at_s={"timestamp": NOW_S + 80_000})).manifest.version == "1.0.0"
     stolen = play.replace_all(*ONLINE)
     assert play.device.check(play.shop.published).manifest.version == "1.1.0"
     thief = play.thief(*stolen)
-    thief.roll_out(rollout_of(first))
+    thief.roll_out(make_rollout(first))
     play.refused(thief)
     play.goes_on()
 
@@ -353,7 +353,7 @@ def passphrase_lost(play: Play) -> None:
 def algorithm_broken(play: Play) -> None:
     """Every classical key of every role in the thief's hand, then every ML-DSA key."""
     for kind in ("ed25519", "ml-dsa"):
-        broken = [signer for signer in play.shop.made if signer.public_key.keytype == kind]
+        broken = [signer for signer in play.shop.all_signers if signer.public_key.keytype == kind]
         assert len(broken) == 9
         for attack in (evil_root, evil_targets, evil_release):
             play.refused(attack(play.thief(*broken)))
@@ -396,7 +396,7 @@ def test_every_row_of_the_page_is_played() -> None:
 def test_playbook(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     shop.release("1.1.0", 2)
-    play = Play(shop, new_client(shop))
+    play = Play(shop, create_client(shop))
     assert play.device.check(shop.published).manifest.version == "1.1.0"
     ROWS[row](play)
     assert shop.repository.status().is_sound

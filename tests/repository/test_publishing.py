@@ -34,15 +34,15 @@ from tests.support.metadata_publisher import (
     CheckClient,
     MetadataPublisher,
     copy_publisher,
-    rollout_of,
+    make_rollout,
 )
 
 
 def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, device: CheckClient) -> None:
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     repository = shop.repository
     repository.stage_manifest(manifest)
-    repository.stage_rollout(rollout_of(manifest))
+    repository.stage_rollout(make_rollout(manifest))
     online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
     report = repository.sign(online)
     assert not report.is_complete
@@ -62,10 +62,10 @@ def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, d
 
 
 def test_signatures_of_every_role_can_come_one_at_a_time(shop: MetadataPublisher, device: CheckClient) -> None:
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     repository = shop.repository
     repository.stage_manifest(manifest)
-    repository.stage_rollout(rollout_of(manifest))
+    repository.stage_rollout(make_rollout(manifest))
     for signer in shop.signers_of("release-vision", "rollout-vision", "snapshot", "timestamp"):
         report = Repository.open(repository.root).sign([signer])
     assert report.is_complete
@@ -75,9 +75,9 @@ def test_signatures_of_every_role_can_come_one_at_a_time(shop: MetadataPublisher
 
 def test_a_changed_document_loses_its_signatures(shop: MetadataPublisher) -> None:
     repository = shop.repository
-    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
-    repository.stage_manifest(shop.manifest("1.2.0", 3))
+    repository.stage_manifest(shop.make_manifest("1.2.0", 3))
     report = repository.sign([])
     assert not report.is_complete
     assert {role.role: len(role.signed_key_ids) for role in report.roles}["release-vision"] == 0
@@ -85,9 +85,9 @@ def test_a_changed_document_loses_its_signatures(shop: MetadataPublisher) -> Non
 
 def test_what_was_staged_after_the_signature_is_not_forgotten(shop: MetadataPublisher) -> None:
     repository = shop.repository
-    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
-    late = shop.manifest("1.2.0", 3)
+    late = shop.make_manifest("1.2.0", 3)
     repository.stage_manifest(late)
     with pytest.raises(BelowThreshold) as refused:
         repository.publish()
@@ -107,7 +107,7 @@ def test_a_strangers_key_signs_nothing(shop: MetadataPublisher, tmp_path: Path) 
     from keys.signers import load_folder_signers
 
     strange = load_folder_signers(stranger.keys, PASSPHRASE)
-    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     report = shop.repository.sign(strange)
     assert len(report.unused) == len(strange)
     assert not report.is_complete
@@ -118,7 +118,7 @@ def test_what_devices_would_refuse_is_not_published(shop: MetadataPublisher, dev
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
     before = (shop.published / "metadata" / "timestamp.json").read_bytes()
-    shop.repository.stage_rollout(rollout_of(old))
+    shop.repository.stage_rollout(make_rollout(old))
     assert shop.repository.sign(shop.signers).is_complete
     with pytest.raises(RollbackRefused):
         shop.repository.publish()
@@ -128,7 +128,7 @@ def test_what_devices_would_refuse_is_not_published(shop: MetadataPublisher, dev
 
 def test_the_second_of_two_publishers_is_told_who_won(shop: MetadataPublisher) -> None:
     repository = shop.repository
-    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
     repository.refresh(shop.signers)
     with pytest.raises(PublishConflict) as lost:
@@ -151,9 +151,9 @@ def test_a_held_lock_is_said_with_its_holder(shop: MetadataPublisher, monkeypatc
 def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
     shop: MetadataPublisher, device: CheckClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
     assert shop.repository.sign(shop.signers).is_complete
     real = layout.write_file
     cut = 0
@@ -188,7 +188,7 @@ def test_nothing_staged_is_nothing_to_publish(shop: MetadataPublisher) -> None:
         shop.repository.publish()
     with pytest.raises(NothingStaged):
         shop.repository.sign(shop.signers)
-    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     shop.repository.discard()
     with pytest.raises(NothingStaged):
         shop.repository.sign(shop.signers)
@@ -196,7 +196,7 @@ def test_nothing_staged_is_nothing_to_publish(shop: MetadataPublisher) -> None:
 
 def test_refresh_renews_what_is_online_and_nothing_else(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
-    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
     report = shop.repository.refresh(online)
     assert set(report.roles) == {"rollout-vision", "snapshot", "timestamp"}
@@ -213,12 +213,12 @@ def test_staging_contradicts_nothing_that_is_out(shop: MetadataPublisher) -> Non
     assert manifest is not None
     assert repository.next_counter(FAMILY) == 2
     wrong: tuple[Callable[[], object], ...] = (
-        lambda: repository.stage_manifest(shop.manifest("1.0.0", 2)),
-        lambda: repository.stage_manifest(shop.manifest("1.0.1", 1)),
+        lambda: repository.stage_manifest(shop.make_manifest("1.0.0", 2)),
+        lambda: repository.stage_manifest(shop.make_manifest("1.0.1", 1)),
         lambda: repository.stage_manifest(_without_blob(shop)),
-        lambda: repository.stage_rollout(rollout_of(shop.manifest("3.0.0", 3))),
-        lambda: repository.stage_rollout(replace(rollout_of(manifest), counter=9)),
-        lambda: repository.stage_rollout(rollout_of(manifest, "beta")),
+        lambda: repository.stage_rollout(make_rollout(shop.make_manifest("3.0.0", 3))),
+        lambda: repository.stage_rollout(replace(make_rollout(manifest), counter=9)),
+        lambda: repository.stage_rollout(make_rollout(manifest, "beta")),
         lambda: repository.withdraw(FAMILY, "3.0.0"),
         lambda: repository.put_envelope("../outside", b""),
         lambda: repository.put_envelope("/etc/outside", b""),
@@ -228,13 +228,13 @@ def test_staging_contradicts_nothing_that_is_out(shop: MetadataPublisher) -> Non
         with pytest.raises(StagingInvalid):
             attempt()
     with pytest.raises(FamilyUnknown):
-        repository.stage_rollout(replace(rollout_of(manifest), family="speech"))
+        repository.stage_rollout(replace(make_rollout(manifest), family="speech"))
     with pytest.raises(NothingStaged):
         repository.publish()
 
 
 def _without_blob(shop: MetadataPublisher) -> Manifest:
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     patch = replace(manifest.variants[0][1].patches[0], blob="0" * 64)
     return manifest.with_patches("fp32", (patch,))
 

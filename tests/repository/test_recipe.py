@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from keys.passphrase import PASSPHRASE_VARIABLE
-from tests.support.metadata_publisher import PASSPHRASE, CheckClient, MetadataPublisher, rollout_of
+from tests.support.metadata_publisher import PASSPHRASE, CheckClient, MetadataPublisher, make_rollout
 from tools.generate_docs.__main__ import DOCS
 
 
@@ -18,9 +18,9 @@ def test_the_plain_shell_recipe_publishes_a_release(
     page = (DOCS / "operations/ceremony-and-keys.md").read_text()
     recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
     assert recipe is not None
-    manifest = shop.manifest("1.1.0", 2)
+    manifest = shop.make_manifest("1.1.0", 2)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
     online = tmp_path / "online"
     online.mkdir()
     for role in ("rollout-vision", "snapshot", "timestamp"):

@@ -14,7 +14,7 @@ from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device, revoke_device
 from packager.repository.repository import Repository
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import CommandResult, packager
+from tests.support.packager_cli import CommandResult, run_packager
 
 
 class Sender:
@@ -73,7 +73,7 @@ def camera(repository: Repository) -> Sender:
 def verify(repository: Repository, data: bytes, *words: str) -> CommandResult:
     place = repository.root.parent / "reports.jsonl"
     place.write_bytes(data)
-    return packager("device", "verify-report", place, "--repo", repository.root, "--json", *words)
+    return run_packager("device", "verify-report", place, "--repo", repository.root, "--json", *words)
 
 
 def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository, camera: Sender) -> None:

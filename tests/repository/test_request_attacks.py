@@ -31,7 +31,7 @@ from tests.support.metadata_publisher import (
     MetadataPublisher,
     build_publisher,
     copy_publisher,
-    rollout_of,
+    make_rollout,
 )
 
 RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
@@ -42,9 +42,9 @@ Change = Callable[[Any], object]
 
 def honest(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
     """What the build server should ask for: a release, its rollout, and renewed offline roles."""
-    manifest = shop.manifest(version, counter)
+    manifest = shop.make_manifest(version, counter)
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest))
+    shop.repository.stage_rollout(make_rollout(manifest))
     renew(shop.repository.layout, ["root", "targets", "fleet"])
     return prepare_request(shop.repository.layout, NOW_S)
 
@@ -361,7 +361,7 @@ def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: MetadataPublishe
     shop.publish()
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    shop.repository.stage_rollout(rollout_of(old))
+    shop.repository.stage_rollout(make_rollout(old))
     request = prepare_request(shop.repository.layout, NOW_S)
     text = "\n".join(review_request(request, public(keys), desk(shop), NOW_S).lines)
     assert f"DOWNGRADE: {CHANNEL_FILE}: counter 2 -> 1" in text
@@ -409,7 +409,7 @@ def evil_fleet(shop: MetadataPublisher, fleet: Fleet) -> SigningRequest:
 def test_a_release_below_one_that_is_listed_is_shown(shop: MetadataPublisher) -> None:
     shop.release("3.0.0", 9)
     request = honest(shop, "3.1.0", 10)
-    low = shop.manifest("3.1.0", 4).as_bytes()
+    low = shop.make_manifest("3.1.0", 4).as_bytes()
     name = f"bundles/{FAMILY}/3.1.0.json"
     changed = evil(request, RELEASE, lambda t: list_file(t, name, low))
     changed = replace(changed, new_contents={**changed.new_contents, name: low})
@@ -419,7 +419,7 @@ def test_a_release_below_one_that_is_listed_is_shown(shop: MetadataPublisher) ->
 
 def test_a_manifest_under_another_name_is_refused(shop: MetadataPublisher) -> None:
     request = honest(shop)
-    other = shop.manifest("6.6.6", 666).as_bytes()
+    other = shop.make_manifest("6.6.6", 666).as_bytes()
     changed = evil(request, RELEASE, lambda t: list_file(t, NAME, other))
     changed = replace(changed, new_contents={**changed.new_contents, NAME: other})
     with pytest.raises(Malformed) as refused:

@@ -27,8 +27,8 @@ from tests.support.metadata_publisher import (
     CheckClient,
     MetadataPublisher,
     build_publisher,
-    new_client,
-    rollout_of,
+    create_client,
+    make_rollout,
 )
 
 
@@ -80,7 +80,7 @@ def test_a_familys_keys_are_replaced_and_its_document_signed_anew(shop: Metadata
     assert report.roles.keys() == {"targets", "release-vision", "snapshot", "timestamp"}
     shop.release("1.1.0", 2)
     assert device.check(shop.published).manifest.version == "1.1.0"
-    shop.repository.stage_manifest(shop.manifest("6.6.6", 666))
+    shop.repository.stage_manifest(shop.make_manifest("6.6.6", 666))
     without_fresh = [signer for signer in shop.signers if signer not in fresh]
     assert not shop.repository.sign([*stolen, *without_fresh]).is_complete
 
@@ -150,7 +150,7 @@ def test_offline_roles_are_renewed_without_a_change(shop: MetadataPublisher, dev
 def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) -> None:
     shop = build_publisher(tmp_path / "shop", classical=True)
     shop.release("1.0.0", 1)
-    device = new_client(shop)
+    device = create_client(shop)
     device.check(shop.published)
     layout = shop.repository.layout
     roots: list[Signer] = shop.signers_of("root")
@@ -194,10 +194,10 @@ def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) ->
     shop.release("2.0.0", 2)
     release = device.check(shop.published)
     assert release.manifest.version == "2.0.0"
-    memory = device.slots.load()
+    memory = device.trust_states.load()
     assert memory is not None
     assert memory.roles["root"].version == 51
-    newcomer = new_client(shop, "newcomer")
+    newcomer = create_client(shop, "newcomer")
     assert newcomer.check(shop.published).repository_id == release.repository_id
     newest = CheckClient(shop.folder / "newest", (shop.published / "metadata" / "51.root.json").read_bytes())
     assert newest.check(shop.published).repository_id == release.repository_id
@@ -251,5 +251,5 @@ def test_rollouts_survive_the_change_of_every_key(shop: MetadataPublisher, devic
         replace_keys(shop.repository.layout, role, [signer.public_key for signer in fresh])
         shop.signers += fresh
         shop.publish()
-    assert device.check(shop.published).rollout == release.rollout == rollout_of(release.manifest)
+    assert device.check(shop.published).rollout == release.rollout == make_rollout(release.manifest)
     assert shop.repository.status().is_sound

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keys.passphrase import PASSPHRASE_VARIABLE
-from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, CheckClient, MetadataPublisher, new_client
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, CheckClient, MetadataPublisher, create_client
 
 WAIT_S = 120
 
@@ -76,14 +76,14 @@ def test_publishers_at_the_same_time_leave_one_whole_history(shop: MetadataPubli
     last = next(
         said for code, said in ended if not code and said.get("published", said)["timestamp_version"] == won[-1]
     )
-    seen = new_client(shop, "witness").check(shop.published).rollout
+    seen = create_client(shop, "witness").check(shop.published).rollout
     if "rollout" in last:
         assert seen.as_json() == last["rollout"]
 
 
 def test_a_halt_goes_out_whatever_waits_for_signatures(shop: MetadataPublisher, device: CheckClient) -> None:
     keys = ("--keys", os.fspath(shop.keys))
-    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
     assert run(shop, "rollout", "set", FAMILY, CHANNEL, "1.1.0")[2]["published"] is None
     _, code, said = run(shop, "rollout", "halt", FAMILY, CHANNEL, *keys)
     assert (code, said["rollout"]["version"]) == (0, "1.0.0")

@@ -20,14 +20,14 @@ from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import DATATYPES, Array
 from device_agent.runtime.wire import NO_JSON
-from tests.support.memfd_bundles import DTYPES, floats, graph, plain, scale
+from tests.support.memfd_bundles import DTYPES, create_memfd_bundle, floats, make_graph_model, make_scale_model
 
 NUMERIC = [name for name in DATATYPES if name != "BYTES"]
 
 
 @contextmanager
 def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
-    with plain(model) as bundle:
+    with create_memfd_bundle(model) as bundle:
         loaded = LoadedModel.load(bundle.fds, threads=1)
         loaded.check_contract(bundle.contract)
         yield Inference(loaded, bundle.contract, "toy", "1.0.0", **settings)
@@ -36,7 +36,7 @@ def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
 def echo(dtype: str) -> Any:
     """Return a model x [n] -> y [n] that copies its input; two nodes, because the optimizer removes one Identity."""
     nodes = [helper.make_node("Identity", ["x"], ["h"]), helper.make_node("Identity", ["h"], ["y"])]
-    return graph(nodes, [("x", dtype, ["n"])], [("y", dtype, ["n"])])
+    return make_graph_model(nodes, [("x", dtype, ["n"])], [("y", dtype, ["n"])])
 
 
 def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes, bool]:
@@ -134,7 +134,7 @@ def test_a_tensor_survives_json_and_bytes(name: str, shape: list[int], seed: int
     ],
 )
 def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
-    with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
+    with model_of(make_scale_model(2.0)) as model, pytest.raises(RequestInvalid, match=words):
         ask(model, head)
 
 
@@ -154,7 +154,7 @@ def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
     ],
 )
 def test_a_body_that_is_no_request_is_named(body: bytes, json_bytes: int, words: str) -> None:
-    with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
+    with model_of(make_scale_model(2.0)) as model, pytest.raises(RequestInvalid, match=words):
         model.handle_request(memoryview(body), json_bytes)
 
 
@@ -165,7 +165,7 @@ def test_a_number_beyond_its_datatype_is_refused(dtype: str, bad: float) -> None
 
 
 def test_nan_is_flagged_only_where_the_model_made_it() -> None:
-    root = graph([helper.make_node("Sqrt", ["x"], ["y"])], [("x", "float32", [2])], [("y", "float32", [2])])
+    root = make_graph_model([helper.make_node("Sqrt", ["x"], ["y"])], [("x", "float32", [2])], [("y", "float32", [2])])
     with model_of(root) as model:
         fields = {"name": "x", "datatype": "FP32", "shape": [2]}
         response, _, has_nan = ask(model, {"inputs": [{**fields, "data": [4, -1]}]})
@@ -187,17 +187,20 @@ def test_a_large_sum_is_not_taken_for_infinity() -> None:
 def test_a_model_that_fails_on_inputs_its_contract_allows_is_unfit() -> None:
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
     shape = helper.make_tensor("shape", 7, [1], [4])
-    model = graph(nodes, [("x", "float32", ["n"])], [("y", "float32", [4])], [shape])
+    model = make_graph_model(nodes, [("x", "float32", ["n"])], [("y", "float32", [4])], [shape])
     with model_of(model) as served:
         with pytest.raises(InferenceFailed, match=r"inference failed: .*Reshape"):
             ask(served, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]})
 
 
 def test_a_model_is_held_to_its_contract() -> None:
-    with plain(scale(2.0)) as promised, plain(scale(2.0, size=5)) as other:
+    with (
+        create_memfd_bundle(make_scale_model(2.0)) as promised,
+        create_memfd_bundle(make_scale_model(2.0, size=5)) as other,
+    ):
         with pytest.raises(ContractMismatch, match=r"'x' is float32\[5\], expected float32\[4\]"):
             LoadedModel.load(other.fds).check_contract(promised.contract)
-    with plain(scale(2.0)) as promised, plain(echo("int32")) as other:
+    with create_memfd_bundle(make_scale_model(2.0)) as promised, create_memfd_bundle(echo("int32")) as other:
         with pytest.raises(ContractMismatch, match=r"'x' is int32\['n'\], expected float32\[4\]"):
             LoadedModel.load(other.fds).check_contract(promised.contract)
 
@@ -210,10 +213,10 @@ def test_external_data_comes_from_memory() -> None:
     external_data_helper.set_external_data(tensor, "w.bin", 0, 16)
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
-    model = graph(
+    model = make_graph_model(
         [helper.make_node("Mul", ["x", "w"], ["y"])], [("x", "float32", [4])], [("y", "float32", [4])], [tensor]
     )
-    with plain(model, external={"w.bin": weights.tobytes()}) as bundle:
+    with create_memfd_bundle(model, external={"w.bin": weights.tobytes()}) as bundle:
         assert LoadedModel.load(bundle.fds).run({"x": floats(1, 1, 1, 1)})["y"].tolist() == [1, 2, 3, 4]
 
 

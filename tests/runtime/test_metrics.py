@@ -8,8 +8,8 @@ import pytest
 from device_agent.daemon.update_metrics import UpdateMetrics, render_update_metrics
 from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, UpdateResult
 from device_agent.runtime.probe_runner import ProbeReport
-from tests.support.load_clients import ask, connect
-from tests.support.memfd_bundles import front, plain, scale
+from tests.support.load_clients import connect, post
+from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model, start_front
 from tests.support.prometheus_text import SUFFIXES, Metric, parse_metrics
 
 UNITS = ("_seconds", "_bytes", "_joules", "_ratio", "_info")
@@ -85,12 +85,12 @@ def test_several_families_share_the_heading_of_a_metric(tally: UpdateMetrics) ->
 
 
 def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: UpdateMetrics) -> None:
-    with plain(scale(2.0)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         served.push_metrics(render_update_metrics([tally]))
-        assert ask(served.address)[0] == 200
-        assert ask(served.address, b"{")[0] == 400
+        assert post(served.address)[0] == 200
+        assert post(served.address, b"{")[0] == 400
         connection = connect(served.address)
         connection.request("GET", "/metrics")
         found = parse_metrics(connection.getresponse().read().decode())

@@ -17,7 +17,7 @@ from bundle.errors import GoldenMismatch
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, NothingToRollBack, RequestInvalid
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
-from tests.support.memfd_bundles import floats, graph, plain, scale
+from tests.support.memfd_bundles import create_memfd_bundle, floats, make_graph_model, make_scale_model
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 BOTH = pytest.mark.parametrize("isolation", ["inproc", "worker"])
@@ -32,13 +32,13 @@ def test_a_model_is_swapped_and_rolled_back(isolation: str) -> None:
     with ModelRuntime(isolation=isolation, threads=1) as runtime:
         with pytest.raises(NoModelLoaded):
             first(runtime)
-        with plain(scale(2.0), list(SAMPLE)) as bundle:
+        with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle:
             report = runtime.swap(bundle.fds, bundle.contract)
         assert (report.generation, runtime.generation, first(runtime)) == (1, 1, 2.0)
         with pytest.raises(NothingToRollBack):
             runtime.rollback()
         for factor in (3.0, 4.0):
-            with plain(scale(factor), list(SAMPLE)) as bundle:
+            with create_memfd_bundle(make_scale_model(factor), list(SAMPLE)) as bundle:
                 runtime.swap(bundle.fds, bundle.contract)
             assert first(runtime) == factor
         assert runtime.rollback() == 2
@@ -54,13 +54,16 @@ def test_a_candidate_that_is_wrong_changes_nothing(isolation: str) -> None:
         outputs["y"] = outputs["y"] + 1
 
     with ModelRuntime(isolation=isolation, threads=1) as runtime:
-        with plain(scale(2.0), list(SAMPLE)) as good:
+        with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as good:
             runtime.swap(good.fds)
-            with plain(b"noise", contract=good.contract) as bundle, pytest.raises(ModelDoesNotLoad):
+            with create_memfd_bundle(b"noise", contract=good.contract) as bundle, pytest.raises(ModelDoesNotLoad):
                 runtime.swap(bundle.fds)
-            with plain(scale(3.0, size=5)) as bundle, pytest.raises(ContractMismatch):
+            with create_memfd_bundle(make_scale_model(3.0, size=5)) as bundle, pytest.raises(ContractMismatch):
                 runtime.swap(bundle.fds, good.contract)
-            with plain(scale(3.0), list(SAMPLE), damage=wrong) as bundle, pytest.raises(GoldenMismatch):
+            with (
+                create_memfd_bundle(make_scale_model(3.0), list(SAMPLE), damage=wrong) as bundle,
+                pytest.raises(GoldenMismatch),
+            ):
                 runtime.swap(bundle.fds)
         assert (runtime.generation, first(runtime)) == (1, 2.0)
 
@@ -68,7 +71,7 @@ def test_a_candidate_that_is_wrong_changes_nothing(isolation: str) -> None:
 @BOTH
 def test_a_lease_outlives_a_swap(isolation: str) -> None:
     with ModelRuntime(isolation=isolation, threads=1) as runtime:
-        with plain(scale(2.0)) as even, plain(scale(3.0)) as odd:
+        with create_memfd_bundle(make_scale_model(2.0)) as even, create_memfd_bundle(make_scale_model(3.0)) as odd:
             runtime.swap(even.fds)
             swapped = threading.Event()
 
@@ -90,7 +93,10 @@ def test_no_call_fails_while_models_are_swapped_under_load(isolation: str) -> No
     swaps = 50 if isolation == "inproc" else 5
     answers: Counter[float] = Counter()
     with ModelRuntime(isolation=isolation, threads=1) as runtime:
-        with plain(scale(2.0), list(SAMPLE)) as even, plain(scale(3.0), list(SAMPLE)) as odd:
+        with (
+            create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as even,
+            create_memfd_bundle(make_scale_model(3.0), list(SAMPLE)) as odd,
+        ):
             runtime.swap(even.fds)
             stop = threading.Event()
 
@@ -112,7 +118,7 @@ def test_no_call_fails_while_models_are_swapped_under_load(isolation: str) -> No
 
 
 def test_a_worker_that_dies_is_restarted_and_the_call_sent_once_more() -> None:
-    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(scale(2.0)) as bundle:
+    with ModelRuntime(isolation="worker", threads=1) as runtime, create_memfd_bundle(make_scale_model(2.0)) as bundle:
         runtime.swap(bundle.fds)
         with runtime.lease() as lease:
             assert lease.worker_pid is not None
@@ -123,7 +129,7 @@ def test_a_worker_that_dies_is_restarted_and_the_call_sent_once_more() -> None:
 
 @BOTH
 def test_wrong_inputs_are_told_from_a_failing_model(isolation: str) -> None:
-    with ModelRuntime(isolation=isolation, threads=1) as runtime, plain(scale(2.0)) as bundle:
+    with ModelRuntime(isolation=isolation, threads=1) as runtime, create_memfd_bundle(make_scale_model(2.0)) as bundle:
         runtime.swap(bundle.fds)
         with pytest.raises(RequestInvalid, match="the model rejects these inputs"):
             runtime.run({"x": floats(1, 2)})
@@ -133,7 +139,10 @@ def test_wrong_inputs_are_told_from_a_failing_model(isolation: str) -> None:
 
 
 def test_large_tensors_travel_in_shared_memory_that_is_reused_only_once_results_are_gone() -> None:
-    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(scale(2.0, size="n")) as bundle:
+    with (
+        ModelRuntime(isolation="worker", threads=1) as runtime,
+        create_memfd_bundle(make_scale_model(2.0, size="n")) as bundle,
+    ):
         runtime.swap(bundle.fds)
         held = []
         for number in range(8):
@@ -151,7 +160,7 @@ def test_large_tensors_travel_in_shared_memory_that_is_reused_only_once_results_
 
 
 def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
-    onnx.save(scale(2.0), str(tmp_path / "model.onnx"))
+    onnx.save(make_scale_model(2.0), str(tmp_path / "model.onnx"))
     bundle = bundle_from_files(tmp_path / "model.onnx")
     with ModelRuntime(threads=1) as runtime:
         runtime.swap(bundle)
@@ -163,9 +172,9 @@ def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
 
 def test_outputs_whose_size_depends_on_the_values_are_right_every_time() -> None:
     nodes = [helper.make_node("NonZero", ["x"], ["y"])]
-    model = graph(nodes, [("x", "float32", ["n"])], [("y", "int64", [1, "k"])])
+    model = make_graph_model(nodes, [("x", "float32", ["n"])], [("y", "int64", [1, "k"])])
     rng = np.random.default_rng(0)
-    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(model) as bundle:
+    with ModelRuntime(isolation="worker", threads=1) as runtime, create_memfd_bundle(model) as bundle:
         runtime.swap(bundle.fds)
         for share in (0.5, 0.5, 0.9, 0.9, 0.1, 0.0):
             x = (rng.random(50_000) < share).astype(np.float32)

@@ -34,19 +34,19 @@ from device_agent.runtime.tensors import Array
 from device_agent.update.probe_client import probe_error
 from device_agent.workers import probe as probe_process
 from tests.support import hostile_models as hostile
-from tests.support.memfd_bundles import Plain, floats, plain, scale, with_arbitrary_golden
+from tests.support.memfd_bundles import MemfdBundle, add_arbitrary_golden, create_memfd_bundle, floats, make_scale_model
 
 SAMPLES: list[dict[str, Array]] = [{"x": floats(1, 2, 3, 4)}, {"x": floats(0, -1, 0.5, 100)}]
 HEALTH = Health(probe_deadline_s=30)
 ENOUGH_TO_START_S = 8  # on a machine with other things to do; what does not end takes all of it
 
 
-def verdict(bundle: Plain, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
+def verdict(bundle: MemfdBundle, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
     return run_probe_process(bundle.fds, bundle.contract, health, baseline, threads=1)
 
 
 def test_a_good_candidate_passes_with_its_numbers() -> None:
-    with plain(scale(2.0), list(SAMPLES)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("pass", "")
         assert (report.samples, report.worst_relative_rms_ppm) == (2, 0)
@@ -58,7 +58,7 @@ def test_a_good_candidate_passes_with_its_numbers() -> None:
 
 
 def test_a_candidate_without_golden_vectors_is_run_on_zeros() -> None:
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.samples, report.worst_relative_rms_ppm) == ("pass", 0, None)
         assert report.runs >= 10
@@ -74,7 +74,7 @@ def _other_shape(outputs: dict[str, Array]) -> None:
 
 @pytest.mark.parametrize("damage", [_wrong, _other_shape])
 def test_wrong_answers_fail(damage: Callable[[dict[str, Array]], None]) -> None:
-    with plain(scale(2.0), list(SAMPLES), damage=damage) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES), damage=damage) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("fail", "golden-mismatch")
         assert "golden 0: output 'y'" in report.detail
@@ -93,11 +93,11 @@ def test_nan_where_the_golden_answer_has_none_fails_with_its_own_reason() -> Non
     def finite(outputs: dict[str, Array]) -> None:
         outputs["y"] = np.nan_to_num(outputs["y"])
 
-    with plain(hostile.answers_nan(), list(SAMPLES), damage=finite) as bundle:
+    with create_memfd_bundle(hostile.make_nan_model(), list(SAMPLES), damage=finite) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("fail", "nan-output")
         assert report.detail == "golden 1: output 'y' has NaN or infinity"
-    with plain(hostile.answers_nan(), list(SAMPLES)) as bundle:
+    with create_memfd_bundle(hostile.make_nan_model(), list(SAMPLES)) as bundle:
         assert verdict(bundle).verdict == "pass"
 
 
@@ -106,21 +106,23 @@ def test_nan_where_the_golden_answer_has_none_fails_with_its_own_reason() -> Non
     [
         b"",
         b"not a model",
-        hostile.of_a_later_operator_set(),
-        hostile.of_a_later_format(),
-        hostile.of_an_unknown_domain(),
-        hostile.reads_a_file("../../../../etc/passwd"),
-        hostile.reads_a_file("/etc/passwd"),
-        hostile.reads_a_file("w.bin"),
-        hostile.reads_a_file("0"),
-        hostile.nested(40),
-        hostile.nested(10_000),
+        hostile.make_unknown_opset_model(),
+        hostile.make_unknown_ir_model(),
+        hostile.make_unknown_domain_model(),
+        hostile.make_file_reading_model("../../../../etc/passwd"),
+        hostile.make_file_reading_model("/etc/passwd"),
+        hostile.make_file_reading_model("w.bin"),
+        hostile.make_file_reading_model("0"),
+        hostile.make_nested_model(40),
+        hostile.make_nested_model(10_000),
     ],
     ids=["empty", "noise", "opset", "ir", "domain", "dots", "absolute", "missing", "descriptor", "nested", "deep"],
 )
 def test_what_does_not_load_fails(model: onnx.ModelProto | bytes) -> None:
     contract = Contract((TensorSpec("x", "float32", (4,)),), (TensorSpec("y", "float32", (4,)),))
-    with plain(model if isinstance(model, bytes) else model.SerializeToString(), contract=contract) as bundle:
+    with create_memfd_bundle(
+        model if isinstance(model, bytes) else model.SerializeToString(), contract=contract
+    ) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("fail", "model-does-not-load"), report
 
@@ -132,24 +134,28 @@ def serialized(model: onnx.ModelProto | bytes) -> bytes:
     return model if isinstance(model, bytes) else model.SerializeToString()
 
 
-@pytest.mark.parametrize("model", hostile.of_broken_graphs().values(), ids=hostile.of_broken_graphs())
+@pytest.mark.parametrize("model", hostile.make_broken_models().values(), ids=hostile.make_broken_models())
 def test_a_broken_graph_does_not_load(model: onnx.ModelProto | bytes) -> None:
-    with plain(serialized(model), contract=FOUR) as bundle:
+    with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("fail", "model-does-not-load"), report
 
 
-@pytest.mark.parametrize("model", hostile.of_other_contracts().values(), ids=hostile.of_other_contracts())
+@pytest.mark.parametrize(
+    "model", hostile.make_models_of_other_contracts().values(), ids=hostile.make_models_of_other_contracts()
+)
 def test_another_contract_fails(model: onnx.ModelProto) -> None:
-    with plain(serialized(model), contract=FOUR) as bundle:
+    with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
         report = verdict(bundle)
         assert (report.verdict, report.reason) == ("fail", "contract-mismatch"), report
 
 
 @pytest.mark.parametrize("with_golden", [True, False])
-@pytest.mark.parametrize("model", hostile.of_ending_operators().values(), ids=hostile.of_ending_operators())
+@pytest.mark.parametrize(
+    "model", hostile.make_excessive_operator_models().values(), ids=hostile.make_excessive_operator_models()
+)
 def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, with_golden: bool) -> None:
-    with plain(serialized(model), contract=FOUR) as bundle, with_arbitrary_golden(bundle, 4) as asked:
+    with create_memfd_bundle(serialized(model), contract=FOUR) as bundle, add_arbitrary_golden(bundle, 4) as asked:
         report = verdict(asked if with_golden else bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         if with_golden:
             assert (report.verdict, report.reason) in (
@@ -162,20 +168,20 @@ def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, w
             assert report.verdict == "fail" or report.runs == 0, report
 
 
-@pytest.mark.parametrize("model", hostile.takes_for_ever_to_load().values(), ids=hostile.takes_for_ever_to_load())
+@pytest.mark.parametrize("model", hostile.make_slow_loading_models().values(), ids=hostile.make_slow_loading_models())
 def test_loading_without_end_is_cut_off(model: onnx.ModelProto) -> None:
-    with plain(serialized(model), contract=FOUR) as bundle:
+    with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
         report = verdict(bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout"), report
         assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at load"
 
 
 def test_wishes_in_the_models_metadata_are_not_heard(tmp_path: Path) -> None:
-    model = scale(2.0)
+    model = make_scale_model(2.0)
     model.metadata_props.add(key="session.register_custom_ops_library", value=str(tmp_path / "evil.so"))
     settings = f'{{"session_options": {{"optimized_model_filepath": "{tmp_path / "model"}"}}}}'
     model.metadata_props.add(key="ORT_CONFIG", value=settings)
-    with plain(model, list(SAMPLES)) as bundle:
+    with create_memfd_bundle(model, list(SAMPLES)) as bundle:
         assert verdict(bundle).verdict == "pass"
     assert list(tmp_path.iterdir()) == []
 
@@ -188,7 +194,7 @@ def test_a_model_whose_memory_grows_leaks() -> None:
             self.held.append(os.urandom(16) * 500_000)
             return super().infer(inputs)
 
-    with plain(scale(2.0), list(SAMPLES)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as bundle:
         sound, leaking = LoadedModel.load(bundle.fds, threads=1), Leaking.load(bundle.fds, threads=1)
         questions = list(SAMPLES)
         assert probe_process.measure_growth(sound, questions)[0] < probe_process.MAX_GROWTH_BYTES / 8
@@ -205,28 +211,34 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
         files = {path.name for path in Path("/tmp").iterdir() if path.name.startswith(("onnx", "ort"))}
         return len(list(Path("/proc/self/fd").iterdir())), set(children), files | {p.name for p in tmp_path.iterdir()}
 
-    refused = [b"not a model", hostile.nested(10_000), serialized(hostile.of_other_contracts()["a sequence"])]
-    with plain(b"", contract=FOUR) as bundle:
+    refused = [
+        b"not a model",
+        hostile.make_nested_model(10_000),
+        serialized(hostile.make_models_of_other_contracts()["a sequence"]),
+    ]
+    with create_memfd_bundle(b"", contract=FOUR) as bundle:
         verdict(bundle)
         before = held()
         for data in refused:
-            with plain(data, contract=FOUR) as tried:
+            with create_memfd_bundle(data, contract=FOUR) as tried:
                 assert verdict(tried, Health(probe_deadline_s=20)).verdict == "fail"
         assert held() == before
 
 
 def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         renamed = replace(bundle.contract, inputs=(TensorSpec("z", "float32", (4,)),))
         report = run_probe_process(bundle.fds, renamed, HEALTH, threads=1)
         assert (report.verdict, report.reason) == ("fail", "contract-mismatch")
         assert report.detail == "model inputs: found x, expected z"
 
 
-@pytest.mark.parametrize("model", [hostile.hangs(), hostile.one_huge_kernel()], ids=["loop", "kernel"])
+@pytest.mark.parametrize(
+    "model", [hostile.make_hanging_model(), hostile.make_huge_kernel_model()], ids=["loop", "kernel"]
+)
 def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto) -> None:
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    with plain(model) as bundle, with_arbitrary_golden(bundle, size) as asked:
+    with create_memfd_bundle(model) as bundle, add_arbitrary_golden(bundle, size) as asked:
         report = verdict(asked, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout")
         assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at golden 0"
@@ -240,7 +252,7 @@ def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelPr
 def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
     number: signal.Signals, verdict_and_reason: tuple[str, str]
 ) -> None:
-    with plain(hostile.hangs()) as bundle, with_arbitrary_golden(bundle, 4) as asked:
+    with create_memfd_bundle(hostile.make_hanging_model()) as bundle, add_arbitrary_golden(bundle, 4) as asked:
         killer = threading.Thread(target=_kill_probe, args=(number,))
         killer.start()
         report = verdict(asked)
@@ -266,14 +278,17 @@ def _kill_probe(number: signal.Signals) -> None:
 
 
 def test_a_model_that_asks_for_more_memory_than_there_is_fails_and_harms_nobody() -> None:
-    with plain(hostile.asks_for_64_gib()) as bundle, with_arbitrary_golden(bundle, 1) as asked:
+    with create_memfd_bundle(hostile.make_64_gib_model()) as bundle, add_arbitrary_golden(bundle, 1) as asked:
         report = verdict(asked)
         assert report.verdict == "fail"
         assert report.reason in ("inference-failed", "probe-crashed")
 
 
 def test_a_model_fatter_than_the_running_one_fails() -> None:
-    with plain(scale(2.0), list(SAMPLES)) as slim, plain(hostile.takes_memory(100), list(SAMPLES)) as fat:
+    with (
+        create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as slim,
+        create_memfd_bundle(hostile.make_memory_intensive_model(100), list(SAMPLES)) as fat,
+    ):
         baseline = verdict(slim).baseline()
         report = verdict(fat, baseline=baseline)
         assert (report.verdict, report.reason) == ("fail", "too-much-memory")
@@ -293,13 +308,13 @@ def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy
 
 
 def test_a_slow_model_is_measured_as_slow() -> None:
-    with plain(hostile.is_slow(20_000), list(SAMPLES)) as bundle:
+    with create_memfd_bundle(hostile.make_slow_model(20_000), list(SAMPLES)) as bundle:
         report = verdict(bundle, baseline=ProbeBaseline(latency_us=100, peak_bytes=10**9))
         assert report.reason in ("too-slow", "cpu-contention"), report
 
 
 def test_malformed_golden_vectors_fail_with_their_reason() -> None:
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         files = {**bundle.fds.files, "g": create_sealed_memfd("g", b"\xff" * 16)}
         report = run_probe_process(BundleFds(files, bundle.fds.model, "g"), bundle.contract, HEALTH, threads=1)
         assert (report.verdict, report.reason) == ("fail", "candidate-malformed")
@@ -307,7 +322,7 @@ def test_malformed_golden_vectors_fail_with_their_reason() -> None:
 
 
 def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         report = run_probe_process(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
         assert report.verdict == "inconclusive"
         assert report.reason in ("worker-crashed", "jail-unavailable", "worker-failed")

@@ -23,8 +23,15 @@ from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import FrontHandle, ModelProcess, PrestartedProcess
 from device_agent.serving.serving_runtime import ServingRuntime
 from tests.support import hostile_models as hostile
-from tests.support.load_clients import INFER, REQUEST, Load, ask, connect, until
-from tests.support.memfd_bundles import floats, front, graph, plain, scale, with_arbitrary_golden
+from tests.support.load_clients import INFER, REQUEST, Load, connect, post, wait_until
+from tests.support.memfd_bundles import (
+    add_arbitrary_golden,
+    create_memfd_bundle,
+    floats,
+    make_graph_model,
+    make_scale_model,
+    start_front,
+)
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 
@@ -40,14 +47,14 @@ def get(address: str, path: str) -> tuple[int, Any]:
 
 
 def served_value(address: str) -> float:
-    status, _, body = ask(address)
+    status, _, body = post(address)
     assert status == 200, body
     return float(json.loads(body)["outputs"][0]["data"][0])
 
 
 def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> None:
-    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         client = triton.InferenceServerClient(served.address.removeprefix("http://"))
         assert client.is_server_live()
@@ -85,12 +92,12 @@ def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> 
 
 
 def test_metrics_add_up_over_a_swap() -> None:
-    with plain(scale(2.0)) as bundle, front() as served:
-        processes = [bundle.process(number) for number in (1, 2)]
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
+        processes = [bundle.start_process(number) for number in (1, 2)]
         for process in processes:
             served.publish("toy", process)
             served_value(served.address)
-            ask(served.address, b"{")
+            post(served.address, b"{")
         served.retire("toy", 1, 5)
         served.publish("toy", processes[1])
         served.push_metrics("# TYPE airweights_swaps_total counter\nairweights_swaps_total 7\n")
@@ -117,8 +124,8 @@ def test_metrics_add_up_over_a_swap() -> None:
 
 def test_large_tensors_go_and_come_as_bytes() -> None:
     size = 300_000
-    with plain(scale(2.0, size="n")) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0, size="n")) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         client = triton.InferenceServerClient(served.address.removeprefix("http://"))
         values = np.arange(size, dtype=np.float32)
@@ -131,8 +138,8 @@ def test_large_tensors_go_and_come_as_bytes() -> None:
 
 
 def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_model() -> None:
-    with plain(scale(2.0)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         mistakes: list[tuple[bytes, str, dict[str, str], int, str]] = [
             (b"{", INFER, {}, 400, "not JSON"),
@@ -148,7 +155,7 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
             (REQUEST, INFER, {"Content-Encoding": "gzip"}, 400, "not gzip"),
         ]
         for body, path, headers, status, words in mistakes:
-            found, fields, text = ask(served.address, body, path, **headers)
+            found, fields, text = post(served.address, body, path, **headers)
             assert (found, fields["content-type"]) == (status, "application/json")
             assert words in json.loads(text)["error"]
         assert get(served.address, "/v3")[0] == 404
@@ -169,7 +176,7 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
     ],
 )
 def test_what_is_no_http_is_answered_in_json(data: bytes) -> None:
-    with front() as served:
+    with start_front() as served:
         host, _, port = served.address.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             with contextlib.suppress(ConnectionError):  # the server may have closed before all of it was sent
@@ -180,7 +187,7 @@ def test_what_is_no_http_is_answered_in_json(data: bytes) -> None:
 
 
 def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
-    with front() as served:
+    with start_front() as served:
         connection = connect(served.address)
         for method, body in (("HEAD", b""), ("GET", b'{"live": true}')):
             connection.request(method, "/v2/health/live")
@@ -191,23 +198,26 @@ def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
 
 
 def test_a_gzip_request_gets_a_gzip_answer() -> None:
-    with plain(scale(2.0)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         headers = {"Content-Encoding": "gzip", "Accept-Encoding": "deflate, gzip;q=0.5"}
-        _, fields, body = ask(served.address, gzip.compress(REQUEST), **headers)
+        _, fields, body = post(served.address, gzip.compress(REQUEST), **headers)
         assert fields["content-encoding"] == "gzip"
         assert json.loads(gzip.decompress(body))["outputs"][0]["data"] == [2, 4, 6, 8]
         process.stop()
 
 
 def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
-    with plain(scale(2.0)) as bundle, front(max_body_bytes=1000, max_waiting=1, wait_s=60.0) as served:
-        process = bundle.process(1)
+    with (
+        create_memfd_bundle(make_scale_model(2.0)) as bundle,
+        start_front(max_body_bytes=1000, max_waiting=1, wait_s=60.0) as served,
+    ):
+        process = bundle.start_process(1)
         served.publish("toy", process)
         process.kill()  # from here on requests wait for its successor
-        until(lambda: not served.state()["families"]["toy"]["ready"])
-        status, fields, _ = ask(served.address, b"x" * 1001)
+        wait_until(lambda: not served.state()["families"]["toy"]["ready"])
+        status, fields, _ = post(served.address, b"x" * 1001)
         assert (status, fields["connection"]) == (413, "close")
         chunked = connect(served.address)
         chunked.request("POST", INFER, iter([b"x" * 600, b"x" * 600]), encode_chunked=True)
@@ -215,19 +225,19 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         chunked.close()
         waiting = connect(served.address)
         waiting.request("POST", INFER, REQUEST)
-        until(lambda: served.state()["families"]["toy"]["waiting"])
-        status, fields, body = ask(served.address)
+        wait_until(lambda: served.state()["families"]["toy"]["waiting"])
+        status, fields, body = post(served.address)
         assert (status, fields["retry-after"]) == (503, "1")
         assert "1 requests are waiting already" in json.loads(body)["error"]
         waiting.close()
 
 
 def test_a_connection_beyond_the_limit_is_told_and_closed() -> None:
-    with front(max_connections=1) as served:
+    with start_front(max_connections=1) as served:
         first = connect(served.address)
         first.request("GET", "/v2/health/live")
         assert first.getresponse().read() == b'{"live": true}'
-        status, fields, body = ask(served.address)
+        status, fields, body = post(served.address)
         assert (status, fields["connection"], fields["retry-after"]) == (503, "close", "1")
         assert b"more than 1 connections" in body
         first.request("GET", "/v2/health/live")
@@ -236,15 +246,15 @@ def test_a_connection_beyond_the_limit_is_told_and_closed() -> None:
 
 
 def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
-    with plain(scale(2.0)) as bundle, front(families=("toy", "other")) as served:
-        process, other = bundle.process(1), bundle.process(1, family="other")
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front(families=("toy", "other")) as served:
+        process, other = bundle.start_process(1), bundle.start_process(1, family="other")
         assert get(served.address, "/v2/health/ready")[0] == 400
         served.publish("toy", process)
         assert get(served.address, "/v2/health/ready")[0] == 400
         served.publish("other", other)
         assert get(served.address, "/v2/health/ready")[0] == 200
         other.stop()
-        until(lambda: not served.state()["families"]["other"]["ready"])
+        wait_until(lambda: not served.state()["families"]["other"]["ready"])
         assert get(served.address, "/v2/health/ready")[0] == 400
         assert get(served.address, "/v2/health/live")[0] == 200
         process.stop()
@@ -252,28 +262,36 @@ def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
 
 def test_no_request_fails_while_models_are_swapped_under_load() -> None:
     swaps = 6
-    with plain(scale(2.0), list(SAMPLE)) as even, plain(scale(3.0), list(SAMPLE)) as odd, front() as served:
-        current = even.process(0)
+    with (
+        create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as even,
+        create_memfd_bundle(make_scale_model(3.0), list(SAMPLE)) as odd,
+        start_front() as served,
+    ):
+        current = even.start_process(0)
         served.publish("toy", current)
         with Load(served.address) as load:
             for number in range(1, swaps + 1):
-                candidate = (odd if number % 2 else even).process(number)
+                candidate = (odd if number % 2 else even).start_process(number)
                 served.publish("toy", candidate)
-                load.wait_for(30)
+                load.wait_for_responses(30)
                 assert get(served.address, "/v2/health/ready")[0] == 200
                 served.retire("toy", number - 1, 10)
                 current.stop()
                 current = candidate
-            load.wait_for(30)
-        assert load.failed == {}
-        assert set(load.answers) == {(200, 2.0), (200, 3.0)}
+            load.wait_for_responses(30)
+        assert load.failures == {}
+        assert set(load.responses) == {(200, 2.0), (200, 3.0)}
         assert served.window("toy", swaps).errors == 0
         current.stop()
 
 
 def test_going_back_to_a_resident_generation_is_one_publish() -> None:
-    with plain(scale(2.0)) as good, plain(scale(3.0)) as bad, front() as served:
-        old, new = good.process(1), bad.process(2)
+    with (
+        create_memfd_bundle(make_scale_model(2.0)) as good,
+        create_memfd_bundle(make_scale_model(3.0)) as bad,
+        start_front() as served,
+    ):
+        old, new = good.start_process(1), bad.start_process(2)
         served.publish("toy", old)
         served.publish("toy", new)
         assert served_value(served.address) == 3.0
@@ -287,40 +305,40 @@ def test_going_back_to_a_resident_generation_is_one_publish() -> None:
 
 
 def test_no_request_is_lost_when_the_model_process_is_killed_and_restarted() -> None:
-    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         with Load(served.address) as load:
             for _ in range(3):
-                load.wait_for(20)
+                load.wait_for_responses(20)
                 os.kill(process.pid, signal.SIGKILL)
                 process.stop()
                 assert not process.is_alive()
-                process = bundle.process(1)
+                process = bundle.start_process(1)
                 served.publish("toy", process)
-            load.wait_for(20)
-        assert load.failed == {}
+            load.wait_for_responses(20)
+        assert load.failures == {}
         window = served.window("toy", 1)
         assert (window.crashes, window.errors) == (3, 0)
-        assert window.requests == sum(load.answers.values())
+        assert window.requests == sum(load.responses.values())
         process.stop()
 
 
 def test_a_standby_takes_over_from_a_killed_process() -> None:
-    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process, standby = bundle.process(1), PrestartedProcess.start()
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle, start_front() as served:
+        process, standby = bundle.start_process(1), PrestartedProcess.start()
         served.publish("toy", process)
         with Load(served.address) as load:
-            load.wait_for(20)
+            load.wait_for_responses(20)
             process.kill()
-            process = ModelProcess.start(bundle.fds, bundle.spec(1), prestarted=standby)
+            process = ModelProcess.start(bundle.fds, bundle.make_spec(1), prestarted=standby)
             served.publish("toy", process)
-            load.wait_for(20)
-        assert load.failed == {}
+            load.wait_for_responses(20)
+        assert load.failures == {}
         assert process.pid == standby.worker.pid
         process.stop()
         assert not standby.is_alive()
-        again = ModelProcess.start(bundle.fds, bundle.spec(1), prestarted=standby)
+        again = ModelProcess.start(bundle.fds, bundle.make_spec(1), prestarted=standby)
         assert again.pid != standby.worker.pid
         again.stop()
         unused = PrestartedProcess.start()
@@ -331,14 +349,14 @@ def test_a_standby_takes_over_from_a_killed_process() -> None:
 def test_bodies_that_fill_the_request_channel_are_all_answered() -> None:
     size = 15_000
     body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [size], "data": [1] * size}]}).encode()
-    with plain(scale(2.0, size="n")) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0, size="n")) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         statuses: list[int] = []
 
         def send() -> None:
             for _ in range(10):
-                statuses.append(ask(served.address, body)[0])
+                statuses.append(post(served.address, body)[0])
 
         clients = [threading.Thread(target=send) for _ in range(8)]
         for client in clients:
@@ -351,17 +369,17 @@ def test_bodies_that_fill_the_request_channel_are_all_answered() -> None:
 
 def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -> None:
     shape = helper.make_tensor("shape", 7, [1], [4])
-    model = graph(
+    model = make_graph_model(
         [helper.make_node("Reshape", ["x", "shape"], ["y"])],
         [("x", "float32", ["n"])],
         [("y", "float32", [4])],
         [shape],
     )
-    with plain(model) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(model) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]}
-        status, _, body = ask(served.address, json.dumps(wrong).encode())
+        status, _, body = post(served.address, json.dumps(wrong).encode())
         assert (status, "inference failed" in json.loads(body)["error"]) == (500, True)
         assert served_value(served.address) == 1.0
         window = served.window("toy", 1)
@@ -370,28 +388,32 @@ def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -
 
 
 def test_nan_answers_are_counted() -> None:
-    with plain(hostile.answers_nan()) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(hostile.make_nan_model()) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         bad = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [4], "data": [-1, 1, 1, 1]}]}
-        status, _, body = ask(served.address, json.dumps(bad).encode())
+        status, _, body = post(served.address, json.dumps(bad).encode())
         assert (status, json.loads(body)["outputs"][0]["data"][0]) == (200, None)
         assert served.window("toy", 1).nan == 1
         process.stop()
 
 
 def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() -> None:
-    with plain(hostile.is_slow(2**40)) as slow, plain(scale(2.0)) as good, front(response_deadline_s=0.2) as served:
-        process = slow.process(1)
+    with (
+        create_memfd_bundle(hostile.make_slow_model(2**40)) as slow,
+        create_memfd_bundle(make_scale_model(2.0)) as good,
+        start_front(response_deadline_s=0.2) as served,
+    ):
+        process = slow.start_process(1)
         served.publish("toy", process)
-        status, _, body = ask(served.address)
+        status, _, body = post(served.address)
         assert (status, "did not respond within 0.2 s" in json.loads(body)["error"]) == (504, True)
         window = served.window("toy", 1)
         assert (window.errors, window.in_flight) == (1, 1)
         assert window.oldest_in_flight_s >= 0.2
         with pytest.raises(DrainTimeout, match="generation 1 of 'toy' has requests after"):
             served.retire("toy", 1, 0.1)
-        successor = good.process(2)
+        successor = good.start_process(2)
         served.publish("toy", successor)
         process.kill()
         assert served_value(served.address) == 2.0
@@ -399,17 +421,17 @@ def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() 
 
 
 def test_a_model_that_can_not_be_loaded_leaves_no_process_behind() -> None:
-    with plain(b"noise", contract=_contract()) as bundle:
+    with create_memfd_bundle(b"noise", contract=_contract()) as bundle:
         with pytest.raises(ModelDoesNotLoad, match=r"cannot load 'toy/fp32/model\.onnx'"):
-            bundle.process(1)
-    with plain(hostile.hangs()) as bundle:
-        with with_arbitrary_golden(bundle, 4) as asked, pytest.raises(ModelProcessCrashed, match="within 1 s"):
-            ModelProcess.start(asked.fds, asked.spec(1), deadline_s=1)
+            bundle.start_process(1)
+    with create_memfd_bundle(hostile.make_hanging_model()) as bundle:
+        with add_arbitrary_golden(bundle, 4) as asked, pytest.raises(ModelProcessCrashed, match="within 1 s"):
+            ModelProcess.start(asked.fds, asked.make_spec(1), deadline_s=1)
 
 
 def test_each_process_has_only_what_it_needs() -> None:
-    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         served_value(served.address)
         for holder, foreign in (
@@ -430,8 +452,8 @@ def test_each_process_has_only_what_it_needs() -> None:
 
 
 def test_nothing_wakes_while_nobody_asks() -> None:
-    with plain(scale(2.0)) as bundle, front() as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         served_value(served.address)
         # only the sweep after the last request may still run
@@ -442,27 +464,27 @@ def test_nothing_wakes_while_nobody_asks() -> None:
 
 
 def test_requests_wait_for_a_front_that_is_stopped_to_answer_them() -> None:
-    with plain(hostile.is_slow(200_000)) as bundle:
-        process = bundle.process(1)
-        with front() as served:
+    with create_memfd_bundle(hostile.make_slow_model(200_000)) as bundle:
+        process = bundle.start_process(1)
+        with start_front() as served:
             served.publish("toy", process)
             answers: list[int] = []
-            client = threading.Thread(target=lambda: answers.append(ask(served.address)[0]))
+            client = threading.Thread(target=lambda: answers.append(post(served.address)[0]))
             client.start()
-            until(lambda: served.window("toy", 1).in_flight)
+            wait_until(lambda: served.window("toy", 1).in_flight)
             served.stop()
             client.join()
             assert answers == [200]
-        with front() as successor:
+        with start_front() as successor:
             successor.publish("toy", process)
-            assert ask(successor.address)[0] == 200
+            assert post(successor.address)[0] == 200
         process.stop()
 
 
 def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_dead(tmp_path: Path) -> None:
     path = tmp_path / "infer.sock"
-    with plain(scale(2.0)) as bundle, front(listen=f"unix:{path}") as served:
-        process = bundle.process(1)
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front(listen=f"unix:{path}") as served:
+        process = bundle.start_process(1)
         served.publish("toy", process)
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert served_value(served.address) == 2.0
@@ -491,7 +513,7 @@ def _config(listen: str) -> Any:
 
 
 def _contract() -> Any:
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         return bundle.contract
 
 
@@ -512,10 +534,10 @@ def test_a_switchboard_answers_as_long_as_each_family_does(tmp_path: Path) -> No
     config = Config(
         tmp_path, "https://models.example.com", "a", serve=ServeSettings(), further_families=(FurtherFamily("b"),)
     )
-    with plain(scale(2.0)) as bundle:
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
         switchboard = ServingRuntime(config)
         try:
-            processes = {family: bundle.process(1) for family in ("a", "b")}
+            processes = {family: bundle.start_process(1) for family in ("a", "b")}
             for family, process in processes.items():
                 assert get(switchboard.address, "/v2/health/ready")[0] == 400
                 switchboard.family_runtime(family).publish(1, process)

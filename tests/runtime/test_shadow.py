@@ -12,25 +12,29 @@ from device_agent.runtime.handles import FrontHandle
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import NO_JSON
 from tests.support import hostile_models as hostile
-from tests.support.load_clients import Load, ask, until
-from tests.support.memfd_bundles import floats, front, plain, scale
+from tests.support.load_clients import Load, post, wait_until
+from tests.support.memfd_bundles import create_memfd_bundle, floats, make_scale_model, start_front
 
 
 def wait_for(served: FrontHandle, count: int) -> None:
     def heard() -> bool:
-        assert ask(served.address)[0] == 200
+        assert post(served.address)[0] == 200
         stats = served.shadow_stats("toy")
         return stats.compared + stats.errors + stats.crashes >= count
 
-    until(heard)
+    wait_until(heard)
 
 
 @pytest.mark.parametrize(
     ("factor", "limit_ppm", "agrees"), [(2.0, 0, True), (2.02, 20_000, True), (-2.0, 10_000, False)]
 )
 def test_a_candidate_agrees_or_not(factor: float, limit_ppm: int, agrees: bool) -> None:
-    with plain(scale(2.0)) as live, plain(scale(factor)) as candidate, front() as served:
-        processes = live.process(1), candidate.process(2)
+    with (
+        create_memfd_bundle(make_scale_model(2.0)) as live,
+        create_memfd_bundle(make_scale_model(factor)) as candidate,
+        start_front() as served,
+    ):
+        processes = live.start_process(1), candidate.start_process(2)
         served.publish("toy", processes[0])
         processes[1].set_background(is_background=True)
         served.set_shadow("toy", processes[1], 1_000_000, limit_ppm)
@@ -39,15 +43,15 @@ def test_a_candidate_agrees_or_not(factor: float, limit_ppm: int, agrees: bool) 
         assert (stats.agreed == stats.compared, stats.errors, stats.nan) == (agrees, 0, 0)
         assert stats.worst_ppm == pytest.approx(abs(factor - 2) / 2 * 1e6, abs=2)
         served.publish("toy", processes[1])
-        assert json.loads(ask(served.address)[2])["outputs"][0]["data"][0] == pytest.approx(factor)
+        assert json.loads(post(served.address)[2])["outputs"][0]["data"][0] == pytest.approx(factor)
         assert served.shadow_stats("toy").compared == 0
         for process in processes:
             process.stop()
 
 
 def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
-    with plain(scale(2.0)) as live, front() as served:
-        processes = live.process(1), live.process(2)
+    with create_memfd_bundle(make_scale_model(2.0)) as live, start_front() as served:
+        processes = live.start_process(1), live.start_process(2)
         served.publish("toy", processes[0])
         served.set_shadow("toy", processes[1], 250_000, 0)
         head = {
@@ -57,7 +61,7 @@ def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
         text = json.dumps(head).encode()
         body = text + floats(1, 2, 3, 4).tobytes()
         for _ in range(20):
-            status, _, _ = ask(served.address, body, **{"Inference-Header-Content-Length": str(len(text))})
+            status, _, _ = post(served.address, body, **{"Inference-Header-Content-Length": str(len(text))})
             assert status == 200
         wait_for(served, 5)
         assert served.window("toy", 1).requests >= 20
@@ -69,15 +73,19 @@ def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
 
 
 def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
-    with plain(scale(2.0)) as live, plain(hostile.is_slow(2**40)) as candidate, front() as served:
-        processes = live.process(1), candidate.process(2)
+    with (
+        create_memfd_bundle(make_scale_model(2.0)) as live,
+        create_memfd_bundle(hostile.make_slow_model(2**40)) as candidate,
+        start_front() as served,
+    ):
+        processes = live.start_process(1), candidate.start_process(2)
         served.publish("toy", processes[0])
         served.set_shadow("toy", processes[1], 1_000_000, 0)
         with Load(served.address) as load:
-            load.wait_for(50)
+            load.wait_for_responses(50)
             os.kill(processes[1].pid, signal.SIGKILL)
-            load.wait_for(50)
-        assert load.failed == {}
+            load.wait_for_responses(50)
+        assert load.failures == {}
         wait_for(served, 1)
         assert served.shadow_stats("toy").crashes == 1
         for process in processes:

@@ -22,7 +22,7 @@ from bundle.errors import Unfit
 from device_agent.errors import NothingToRollBack
 from device_agent.runtime.model_runtime import Lease, NoModelLoaded
 from tests.support import hostile_models as hostile
-from tests.support.memfd_bundles import Plain, floats, plain, scale
+from tests.support.memfd_bundles import MemfdBundle, create_memfd_bundle, floats, make_scale_model
 
 SAMPLE = {"x": floats(1, 2, 3, 4)}
 FACTORS = (2.0, 3.0, 5.0)
@@ -32,8 +32,8 @@ class Slot(RuleBasedStateMachine):
     """A model of the runtime: the current factor, the previous one, and leases on either."""
 
     isolation = "inproc"
-    models: dict[float, Plain]
-    bad: Plain
+    models: dict[float, MemfdBundle]
+    bad: MemfdBundle
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,8 +138,10 @@ class Slot(RuleBasedStateMachine):
 @pytest.mark.parametrize(("isolation", "examples", "steps"), [("inproc", 40, 20), ("worker", 2, 10)])
 def test_no_sequence_leaves_the_model_of_the_slot(isolation: str, examples: int, steps: int) -> None:
     with ExitStack() as stack:
-        bundles = {factor: stack.enter_context(plain(scale(factor), [SAMPLE])) for factor in FACTORS}
-        bad = stack.enter_context(plain(hostile.of_a_later_operator_set()))
+        bundles = {
+            factor: stack.enter_context(create_memfd_bundle(make_scale_model(factor), [SAMPLE])) for factor in FACTORS
+        }
+        bad = stack.enter_context(create_memfd_bundle(hostile.make_unknown_opset_model()))
         machine = type("SlotOf", (Slot,), {"isolation": isolation, "models": bundles, "bad": bad})
         run_state_machine_as_test(
             machine,

@@ -17,38 +17,38 @@ from packager.repository.layout import RepositoryLayout
 from packager.repository.published import PublishedDocuments
 from tests.support.metadata_publisher import NOW_S, MetadataPublisher
 
-AHEAD = 100  # versions that the thief is ahead of the honest publisher
+VERSIONS_AHEAD = 100  # versions that the thief is ahead of the honest publisher
 
 
 @dataclass
 class Attacker:
     """Holds `signers`, and a copy of the published files in `mirror` to change."""
 
-    shop: MetadataPublisher
+    publisher: MetadataPublisher
     signers: Sequence[Signer]
     mirror: Path
-    changed: dict[str, Any] = field(default_factory=dict)
+    changed_documents: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_publisher(cls, shop: MetadataPublisher, *roles: str, each: int = 9) -> "Attacker":
+    def from_publisher(cls, publisher: MetadataPublisher, *roles: str, each: int = 9) -> "Attacker":
         """With up to `each` keys of every role named."""
-        signers = [signer for role in roles for signer in shop.signers_of(role)[:each]]
-        mirror = shop.folder / f"thief-{len(list(shop.folder.glob('thief-*')))}"
-        shutil.copytree(shop.published, mirror)
-        return cls(shop, signers, mirror)
+        signers = [signer for role in roles for signer in publisher.signers_of(role)[:each]]
+        mirror = publisher.folder / f"attacker-{len(list(publisher.folder.glob('attacker-*')))}"
+        shutil.copytree(publisher.published, mirror)
+        return cls(publisher, signers, mirror)
 
     @property
     def published(self) -> PublishedDocuments:
-        return PublishedDocuments(RepositoryLayout(self.shop.repository.root))
+        return PublishedDocuments(RepositoryLayout(self.publisher.repository.root))
 
     def list_target(self, role: str, name: str, data: bytes) -> None:
         """Let a role list a target with this content."""
-        held: Targets = self.changed.get(role) or self.published.role(role)
+        held: Targets = self.changed_documents.get(role) or self.published.role(role)
         target = tuf_documents.target_file(name, data)
         place = self.mirror / "targets" / tuf_documents.target_path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-        self.changed[role] = tuf_documents.next_targets(held, role, {**held.targets, name: target}, NOW_S)
+        self.changed_documents[role] = tuf_documents.next_targets(held, role, {**held.targets, name: target}, NOW_S)
 
     def release(self, manifest: Manifest) -> None:
         self.list_target(
@@ -60,20 +60,24 @@ class Attacker:
             rollout_role(rollout.family), rollout_target(rollout.family, rollout.channel), rollout.as_bytes()
         )
 
-    def publish(self, *, dated: Mapping[str, int] | None = None) -> Path:
+    def publish(self, *, signed_at_s: Mapping[str, int] | None = None) -> Path:
         """Sign with what there is, under snapshot and timestamp; returns the mirror. `dated`: role → Unix seconds."""
         files = {
             role: entry for role, entry in self.published.files.items() if role not in ("root", "snapshot", "timestamp")
         }
-        for role, signed in self.changed.items():
+        for role, signed in self.changed_documents.items():
             if role == "root":
                 self._write(role, signed)
             else:
                 files[role] = self._write(role, signed)
-        snapshot = tuf_documents.new_snapshot(self.published.documents["snapshot"].signed.version + AHEAD, files, NOW_S)
+        snapshot = tuf_documents.new_snapshot(
+            self.published.documents["snapshot"].signed.version + VERSIONS_AHEAD, files, NOW_S
+        )
         number, data = self._write("snapshot", snapshot)
-        stamp_s = (dated or {}).get("timestamp", NOW_S)
-        timestamp = tuf_documents.new_timestamp(self.published.timestamp_version + AHEAD, (number, data), stamp_s)
+        stamp_s = (signed_at_s or {}).get("timestamp", NOW_S)
+        timestamp = tuf_documents.new_timestamp(
+            self.published.timestamp_version + VERSIONS_AHEAD, (number, data), stamp_s
+        )
         _, stamped = self._write("timestamp", timestamp)
         (self.mirror / "metadata" / "timestamp.json").write_bytes(stamped)
         return self.mirror

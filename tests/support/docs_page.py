@@ -9,14 +9,14 @@ from packager.commands.root import main
 from tools.generate_docs.__main__ import DOCS
 
 
-def block(page: str, marker: str) -> str:
+def read_block(page: str, marker: str) -> str:
     """The shell block that follows a marker comment."""
     found = re.search(rf"<!-- {re.escape(marker)} -->\n```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     assert found is not None, f"{page} has no block {marker!r}"
     return found[1]
 
 
-def lines_of(script: str) -> list[str]:
+def split_commands(script: str) -> list[str]:
     """Commands, a line each: comments left out, continued lines joined."""
     joined = script.replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
@@ -24,7 +24,7 @@ def lines_of(script: str) -> list[str]:
 
 def run_block(page: str, marker: str) -> None:
     """Each line in the current folder: `packager …` in this process, anything else by the shell."""
-    for line in lines_of(block(page, marker)):
+    for line in split_commands(read_block(page, marker)):
         if line.startswith("packager "):
             assert main(shlex.split(line)[1:]) == 0, line
         else:

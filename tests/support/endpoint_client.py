@@ -19,13 +19,13 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def get(device: DeviceUnderTest, path: str, wanted: int = 200) -> bytes:
+def get(device: DeviceUnderTest, path: str, expected_status: int = 200) -> bytes:
     """The body of what is at a path."""
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        assert response.status == wanted
+        assert response.status == expected_status
         return response.read()
     finally:
         connection.close()

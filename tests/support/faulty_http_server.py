@@ -42,7 +42,7 @@ class Exchange:
 
 
 @dataclass
-class Seen:
+class ReceivedRequest:
     """One request that came in: path, where it began, and bytes of body sent."""
 
     path: str
@@ -59,14 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.lstrip("/")
         file = site.folder / path
         if not file.is_file():
-            site.seen.append(Seen(path, 0))
+            site.requests.append(ReceivedRequest(path, 0))
             self._empty(404)
             return
         data = file.read_bytes()
         etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if site.etags else ""
         start = self._start(etag)
-        seen = Seen(path, start)
-        site.seen.append(seen)
+        seen = ReceivedRequest(path, start)
+        site.requests.append(seen)
         exchange = Exchange(self, path, data, start, etag)
         for fault in list(site.faults):
             if fault(exchange):
@@ -125,16 +125,16 @@ class Site:
     etags: bool = True
     ranges: bool = True
     faults: list[Fault] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
     url: str = ""
 
     def bytes_sent(self, prefix: str) -> int:
         """Body bytes of the answers below a path."""
-        return sum(seen.sent for seen in self.seen if seen.path.startswith(prefix))
+        return sum(seen.sent for seen in self.requests if seen.path.startswith(prefix))
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Site]:
+def serve_folder(folder: Path) -> Iterator[Site]:
     """Serve a folder on a free port."""
     site = Site(folder)
     server = _Server(("127.0.0.1", 0), _Handler)
@@ -153,7 +153,7 @@ def serving(folder: Path) -> Iterator[Site]:
 # faults
 
 
-def replaced(path: str, data: bytes) -> Fault:
+def replace_body(path: str, data: bytes) -> Fault:
     """Other bytes for one path."""
 
     def fault(exchange: Exchange) -> bool:
@@ -164,7 +164,7 @@ def replaced(path: str, data: bytes) -> Fault:
     return fault
 
 
-def first(times: int, fault: Fault) -> Fault:
+def only_first(times: int, fault: Fault) -> Fault:
     """A fault that happens so many times."""
     left = [times]
 
@@ -177,7 +177,7 @@ def first(times: int, fault: Fault) -> Fault:
     return wrapped
 
 
-def below(prefix: str, fault: Fault) -> Fault:
+def only_below(prefix: str, fault: Fault) -> Fault:
     """A fault for paths below a prefix."""
     return lambda exchange: exchange.path.startswith(prefix) and fault(exchange)
 
@@ -199,7 +199,7 @@ def cut_after(count: int) -> Fault:
     return fault
 
 
-def status(code: int, headers: dict[str, str] | None = None) -> Fault:
+def respond_with_status(code: int, headers: dict[str, str] | None = None) -> Fault:
     """An HTTP status without a body."""
 
     def fault(exchange: Exchange) -> bool:
@@ -222,7 +222,7 @@ def hang(release: threading.Event, arrived: threading.Event | None = None) -> Fa
     return fault
 
 
-def endless(exchange: Exchange) -> bool:
+def send_endless_body(exchange: Exchange) -> bool:
     """A body without length that does not end."""
     exchange.head(200, {"Connection": "close"})
     exchange.cut()

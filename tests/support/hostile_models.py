@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 FLOAT = TensorProto.FLOAT
 
 
-def hangs() -> onnx.ModelProto:
+def make_hanging_model() -> onnx.ModelProto:
     """x: float32 [4] -> y: float32 [4]; a Loop of 2^60 turns."""
     body = helper.make_graph(
         [
@@ -16,14 +16,18 @@ def hangs() -> onnx.ModelProto:
             helper.make_node("Tanh", ["t"], ["acc_out"]),
         ],
         "body",
-        [_value("i", [], TensorProto.INT64), _value("cond_in", [], TensorProto.BOOL), _value("acc_in", [4])],
-        [_value("cond_out", [], TensorProto.BOOL), _value("acc_out", [4])],
+        [
+            _make_value("i", [], TensorProto.INT64),
+            _make_value("cond_in", [], TensorProto.BOOL),
+            _make_value("acc_in", [4]),
+        ],
+        [_make_value("cond_out", [], TensorProto.BOOL), _make_value("acc_out", [4])],
     )
-    turns, go_on = _constant("n", np.array(2**60)), _constant("c", np.array(True))
-    return _model([helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)], [4], [4], [turns, go_on])
+    turns, go_on = _make_constant("n", np.array(2**60)), _make_constant("c", np.array(True))
+    return _make_model([helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)], [4], [4], [turns, go_on])
 
 
-def one_huge_kernel() -> onnx.ModelProto:
+def make_huge_kernel_model() -> onnx.ModelProto:
     """x: float32 [1] -> y: float32 []; two products of 9,000 x 9,000 matrices, which no flag can interrupt."""
     nodes = [
         helper.make_node("Expand", ["x", "shape"], ["a"]),
@@ -31,16 +35,16 @@ def one_huge_kernel() -> onnx.ModelProto:
         helper.make_node("MatMul", ["b", "a"], ["c"]),
         helper.make_node("ReduceSum", ["c"], ["y"], keepdims=0),
     ]
-    return _model(nodes, [1], [], [_constant("shape", np.array([9000, 9000]))])
+    return _make_model(nodes, [1], [], [_make_constant("shape", np.array([9000, 9000]))])
 
 
-def asks_for_64_gib() -> onnx.ModelProto:
+def make_64_gib_model() -> onnx.ModelProto:
     """x: float32 [1] -> y: float32 []; a tensor of 2^34 elements at run time."""
     nodes = [helper.make_node("Expand", ["x", "shape"], ["a"]), helper.make_node("ReduceSum", ["a"], ["y"], keepdims=0)]
-    return _model(nodes, [1], [], [_constant("shape", np.array([1 << 17, 1 << 17]))])
+    return _make_model(nodes, [1], [], [_make_constant("shape", np.array([1 << 17, 1 << 17]))])
 
 
-def takes_memory(megabytes: int) -> onnx.ModelProto:
+def make_memory_intensive_model(megabytes: int) -> onnx.ModelProto:
     """x: float32 [4] -> y: float32 [4]; an answer that takes that much memory on the way."""
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=1),
@@ -49,57 +53,57 @@ def takes_memory(megabytes: int) -> onnx.ModelProto:
         helper.make_node("ReduceMax", ["b"], ["m"], keepdims=0),
         helper.make_node("Mul", ["x", "m"], ["y"]),
     ]
-    return _model(nodes, [4], [4], [_constant("shape", np.array([megabytes, 256, 1024]))])
+    return _make_model(nodes, [4], [4], [_make_constant("shape", np.array([megabytes, 256, 1024]))])
 
 
-def answers_nan() -> onnx.ModelProto:
+def make_nan_model() -> onnx.ModelProto:
     """x: float32 [4] -> y: float32 [4]; the logarithm of what may be negative."""
-    return _model([helper.make_node("Log", ["x"], ["y"])], [4], [4])
+    return _make_model([helper.make_node("Log", ["x"], ["y"])], [4], [4])
 
 
-def is_slow(turns: int) -> onnx.ModelProto:
+def make_slow_model(turns: int) -> onnx.ModelProto:
     """x: float32 [4] -> y: float32 [4]; a Loop of that many turns, some 2 us each."""
-    model = hangs()
-    model.graph.initializer[0].CopyFrom(_constant("n", np.array(turns)))
+    model = make_hanging_model()
+    model.graph.initializer[0].CopyFrom(_make_constant("n", np.array(turns)))
     return model
 
 
-def of_a_later_operator_set() -> onnx.ModelProto:
+def make_unknown_opset_model() -> onnx.ModelProto:
     """Operator set 10,000."""
-    model = answers_nan()
+    model = make_nan_model()
     model.opset_import[0].version = 10_000
     return model
 
 
-def of_a_later_format() -> onnx.ModelProto:
+def make_unknown_ir_model() -> onnx.ModelProto:
     """IR version 10,000."""
-    model = answers_nan()
+    model = make_nan_model()
     model.ir_version = 10_000
     return model
 
 
-def of_an_unknown_domain() -> onnx.ModelProto:
+def make_unknown_domain_model() -> onnx.ModelProto:
     """An operator that only a native library of somebody's could run."""
-    model = _model([helper.make_node("Run", ["x"], ["y"], domain="com.example.native")], [4], [4])
+    model = _make_model([helper.make_node("Run", ["x"], ["y"], domain="com.example.native")], [4], [4])
     model.opset_import.append(helper.make_opsetid("com.example.native", 1))
     return model
 
 
-def reads_a_file(location: str) -> onnx.ModelProto:
+def make_file_reading_model(location: str) -> onnx.ModelProto:
     """x: float32 [4] -> y: float32 [4]; a weight that is 16 bytes of a file of the device."""
     tensor = TensorProto(name="w", dims=[4], data_type=FLOAT, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", "0"), ("length", "16")):
         tensor.external_data.add(key=key, value=value)
-    return _model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
+    return _make_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
 
 
-def of_ending_operators() -> dict[str, onnx.ModelProto]:
+def make_excessive_operator_models() -> dict[str, onnx.ModelProto]:
     """x: float32 [4] -> y: float32 [4]; each loads, and its one run asks for what cannot be had."""
     total = [helper.make_node("ReduceSum", ["a"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
 
     def through(nodes: list[onnx.NodeProto], **constants: "np.typing.ArrayLike") -> onnx.ModelProto:
-        held = [_constant(name, np.asarray(value)) for name, value in constants.items()]
-        return _model([*nodes, *total], [4], [4], held)
+        held = [_make_constant(name, np.asarray(value)) for name, value in constants.items()]
+        return _make_model([*nodes, *total], [4], [4], held)
 
     doubling = [
         helper.make_node("Concat", [f"c{n}" if n else "x"] * 2, [f"c{n + 1}" if n < 49 else "a"], axis=0)
@@ -135,18 +139,18 @@ def of_ending_operators() -> dict[str, onnx.ModelProto]:
     }
 
 
-def of_broken_graphs() -> dict[str, onnx.ModelProto | bytes]:
+def make_broken_models() -> dict[str, onnx.ModelProto | bytes]:
     """Each is refused while it is loaded."""
-    good = _model([helper.make_node("Add", ["x", "x"], ["y"])], [4], [4])
+    good = _make_model([helper.make_node("Add", ["x", "x"], ["y"])], [4], [4])
     twice, recursive, sparse = onnx.ModelProto(), onnx.ModelProto(), onnx.ModelProto()
     twice.CopyFrom(good)
-    twice.graph.input.append(_value("x", [4]))
-    recursive.CopyFrom(_model([helper.make_node("R", ["x"], ["y"], domain="f")], [4], [4]))
+    twice.graph.input.append(_make_value("x", [4]))
+    recursive.CopyFrom(_make_model([helper.make_node("R", ["x"], ["y"], domain="f")], [4], [4]))
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
     recursive.opset_import.append(opsets[1])
     again = helper.make_node("R", ["a"], ["b"], domain="f")
     recursive.functions.append(helper.make_function("f", "R", ["a"], ["b"], [again], opsets))
-    sparse.CopyFrom(_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4]))
+    sparse.CopyFrom(_make_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4]))
     held = sparse.graph.sparse_initializer.add()
     held.values.CopyFrom(TensorProto(name="w", dims=[2], data_type=FLOAT, raw_data=bytes(8)))
     held.indices.CopyFrom(TensorProto(dims=[2], data_type=TensorProto.INT64, raw_data=np.array([2**40, -7]).tobytes()))
@@ -154,16 +158,16 @@ def of_broken_graphs() -> dict[str, onnx.ModelProto | bytes]:
 
     def weight(dims: list[int], data_type: int = FLOAT) -> onnx.ModelProto:
         tensor = TensorProto(name="w", dims=dims, data_type=data_type, raw_data=bytes(16))
-        return _model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
+        return _make_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
 
     circle = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Add", ["x", "a"], ["b"])]
     training = helper.make_node("Gradient", ["x"], ["y"], domain="ai.onnx.preview.training", xs=["x"], y="x")
     return {
         "an input twice": twice,
-        "a result twice": _model([helper.make_node(name, ["x", "x"], ["y"]) for name in ("Add", "Mul")], [4], [4]),
-        "a circle": _model([*circle, helper.make_node("Neg", ["b"], ["y"])], [4], [4]),
+        "a result twice": _make_model([helper.make_node(name, ["x", "x"], ["y"]) for name in ("Add", "Mul")], [4], [4]),
+        "a circle": _make_model([*circle, helper.make_node("Neg", ["b"], ["y"])], [4], [4]),
         "a function of itself": recursive,
-        "an operator of training": _model([training], [4], [4]),
+        "an operator of training": _make_model([training], [4], [4]),
         "a weight larger than its bytes": weight([1 << 40]),
         "a weight of negative size": weight([-4]),
         "a weight beyond 64 bits": weight([2**32, 2**32, 2**32]),
@@ -177,7 +181,7 @@ def of_broken_graphs() -> dict[str, onnx.ModelProto | bytes]:
     }
 
 
-def of_other_contracts() -> dict[str, onnx.ModelProto]:
+def make_models_of_other_contracts() -> dict[str, onnx.ModelProto]:
     """Sound models that are not float32 [4] -> float32 [4]."""
 
     def shaped(
@@ -186,14 +190,16 @@ def of_other_contracts() -> dict[str, onnx.ModelProto]:
         graph = helper.make_graph([node], "other", inputs, outputs)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
-    x, y = _value("x", [4]), _value("y", [4])
+    x, y = _make_value("x", [4]), _make_value("y", [4])
     double, constant = helper.make_node("Add", ["x", "x"], ["y"]), np.ones(4, np.float32)
     tensor = helper.make_tensor_type_proto(FLOAT, [4])
     sequence = helper.make_value_info("y", helper.make_sequence_type_proto(tensor))
     optional = helper.make_value_info("y", helper.make_optional_type_proto(tensor))
     return {
         "strings": shaped(
-            helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING), [x], [_value("y", [4], TensorProto.STRING)]
+            helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING),
+            [x],
+            [_make_value("y", [4], TensorProto.STRING)],
         ),
         "a sequence": shaped(helper.make_node("SequenceConstruct", ["x"], ["y"]), [x], [sequence]),
         "an optional": shaped(helper.make_node("Optional", ["x"], ["y"]), [x], [optional]),
@@ -202,19 +208,21 @@ def of_other_contracts() -> dict[str, onnx.ModelProto]:
         ),
         "no answer": shaped(double, [x], []),
         "an answer twice": shaped(double, [x], [y, y]),
-        "no elements": shaped(double, [_value("x", [0])], [_value("y", [0])]),
-        "2^40 elements": shaped(helper.make_node("Neg", ["x"], ["y"]), [_value("x", [1 << 40])], [y]),
-        "another rank": shaped(double, [_value("x", [4, 1])], [_value("y", [4, 1])]),
-        "another type": shaped(double, [_value("x", [4], TensorProto.DOUBLE)], [_value("y", [4], TensorProto.DOUBLE)]),
+        "no elements": shaped(double, [_make_value("x", [0])], [_make_value("y", [0])]),
+        "2^40 elements": shaped(helper.make_node("Neg", ["x"], ["y"]), [_make_value("x", [1 << 40])], [y]),
+        "another rank": shaped(double, [_make_value("x", [4, 1])], [_make_value("y", [4, 1])]),
+        "another type": shaped(
+            double, [_make_value("x", [4], TensorProto.DOUBLE)], [_make_value("y", [4], TensorProto.DOUBLE)]
+        ),
     }
 
 
-def takes_for_ever_to_load() -> dict[str, onnx.ModelProto]:
+def make_slow_loading_models() -> dict[str, onnx.ModelProto]:
     """A few kilobytes each, but for the chain of nodes: work without end before the first inference."""
     folding = [helper.make_node("ConstantOfShape", ["n"], ["a0"])]
     folding += [helper.make_node("Tanh", [f"a{n}"], [f"a{n + 1}"]) for n in range(40)]
     folding += [helper.make_node("ReduceSum", ["a40"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
-    growing = _model([helper.make_node("F0", ["x"], ["y"], domain="f")], [4], [4])
+    growing = _make_model([helper.make_node("F0", ["x"], ["y"], domain="f")], [4], [4])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
     growing.opset_import.append(opsets[1])
     for n in range(30):
@@ -223,24 +231,24 @@ def takes_for_ever_to_load() -> dict[str, onnx.ModelProto]:
         growing.functions.append(helper.make_function("f", f"F{n}", ["a"], ["b"], body, opsets))
     chain = [helper.make_node("Neg", [f"c{n}" if n else "x"], [f"c{n + 1}"]) for n in range(200_000)]
     return {
-        "constants to fold": _model(folding, [4], [4], [_constant("n", np.array([1 << 13, 1 << 13]))]),
+        "constants to fold": _make_model(folding, [4], [4], [_make_constant("n", np.array([1 << 13, 1 << 13]))]),
         "functions that double": growing,
-        "a chain of nodes": _model([*chain, helper.make_node("Neg", ["c200000"], ["y"])], [4], [4]),
+        "a chain of nodes": _make_model([*chain, helper.make_node("Neg", ["c200000"], ["y"])], [4], [4]),
     }
 
 
-def nested(depth: int) -> bytes:
+def make_nested_model(depth: int) -> bytes:
     """If within If, beyond what a parser's stack may take; written byte by byte, since onnx itself refuses to."""
-    graph = _field(2, b"g")
+    graph = _make_field(2, b"g")
     for _ in range(depth):
-        attribute = _field(1, b"then_branch") + _field(6, graph) + b"\xa0\x01\x05"  # its type is GRAPH
-        node = _field(1, b"c") + _field(2, b"y") + _field(4, b"If") + _field(5, attribute)
-        graph = _field(1, node) + _field(2, b"g")
-    opset = _field(8, b"\x10\x11")  # version 17 of the default domain
-    return b"\x08\x09" + _field(7, graph) + opset  # IR version 9
+        attribute = _make_field(1, b"then_branch") + _make_field(6, graph) + b"\xa0\x01\x05"  # its type is GRAPH
+        node = _make_field(1, b"c") + _make_field(2, b"y") + _make_field(4, b"If") + _make_field(5, attribute)
+        graph = _make_field(1, node) + _make_field(2, b"g")
+    opset = _make_field(8, b"\x10\x11")  # version 17 of the default domain
+    return b"\x08\x09" + _make_field(7, graph) + opset  # IR version 9
 
 
-def _field(number: int, content: bytes) -> bytes:
+def _make_field(number: int, content: bytes) -> bytes:
     """A length-delimited field of protobuf's wire format."""
     length, size = len(content), b""
     while length >= 0x80:
@@ -249,16 +257,16 @@ def _field(number: int, content: bytes) -> bytes:
     return bytes([number << 3 | 2]) + size + bytes([length]) + content
 
 
-def _model(
+def _make_model(
     nodes: list[onnx.NodeProto], x: list[int], y: list[int], constants: list[TensorProto] | None = None
 ) -> onnx.ModelProto:
-    graph = helper.make_graph(nodes, "hostile", [_value("x", x)], [_value("y", y)], constants or [])
+    graph = helper.make_graph(nodes, "hostile", [_make_value("x", x)], [_make_value("y", y)], constants or [])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def _value(name: str, shape: list[int], dtype: int = FLOAT) -> onnx.ValueInfoProto:
+def _make_value(name: str, shape: list[int], dtype: int = FLOAT) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def _constant(name: str, value: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> TensorProto:
+def _make_constant(name: str, value: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> TensorProto:
     return numpy_helper.from_array(value, name)

@@ -15,23 +15,23 @@ from device_agent.daemon import run
 from device_agent.storage.database import RecordDatabase
 
 STATE, TIMES, CONFIG = sys.argv[1:]
-left = int(TIMES)
+remaining = int(TIMES)
 transaction = RecordDatabase.transaction
 
 
 @contextmanager
-def wrapped(self: RecordDatabase) -> Iterator[None]:
-    global left
+def transaction_with_kill(self: RecordDatabase) -> Iterator[None]:
+    global remaining
     before = self.get("machine", "state")
     with transaction(self):
         yield
     after = self.get("machine", "state")
     name = None if after is None else after.text("state")
     if name == STATE and (before is None or before.text("state") != STATE):
-        left -= 1
-        if left <= 0:
+        remaining -= 1
+        if remaining <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-RecordDatabase.transaction = wrapped  # type: ignore[method-assign]  # see above
+RecordDatabase.transaction = transaction_with_kill  # type: ignore[method-assign]  # see above
 sys.exit(run.main([CONFIG]))

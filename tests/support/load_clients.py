@@ -34,7 +34,7 @@ def connect(address: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
 
 
-def ask(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def post(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) -> tuple[int, dict[str, str], bytes]:
     """One request on a connection of its own: status, header fields in lower case, body."""
     connection = connect(address)
     try:
@@ -46,7 +46,7 @@ def ask(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) 
         connection.close()
 
 
-def until(condition: Callable[[], object], deadline_s: float = 60) -> None:
+def wait_until(condition: Callable[[], object], deadline_s: float = 60) -> None:
     """Ask again and again until it holds; a test that waits for what never comes fails."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -60,23 +60,23 @@ class Load:
     """
 
     def __init__(self, address: str, clients: int = 3) -> None:
-        self.answers: Counter[tuple[int, float | str]] = Counter()
+        self.responses: Counter[tuple[int, float | str]] = Counter()
         self.order: list[float | str] = []
         self._address = address
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
 
-    def wait_for(self, more: int, deadline_s: float = 30) -> None:
+    def wait_for_responses(self, more: int, deadline_s: float = 30) -> None:
         """Until `more` answers have come from now."""
         with self._changed:
             goal = len(self.order) + more
-            assert self._changed.wait_for(lambda: len(self.order) >= goal, deadline_s), self.answers
+            assert self._changed.wait_for(lambda: len(self.order) >= goal, deadline_s), self.responses
 
     @property
-    def failed(self) -> dict[tuple[int, float | str], int]:
+    def failures(self) -> dict[tuple[int, float | str], int]:
         """Answers other than 200."""
-        return {key: count for key, count in self.answers.items() if key[0] != 200}
+        return {key: count for key, count in self.responses.items() if key[0] != 200}
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -102,7 +102,7 @@ class Load:
                 key = (0, repr(error))
                 connection.close()
             with self._changed:
-                self.answers[key] += 1
+                self.responses[key] += 1
                 self.order.append(key[1])
                 self._changed.notify_all()
         connection.close()

@@ -35,42 +35,42 @@ ENUMS = {name: number for number, name in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class MemfdBundle:
     """A bundle and what its manifest would say of it."""
 
     fds: BundleFds
     contract: Contract
 
-    def spec(self, generation: int, *, family: str = "toy", version: str | None = None) -> GenerationSpec:
+    def make_spec(self, generation: int, *, family: str = "toy", version: str | None = None) -> GenerationSpec:
         """The spec of a generation; version "1.0.<generation>" unless given."""
         return GenerationSpec(family, generation, version or f"1.0.{generation}", "fp32", self.contract, threads=1)
 
-    def process(self, generation: int, *, family: str = "toy") -> ModelProcess:
+    def start_process(self, generation: int, *, family: str = "toy") -> ModelProcess:
         """A loaded process."""
-        return ModelProcess.start(self.fds, self.spec(generation, family=family))
+        return ModelProcess.start(self.fds, self.make_spec(generation, family=family))
 
 
-def contract_of(model: onnx.ModelProto) -> Contract:
+def read_contract(model: onnx.ModelProto) -> Contract:
     """As the graph says."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
-    return Contract(tuple(map(_spec, inputs)), tuple(map(_spec, model.graph.output)))
+    return Contract(tuple(map(_read_tensor_spec, inputs)), tuple(map(_read_tensor_spec, model.graph.output)))
 
 
 @contextmanager
-def plain(
+def create_memfd_bundle(
     model: onnx.ModelProto | bytes,
     samples: list[Mapping[str, Array]] | None = None,
     *,
     contract: Contract | None = None,
     external: Mapping[str, bytes] | None = None,
     damage: Callable[[dict[str, Array]], None] | None = None,
-) -> Iterator[Plain]:
+) -> Iterator[MemfdBundle]:
     """A bundle of a model; its golden answers are its own, `damage` changes them."""
     data = model if isinstance(model, bytes) else model.SerializeToString()
     if contract is None:
         assert isinstance(model, onnx.ModelProto)
-        contract = contract_of(model)
+        contract = read_contract(model)
     files = {"toy/fp32/model.onnx": create_sealed_memfd("model", data)}
     for name, content in (external or {}).items():
         files[f"toy/fp32/{name}"] = create_sealed_memfd("external", content)
@@ -84,13 +84,13 @@ def plain(
         files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(tuple(goldens)))
         bundle = BundleFds(files, bundle.model, "golden.safetensors", bundle.external_data)
     try:
-        yield Plain(bundle, contract)
+        yield MemfdBundle(bundle, contract)
     finally:
         bundle.close()
 
 
 @contextmanager
-def with_arbitrary_golden(bundle: Plain, size: int) -> Iterator[Plain]:
+def add_arbitrary_golden(bundle: MemfdBundle, size: int) -> Iterator[MemfdBundle]:
     """Yield the bundle with one golden sample of ones, for a model that cannot be run to compute its outputs.
 
     Args:
@@ -101,13 +101,13 @@ def with_arbitrary_golden(bundle: Plain, size: int) -> Iterator[Plain]:
     sample = GoldenSample({"x": np.ones(size, np.float32)}, {"y": np.ones(shape, np.float32)})
     fd = create_sealed_memfd("golden", write_golden((sample,)))
     try:
-        yield Plain(BundleFds({**bundle.fds.files, "golden": fd}, bundle.fds.model, "golden"), bundle.contract)
+        yield MemfdBundle(BundleFds({**bundle.fds.files, "golden": fd}, bundle.fds.model, "golden"), bundle.contract)
     finally:
         os.close(fd)
 
 
 @contextmanager
-def front(**settings: object) -> Iterator[FrontHandle]:
+def start_front(**settings: object) -> Iterator[FrontHandle]:
     """A front on a free loopback port."""
     started = FrontHandle.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
     try:
@@ -116,15 +116,15 @@ def front(**settings: object) -> Iterator[FrontHandle]:
         started.stop()
 
 
-def scale(factor: float, *, size: int | str = 4, dtype: str = "float32", opset: int = 17) -> onnx.ModelProto:
+def make_scale_model(factor: float, *, size: int | str = 4, dtype: str = "float32", opset: int = 17) -> onnx.ModelProto:
     """x [size] -> y [size] = factor * x; a generation can be told by its answers."""
     enum = ENUMS[dtype]
     constant = helper.make_tensor("factor", enum, [], [factor])
     node = helper.make_node("Mul", ["x", "factor"], ["y"])
-    return graph([node], [("x", dtype, [size])], [("y", dtype, [size])], [constant], opset)
+    return make_graph_model([node], [("x", dtype, [size])], [("y", dtype, [size])], [constant], opset)
 
 
-def graph(
+def make_graph_model(
     nodes: list[onnx.NodeProto],
     inputs: list[tuple[str, str, list[int | str]]],
     outputs: list[tuple[str, str, list[int | str]]],
@@ -147,7 +147,7 @@ def floats(*values: float) -> Array:
     return np.array(values, np.float32)
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _read_tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
     return TensorSpec(value.name, DTYPES[tensor.elem_type], shape)

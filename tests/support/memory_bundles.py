@@ -12,7 +12,7 @@ from packager.diff.write.patch_report import PatchReport
 Files = dict[str, bytes]
 
 
-def table(files: Files, role: str = "other") -> tuple[BundleFile, ...]:
+def make_file_table(files: Files, role: str = "other") -> tuple[BundleFile, ...]:
     """The file table of `files`."""
     return tuple(
         BundleFile(path, role, len(data), hashlib.sha256(data).hexdigest()) for path, data in sorted(files.items())
@@ -23,7 +23,7 @@ class MemoryBase:
     """A base bundle in memory."""
 
     def __init__(self, files: Files) -> None:
-        self.files = table(files)
+        self.files = make_file_table(files)
         self._content = [files[file.path] for file in self.files]
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
@@ -55,24 +55,24 @@ class MemoryTarget:
         self._open = None
 
 
-def written(root: Path, files: Files) -> BundleDirectory:
+def write_bundle(root: Path, files: Files) -> BundleDirectory:
     """`files` as a plain bundle in a folder."""
     for path, data in files.items():
         place = root / path
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-    return BundleDirectory(root, table(files))
+    return BundleDirectory(root, make_file_table(files))
 
 
-def patch_between(root: Path, base: Files | None, target: Files, codec: str = "auto") -> tuple[bytes, PatchReport]:
+def make_patch_between(root: Path, base: Files | None, target: Files, codec: str = "auto") -> tuple[bytes, PatchReport]:
     """The patch from `base` to `target`, and its report."""
     out = io.BytesIO()
-    source = None if base is None else written(root / "base", base)
-    report = make_patch(source, written(root / "target", target), out, codec=codec)
+    source = None if base is None else write_bundle(root / "base", base)
+    report = make_patch(source, write_bundle(root / "target", target), out, codec=codec)
     return out.getvalue(), report
 
 
-def applied(patch: bytes, base: Files | None) -> Files:
+def apply_to_memory(patch: bytes, base: Files | None) -> Files:
     """The files that `patch` makes."""
     target = MemoryTarget()
     files = apply_patch(io.BytesIO(patch), None if base is None else MemoryBase(base), target)

@@ -49,10 +49,10 @@ class MetadataPublisher:
 
     folder: Path
     signers: list[Signer]
-    made: tuple[Signer, ...] = ()
+    all_signers: tuple[Signer, ...] = ()
 
     def __post_init__(self) -> None:
-        self.made = tuple(self.signers)
+        self.all_signers = tuple(self.signers)
 
     @property
     def keys(self) -> Path:
@@ -70,10 +70,12 @@ class MetadataPublisher:
         """Return the signers whose key file is named for one of the roles."""
         files = sorted(self.keys.glob("*.key"))
         return [
-            s for file, s in zip(files, self.made, strict=True) if file.name.startswith(tuple(f"{r}-" for r in roles))
+            s
+            for file, s in zip(files, self.all_signers, strict=True)
+            if file.name.startswith(tuple(f"{r}-" for r in roles))
         ]
 
-    def manifest(
+    def make_manifest(
         self, version: str, counter: int, *, min_counter: int = 0, channels: Sequence[str] = (CHANNEL,)
     ) -> Manifest:
         """Create the manifest of a release with one variant, and store its blob."""
@@ -95,9 +97,9 @@ class MetadataPublisher:
 
     def release(self, version: str, counter: int, *, min_counter: int = 0) -> Manifest:
         """Publish a release and its rollout on the channel."""
-        manifest = self.manifest(version, counter, min_counter=min_counter)
+        manifest = self.make_manifest(version, counter, min_counter=min_counter)
         self.repository.stage_manifest(manifest)
-        self.repository.stage_rollout(rollout_of(manifest))
+        self.repository.stage_rollout(make_rollout(manifest))
         self.publish()
         return manifest
 
@@ -119,7 +121,7 @@ class MetadataPublisher:
         return Path(shutil.copytree(self.published, self.folder / name))
 
 
-def rollout_of(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
+def make_rollout(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
     """Return a rollout of a release to all devices of the channel."""
     return Rollout(FAMILY, channel, manifest.version, manifest.counter, manifest.digest_without_patches())
 
@@ -151,7 +153,7 @@ class CheckClient:
     __test__ = False
 
     @property
-    def slots(self) -> TrustStateStore:
+    def trust_states(self) -> TrustStateStore:
         return TrustStateStore(self.folder / "slots")
 
     @property
@@ -175,10 +177,10 @@ class CheckClient:
             clock=self.clock,
             agent_version=self.agent_version,
         )
-        return check(request, fetch or fetch_file, self.slots)
+        return check(request, fetch or fetch_file, self.trust_states)
 
 
-def new_client(publisher: MetadataPublisher, name: str = "device") -> CheckClient:
+def create_client(publisher: MetadataPublisher, name: str = "device") -> CheckClient:
     """Create a device that has seen nothing but the first root."""
     return CheckClient(publisher.folder / name, (publisher.published / "metadata" / "1.root.json").read_bytes())
 
@@ -193,7 +195,7 @@ def fetch_file(url: str, max_bytes: int) -> bytes:
         raise NotFound(f"{url} is not there") from error
 
 
-def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
+def replace_file(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
     """Return a fetcher whose mirror serves other bytes for one path."""
 
     def fetch(url: str, max_bytes: int) -> bytes:
@@ -202,7 +204,7 @@ def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
     return fetch
 
 
-def serve(folder: Path) -> tuple[str, Callable[[], None]]:
+def start_server(folder: Path) -> tuple[str, Callable[[], None]]:
     """Start a real HTTP server on loopback; return its URL and a function that stops it."""
     import threading
     from functools import partial

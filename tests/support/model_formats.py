@@ -15,7 +15,7 @@ GGUF = {"float32": 0, "float16": 1, "int8": 24, "int64": 27, "float64": 28}
 TFLITE = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
 
 
-def safetensors(arrays: Arrays) -> bytes:
+def to_safetensors(arrays: Arrays) -> bytes:
     """In the order of `arrays`."""
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     offset = 0
@@ -28,7 +28,7 @@ def safetensors(arrays: Arrays) -> bytes:
     return struct.pack("<Q", len(text)) + text + b"".join(array.tobytes() for array in arrays.values())
 
 
-def gguf(arrays: Arrays) -> bytes:
+def to_gguf(arrays: Arrays) -> bytes:
     """Version 3 with a few keys."""
 
     def text(value: str) -> bytes:
@@ -50,14 +50,14 @@ def gguf(arrays: Arrays) -> bytes:
     return head + bytes(-len(head) % 64) + data
 
 
-def npz(arrays: Arrays) -> bytes:
+def to_npz(arrays: Arrays) -> bytes:
     """As numpy writes it, not deflated."""
     out = io.BytesIO()
     np.savez(out, **arrays)  # type: ignore[arg-type] # the stub takes the arrays for its own arguments
     return out.getvalue()
 
 
-def tflite(arrays: Arrays) -> bytes:
+def to_tflite(arrays: Arrays) -> bytes:
     """A model with one subgraph whose tensors are `arrays`."""
     import flatbuffers  # type: ignore[import-untyped] # it has no stubs
 
@@ -103,7 +103,7 @@ def tflite(arrays: Arrays) -> bytes:
     return bytes(b.Output())
 
 
-def onnx(arrays: Arrays) -> bytes:
+def to_onnx(arrays: Arrays) -> bytes:
     """Initializers of one graph."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -117,10 +117,10 @@ def onnx(arrays: Arrays) -> bytes:
     return bytes(helper.make_model(graph).SerializeToString())
 
 
-FORMATS = {"safetensors": safetensors, "gguf": gguf, "npz": npz, "tflite": tflite, "onnx": onnx}
+FORMATS = {"safetensors": to_safetensors, "gguf": to_gguf, "npz": to_npz, "tflite": to_tflite, "onnx": to_onnx}
 
 
-def weights(seed: int, scale: float = 0.05) -> Arrays:
+def make_weights(seed: int, scale: float = 0.05) -> Arrays:
     """What a small network holds."""
     rng = np.random.default_rng(seed)
     return {
@@ -133,7 +133,7 @@ def weights(seed: int, scale: float = 0.05) -> Arrays:
     }
 
 
-def tuned(arrays: Arrays, seed: int) -> Arrays:
+def fine_tune(arrays: Arrays, seed: int) -> Arrays:
     """The same network a few steps later: a low-rank update, a moved statistic, rows that were not touched."""
     rng = np.random.default_rng(seed)
     out = dict(arrays)
@@ -149,9 +149,9 @@ def tuned(arrays: Arrays, seed: int) -> Arrays:
     return out
 
 
-def tiny(seed: int) -> bytes:
+def make_tiny_file(seed: int) -> bytes:
     """A model of a few hundred bytes."""
     rng = np.random.default_rng(7)
     base = rng.normal(0, 0.05, (24, 12)).astype(np.float32)
     step = np.random.default_rng(seed).normal(0, 1e-4, base.shape).astype(np.float32)
-    return safetensors({"w": base + step, "i": np.arange(seed, 90 + seed, dtype=np.int8)})
+    return to_safetensors({"w": base + step, "i": np.arange(seed, 90 + seed, dtype=np.int8)})

@@ -26,14 +26,14 @@ class QuantizedBase:
     path: Path
     samples: Samples
 
-    def tuned(self, folder: Path, amount: float) -> Path:
+    def write_fine_tuned(self, folder: Path, amount: float) -> Path:
         """Write a fine-tuned copy of the float model into `folder` and return its path.
 
         Args:
             folder: a directory.
             amount: as for `fine_tuned`.
         """
-        return tiny_models.save(fine_tuned(self.model, 1, amount), folder / "new.onnx")
+        return tiny_models.save(fine_tune(self.model, 1, amount), folder / "new.onnx")
 
 
 def quantize_base(
@@ -54,7 +54,7 @@ def quantize_base(
     return QuantizedBase(model, old, folder / "base.onnx", drawn)
 
 
-def fine_tuned(model: onnx.ModelProto, seed: int, amount: float) -> onnx.ModelProto:
+def fine_tune(model: onnx.ModelProto, seed: int, amount: float) -> onnx.ModelProto:
     """Return a copy whose float weights moved by `amount` of their RMS, half of it along one direction a matrix.
 
     Args:

@@ -30,7 +30,7 @@ class CommandResult:
         return found
 
 
-def packager(*words: object) -> CommandResult:
+def run_packager(*words: object) -> CommandResult:
     """Run `packager` with these words."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
@@ -38,7 +38,7 @@ def packager(*words: object) -> CommandResult:
     return CommandResult(code, out.getvalue(), err.getvalue())
 
 
-def everything_in(folder: Path) -> dict[str, bytes]:
+def read_all_files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content, hidden ones too: to see that nothing was left behind."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -42,7 +42,7 @@ from tests.support import tiny_models
 
 FAMILY = "kws"
 COHORT = "default"
-WORDS = """
+RELEASE_SETTINGS = """
 channels = ["stable"]
 model = "model.onnx"
 inputs = "inputs.npz"
@@ -96,11 +96,11 @@ class Publisher:
         onnx.save(model or similar_model(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
-        place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')
+        place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{RELEASE_SETTINGS}{extra}')
         run_release(parse_release_file(place), self.repository, self.signers)
         return self.manifest(version, family)
 
-    def release_file(self) -> None:
+    def publish_release_file(self) -> None:
         """Release what stands in release.toml now."""
         run_release(parse_release_file(self.folder / "release.toml"), self.repository, self.signers)
 
@@ -137,10 +137,10 @@ class Publisher:
         self.repository.sign(self.signers)
         self.repository.publish(check_clients=False)
 
-    def admit(self, device: DeviceDirectory, asked: tuple[EnrollmentRequest, bytes] | None = None) -> None:
-        """Enroll a device; `asked` is its request, where its keys are not in files."""
-        request, data = asked or create_enrollment_request(device)
-        enroll_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
+    def enroll(self, device: DeviceDirectory, request: tuple[EnrollmentRequest, bytes] | None = None) -> None:
+        """Enroll a device; `request` is its request if its keys are not in files."""
+        parsed, data = request or create_enrollment_request(device)
+        enroll_device(self.repository, data, parsed.fingerprint, COHORT, self.keys, None)
         self.publish()
 
 
@@ -166,11 +166,11 @@ class DeviceUnderTest:
 
     folder: Path
     config: Config
-    log: list[UpdateResult] = field(default_factory=list)
+    results: list[UpdateResult] = field(default_factory=list)
     daemon: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def make(cls, folder: Path, url: str, root: Path, **update: Any) -> "DeviceUnderTest":
+    def create(cls, folder: Path, url: str, root: Path, **update: Any) -> "DeviceUnderTest":
         folder.mkdir(parents=True, exist_ok=True)
         config = Config(
             directory=folder / "device",
@@ -217,7 +217,7 @@ class DeviceUnderTest:
     def journal(self) -> Journal:
         return Journal(self.directory.journal_path)
 
-    def update(self, *, errands: Callable[[], WorkerPool] | None = None, **changes: Any) -> UpdateResult:
+    def update(self, *, open_workers: Callable[[], WorkerPool] | None = None, **changes: Any) -> UpdateResult:
         """One update by hand in this process, with its children; recovers first."""
         store, journal = BundleStore(self.directory.root), self.journal()
         config = replace(self.config, **changes)
@@ -231,12 +231,12 @@ class DeviceUnderTest:
                 journal=journal,
                 probe_client=ProbeClient(0, allow_unjailed=False),
                 read_facts=device_facts,
-                open_workers=errands or (lambda: WorkerPool(config, self.directory, store)),
+                open_workers=open_workers or (lambda: WorkerPool(config, self.directory, store)),
             )
             ended = run_update(agent, "operator")
         finally:
             journal.close()
-        self.log.append(ended)
+        self.results.append(ended)
         return ended
 
     # the daemon
@@ -261,7 +261,7 @@ class DeviceUnderTest:
         assert self.daemon is not None
         return self.daemon.stderr
 
-    def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+    def call(self, command: str, **fields: Any) -> dict[str, Any]:
         return call_daemon(self.directory.control_path, command, 120, **fields)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -275,7 +275,7 @@ class DeviceUnderTest:
         self.daemon = None
         return code
 
-    def stop_reading(self) -> None:
+    def close_after_kill(self) -> None:
         """After the daemon was killed from elsewhere."""
         self._stderr.close()
         self.daemon = None

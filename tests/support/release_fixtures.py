@@ -9,7 +9,7 @@ import onnx
 from bundle.frames import Secret
 from packager.repository.creation import create_repository_with_new_keys
 from tests.support import tiny_models
-from tests.support.packager_cli import CommandResult, packager
+from tests.support.packager_cli import CommandResult, run_packager
 
 PASSPHRASE = "only for tests"
 
@@ -40,7 +40,7 @@ class ReleaseSite:
     def release(self, name: str, *words: object) -> CommandResult:
         """Run `packager release` with this folder's repository and keys."""
         keys = ("--keys", self.folder / "keys")
-        return packager("release", self.folder / name, "--repo", self.folder / "repo", *keys, *words)
+        return run_packager("release", self.folder / name, "--repo", self.folder / "repo", *keys, *words)
 
     def published(self, pattern: str) -> Path:
         """Return the only published file that matches."""

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.metadata_publisher import CheckClient, MetadataPublisher, build_publisher, copy_publisher, new_client
+from tests.support.metadata_publisher import (
+    CheckClient,
+    MetadataPublisher,
+    build_publisher,
+    copy_publisher,
+    create_client,
+)
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +30,4 @@ def shop(pristine_shop: MetadataPublisher, tmp_path: Path) -> MetadataPublisher:
 @pytest.fixture
 def device(shop: MetadataPublisher) -> CheckClient:
     """A device that has seen nothing but the first root."""
-    return new_client(shop)
+    return create_client(shop)

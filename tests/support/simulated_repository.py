@@ -25,7 +25,7 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-TOP = ("root", "timestamp", "snapshot", "targets")
+TOP_LEVEL_ROLES = ("root", "timestamp", "snapshot", "targets")
 
 
 def in_days(days: int) -> datetime:
@@ -53,11 +53,11 @@ class SimulatedRepository:
         }
         self.signers: dict[str, list[CryptoSigner]] = {}
         self.served: dict[str, bytes] = {}
-        self.asked: list[str] = []
+        self.requested_paths: list[str] = []
         self.with_hashes = False
-        for role in TOP:
+        for role in TOP_LEVEL_ROLES:
             self.add_signer(role)
-        self.publish(*TOP, version=1)
+        self.publish(*TOP_LEVEL_ROLES, version=1)
 
     @property
     def root(self) -> Root:
@@ -122,7 +122,7 @@ class SimulatedRepository:
     def publish(self, *roles: str, version: int | None = None) -> None:
         """Sign and serve these roles, each one version on (or at `version`), in this order: root, the targets roles,
         snapshot, timestamp."""
-        delegated = [role for role in roles if role not in TOP]
+        delegated = [role for role in roles if role not in TOP_LEVEL_ROLES]
         for role in [name for name in ("root", *delegated, "targets", "snapshot", "timestamp") if name in roles]:
             document = self.documents[role]
             document.version = document.version + 1 if version is None else version
@@ -130,7 +130,7 @@ class SimulatedRepository:
             for signer in self.signers[role]:
                 signed.sign(signer, append=True)
             data = signed.to_bytes()
-            self.served[self.place(role)] = data
+            self.served[self.path_of(role)] = data
             if not self.root.consistent_snapshot:
                 self.served[f"metadata/{role}.json"] = data
             entry = MetaFile.from_data(document.version, data, ["sha256"])
@@ -141,19 +141,19 @@ class SimulatedRepository:
             elif role not in ("root", "timestamp"):
                 self.documents["snapshot"].meta[f"{role}.json"] = entry
 
-    def place(self, role: str, version: int | None = None) -> str:
+    def path_of(self, role: str, version: int | None = None) -> str:
         """Where a role's document is served."""
         if role == "timestamp":
             return "metadata/timestamp.json"
         return f"metadata/{self.documents[role].version if version is None else version}.{role}.json"
 
-    def change(self, role: str, change: Any) -> None:
+    def damage(self, role: str, change: Any) -> None:
         """Damage the served document: `change` gets its JSON object. The signatures stay as they are."""
         import json
 
-        document = json.loads(self.served[self.place(role)])
+        document = json.loads(self.served[self.path_of(role)])
         change(document)
-        self.served[self.place(role)] = json.dumps(document).encode()
+        self.served[self.path_of(role)] = json.dumps(document).encode()
 
     @contextmanager
     def serve(self) -> Iterator[str]:
@@ -163,7 +163,7 @@ class SimulatedRepository:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.lstrip("/")
-                repository.asked.append(path)
+                repository.requested_paths.append(path)
                 found = repository.served.get(path, repository.served.get(unquote(path)))
                 self.send_response(404 if found is None else 200)
                 self.send_header("Content-Length", str(len(found or b"")))

@@ -22,7 +22,7 @@ START_DEADLINE_S = 20.0
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[str]:
+def run_tpm(folder: Path) -> Iterator[str]:
     """A TPM whose state is in `folder`; its TCTI. It starts from power-on: resettable PCRs are as new."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "s"
@@ -52,7 +52,7 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def extend(tcti: str, pcr: int) -> None:
+def extend_pcr(tcti: str, pcr: int) -> None:
     """Extend a PCR, as other firmware or another kernel would."""
     import tpm2_pytss
 
@@ -68,7 +68,7 @@ def undefine_counter(tcti: str, nv_index: int) -> None:
         tpm.nv_undefine_space(tpm.tr_from_tpmpublic(nv_index))
 
 
-def held(tcti: str) -> int:
+def count_transient_handles(tcti: str) -> int:
     """Objects and sessions that are not flushed."""
     with Tpm(TpmSettings(tcti)) as tpm:
         return tpm.transient_handles()

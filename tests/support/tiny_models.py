@@ -204,7 +204,7 @@ def with_outlier_feature(size: float, seed: int = 0) -> onnx.ModelProto:
     return _model(nodes, [_value("x", ["batch", 32])], [_value("y", ["batch", 16])], weights, 17)
 
 
-def boxes(seed: int = 0) -> onnx.ModelProto:
+def detector(seed: int = 0) -> onnx.ModelProto:
     """x: float32 [1, 64] -> found: float32 [how many]: as a detector, the answer's shape depends on values."""
     rng = np.random.default_rng(seed)
     nodes = [
@@ -217,7 +217,7 @@ def boxes(seed: int = 0) -> onnx.ModelProto:
     return _model(nodes, [_value("x", [1, 64])], [_value("found", ["many"])], weights, 17)
 
 
-def only_runs_at(size: int) -> onnx.ModelProto:
+def fixed_length(size: int) -> onnx.ModelProto:
     """x: float32 [batch, length] -> y: float32 [batch, 32]; runs only where length is `size`."""
     rng = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
@@ -225,7 +225,7 @@ def only_runs_at(size: int) -> onnx.ModelProto:
     return _model(nodes, [_value("x", ["batch", "length"])], [_value("y", ["batch", 32])], weights, 17)
 
 
-def constant_answer() -> onnx.ModelProto:
+def constant_output() -> onnx.ModelProto:
     """x: float32 [1, 64] -> y: float32 [1, 32]: the same answer for every input, though weights are there."""
     rng = np.random.default_rng(0)
     weights = [_weight("w", rng, 64, 32), _tensor("zero", np.zeros(1, np.float32)), _row("b", rng, 32)]

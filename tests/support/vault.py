@@ -28,7 +28,7 @@ class Vault:
 
 
 @contextmanager
-def vault() -> Iterator[Vault]:
+def run_vault() -> Iterator[Vault]:
     """Serves until the block ends."""
     state = Vault()
 

@@ -33,12 +33,12 @@ from tests.support.metadata_publisher import (
     MetadataPublisher,
     build_publisher,
     copy_publisher,
+    create_client,
     fetch_file,
     fetch_http,
-    new_client,
-    replacing,
-    rollout_of,
-    serve,
+    make_rollout,
+    replace_file,
+    start_server,
 )
 
 DAY_S = 86_400
@@ -49,7 +49,7 @@ def test_the_first_check_accepts_the_release_and_remembers_it(shop: MetadataPubl
     assert (release.manifest.version, release.counter) == ("1.0.0", ReleaseCounter(1, 1))
     assert release.repository_id == shop.repository.repository_id
     assert NOW_S < release.expires_at_s <= int(time.time()) + DAY_S
-    memory = device.slots.load()
+    memory = device.trust_states.load()
     assert memory is not None
     assert memory.roles["timestamp"].version == release.context.timestamp_version
     assert set(memory.roles) == {
@@ -65,12 +65,12 @@ def test_the_first_check_accepts_the_release_and_remembers_it(shop: MetadataPubl
 
 
 def test_a_check_over_http_gives_the_same(shop: MetadataPublisher, device: CheckClient) -> None:
-    url, stop = serve(shop.published)
+    url, stop = start_server(shop.published)
     try:
         over_http = device.check(url, fetch_http)
     finally:
         stop()
-    over_files = new_client(shop, "other").check(shop.published)
+    over_files = create_client(shop, "other").check(shop.published)
     assert over_http.manifest == over_files.manifest
     assert over_http.context.timestamp_version == over_files.context.timestamp_version
 
@@ -92,11 +92,11 @@ def test_replayed_metadata_is_a_rollback(shop: MetadataPublisher, device: CheckC
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2)
     assert device.check(shop.published).manifest.version == "1.1.0"
-    before = device.slots.load()
+    before = device.trust_states.load()
     with pytest.raises(RollbackRefused) as refused:
         device.check(old)
     assert refused.value.reason == "rollback-refused"
-    assert device.slots.load() == before
+    assert device.trust_states.load() == before
 
 
 def test_a_release_below_the_floor_is_refused(shop: MetadataPublisher, device: CheckClient) -> None:
@@ -104,12 +104,12 @@ def test_a_release_below_the_floor_is_refused(shop: MetadataPublisher, device: C
     assert device.check(shop.published).floor == ReleaseCounter(1, 2)
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    shop.repository.stage_rollout(rollout_of(old))
+    shop.repository.stage_rollout(make_rollout(old))
     shop.publish(check_clients=False)
     with pytest.raises(RollbackRefused) as refused:
         device.check(shop.published)
     assert "counter 1 (epoch 1), the floor is 2 (epoch 1)" in refused.value.message
-    memory = device.slots.load()
+    memory = device.trust_states.load()
     assert memory is not None
     assert memory.floor(FAMILY) == ReleaseCounter(1, 2)
 
@@ -119,7 +119,7 @@ def test_an_older_release_above_the_floor_may_be_chosen_again(shop: MetadataPubl
     device.check(shop.published)
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    shop.repository.stage_rollout(rollout_of(old))
+    shop.repository.stage_rollout(make_rollout(old))
     shop.publish()
     assert device.check(shop.published).manifest.version == "1.0.0"
 
@@ -154,7 +154,7 @@ def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
 ) -> None:
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
-    forged = replace(rollout_of(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
+    forged = replace(make_rollout(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
     shop.forge_target(role_names.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
     shop.publish(check_clients=False)
     with pytest.raises(ReleaseMismatch) as refused:
@@ -163,9 +163,9 @@ def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
 
 
 def test_a_release_for_another_channel_is_refused(shop: MetadataPublisher, device: CheckClient) -> None:
-    manifest = shop.manifest("1.1.0", 2, channels=("beta",))
+    manifest = shop.make_manifest("1.1.0", 2, channels=("beta",))
     shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(rollout_of(manifest), forged=True)
+    shop.repository.stage_rollout(make_rollout(manifest), forged=True)
     shop.publish(check_clients=False)
     with pytest.raises(WrongChannel) as refused:
         device.check(shop.published)
@@ -177,9 +177,9 @@ def test_a_known_counter_with_another_content_is_refused(shop: MetadataPublisher
     device.check(shop.published)
     shop.repository.withdraw(FAMILY, "1.0.0")
     shop.publish()
-    again = shop.manifest("1.0.1", 1)
+    again = shop.make_manifest("1.0.1", 1)
     shop.repository.stage_manifest(again)
-    shop.repository.stage_rollout(rollout_of(again))
+    shop.repository.stage_rollout(make_rollout(again))
     shop.publish(check_clients=False)
     with pytest.raises(CounterReused) as refused:
         device.check(shop.published)
@@ -224,16 +224,16 @@ def test_metadata_of_another_repository_is_untrusted(
     device.check(shop.published)
     other = build_publisher(shop.folder / "other")
     other.release("9.9.9", 9)
-    before = device.slots.load()
+    before = device.trust_states.load()
     with pytest.raises(UntrustedMetadata) as refused:
         device.check(other.published)
     assert refused.value.reason == "untrusted-metadata"
-    assert device.slots.load() == before
+    assert device.trust_states.load() == before
 
 
 def test_endless_data_is_cut_at_the_limit(shop: MetadataPublisher, device: CheckClient) -> None:
     for path in ("timestamp.json", "stable.json", "fleet.json"):
-        endless = replacing(path, b" " * (8 * 1024 * 1024))
+        endless = replace_file(path, b" " * (8 * 1024 * 1024))
         with pytest.raises(TooLarge):
             device.check(shop.published, endless)
 
@@ -242,12 +242,12 @@ def test_a_damaged_target_is_a_digest_mismatch(shop: MetadataPublisher, device: 
     path = next((shop.published / "targets" / "bundles" / FAMILY).glob("*.json"))
     changed = path.read_bytes().replace(b"1.0.0", b"1.0.9")
     with pytest.raises(DigestMismatch):
-        device.check(shop.published, replacing(path.name, changed))
+        device.check(shop.published, replace_file(path.name, changed))
 
 
 def test_metadata_that_is_not_json_is_malformed(shop: MetadataPublisher, device: CheckClient) -> None:
     with pytest.raises(Malformed):
-        device.check(shop.published, replacing("timestamp.json", b"<html>captive portal</html>"))
+        device.check(shop.published, replace_file("timestamp.json", b"<html>captive portal</html>"))
 
 
 def test_what_is_not_there_and_what_does_not_answer_are_unavailable(

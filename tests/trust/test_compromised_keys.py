@@ -20,7 +20,7 @@ from bundle.errors import AirweightsError, Refused, Unavailable
 from bundle.manifest import Manifest
 from packager.repository import tuf_documents
 from tests.support.attacker import Attacker
-from tests.support.metadata_publisher import NOW_S, CheckClient, MetadataPublisher, new_client, rollout_of
+from tests.support.metadata_publisher import NOW_S, CheckClient, MetadataPublisher, create_client, make_rollout
 
 ROLES = ("timestamp", "snapshot", "targets", "release-vision", "rollout-vision")
 SUBSETS = [set(roles) for size in range(len(ROLES) + 1) for roles in itertools.combinations(ROLES, size)]
@@ -46,7 +46,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublishe
     shop = build_publisher(tmp_path_factory.mktemp("attacked") / "shop")
     shop.release("1.0.0", 1)
     shop.release("1.1.0", 2)
-    device = new_client(shop)
+    device = create_client(shop)
     device.check(shop.published)
     return shop, device, [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
 
@@ -67,7 +67,7 @@ def attempt(
 
 def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
     """Delegate a role to the attacker's own keys, with the stolen keys of targets."""
-    targets: Targets = thief.changed.get("targets") or tuf_documents.next_targets(
+    targets: Targets = thief.changed_documents.get("targets") or tuf_documents.next_targets(
         thief.published.role("targets"), "targets", {}, NOW_S
     )
     assert targets.delegations is not None
@@ -76,7 +76,7 @@ def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
         targets.revoke_key(keyid, role)
     for signer in own:
         targets.add_key(signer.public_key, role)
-    thief.changed["targets"] = targets
+    thief.changed_documents["targets"] = targets
 
 
 def equipped(shop: MetadataPublisher, stolen: set[str], own: list[Signer]) -> Attacker:
@@ -91,13 +91,13 @@ def test_a_subset_of_stolen_keys(
     attacked: tuple[MetadataPublisher, CheckClient, list[Signer]], stolen: set[str], tmp_path: Path
 ) -> None:
     shop, device, own = attacked
-    evil = shop.manifest("6.6.6", 666)
+    evil = shop.make_manifest("6.6.6", 666)
     anything = equipped(shop, stolen, own)
     if "targets" in stolen:
         redelegate(anything, "release-vision", own)
         redelegate(anything, "rollout-vision", own)
     anything.release(evil)
-    anything.roll_out(rollout_of(evil))
+    anything.roll_out(make_rollout(evil))
     found = attempt(shop, device, anything, tmp_path / "anything")
     assert (found == ReleaseCounter(1, 666)) == may_install_anything(stolen), found
 
@@ -106,7 +106,7 @@ def test_a_subset_of_stolen_keys(
     choosing = equipped(shop, stolen, own)
     if "targets" in stolen:
         redelegate(choosing, "rollout-vision", own)
-    choosing.roll_out(rollout_of(old))
+    choosing.roll_out(make_rollout(old))
     found = attempt(shop, device, choosing, tmp_path / "choosing")
     assert (found == ReleaseCounter(1, 1)) == may_choose_a_release(stolen), found
     if not may_choose_a_release(stolen):

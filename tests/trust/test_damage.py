@@ -10,7 +10,7 @@ import pytest
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, RollbackRefused
-from tests.support.metadata_publisher import FAMILY, CheckClient, MetadataPublisher, fetch_file, replacing
+from tests.support.metadata_publisher import FAMILY, CheckClient, MetadataPublisher, fetch_file, replace_file
 
 SEED = 20260101
 POSITIONS = 24  # per file; the first and last byte of each file are included
@@ -41,7 +41,7 @@ def same_but_for_time(one: VerifiedRelease, other: VerifiedRelease) -> bool:
 def test_any_flipped_byte_is_refused_or_changes_nothing(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     shop.release("1.1.0", 2, min_counter=2)
-    before = device.slots.load()
+    before = device.trust_states.load()
     assert before is not None
     good = CheckClient(shop.folder / "other", device.root).check(shop.published)
     chance = random.Random(SEED)
@@ -58,9 +58,9 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(shop: MetadataPublisher,
             shutil.rmtree(tried.folder, ignore_errors=True)
             shutil.copytree(device.folder, tried.folder, symlinks=True)
             try:
-                release = tried.check(shop.published, replacing(path, bytes(changed)))
+                release = tried.check(shop.published, replace_file(path, bytes(changed)))
             except AirweightsError as error:
-                memory = tried.slots.load()
+                memory = tried.trust_states.load()
                 assert memory is not None
                 assert memory.floors == before.floors, (path, place)
                 assert memory.known_releases == before.known_releases, (path, place)
@@ -108,14 +108,14 @@ def test_one_lost_slot_loses_nothing(shop: MetadataPublisher, device: CheckClien
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2, min_counter=2)
     device.check(shop.published)
-    whole = device.slots.load()
+    whole = device.trust_states.load()
     assert whole is not None
     for name in ("slot-a", "slot-b"):
         tried = CheckClient(shop.folder / f"without-{name}", device.root)
         shutil.copytree(device.folder, tried.folder, symlinks=True)
         spoil(tried.folder / "slots" / name, "flipped")
-        assert tried.slots.damaged_copies == (name,)
-        assert not tried.slots.is_lost
+        assert tried.trust_states.damaged_copies == (name,)
+        assert not tried.trust_states.is_lost
         with pytest.raises(RollbackRefused):
             tried.check(old)
         assert tried.check(shop.published).manifest.version == "1.1.0"

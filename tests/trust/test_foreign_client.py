@@ -6,7 +6,7 @@ import pytest
 from tuf.ngclient import Updater
 
 from bundle.trust.role_names import release_target, rollout_target
-from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, build_publisher, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, build_publisher, start_server
 
 
 @pytest.mark.parametrize("classical", [False, True])
@@ -14,7 +14,7 @@ def test_a_stock_client_reads_manifest_and_rollout(shop: MetadataPublisher, tmp_
     if classical:
         shop = build_publisher(tmp_path / "classical", classical=True)
         shop.release("1.0.0", 1)
-    url, stop = serve(shop.published)
+    url, stop = start_server(shop.published)
     try:
         (tmp_path / "metadata").mkdir()
         (tmp_path / "targets").mkdir()

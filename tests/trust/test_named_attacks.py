@@ -34,8 +34,8 @@ from tests.support.metadata_publisher import (
     CheckClient,
     MetadataPublisher,
     fetch_file,
-    replacing,
-    rollout_of,
+    make_rollout,
+    replace_file,
 )
 
 DAY_S = 86_400
@@ -55,10 +55,10 @@ def unchanged(
     The honest repository still works afterwards. If the attacker could sign timestamps and snapshots of higher versions
     (`is_ahead`), it works only after the online keys were replaced.
     """
-    before = device.slots.load()
+    before = device.trust_states.load()
     with pytest.raises(expected) as failed:
         device.check(mirror)
-    after = device.slots.load()
+    after = device.trust_states.load()
     assert (before and (before.floors, before.known_releases)) == (after and (after.floors, after.known_releases))
     if is_ahead:
         with pytest.raises(RollbackRefused):
@@ -81,9 +81,9 @@ def test_arbitrary_install_without_a_key(shop: MetadataPublisher, device: CheckC
     device.check(shop.published)
     thief = Attacker.from_publisher(shop)
     thief.signers = [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
-    evil = shop.manifest("6.6.6", 666)
+    evil = shop.make_manifest("6.6.6", 666)
     thief.release(evil)
-    thief.roll_out(rollout_of(evil))
+    thief.roll_out(make_rollout(evil))
     unchanged(device, shop, thief.publish(), UntrustedMetadata)
 
 
@@ -133,12 +133,12 @@ def test_endless_data(shop: MetadataPublisher, device: CheckClient, name: str) -
 
 
 def test_wrong_software_under_a_right_name(shop: MetadataPublisher, device: CheckClient) -> None:
-    other = shop.manifest("2.0.0", 2, channels=(CHANNEL,))
+    other = shop.make_manifest("2.0.0", 2, channels=(CHANNEL,))
     shop.repository.stage_manifest(other)
     shop.publish()
     (wrong,) = (shop.published / "targets" / "bundles" / FAMILY).glob("*.2.0.0.json")
     with pytest.raises((DigestMismatch, TooLarge)):
-        device.check(shop.published, replacing(".1.0.0.json", wrong.read_bytes()))
+        device.check(shop.published, replace_file(".1.0.0.json", wrong.read_bytes()))
 
 
 def test_extraneous_dependencies_are_unknown_fields(shop: MetadataPublisher, device: CheckClient) -> None:
@@ -183,7 +183,7 @@ def test_key_compromise_below_threshold(shop: MetadataPublisher, device: CheckCl
     broken = [s for s in shop.signers_of(role) if s.public_key.keytype.startswith("ml") == (kind == "mldsa")]
     thief.signers = [*thief.signers, *broken]
     if role not in ("timestamp", "snapshot"):
-        thief.changed[role] = tuf_documents.next_targets(thief.published.role(role), role, {}, NOW_S)
+        thief.changed_documents[role] = tuf_documents.next_targets(thief.published.role(role), role, {}, NOW_S)
     unchanged(device, shop, thief.publish(), UntrustedMetadata, is_ahead=role != "timestamp")
 
 
@@ -191,7 +191,7 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(
     shop: MetadataPublisher, device: CheckClient
 ) -> None:
     shop.release("1.1.0", 2)
-    beta = shop.manifest("1.2.0", 3, channels=("beta",))
+    beta = shop.make_manifest("1.2.0", 3, channels=("beta",))
     shop.repository.stage_manifest(beta)
     shop.publish()
     assert device.check(shop.published).manifest.version == "1.1.0"
@@ -204,7 +204,7 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(
         return tried.check(thief.publish())
 
     allowed = Attacker.from_publisher(shop, *ONLINE)
-    allowed.roll_out(rollout_of(old))
+    allowed.roll_out(make_rollout(old))
     assert attempt(allowed).manifest.version == "1.0.0"
     refused: dict[str, type[AirweightsError]] = {
         "never released": ReleaseWithdrawn,
@@ -216,15 +216,15 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(
         thief = Attacker.from_publisher(shop, *ONLINE)
         match attack:
             case "never released":
-                thief.roll_out(rollout_of(shop.manifest("6.6.6", 666)))
+                thief.roll_out(make_rollout(shop.make_manifest("6.6.6", 666)))
             case "another channel":
-                thief.roll_out(replace(rollout_of(beta), counter=2))
+                thief.roll_out(replace(make_rollout(beta), counter=2))
             case "other content":
-                thief.roll_out(replace(rollout_of(old), manifest_digest="0" * 64))
+                thief.roll_out(replace(make_rollout(old), manifest_digest="0" * 64))
             case _:
-                evil = shop.manifest("6.6.6", 666)
+                evil = shop.make_manifest("6.6.6", 666)
                 thief.release(evil)
-                thief.roll_out(rollout_of(evil))
+                thief.roll_out(make_rollout(evil))
         with pytest.raises(error):
             attempt(thief)
 
@@ -235,7 +235,7 @@ def test_stolen_online_keys_and_the_floor(shop: MetadataPublisher, device: Check
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
     thief = Attacker.from_publisher(shop, *ONLINE)
-    thief.roll_out(rollout_of(old))
+    thief.roll_out(make_rollout(old))
     with pytest.raises(RollbackRefused):
         device.check(thief.publish())
 
@@ -243,32 +243,32 @@ def test_stolen_online_keys_and_the_floor(shop: MetadataPublisher, device: Check
 def test_a_stolen_release_key_alone_reaches_nobody(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     thief = Attacker.from_publisher(shop, "release-vision")
-    thief.release(shop.manifest("6.6.6", 666))
+    thief.release(shop.make_manifest("6.6.6", 666))
     unchanged(device, shop, thief.publish(), UntrustedMetadata)
 
 
 def test_all_keys_of_a_family_do_not_reach_another(tmp_path: Path) -> None:
-    from tests.support.metadata_publisher import build_publisher, new_client
+    from tests.support.metadata_publisher import build_publisher, create_client
 
     shop = build_publisher(tmp_path / "shop", families=(FAMILY, "speech"))
     shop.release("1.0.0", 1)
-    device = new_client(shop)
+    device = create_client(shop)
     device.check(shop.published)
     thief = Attacker.from_publisher(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
-    evil = shop.manifest("6.6.6", 666)
+    evil = shop.make_manifest("6.6.6", 666)
     thief.release(evil)
-    thief.roll_out(rollout_of(evil))
+    thief.roll_out(make_rollout(evil))
     with pytest.raises(UntrustedMetadata):
         device.check(thief.publish())
     smuggling = Attacker.from_publisher(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
     smuggling.list_target("release-speech", f"bundles/{FAMILY}/6.6.6.json", evil.as_bytes())
-    smuggling.list_target("rollout-speech", f"rollouts/{FAMILY}/{CHANNEL}.json", rollout_of(evil).as_bytes())
-    assert new_client(shop, "another").check(smuggling.publish()).manifest.version == "1.0.0"
+    smuggling.list_target("rollout-speech", f"rollouts/{FAMILY}/{CHANNEL}.json", make_rollout(evil).as_bytes())
+    assert create_client(shop, "another").check(smuggling.publish()).manifest.version == "1.0.0"
 
 
 def test_targets_that_list_files_themselves_are_refused(shop: MetadataPublisher, device: CheckClient) -> None:
     thief = Attacker.from_publisher(shop, "targets", *ONLINE)
-    manifest = shop.manifest("6.6.6", 666)
+    manifest = shop.make_manifest("6.6.6", 666)
     thief.list_target("targets", f"bundles/{FAMILY}/6.6.6.json", manifest.as_bytes())
     with pytest.raises(UntrustedMetadata) as refused:
         device.check(thief.publish())
@@ -281,15 +281,15 @@ def test_an_online_thief_who_dates_the_future_bricks_nobody_for_good(
 ) -> None:
     device.check(shop.published)
     thief = Attacker.from_publisher(shop, *ONLINE)
-    device.check(thief.publish(dated={"timestamp": NOW_S + ahead_s}))
-    memory = device.slots.load()
+    device.check(thief.publish(signed_at_s={"timestamp": NOW_S + ahead_s}))
+    memory = device.trust_states.load()
     assert memory is not None
     if ahead_s > 365 * DAY_S:
         assert memory.time_floor.time_s <= int(time.time())
     rotate_online_keys(shop)
     healed = device.check(shop.published)
     assert healed.manifest.version == "1.0.0"
-    memory = device.slots.load()
+    memory = device.trust_states.load()
     assert memory is not None
     assert memory.time_floor.time_s < int(time.time()) + DAY_S
     assert memory.roles["timestamp"].version == shop.repository.status().timestamp_version

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bundle.trust.role_names import rollout_target
-from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, start_server
 
 TARGET = rollout_target(FAMILY, CHANNEL)
 
@@ -51,7 +51,7 @@ class Client:
 
 @pytest.fixture
 def url(shop: MetadataPublisher) -> Iterator[str]:
-    address, stop = serve(shop.published)
+    address, stop = start_server(shop.published)
     yield address
     stop()
 

@@ -18,7 +18,7 @@ from keys.key_files import generate_key_file, load_signer
 from keys.registry import Registry
 from packager.repository.creation import all_roles, create_repository
 from packager.repository.role_changes import replace_key
-from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, MetadataPublisher, rollout_of, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, MetadataPublisher, make_rollout, start_server
 
 VERSIONS = (((22, 9), "5.0.1"), ((20, 17), "5.0.1"), ((18, 17), "3.1.0"))  # newest release for a node of at least …
 CLIENT = Path(__file__).parents[1] / "support" / "tuf_js_client.cjs"
@@ -83,7 +83,7 @@ def read(
 ) -> subprocess.CompletedProcess[str]:
     (folder / "metadata").mkdir(parents=True)
     shutil.copy(shop.published / "metadata" / "1.root.json", folder / "metadata" / "root.json")
-    url, stop = serve(published)
+    url, stop = start_server(published)
     try:
         return subprocess.run(
             ["node", os.fspath(CLIENT), url, os.fspath(folder), *names],
@@ -105,7 +105,7 @@ def test_tuf_js_reads_manifest_and_rollout_over_a_rotated_root(
     names = (release_target(FAMILY, "1.0.0"), rollout_target(FAMILY, CHANNEL), release_target(FAMILY, "9.9.9"))
     done = read(classical, classical.published, modules, tmp_path / "client", *names)
     assert done.returncode == 0, done.stderr
-    expected = [manifest.as_bytes(), rollout_of(manifest).as_bytes()]
+    expected = [manifest.as_bytes(), make_rollout(manifest).as_bytes()]
     assert json.loads(done.stdout) == {
         **{name: hashlib.sha256(data).hexdigest() for name, data in zip(names, expected, strict=False)},
         names[2]: None,

@@ -19,7 +19,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, TargetFile, Timestamp
 
 from device_agent.workers import tuf_conformance
-from tests.support.simulated_repository import TOP, SimulatedRepository, in_days
+from tests.support.simulated_repository import TOP_LEVEL_ROLES, SimulatedRepository, in_days
 
 PLAIN = ("targets", "snapshot", "timestamp")
 DAY_S = 86_400
@@ -82,15 +82,17 @@ def test_a_refresh_asks_for_each_role_once_and_keeps_the_bytes_served(
 ) -> None:
     repo.served["metadata/timestamp.json"] += b" "
     assert client.refresh() == 0
-    assert repo.asked == [f"metadata/{name}.json" for name in ("2.root", "timestamp", "1.snapshot", "1.targets")]
-    assert client.trusted == dict.fromkeys(TOP, 1)
+    assert repo.requested_paths == [
+        f"metadata/{name}.json" for name in ("2.root", "timestamp", "1.snapshot", "1.targets")
+    ]
+    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 1)
     assert (client.metadata / "timestamp.json").read_bytes() == repo.served["metadata/timestamp.json"]
 
 
 def test_a_download_refreshes_first(repo: SimulatedRepository, client: Client) -> None:
     assert client.download("nothing of that name") == 1
-    assert len(repo.asked) == 4
-    assert client.trusted == dict.fromkeys(TOP, 1)
+    assert len(repo.requested_paths) == 4
+    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 1)
 
 
 @pytest.mark.parametrize("damage", ["no version", "wrong signature", "no signature", "not json", "other role"])
@@ -108,17 +110,17 @@ def test_a_bad_first_root_makes_no_request(repo: SimulatedRepository, client: Cl
     path = client.metadata / tuf_conformance.SHIPPED_ROOT_NAME
     path.write_bytes(b"{" if damage == "not json" else json.dumps(document).encode())
     assert client.refresh() == 1
-    assert repo.asked == []
+    assert repo.requested_paths == []
 
 
 def test_roots_are_walked_one_by_one_and_asked_for_once(repo: SimulatedRepository, client: Client) -> None:
     for _ in range(5):
         repo.publish("root")
     assert client.refresh() == 0
-    assert repo.asked[:6] == [f"metadata/{version}.root.json" for version in range(2, 8)]
-    repo.asked.clear()
+    assert repo.requested_paths[:6] == [f"metadata/{version}.root.json" for version in range(2, 8)]
+    repo.requested_paths.clear()
     assert client.refresh() == 0
-    assert repo.asked[0] == "metadata/7.root.json"
+    assert repo.requested_paths[0] == "metadata/7.root.json"
     assert client.trusted["root"] == 6
 
 
@@ -177,8 +179,8 @@ def test_keys_of_other_roles(repo: SimulatedRepository, client: Client, role: st
     repo.signers[role] = [KEYS[key] for key in signing]
     repo.publish("root", *PLAIN)
     assert client.refresh() == (0 if is_accepted else 1)
-    before = TOP.index(role)
-    assert client.trusted == dict.fromkeys(TOP if is_accepted else TOP[:before], 2)
+    before = TOP_LEVEL_ROLES.index(role)
+    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES if is_accepted else TOP_LEVEL_ROLES[:before], 2)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_key_types(repo: SimulatedRepository, client: Client, keytype: str, sche
         (entry,) = [entry for entry in document["signatures"] if entry["keyid"] == signer.public_key.keyid]
         entry["sig"] = forged
 
-    repo.change("root", forge)
+    repo.damage("root", forge)
     assert client.refresh() == 1
     assert client.trusted["root"] == 2
 
@@ -216,13 +218,13 @@ def test_one_key_counts_once(repo: SimulatedRepository, client: Client) -> None:
     repo.root.roles["snapshot"].threshold = 6
     for role in ("root", "snapshot", "timestamp"):
         repo.publish(role)
-    repo.change("snapshot", lambda document: document["signatures"].extend([document["signatures"][-1]] * 8))
+    repo.damage("snapshot", lambda document: document["signatures"].extend([document["signatures"][-1]] * 8))
     assert client.refresh() == 1
     assert "snapshot" not in client.trusted
 
 
 def test_a_signature_that_is_there_twice_is_refused(repo: SimulatedRepository, client: Client) -> None:
-    repo.change("snapshot", lambda document: document["signatures"].append(document["signatures"][0]))
+    repo.damage("snapshot", lambda document: document["signatures"].append(document["signatures"][0]))
     assert client.refresh() == 1
     assert "snapshot" not in client.trusted
 
@@ -237,7 +239,7 @@ def test_an_invalid_signature_beside_enough_valid_ones_does_no_harm(
     def spoil(document: dict[str, list[dict[str, str]]]) -> None:
         document["signatures"][0]["sig"] = signature
 
-    repo.change("timestamp", spoil)
+    repo.damage("timestamp", spoil)
     assert client.refresh() == 0
 
 
@@ -249,32 +251,32 @@ def test_unknown_fields_are_signed_like_all_others(repo: SimulatedRepository, cl
     repo.documents["timestamp"].unrecognized_fields["x-note"] = {"a": [1, None]}
     repo.publish("root", *PLAIN)
     assert client.refresh() == 0
-    assert client.trusted == dict.fromkeys(TOP, 2)
+    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 2)
     repo.publish("root")
-    repo.change("root", lambda document: document["signed"].update(custom="other"))
+    repo.damage("root", lambda document: document["signed"].update(custom="other"))
     assert client.refresh() == 1
 
 
 # 5.4 to 5.6: what is refused, and what is kept then
 
 
-@pytest.mark.parametrize("role", TOP)
+@pytest.mark.parametrize("role", TOP_LEVEL_ROLES)
 def test_an_unsigned_role_ends_the_refresh_there(repo: SimulatedRepository, client: Client, role: str) -> None:
     repo.signers[role] = []
     repo.publish("root", *PLAIN)
     assert client.refresh() == 1
-    expected = dict.fromkeys(TOP[: TOP.index(role)], 2)
+    expected = dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 2)
     assert client.trusted == (expected or {"root": 1})
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets"])
 def test_a_version_other_than_the_url_says_is_refused(repo: SimulatedRepository, client: Client, role: str) -> None:
     repo.publish("root", *PLAIN)
-    genuine = repo.place(role)
+    genuine = repo.path_of(role)
     repo.publish(role)
-    repo.served[genuine] = repo.served.pop(repo.place(role))
+    repo.served[genuine] = repo.served.pop(repo.path_of(role))
     assert client.refresh() == 1
-    expected = dict.fromkeys(TOP[: TOP.index(role)], 2)
+    expected = dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 2)
     assert client.trusted == (expected or {"root": 1})
 
 
@@ -282,7 +284,7 @@ def test_a_role_of_another_type_is_refused(repo: SimulatedRepository, client: Cl
     repo.add_signer("snapshot", repo.signers["timestamp"][0])
     repo.documents["snapshot"].meta = {"snapshot.json": MetaFile(1)}
     repo.publish("root", "snapshot")
-    repo.served["metadata/timestamp.json"] = repo.served[repo.place("snapshot")]
+    repo.served["metadata/timestamp.json"] = repo.served[repo.path_of("snapshot")]
     assert client.refresh() == 1
     assert client.trusted == {"root": 2}
 
@@ -291,9 +293,9 @@ def test_a_timestamp_of_the_same_version_is_not_taken(repo: SimulatedRepository,
     assert client.refresh() == 0
     repo.documents["timestamp"].snapshot_meta.version = 100
     repo.publish("timestamp", version=1)
-    repo.asked.clear()
+    repo.requested_paths.clear()
     assert client.refresh() == 0
-    assert repo.asked == ["metadata/2.root.json", "metadata/timestamp.json"]
+    assert repo.requested_paths == ["metadata/2.root.json", "metadata/timestamp.json"]
     cached: Metadata[Timestamp] = Metadata.from_file(str(client.metadata / "timestamp.json"))
     assert cached.signed.snapshot_meta.version == 1
 
@@ -344,16 +346,18 @@ def test_wrong_hashes_of_metadata_are_refused(repo: SimulatedRepository, client:
 def test_what_is_not_there(repo: SimulatedRepository, client: Client, role: str) -> None:
     assert client.refresh() == 0
     repo.publish(*PLAIN)
-    del repo.served[repo.place(role)]
+    del repo.served[repo.path_of(role)]
     assert client.refresh() == 1
-    assert client.trusted == {name: 2 if name in TOP[1 : TOP.index(role)] else 1 for name in TOP}
+    assert client.trusted == {
+        name: 2 if name in TOP_LEVEL_ROLES[1 : TOP_LEVEL_ROLES.index(role)] else 1 for name in TOP_LEVEL_ROLES
+    }
 
 
 def test_a_new_targets_that_no_snapshot_names_is_not_asked_for(repo: SimulatedRepository, client: Client) -> None:
     assert client.refresh() == 0
     repo.publish("targets")
     assert client.refresh() == 0
-    assert repo.asked[-1] == "metadata/timestamp.json"
+    assert repo.requested_paths[-1] == "metadata/timestamp.json"
 
 
 def test_a_snapshot_that_drops_a_role_is_refused(repo: SimulatedRepository, client: Client) -> None:
@@ -366,15 +370,15 @@ def test_a_snapshot_that_drops_a_role_is_refused(repo: SimulatedRepository, clie
     assert client.trusted["snapshot"] == 2
 
 
-@pytest.mark.parametrize("role", TOP)
+@pytest.mark.parametrize("role", TOP_LEVEL_ROLES)
 def test_expired_metadata_ends_the_refresh_there(repo: SimulatedRepository, client: Client, role: str) -> None:
     assert client.refresh() == 0
     repo.documents[role].expires = in_days(-5)
     repo.publish("root", *PLAIN)
     assert client.refresh() == 1
     # an expired root is kept: it may be the way to a newer one
-    new = TOP[: max(1, TOP.index(role))]
-    assert client.trusted == {name: 2 if name in new else 1 for name in TOP}
+    new = TOP_LEVEL_ROLES[: max(1, TOP_LEVEL_ROLES.index(role))]
+    assert client.trusted == {name: 2 if name in new else 1 for name in TOP_LEVEL_ROLES}
 
 
 def test_expired_cached_metadata_is_replaced(
@@ -407,7 +411,7 @@ def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, cli
     assert done.stderr.startswith("MetadataExpired: ")
 
 
-@pytest.mark.parametrize("role", TOP)
+@pytest.mark.parametrize("role", TOP_LEVEL_ROLES)
 @pytest.mark.parametrize(
     "noise",
     [b"", b"null", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"1" * 6000, b'{"signed": {}}'],
@@ -418,9 +422,9 @@ def test_noise_in_place_of_metadata_is_refused(
 ) -> None:
     if role == "root":
         repo.publish("root")
-    repo.served[repo.place(role)] = noise
+    repo.served[repo.path_of(role)] = noise
     assert client.refresh() == 1
-    assert client.trusted == (dict.fromkeys(TOP[: TOP.index(role)], 1) or {"root": 1})
+    assert client.trusted == (dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 1) or {"root": 1})
 
 
 # 5.6.7: delegations
@@ -469,8 +473,8 @@ def test_delegations_are_walked_in_order(repo: SimulatedRepository, client: Clie
     repo.publish(*roles, *PLAIN)
     assert client.download("wanted") == 1
     versions = {role: repo.documents[role].version for role in roles}
-    assert repo.asked[4:] == [f"metadata/{versions[role]}.{role}.json" for role in order]
-    assert client.trusted.keys() == {*TOP, *order}
+    assert repo.requested_paths[4:] == [f"metadata/{versions[role]}.{role}.json" for role in order]
+    assert client.trusted.keys() == {*TOP_LEVEL_ROLES, *order}
 
 
 @pytest.mark.parametrize(
@@ -494,7 +498,7 @@ def test_a_target_is_found_only_by_a_chain_that_delegates_it(
         assert status == 0
         assert len(client.downloaded) == 1
         versions = {role: repo.documents[role].version for role in "ABCD"}
-        assert repo.asked[4:-1] == [f"metadata/{versions[role]}.{role}.json" for role in order]
+        assert repo.requested_paths[4:-1] == [f"metadata/{versions[role]}.{role}.json" for role in order]
 
 
 @pytest.mark.parametrize(("bits", "target"), [(1, "a"), (5, "some/path"), (8, "bar")])
@@ -508,7 +512,7 @@ def test_hash_bins_lead_to_one_bin(repo: SimulatedRepository, client: Client, bi
     repo.publish(*names, *PLAIN)
     assert client.download(target) == 0
     assert client.downloaded == [b"in a bin"]
-    assert client.trusted.keys() == {*TOP, name}
+    assert client.trusted.keys() == {*TOP_LEVEL_ROLES, name}
 
 
 def test_a_role_reached_by_two_ways_must_verify_on_each(repo: SimulatedRepository, client: Client) -> None:
@@ -563,9 +567,9 @@ def test_odd_role_names_stay_in_their_folder(tmp_path: Path, role: str, is_consi
         client = Client(tmp_path, url, repo.served["metadata/1.root.json"])
         prefix = f"{repo.documents[role].version}." if is_consistent else ""
         quoted = f"metadata/{prefix}{quote(role, '')}.json"
-        repo.served[quoted] = repo.served[repo.place(role)]
+        repo.served[quoted] = repo.served[repo.path_of(role)]
         assert client.download("nothing of that name") == 1
-        assert repo.asked[-1] == quoted
+        assert repo.requested_paths[-1] == quoted
         assert len(client.trusted) == 5
         assert {path.name for path in tmp_path.iterdir()} == {"metadata", "targets", "root.json"}
 
@@ -579,7 +583,7 @@ def test_a_repository_without_consistent_snapshots(tmp_path: Path) -> None:
         client = Client(tmp_path, url, repo.served["metadata/1.root.json"])
         assert client.download("a/b") == 0
         roles = ("2.root", "3.root", "timestamp", "snapshot", "targets")
-        assert repo.asked == [*(f"metadata/{role}.json" for role in roles), "targets/a/b"]
+        assert repo.requested_paths == [*(f"metadata/{role}.json" for role in roles), "targets/a/b"]
         assert client.downloaded == [b"content"]
 
 
@@ -622,9 +626,9 @@ def test_what_is_here_is_not_fetched_again_and_what_changed_is(repo: SimulatedRe
     repo.add_target("file", b"first")
     repo.publish(*PLAIN)
     assert client.download("file") == 0
-    asked = sum(path.startswith("targets/") for path in repo.asked)
+    asked = sum(path.startswith("targets/") for path in repo.requested_paths)
     assert client.download("file") == 0
-    assert sum(path.startswith("targets/") for path in repo.asked) == asked
+    assert sum(path.startswith("targets/") for path in repo.requested_paths) == asked
     repo.add_target("file", b"second")
     repo.publish(*PLAIN)
     assert client.download("file") == 0
