@@ -3,10 +3,8 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,27 +49,25 @@ def mask(line: str) -> str:
     return re.sub(r"(?<![\d_])\d[\d,.]*(?![\d_])", "#", line).strip()
 
 
-def run_page(page: Path, folder: Path, ports: Sequence[str]) -> None:
+def reader_environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a reader: no settings of this project, and temporary files in `folder`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PACKAGER_", "AIRWEIGHTS_"))}
+    return kept | {"TMPDIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
+
+
+def run_page(page: Path, folder: Path) -> None:
     """Run a page's commands, and assert that every line that it shows is printed.
 
     Args:
         page: the page.
         folder: for temporary files.
-        ports: port numbers that the page uses; each is replaced by a free one.
     """
     commands = parse_commands(page.read_text())
     script = "\n".join(f"printf '\\n{MARK} {number}\\n'\n{command.text}" for number, command in enumerate(commands))
-    for port, free in zip(ports, _free_ports(len(ports)), strict=True):
-        assert port in script
-        script = script.replace(port, str(free))
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PACKAGER_", "AIRWEIGHTS_"))
-    }
-    environment |= {"TMPDIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}"}
     process = subprocess.Popen(
         ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
         cwd=REPOSITORY,
-        env=environment,
+        env=reader_environment(folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -96,11 +92,3 @@ def run_page(page: Path, folder: Path, ports: Sequence[str]) -> None:
             if mask(line) not in printed
         ]
     assert not missing, "\n".join(missing)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
