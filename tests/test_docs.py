@@ -13,6 +13,7 @@ import pytest
 from bundle.contract import Health
 from device_agent.commands.root import cli as device_agent
 from device_agent.config.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.policy.attempt import EXIT_CODES
 from packager.commands.root import cli as packager
 
 HELP = ["-h", "--help"]  # a command keeps the names that it is first used with
@@ -28,7 +29,24 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["operations/ceremony-and-keys.md", "keys.md"])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_to_a_section_leads_to_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text("utf-8")):
+        linked = page.parent / target if target else page
+        assert anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+OPERATIONS = [f"operations/{name}.md" for name in ("ceremony-and-keys", "daily", "incidents", "rollouts")]
+
+
+@pytest.mark.parametrize("name", [*OPERATIONS, "keys.md"])
 def test_every_command_line_of_the_page_is_one(name: str) -> None:
     """Commands, options and required arguments are those of the command line; nothing is run."""
     from packager.commands.root import cli
@@ -48,7 +66,7 @@ def test_every_command_line_of_the_page_is_one(name: str) -> None:
 
 def commands_of(text: str) -> list[str]:
     """Every `packager …` line of the fenced blocks, continued lines joined, without redirections and placeholders."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     joined = "\n".join(blocks).replace("\\\n", " ")
     found = re.findall(r"^(?:\s*(?:- )?(?:run: )?|DIGEST=\$\()(packager [^|>#\n]+)", joined, re.MULTILINE)
     return [line.strip().rstrip(")") for line in found]
@@ -71,6 +89,12 @@ def test_every_configuration_key_is_documented() -> None:
             assert f"`{name}`" in text, name
     table = next(line for line in text.splitlines() if line.startswith("| `[[families]]` |"))
     assert all(f"`{field.name}`" in table for field in fields(FurtherFamily))
+
+
+def test_every_outcome_of_an_update_is_documented_with_its_exit_code() -> None:
+    text = (ROOT / "docs" / "operations" / "daily.md").read_text("utf-8")
+    table = re.findall(r"^\| `([a-z-]+)` \| [^|]+ \| (\d+) \|$", text, re.MULTILINE)
+    assert dict(table) == {outcome.value: str(code) for outcome, code in EXIT_CODES.items()}
 
 
 def test_every_field_of_the_health_contract_is_specified() -> None:

@@ -24,7 +24,6 @@ UNREVISED_PAGES: Final = frozenset(
         "README.md",
         "cli.md",
         "keys.md",
-        "ceremony-and-keys.md",
         "release-file.md",
     }
 )

@@ -1,4 +1,4 @@
-"""The ceremony of docs/operations/ceremony-and-keys.md works, command by command: keys, rotation, compromise."""
+"""The commands of the ceremony and of a compromise work in order (docs/operations)."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert regular.check(shop.published).manifest.version == "2.0.0"
 
     stolen = load_folder_signers(tmp_path / "online", PASSPHRASE)
-    run_block(PAGE, "ceremony: compromise")
+    run_block("operations/incidents.md", "ceremony: compromise")
     thief = Attacker(shop, stolen, shop.copy_published("thief"))
     first = shop.repository.manifest("vision", "1.0.0")
     assert first is not None

@@ -1,4 +1,4 @@
-"""Every row of the playbook in docs/operations/ceremony-and-keys.md."""
+"""Every row of the playbook in docs/operations/incidents.md."""
 
 import re
 import shutil
@@ -382,9 +382,7 @@ ROWS: dict[str, Callable[[Play], None]] = {
 
 
 def rows_of_the_page() -> Sequence[str]:
-    section = (
-        (DOCS / "operations/ceremony-and-keys.md").read_text().split("## When something happens\n")[1].split("\n## ")[0]
-    )
+    section = (DOCS / "operations/incidents.md").read_text().split("## When something happens\n")[1].split("\n## ")[0]
     return re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)[2:]
 
 

@@ -1,4 +1,4 @@
-"""The shell recipe of docs/operations/ceremony-and-keys.md is run as it stands there."""
+"""The shell recipe of docs/operations/rollouts.md is run as it stands there."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tools.generate_docs.__main__ import DOCS
 def test_the_plain_shell_recipe_publishes_a_release(
     shop: MetadataPublisher, device: CheckClient, tmp_path: Path
 ) -> None:
-    page = (DOCS / "operations/ceremony-and-keys.md").read_text()
+    page = (DOCS / "operations/rollouts.md").read_text()
     recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
     assert recipe is not None
     manifest = shop.make_manifest("1.1.0", 2)
