@@ -126,7 +126,7 @@ def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(reposito
 
         def __getattr__(self, name: str) -> Any:
             if name == "put_blob":
-                with pytest.raises(PublishConflict, match="another release is being made"):
+                with pytest.raises(PublishConflict, match="another process is creating a release"):
                     run_release(plan, self._real, signers)
                 run_release(plan, self._real, signers, until="diff")  # a dry run is in nobody's way
             return super().__getattr__(name)
