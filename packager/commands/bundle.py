@@ -22,7 +22,7 @@ def bundle() -> None:
 @bundle.command("build", short_help="Build a bundle folder from a model.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", "out", type=PATH, required=True, help="Folder to write; it must not exist.")
-@click.option("--family", required=True, help="Name of the family (model line), for example kws.")
+@click.option("--family", required=True, help="Name of the family, for example kws.")
 @click.option("--version", default="0.0", show_default=True, help="Version of the release.")
 @click.option("--variant", default="fp32", show_default=True, help="Name of the variant.")
 @click.option(

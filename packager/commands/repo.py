@@ -40,7 +40,7 @@ repo.add_command(add_signatures_command)
 @repo.command("init", short_help="Create a repository and its keys.")
 @click.argument("folder", type=PATH)
 @click.option("--keys", "key_dir", type=PATH, required=True, help="Directory to write the new keys to.")
-@click.option("--family", "families", multiple=True, required=True, help="Name of a family (model line). Repeatable.")
+@click.option("--family", "families", multiple=True, required=True, help="Name of a family. Repeatable.")
 @click.option("--cohort", default="default", show_default=True, help="Name of the first cohort of devices.")
 @click.option(
     "--public",

@@ -34,7 +34,7 @@ def rollout() -> None:
     help="Offer the release to this share of devices, in percent.",
 )
 @click.option("--cohort", "cohorts", multiple=True, help="Offer the release to this cohort only. Repeatable.")
-@click.option("--salt", help="Choose the devices of --percent anew with this salt; default: keep the salt.")
+@click.option("--salt", help="Choose other devices for --percent with this salt; default: keep the salt.")
 @click.option("--note", default="", help="Text for people, stored in the rollout file.")
 @REPO_OPTION
 @KEY_OPTION
