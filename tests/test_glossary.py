@@ -22,8 +22,6 @@ PAGES = [page for page in PAGES if "adr" not in page.parts]  # decisions keep th
 UNREVISED_PAGES: Final = frozenset(
     {
         "README.md",
-        "keys.md",
-        "release-file.md",
     }
 )
 
