@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs bench torture clean
+.PHONY: demo test test-fast check docs bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-packager
@@ -11,6 +11,10 @@ demo: $(VENV)/.installed-packager
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# no daemons, no quantized models: while editing
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not process and not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
