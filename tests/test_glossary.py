@@ -21,7 +21,6 @@ PAGES = [page for page in PAGES if "adr" not in page.parts]  # decisions keep th
 # pages that still use replaced words; a page that is revised is removed from here
 UNREVISED_PAGES: Final = frozenset(
     {
-        "README.md",
     }
 )
 
