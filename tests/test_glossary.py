@@ -6,7 +6,6 @@ tests/test_help.py looks for the same words in the help texts, tests/test_docstr
 import re
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -17,12 +16,6 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 SCHEMAS = sorted((ROOT / "docs" / "schemas").glob("*.json"))
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 PAGES = [page for page in PAGES if "adr" not in page.parts]  # decisions keep the words of their time
-
-# pages that still use replaced words; a page that is revised is removed from here
-UNREVISED_PAGES: Final = frozenset(
-    {
-    }
-)
 
 
 def rows() -> list[str]:
@@ -58,15 +51,7 @@ def test_every_row_has_a_meaning_that_ends_with_a_period() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_uses_no_replaced_word(page: Path) -> None:
-    if page.name in UNREVISED_PAGES:
-        pytest.skip("not revised yet")
     assert old_words(page.read_text()) == []
-
-
-@pytest.mark.parametrize("name", sorted(UNREVISED_PAGES))
-def test_an_unrevised_page_still_uses_a_replaced_word(name: str) -> None:
-    pages = [page for page in PAGES if page.name == name]
-    assert any(old_words(page.read_text()) for page in pages), f"{name} is revised: remove it from UNREVISED_PAGES"
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda path: path.name)
