@@ -33,16 +33,16 @@ class Team:
         return out + err
 
     def release(self, shop: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
-        """A release of the family, signed by the build machine and the engineer, each with its own memory."""
+        """A release of the family, signed by the build machine and the engineer, each with its own signing history."""
         manifest = shop.make_manifest(version, counter)
         shop.repository.stage_manifest(manifest)
         shop.repository.stage_rollout(make_rollout(manifest))
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         for key, desk in ((ci, "ci"), (engineer, "engineer")):
-            shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/memory")
+            shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/history")
             assert f"new: bundles/vision/{version}.json: vision {version}, counter {counter}" in shown
             assert "UNSOUND" not in shown
-            words = ["--key", key, "--history", f"{desk}/memory", "-o", f"{desk}.signatures"]
+            words = ["--key", key, "--history", f"{desk}/history", "-o", f"{desk}.signatures"]
             self.run("repo", "sign", "request.json", *words)
         files = ("ci.signatures", "engineer.signatures")
         self.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", online)
@@ -114,7 +114,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         files = []
         for number, key in enumerate(("hsm:4?label=OFFICER", *others, f"{name}/root-2.key")):
             files.append(f"{number}.signatures")
-            words = ("--key", key, "--history", f"{name}/memory-{number}", "-o", files[-1])
+            words = ("--key", key, "--history", f"{name}/history-{number}", "-o", files[-1])
             team.run("repo", "sign", "request.json", *words)
         team.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", "online-2")
         team.run("repo", "publish", "--repo", "repository")

@@ -31,9 +31,9 @@ def test_the_plain_shell_recipe_publishes_a_release(
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "REPO": os.fspath(shop.repository.root),
         "CI_KEY": os.fspath(shop.keys / "release-vision-ed25519-1.key"),
-        "CI_MEMORY": os.fspath(tmp_path / "ci-memory"),
+        "CI_HISTORY": os.fspath(tmp_path / "ci-history"),
         "ENGINEER_KEY": os.fspath(shop.keys / "release-vision-ml-dsa-65-1.key"),
-        "ENGINEER_MEMORY": os.fspath(tmp_path / "engineer-memory"),
+        "ENGINEER_HISTORY": os.fspath(tmp_path / "engineer-history"),
         "ONLINE_KEYS": os.fspath(online),
         PASSPHRASE_VARIABLE: PASSPHRASE.value.decode(),
     }
