@@ -140,14 +140,14 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(encoding: str) -> None
         "console.run(lambda: console.print_result(row, as_json='--json' in sys.argv, text=row['name']), as_json=False)"
     )
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    said = []
+    result = []
     for words in ([], ["--json"]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=environment, check=True)
         assert done.stderr == b""
-        said.append(done.stdout)
-    assert json.loads(said[1].decode(encoding)) == {"name": "Gerät …"}
+        result.append(done.stdout)
+    assert json.loads(result[1].decode(encoding)) == {"name": "Gerät …"}
     shown = {"ascii": "Ger\\xe4t \\u2026\n", "latin-1": "Gerät \\u2026\n", "utf-8": "Gerät …\n"}[encoding]
-    assert said[0].decode(encoding) == shown
+    assert result[0].decode(encoding) == shown
 
 
 @pytest.mark.parametrize("package", ["packager", "device_agent"])

@@ -8,7 +8,7 @@ from typing import Final
 
 from bundle.errors import AirweightsError, RollbackRefused
 from tests.support.metadata_publisher import FAMILY, CheckClient, build_publisher, create_client
-from tests.trust.test_damage import DAMAGES, spoil
+from tests.trust.test_damage import DAMAGES, damage_file
 from torture.fault_classes import Row
 
 CACHED: Final = ("root_history/1.root", "timestamp", "snapshot", "targets", f"release-{FAMILY}")
@@ -31,7 +31,7 @@ def damaged_cache_row(limit: int | None) -> Row:
             shutil.rmtree(tried.folder, ignore_errors=True)
             shutil.copytree(device.folder, tried.folder, symlinks=True)
             for role, damage in zip(CACHED, damages, strict=True):
-                spoil(tried.cache / f"{role}.json", damage)
+                damage_file(tried.cache / f"{role}.json", damage)
             row.points += 1
             wrong = _wrong(tried, old, publisher.published)
             if wrong is not None:

@@ -24,7 +24,7 @@ LORA_B = RNG.standard_normal((RANK, 10)).astype(np.float32)
 X = np.full((1, 64), 0.5, np.float32)
 
 
-def base(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
+def make_base_model(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
     """y = x W + x A B, where A and B are empty unless an adapter gives them; `prefix` names them."""
     value, a, b = helper.make_tensor_value_info, f"{prefix}_a", f"{prefix}_b"
     nodes = [
@@ -50,7 +50,7 @@ def base(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
 
 
 @pytest.fixture
-def personal(tmp_path: Path) -> Path:
+def write_adapter(tmp_path: Path) -> Path:
     """An adapter file with LORA_A and LORA_B."""
     file = ort.AdapterFormat()
     file.set_adapter_version(1)
@@ -62,7 +62,7 @@ def personal(tmp_path: Path) -> Path:
     return path
 
 
-def _says(device: DeviceUnderTest, *words: str, code: int = 0) -> dict[str, Any]:
+def _run_command(device: DeviceUnderTest, *words: str, code: int = 0) -> dict[str, Any]:
     done = device.command(*words, "--json")
     assert done.returncode == code, done.stderr
     if code == 0:
@@ -70,11 +70,11 @@ def _says(device: DeviceUnderTest, *words: str, code: int = 0) -> dict[str, Any]
     return dict(json.loads(done.stdout)) if code == 0 else dict(json.loads(done.stderr)["error"])
 
 
-def _answers(device: DeviceUnderTest) -> Array:
+def _infer_outputs(device: DeviceUnderTest) -> Array:
     return np.array(infer(device)["outputs"][0]["data"], np.float32)
 
 
-def _is(found: Array, weights: Array, *, with_adapter: bool) -> None:
+def _assert_outputs(found: Array, weights: Array, *, with_adapter: bool) -> None:
     expected = X @ weights + (X @ LORA_A @ LORA_B if with_adapter else 0)
     assert np.allclose(found, expected.reshape(-1), rtol=1e-4, atol=1e-5)
 
@@ -82,43 +82,43 @@ def _is(found: Array, weights: Array, *, with_adapter: bool) -> None:
 def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_it_does_not(
     publisher: Publisher, tmp_path: Path, personal: Path
 ) -> None:
-    publisher.release("2.0.0", model=base(WEIGHTS))
+    publisher.release("2.0.0", model=make_base_model(WEIGHTS))
     with serve_folder(publisher.published) as site:
-        device = _serving_device(publisher, site, tmp_path)
+        device = _create_serving_device(publisher, site, tmp_path)
         try:
-            _is(_answers(device), WEIGHTS, with_adapter=False)
-            [row] = _says(device, "adapter", "attach", str(personal))["adapters"]
+            _assert_outputs(_infer_outputs(device), WEIGHTS, with_adapter=False)
+            [row] = _run_command(device, "adapter", "attach", str(personal))["adapters"]
             assert (row["name"], row["state"], row["compatible_with_active"]) == ("mine.onnx_adapter", "attached", True)
-            _is(_answers(device), WEIGHTS, with_adapter=True)
+            _assert_outputs(_infer_outputs(device), WEIGHTS, with_adapter=True)
 
             near = WEIGHTS + np.float32(0.001)
-            publisher.release("2.1.0", model=base(near))
+            publisher.release("2.1.0", model=make_base_model(near))
             assert device.call("update")["outcome"] == "updated"
-            _is(_answers(device), near, with_adapter=True)
+            _assert_outputs(_infer_outputs(device), near, with_adapter=True)
 
-            publisher.release("2.2.0", model=base(near, prefix="other"))
+            publisher.release("2.2.0", model=make_base_model(near, prefix="other"))
             assert device.call("update")["outcome"] == "updated", "the release is good, only the adapter is not"
-            _is(_answers(device), near, with_adapter=False)
-            [row] = _says(device, "adapter", "list")["adapters"]
+            _assert_outputs(_infer_outputs(device), near, with_adapter=False)
+            [row] = _run_command(device, "adapter", "list")["adapters"]
             assert (row["state"], row["enabled"], row["compatible_with_active"]) == ("kept", True, False)
-            assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-incompatible"
+            assert _run_command(device, "adapter", "attach", code=5)["reason"] == "adapter-incompatible"
 
             assert device.call("rollback")["outcome"] == "rolled-back"
-            _is(_answers(device), near, with_adapter=True)
+            _assert_outputs(_infer_outputs(device), near, with_adapter=True)
             device.stop()
             device.start()
-            _is(_answers(device), near, with_adapter=True)
+            _assert_outputs(_infer_outputs(device), near, with_adapter=True)
 
-            assert _says(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
-            _is(_answers(device), near, with_adapter=False)
-            assert _says(device, "adapter", "attach")["adapters"][0]["state"] == "attached"
-            _is(_answers(device), near, with_adapter=True)
-            _nothing_plain_lies_around(device)
+            assert _run_command(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
+            _assert_outputs(_infer_outputs(device), near, with_adapter=False)
+            assert _run_command(device, "adapter", "attach")["adapters"][0]["state"] == "attached"
+            _assert_outputs(_infer_outputs(device), near, with_adapter=True)
+            _assert_no_plain_adapter(device)
         finally:
             device.stop()
         # without a daemon the same words work on the directory
-        assert _says(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
-        assert _says(device, "adapter", "list")["adapters"][0]["enabled"] is False
+        assert _run_command(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
+        assert _run_command(device, "adapter", "list")["adapters"][0]["enabled"] is False
 
 
 def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path: Path, personal: Path) -> None:
@@ -129,13 +129,13 @@ def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path
         (str(personal), "adapter-incompatible", 5),  # the model has no inputs of these names
         (str(tmp_path / "missing"), "config-invalid", 2),
     ):
-        assert _says(installed, "adapter", "attach", place, code=code)["reason"] == reason
-    assert _says(installed, "adapter", "attach", code=2)["reason"] == "adapter-missing"
-    assert _says(installed, "adapter", "detach", code=2)["reason"] == "adapter-missing"
-    assert _says(installed, "adapter", "list") == {"adapters": []}
+        assert _run_command(installed, "adapter", "attach", place, code=code)["reason"] == reason
+    assert _run_command(installed, "adapter", "attach", code=2)["reason"] == "adapter-missing"
+    assert _run_command(installed, "adapter", "detach", code=2)["reason"] == "adapter-missing"
+    assert _run_command(installed, "adapter", "list") == {"adapters": []}
 
 
-def _serving_device(publisher: Publisher, site: Site, folder: Path) -> DeviceUnderTest:
+def _create_serving_device(publisher: Publisher, site: Site, folder: Path) -> DeviceUnderTest:
     device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root)
     publisher.enroll(device.directory)
     device.start()
@@ -143,7 +143,7 @@ def _serving_device(publisher: Publisher, site: Site, folder: Path) -> DeviceUnd
     return device
 
 
-def _nothing_plain_lies_around(device: DeviceUnderTest) -> None:
+def _assert_no_plain_adapter(device: DeviceUnderTest) -> None:
     needle = LORA_B.tobytes()
     for path in device.directory.root.rglob("*"):
         if path.is_file():

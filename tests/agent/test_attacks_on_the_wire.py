@@ -8,7 +8,7 @@ from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.workers import fetcher
-from tests.agent.test_plaintext import holds_any, windows_of
+from tests.agent.test_plaintext import contains_any, distinctive_windows
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site
 from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
@@ -20,8 +20,8 @@ def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site:
     publisher.offer("1.1.0")
     for needed in ("blobs/", "envelopes/"):
         site.faults = [faulty_http_server.only_below(needed, faulty_http_server.respond_with_status(404))]
-        ended = installed.update()
-        assert ended.outcome is Outcome.UNAVAILABLE, ended
+        result = installed.update()
+        assert result.outcome is Outcome.UNAVAILABLE, result
         journal = installed.journal()
         assert journal.pointers.active == publisher.digest("1.0.0")
         assert journal.state is State.IDLE
@@ -33,10 +33,10 @@ def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site:
 
 def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     """All that crosses the wire in a first install and an update: no piece of a model, and no name of the device."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def listen(exchange: Exchange) -> bool:
-        heard.append(exchange.path.encode() + b"\n" + exchange.data)
+        received.append(exchange.path.encode() + b"\n" + exchange.data)
         return False
 
     site.faults = [listen]
@@ -44,11 +44,13 @@ def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site
     publisher.offer("1.1.0")
     device.start()
     assert device.call("update")["outcome"] == "updated"
-    windows = windows_of(similar_model(0).SerializeToString()) | windows_of(similar_model(1).SerializeToString())
-    assert any(data.startswith(b"blobs/") for data in heard)
-    assert [data[:80] for data in heard if holds_any(data, windows)] == []
+    windows = distinctive_windows(similar_model(0).SerializeToString()) | distinctive_windows(
+        similar_model(1).SerializeToString()
+    )
+    assert any(data.startswith(b"blobs/") for data in received)
+    assert [data[:80] for data in received if contains_any(data, windows)] == []
     public = device.directory.read_public_identity()
-    for data in heard:
+    for data in received:
         assert public.device_id.encode() not in data
         assert public.label.encode() not in data
 
@@ -66,8 +68,8 @@ def test_slow_retrieval(
     def here() -> InProcessWorkerPool:
         return InProcessWorkerPool(hasty, installed.directory, BundleStore(installed.directory.root))
 
-    ended = installed.update(open_workers=here)
-    assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "server-too-slow"), ended
+    result = installed.update(open_workers=here)
+    assert (result.outcome, result.reason) == (Outcome.UNAVAILABLE, "server-too-slow"), result
     kept = sum(path.stat().st_size for path in (installed.directory.root / "spool").iterdir())
     assert kept > 0
     site.faults = []

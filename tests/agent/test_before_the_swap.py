@@ -21,7 +21,7 @@ SHADOW += "shadow_agreement_ppm = 990_000\n"
 
 
 @contextmanager
-def requests(device: DeviceUnderTest) -> Iterator[Counter[str]]:
+def send_requests(device: DeviceUnderTest) -> Iterator[Counter[str]]:
     """Asks all the time; counts answers by version, and failures."""
     answers: Counter[str] = Counter()
     stop = threading.Event()
@@ -53,7 +53,7 @@ def _start(device: DeviceUnderTest, *, requests: int, window_s: int = 3, serve: 
 def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
-    with requests(installed) as answers:
+    with send_requests(installed) as answers:
         ended = installed.call("update")
     assert ended["outcome"] == "updated", ended
     assert list(ended["phases_ms"]) == ["check", "fetch", "patch", "probe", "swap", "shadow", "probation"]
@@ -63,14 +63,14 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUn
 def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
-    with requests(installed) as answers:
+    with send_requests(installed) as answers:
         ended = installed.call("update")
     assert (ended["outcome"], ended["reason"]) == ("unfit", "shadow-failed"), ended
     assert "agree" in ended["detail"]
     assert set(answers) == {"1.0.0"}, answers
     assert installed.call("status")["quarantine"][0]["reason"] == "shadow-failed"
-    assert metric(installed, "swaps_total", result="failed") == 1
-    assert metric(installed, "updates_total", outcome="unfit") == 1
+    assert read_metric(installed, "swaps_total", result="failed") == 1
+    assert read_metric(installed, "updates_total", outcome="unfit") == 1
 
 
 def test_an_operator_ends_a_shadow(installed: DeviceUnderTest, publisher: Publisher) -> None:
@@ -94,7 +94,7 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     publisher.release("1.2.0", seed=1, drill=drill)
     budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
     _start(installed, requests=5, serve=f"memory_bytes = {budget}")
-    with requests(installed) as answers:
+    with send_requests(installed) as answers:
         ended = installed.call("update")
     good = "1.0.0" if drill else "1.2.0"
     assert ended["outcome"] == ("rolled-back" if drill else "updated"), ended
@@ -103,8 +103,8 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     assert set(answers) == {"1.0.0", "1.2.0"}, "requests wait for the next model, they do not fail"
     status = json.loads(installed.command("status", "--json").stdout)
     assert status["last_update"]["downtime_ms"] == ended["downtime_ms"]
-    assert metric(installed, "swap_downtime_seconds_total") == pytest.approx(ended["downtime_ms"] / 1000)
-    assert metric(installed, "swaps_total", result="rolled-back" if drill else "committed") == 1
+    assert read_metric(installed, "swap_downtime_seconds_total") == pytest.approx(ended["downtime_ms"] / 1000)
+    assert read_metric(installed, "swaps_total", result="rolled-back" if drill else "committed") == 1
 
 
 def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, publisher: Publisher) -> None:
@@ -115,7 +115,7 @@ def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, 
     assert infer(installed)["model_version"] == "1.0.0"
 
 
-def metric(device: DeviceUnderTest, name: str, **labels: str) -> float:
+def read_metric(device: DeviceUnderTest, name: str, **labels: str) -> float:
     """One value of /metrics; `labels` beside the family."""
     wanted = ",".join(f'{key}="{value}"' for key, value in {"family": "kws", **labels}.items())
     for line in get(device, "/metrics").decode().splitlines():

@@ -19,11 +19,11 @@ from torture.fault_classes import reason_without_strace, strace_command
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     code = root.main([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    result = capsys.readouterr()
+    return code, result.out, result.err
 
 
-def _refused(capsys: pytest.CaptureFixture[str], code: int, reason: str, *words: object) -> str:
+def _run_refused(capsys: pytest.CaptureFixture[str], code: int, reason: str, *words: object) -> str:
     """A failure: nothing on stdout, one line of JSON on stderr."""
     found, out, err = _run(capsys, *words, "--json")
     error = json.loads(err)["error"]
@@ -44,9 +44,9 @@ def test_init_makes_a_device_once(words: list[str], tmp_path: Path, capsys: pyte
     code, out, _ = _run(capsys, *words, "--json")
     assert code == 0
     assert len(json.loads(out)["device_id"]) == 64
-    assert _refused(capsys, 2, "already-initialized", *words).endswith("config.toml exists")
+    assert _run_refused(capsys, 2, "already-initialized", *words).endswith("config.toml exists")
     (tmp_path / "config.toml").unlink()
-    assert "identity exists" in _refused(capsys, 2, "already-initialized", *words)
+    assert "identity exists" in _run_refused(capsys, 2, "already-initialized", *words)
     assert not (tmp_path / "config.toml").exists()
 
 
@@ -55,7 +55,7 @@ def test_init_whose_configuration_can_not_be_written_can_be_tried_again(
 ) -> None:
     (tmp_path / "file").touch()
     elsewhere = [str(tmp_path / "file" / "config.toml") if word.endswith("config.toml") else word for word in words]
-    _refused(capsys, 2, "config-invalid", *elsewhere)
+    _run_refused(capsys, 2, "config-invalid", *elsewhere)
     assert not (tmp_path / "device" / "identity").exists()
     code, _, err = _run(capsys, *words)
     assert code == 0, err
@@ -85,7 +85,7 @@ def test_init_with_a_wrong_root_leaves_nothing_behind(
 ) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
-    message = _refused(capsys, 2, "config-invalid", *words, "--root", wrong)
+    message = _run_refused(capsys, 2, "config-invalid", *words, "--root", wrong)
     assert "not root metadata" in message
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "site") == ["wrong.json"]
 
@@ -93,7 +93,7 @@ def test_init_with_a_wrong_root_leaves_nothing_behind(
 def test_init_refuses_a_setting_that_the_agent_could_not_read(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "family is 'K W S'" in _refused(capsys, 2, "config-invalid", *words, "--family", "K W S")
+    assert "family is 'K W S'" in _run_refused(capsys, 2, "config-invalid", *words, "--family", "K W S")
 
 
 def test_enrol_prints_a_request_and_its_fingerprint(
@@ -115,15 +115,15 @@ def test_a_directory_that_was_not_made_is_said_to_be_so(
 ) -> None:
     _run(capsys, *words)
     (tmp_path / "device" / "identity" / "device.json").unlink()
-    message = _refused(capsys, 2, "not-initialized", "--config", tmp_path / "config.toml", *command.split())
+    message = _run_refused(capsys, 2, "not-initialized", "--config", tmp_path / "config.toml", *command.split())
     assert message.endswith("identity/device.json is missing")
 
 
 def test_a_missing_configuration_and_a_wrong_option_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "No such file" in _refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
-    assert _refused(capsys, 2, "invalid-usage", "status", "--color") == "no such option '--color'"
+    assert "No such file" in _run_refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
+    assert _run_refused(capsys, 2, "invalid-usage", "status", "--color") == "no such option '--color'"
     code, out, err = _run(capsys, "--config", tmp_path / "no.toml", "status")
     assert (code, out) == (2, "")
     assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
@@ -166,7 +166,7 @@ def test_check_config_does_nothing_but_read(
     config = tmp_path / "config.toml"
     assert _run(capsys, "--config", config, "check-config", "--json")[0] == 0
     config.write_text(config.read_text() + "\ncolor = 1\n")
-    assert "unknown key 'update.color'" in _refused(capsys, 2, "config-invalid", "--config", config, "check-config")
+    assert "unknown key 'update.color'" in _run_refused(capsys, 2, "config-invalid", "--config", config, "check-config")
 
 
 def test_each_outcome_of_an_update_has_its_exit_code(
@@ -182,14 +182,14 @@ def test_each_outcome_of_an_update_has_its_exit_code(
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     assert update() == (5, "unfit")
     assert update() == (3, "refused")
-    site.faults = [lambda exchange: exchange.path.startswith("metadata/timestamp") and _busy(exchange)]
+    site.faults = [lambda exchange: exchange.path.startswith("metadata/timestamp") and _respond_busy(exchange)]
     assert update() == (4, "unavailable")
     rows = json.loads(_run(capsys, *config, "history", "--json")[1])["history"]
     assert [row["outcome"] for row in rows] == ["unavailable", "refused", "unfit", "updated"]
     assert _run(capsys, *config, "history", "--limit", 1)[1].startswith("unavailable")
 
 
-def _busy(exchange: object) -> bool:
+def _respond_busy(exchange: object) -> bool:
     from tests.support.faulty_http_server import Exchange, respond_with_status
 
     assert isinstance(exchange, Exchange)
@@ -204,9 +204,9 @@ def test_without_a_daemon_the_commands_work_on_the_directory(
     assert (status["daemon"], status["ready"], status["active"]["release"]) == (False, False, "1.0.0")
     assert "the daemon is not running" in _run(capsys, *config, "status")[1]
     assert _run(capsys, *config, "pause")[1] == "updates are paused\n"
-    assert "updates are paused" in _refused(capsys, 4, "updates-paused", *config, "update")
+    assert "updates are paused" in _run_refused(capsys, 4, "updates-paused", *config, "update")
     assert _run(capsys, *config, "resume")[0] == 0
-    assert "no previous release" in _refused(capsys, 2, "nothing-to-roll-back", *config, "rollback")
+    assert "no previous release" in _run_refused(capsys, 2, "nothing-to-roll-back", *config, "rollback")
     assert json.loads(_run(capsys, *config, "quarantine", "clear", "--json")[1]) == {"cleared": 0}
 
 
@@ -225,7 +225,7 @@ def test_a_key_file_that_others_can_read_is_refused(
     installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (installed.directory.identity_directory / "ed25519.key").chmod(0o644)
-    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
+    message = _run_refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
     assert "has mode 0644, expected 0600" in message
 
 
@@ -235,5 +235,5 @@ def test_a_damaged_key_file_says_nothing_of_its_content(
     path = installed.directory.identity_directory / "ed25519.key"
     text = path.read_text()
     path.write_text(text.replace('"value":"', '"value":"0'))
-    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
+    message = _run_refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
     assert message == "the ed25519 key file of this device is damaged"

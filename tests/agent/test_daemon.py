@@ -54,7 +54,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert not device.directory.control_path.exists()
 
 
-def _watched(device: DeviceUnderTest, requests: int) -> None:
+def _start_with_probation(device: DeviceUnderTest, requests: int) -> None:
     """Restart with a probation that needs so many requests."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
     device.write_config()
@@ -65,8 +65,8 @@ def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.release("1.2.0", seed=2, drill="live-nan")
-    _watched(installed, requests=1000)
-    with _requests(installed) as versions:
+    _start_with_probation(installed, requests=1000)
+    with _send_requests(installed) as versions:
         ended = installed.call("update")
     assert (ended["outcome"], ended["reason"], ended["release"]) == ("rolled-back", "probation-failed", "1.2.0")
     assert "NaN" in ended["detail"]
@@ -77,11 +77,11 @@ def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(
 
 def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
-    _watched(installed, requests=1000)
+    _start_with_probation(installed, requests=1000)
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
-    os.kill(_probationer(installed), signal.SIGKILL)
+    os.kill(_wait_for_probation(installed), signal.SIGKILL)
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "probation-failed")
     assert "crashed" in result["detail"]
@@ -90,11 +90,11 @@ def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: DeviceU
 
 def test_an_operator_ends_a_probation(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
-    _watched(installed, requests=1000)
+    _start_with_probation(installed, requests=1000)
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
-    _probationer(installed)
+    _wait_for_probation(installed)
     back = installed.call("rollback")
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
@@ -130,10 +130,10 @@ def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwar
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    _watched(installed, requests=1000)
-    update = threading.Thread(target=_ignoring_the_end, args=(installed,))
+    _start_with_probation(installed, requests=1000)
+    update = threading.Thread(target=_update_ignoring_errors, args=(installed,))
     update.start()
-    _probationer(installed)
+    _wait_for_probation(installed)
     assert installed.stop() == 0
     update.join(60)
     installed.start()
@@ -175,7 +175,7 @@ def test_the_daemon_stops_at_once_though_a_server_hangs(
     release, arrived = threading.Event(), threading.Event()
     site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.hang(release, arrived))]
     installed.start()
-    update = threading.Thread(target=_ignoring_the_end, args=(installed,))
+    update = threading.Thread(target=_update_ignoring_errors, args=(installed,))
     update.start()
     assert arrived.wait(60)
     try:
@@ -193,7 +193,7 @@ def test_a_standby_takes_over_when_the_model_process_dies(installed: DeviceUnder
     for _ in range(3):
         pid = installed.call("status")["serving"]["pid"]
         seen.add(pid)
-        with _requests(installed) as versions:
+        with _send_requests(installed) as versions:
             installed.call("pause")  # answered in turn: the spare of before is in its place
             os.kill(pid, signal.SIGKILL)
             while installed.call("status")["serving"]["pid"] == pid:
@@ -215,12 +215,12 @@ def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -
     assert stat.S_IMODE(installed.directory.control_path.stat().st_mode) == 0o600
 
 
-def _ignoring_the_end(device: DeviceUnderTest) -> None:
+def _update_ignoring_errors(device: DeviceUnderTest) -> None:
     with contextlib.suppress(AirweightsError):
         device.call("update")
 
 
-def _probationer(device: DeviceUnderTest) -> int:
+def _wait_for_probation(device: DeviceUnderTest) -> int:
     """The process of the candidate, once it is on probation."""
     deadline = time.monotonic() + 60
     while True:
@@ -231,7 +231,7 @@ def _probationer(device: DeviceUnderTest) -> int:
 
 
 @contextlib.contextmanager
-def _requests(device: DeviceUnderTest) -> Iterator[list[str]]:
+def _send_requests(device: DeviceUnderTest) -> Iterator[list[str]]:
     """Requests one after the other in a thread; the versions that answered."""
     versions: list[str] = []
     done = threading.Event()

@@ -21,7 +21,7 @@ from bundle.trust.trust_state import TrustStateStore
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
 from device_agent.storage.bundle_store import BundleStore
-from tests.agent.test_notify import _children
+from tests.agent.test_notify import _list_workers
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import get, infer
 from tests.support.faulty_http_server import Site, serve_folder
@@ -78,17 +78,17 @@ def device(made: tuple[Publisher, DeviceUnderTest], site: Site, tmp_path: Path) 
     device.stop()
 
 
-def versions(device: DeviceUnderTest) -> dict[str, str]:
+def serving_versions(device: DeviceUnderTest) -> dict[str, str]:
     """What answers."""
     return {family: infer(device, family=family)["model_version"] for family in (FAMILY, OTHER)}
 
 
-def rows_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def rows_by_family(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["family"]: row for row in found["families"]}
 
 
 @contextlib.contextmanager
-def load(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]:
+def send_requests(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]:
     """Asks both families all the time; counts answers by family and version, and failures."""
     answers: Counter[tuple[str, str]] = Counter()
     stop = threading.Event()
@@ -113,11 +113,11 @@ def load(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]:
 
 def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publisher: Publisher) -> None:
     device.start()
-    assert versions(device) == FIRST
+    assert serving_versions(device) == FIRST
     said = json.loads(device.command("status", "--json").stdout)
     check_schema("agent-status", said)
     assert (said["family"], said["ready"], said["active"]["release"]) == (FAMILY, True, "1.0.0")
-    assert {name: row["serving"]["release"] for name, row in rows_of(said).items()} == FIRST
+    assert {name: row["serving"]["release"] for name, row in rows_by_family(said).items()} == FIRST
     for words, texts in (("status",), ("kws on", "vision on")), (("history",), ("updated 1.0.0", "updated 2.0.0")):
         text = device.command(*words).stdout
         assert all(found in text for found in texts), text
@@ -127,13 +127,13 @@ def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publi
     metrics = parse_metrics(get(device, "/metrics").decode())
     swaps = metrics["airweights_swaps_total"].samples
     assert {dict(labels)["family"] for _, labels in swaps} == {FAMILY, OTHER}
-    held = {
+    stored = {
         place: BundleStore(place).digests()
         for place in (device.directory.root, device.directory.root / "families" / OTHER)
     }
     kept = {publisher.manifest(version, family).variants[0][1].digest for family, version in FIRST.items()}
-    assert [len(found) for found in held.values()] == [1, 1]
-    assert set.union(*map(set, held.values())) == kept
+    assert [len(found) for found in stored.values()] == [1, 1]
+    assert set.union(*map(set, stored.values())) == kept
 
 
 def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
@@ -143,16 +143,16 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
     device.config = replace(device.config, probation=ProbationSettings(window_s=1, min_requests=5))
     device.write_config()
     device.start()
-    with load(device) as answers:
+    with send_requests(device) as answers:
         assert device.call("update", family=OTHER)["outcome"] == "updated"
-        assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
+        assert serving_versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
         with pytest.raises(InvalidUsage, match="follows 2 families"):
             device.call("rollback")
         back = device.call("rollback", family=OTHER)
     assert (back["outcome"], back["release"]) == ("rolled-back", "2.1.0")
     assert set(answers) == {(FAMILY, "1.0.0"), (OTHER, "2.0.0"), (OTHER, "2.1.0")}, answers
-    assert versions(device) == FIRST
-    rows = rows_of(device.call("status"))
+    assert serving_versions(device) == FIRST
+    rows = rows_by_family(device.call("status"))
     assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
     assert device.call("quarantine-clear") == {"cleared": 1}
 
@@ -168,10 +168,10 @@ def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
     deadline = time.monotonic() + 60
-    while any(rows_of(device.call("status"))[family]["active"]["release"] != NEXT[family] for family in NEXT):
+    while any(rows_by_family(device.call("status"))[family]["active"]["release"] != NEXT[family] for family in NEXT):
         assert time.monotonic() < deadline
-    assert versions(device) == NEXT
-    rows = rows_of(device.call("status"))
+    assert serving_versions(device) == NEXT
+    rows = rows_by_family(device.call("status"))
     assert rows["ghost"]["last_error"] == "no-rollout"
     assert [rows[family]["last_update"]["trigger"] for family in (FAMILY, OTHER)] == ["poll", "poll"]
 
@@ -183,14 +183,14 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUn
     done = device.command("update", "--json")
     said = json.loads(done.stdout)
     check_schema("agent-families", said)
-    rows = rows_of(said)
+    rows = rows_by_family(said)
     assert (rows[FAMILY]["outcome"], rows[FAMILY]["reason"]) == ("unfit", "golden-mismatch")
     assert rows[OTHER]["outcome"] == "updated"
     assert done.returncode == 5
-    assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
+    assert serving_versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
 
 
-def _in_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, Any]]:
+def _start_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, Any]]:
     """Start a device that updates FAMILY and waits in a probation; the update, and where its end is told."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
     device.write_config()
@@ -199,29 +199,29 @@ def _in_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, 
     update = threading.Thread(target=lambda: result.update(device.call("update", family=FAMILY)))
     update.start()
     deadline = time.monotonic() + 60
-    while rows_of(device.call("status"))[FAMILY]["state"] != "probation":
+    while rows_by_family(device.call("status"))[FAMILY]["state"] != "probation":
         assert time.monotonic() < deadline
     return update, result
 
 
 def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
-    update, result = _in_probation(device)
-    before = _pid(device, OTHER)
+    update, result = _start_probation(device)
+    before = _model_process_pid(device, OTHER)
     os.kill(before, signal.SIGKILL)
     assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
-    for pid in _children(device):
+    for pid in _list_workers(device):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
-    _until_answered(device, OTHER)
-    assert rows_of(device.call("status"))[FAMILY]["state"] == "probation"
-    assert _pid(device, OTHER) != before
+    _wait_until_served(device, OTHER)
+    assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
+    assert _model_process_pid(device, OTHER) != before
     back = device.call("rollback", family=FAMILY)
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
-    assert versions(device) == FIRST
+    assert serving_versions(device) == FIRST
 
 
 def test_what_dies_while_another_is_fetched_for_is_back_at_once(
@@ -237,7 +237,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
     try:
         assert arrived.wait(60)
         for family in FIRST:
-            os.kill(_pid(device, family), signal.SIGKILL)
+            os.kill(_model_process_pid(device, family), signal.SIGKILL)
             # the request waits for the next process, which cannot be that of the release whose fetch hangs
             assert infer(device, family=family)["model_version"] == FIRST[family]
         assert not result
@@ -245,7 +245,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
         site.faults = []
         release.set()
         update.join(60)
-    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}, result
+    assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}, result
 
 
 def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderTest, publisher: Publisher) -> None:
@@ -254,14 +254,14 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderT
     device.start()
     assert device.call("update", family=OTHER)["outcome"] == "updated"
     device.stop()
-    update, ended = _in_probation(device)
+    update, ended = _start_probation(device)
     assert device.call("rollback", family=OTHER)["outcome"] == "rolled-back"
-    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
-    assert rows_of(device.call("status"))[FAMILY]["state"] == "probation"
+    assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
+    assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
     device.call("rollback", family=FAMILY)
     update.join(60)
     assert ended["outcome"] == "rolled-back"
-    assert versions(device) == FIRST
+    assert serving_versions(device) == FIRST
 
 
 @pytest.mark.parametrize("standby", [False, True])
@@ -270,23 +270,23 @@ def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room
 ) -> None:
     publisher.offer("1.1.0")
     device.start()
-    held = sum(row["serving"]["resident_bytes"] for row in rows_of(device.call("status")).values())
+    stored = sum(row["serving"]["resident_bytes"] for row in rows_by_family(device.call("status")).values())
     device.stop()
     # room for a candidate beside one model, not beside two; or, where there are standbys, beside two without them
-    budget = held * (2 if standby else 1) + (10 if standby else 60) * 2**20
+    budget = stored * (2 if standby else 1) + (10 if standby else 60) * 2**20
     device.config = replace(device.config, probation=ProbationSettings(window_s=1, min_requests=1))
     device.write_config()
     settings = f"[serve]\nmemory_bytes = {budget}\nstandby = {json.dumps(standby)}"
     device.config_path.write_text(device.config_path.read_text().replace("[serve]", settings))
     device.start()
     device.call("resume")  # answered in turn: standbys are in their places
-    assert _models(device) == (4 if standby else 2)
-    before = _pid(device, OTHER)
-    with load(device) as answers:
+    assert _count_model_processes(device) == (4 if standby else 2)
+    before = _model_process_pid(device, OTHER)
+    with send_requests(device) as answers:
         ended = device.call("update", family=FAMILY)
     assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", not standby), ended
     assert set(answers) == {(FAMILY, "1.0.0"), (FAMILY, "1.1.0"), (OTHER, "2.0.0")}, answers
-    assert _pid(device, OTHER) == before
+    assert _model_process_pid(device, OTHER) == before
 
 
 def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(device: DeviceUnderTest) -> None:
@@ -297,21 +297,21 @@ def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(devic
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
     status = device.call("status")
-    assert (status["ready"], rows_of(status)[OTHER]["error"]["reason"]) == (False, "journal-unreadable")
-    assert rows_of(device.call("update"))[OTHER]["error"]["reason"] == "journal-unreadable"
+    assert (status["ready"], rows_by_family(status)[OTHER]["error"]["reason"]) == (False, "journal-unreadable")
+    assert rows_by_family(device.call("update"))[OTHER]["error"]["reason"] == "journal-unreadable"
     get(device, "/v2/health/ready", expected_status=400)
     journal.rmdir()
     kept.rename(journal)
     assert device.call("update", family=OTHER)["outcome"] == "nothing-new"
-    assert versions(device) == FIRST
+    assert serving_versions(device) == FIRST
 
 
 def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(device: DeviceUnderTest) -> None:
     journal = device.directory.root / "families" / OTHER / "state.db"
     journal.write_bytes(b"x" * journal.stat().st_size)
     device.start()
-    assert versions(device) == FIRST
-    rows = rows_of(device.call("history"))
+    assert serving_versions(device) == FIRST
+    rows = rows_by_family(device.call("history"))
     assert [len(rows[family]["history"]) for family in (FAMILY, OTHER)] == [1, 0]
 
 
@@ -330,20 +330,22 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     for words in (("rollback",), ("adapter", "list"), ("adapter", "detach"), ("report", "list", "--after", "1")):
         error = says(*words, code=2)["error"]
         assert (error["reason"], error["hint"]) == ("invalid-usage", "name one with --family: kws, vision"), words
-    assert rows_of(says("plan"))[OTHER]["release"] == "2.1.0"
+    assert rows_by_family(says("plan"))[OTHER]["release"] == "2.1.0"
     assert says("pause") == {"paused": True}
     assert [row["paused"] for row in says("status")["families"]] == [True, True]
     assert says("update", "--family", OTHER, code=4)["error"]["reason"] == "updates-paused"
     says("resume")
-    assert {family: row["outcome"] for family, row in rows_of(says("update")).items()} == dict.fromkeys(NEXT, "staged")
+    assert {family: row["outcome"] for family, row in rows_by_family(says("update")).items()} == dict.fromkeys(
+        NEXT, "staged"
+    )
     device.start()
-    assert versions(device) == NEXT
+    assert serving_versions(device) == NEXT
     device.stop()
     assert says("rollback", "--family", OTHER)["release"] == "2.1.0"
     assert says("quarantine", "clear", "--family", FAMILY) == {"cleared": 0}
     quarantined = says("quarantine", "list")
     check_schema("agent-families", quarantined)
-    rows = rows_of(quarantined)
+    rows = rows_by_family(quarantined)
     assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
     check_schema("agent-quarantine-list", says("quarantine", "list", "--family", OTHER))
     assert says("quarantine", "clear") == {"cleared": 1}
@@ -351,7 +353,7 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     assert {row["family"] for row in says("report", "list")["reports"]} == {FAMILY, OTHER}
     assert {row["family"] for row in says("report", "list", "--family", OTHER)["reports"]} == {OTHER}
     device.start()
-    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
+    assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
 
 
 def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest, publisher: Publisher) -> None:
@@ -390,8 +392,8 @@ def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Devic
     device.write_config()
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
-    assert rows_of(device.call("update"))[OTHER]["outcome"] == "updated"
-    assert versions(device) == FIRST
+    assert rows_by_family(device.call("update"))[OTHER]["outcome"] == "updated"
+    assert serving_versions(device) == FIRST
 
 
 def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(device: DeviceUnderTest) -> None:
@@ -401,26 +403,26 @@ def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(devic
     status = device.call("status")
     assert (status["family"], status["serving"], status["ready"]) == (OTHER, None, False)
     assert all(row["outcome"] == "updated" for row in device.call("update")["families"])
-    assert versions(device) == FIRST
+    assert serving_versions(device) == FIRST
     with pytest.raises(NothingToRollBack):
         device.call("rollback", family=OTHER)
 
 
-def _pid(device: DeviceUnderTest, family: str) -> int:
+def _model_process_pid(device: DeviceUnderTest, family: str) -> int:
     """Of the model process that serves."""
-    return int(rows_of(device.call("status"))[family]["serving"]["pid"])
+    return int(rows_by_family(device.call("status"))[family]["serving"]["pid"])
 
 
-def _models(device: DeviceUnderTest) -> int:
+def _count_model_processes(device: DeviceUnderTest) -> int:
     """Model processes of the daemon."""
     count = 0
-    for pid in _children(device):
+    for pid in _list_workers(device):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has just done its errand
             count += b"device_agent.workers.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return count
 
 
-def _until_answered(device: DeviceUnderTest, family: str) -> None:
+def _wait_until_served(device: DeviceUnderTest, family: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

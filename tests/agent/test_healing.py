@@ -12,7 +12,7 @@ from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
-def _flip(path: Path, offset: int) -> None:
+def _flip_bit(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         byte = file.read(1)
@@ -20,7 +20,7 @@ def _flip(path: Path, offset: int) -> None:
         file.write(bytes([byte[0] ^ 0x10]))
 
 
-def _sealed(device: DeviceUnderTest, publisher: Publisher, version: str) -> Path:
+def _sealed_path(device: DeviceUnderTest, publisher: Publisher, version: str) -> Path:
     return device.directory.root / "store" / f"{publisher.digest(version)}.sealed"
 
 
@@ -28,8 +28,8 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
     updated: tuple[Publisher, DeviceUnderTest],
 ) -> None:
     publisher, device = updated
-    path = _sealed(device, publisher, "1.1.0")
-    _flip(path, path.stat().st_size // 2)
+    path = _sealed_path(device, publisher, "1.1.0")
+    _flip_bit(path, path.stat().st_size // 2)
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
     assert device.call("status")["degraded"] is True
@@ -44,8 +44,8 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
 def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     publisher, device = updated
     for version in ("1.0.0", "1.1.0"):
-        path = _sealed(device, publisher, version)
-        _flip(path, path.stat().st_size // 2)
+        path = _sealed_path(device, publisher, version)
+        _flip_bit(path, path.stat().st_size // 2)
     device.start()
     assert device.call("status")["ready"] is False
     assert device.call("update")["outcome"] == "updated"
@@ -56,7 +56,7 @@ def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[P
     _, device = updated
     path = device.directory.journal_path
     for offset in range(100, path.stat().st_size, 512):
-        _flip(path, offset)
+        _flip_bit(path, offset)
     device.start()
     assert infer(device)["model_version"] in ("1.0.0", "1.1.0")
     assert device.call("update")["outcome"] in ("updated", "nothing-new")
@@ -69,13 +69,13 @@ def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
 ) -> None:
     _, device = updated
     original = device.directory.journal_path
-    expected = _everything(original)
+    expected = _read_journal(original)
     noticed = 0
     for offset in range(0, original.stat().st_size, 211):
         copy = Path(shutil.copy(original, tmp_path / "state.db"))
-        _flip(copy, offset)
+        _flip_bit(copy, offset)
         try:
-            found = _everything(copy)
+            found = _read_journal(copy)
         except JournalUnreadable:
             noticed += 1
             continue
@@ -83,7 +83,7 @@ def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
     assert noticed
 
 
-def _everything(path: Path) -> object:
+def _read_journal(path: Path) -> object:
     journal = Journal(path)
     try:
         journal.check()
@@ -116,7 +116,7 @@ def test_damaged_trust_slots_never_lower_the_floor(
     for slot in slots:
         path = device.directory.trust_directory / "slots" / slot
         if path.exists():
-            _flip(path, path.stat().st_size // 2)
+            _flip_bit(path, path.stat().st_size // 2)
     shutil.rmtree(device.directory.trust_directory / "cache")
     assert device.update().outcome == "nothing-new"
     journal = device.journal()

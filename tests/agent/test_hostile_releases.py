@@ -19,7 +19,7 @@ from tests.support.publisher import DeviceUnderTest, Publisher
 SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
 
 
-def burdened(size: int) -> Callable[[onnx.ModelProto], bytes]:
+def add_large_tensor(size: int) -> Callable[[onnx.ModelProto], bytes]:
     """The genuine model, with a tensor of size × size elements on the way to its answer."""
 
     def burden(model: onnx.ModelProto) -> bytes:
@@ -39,7 +39,7 @@ def burdened(size: int) -> Callable[[onnx.ModelProto], bytes]:
     return burden
 
 
-def endless(model: onnx.ModelProto) -> bytes:
+def add_endless_loop(model: onnx.ModelProto) -> bytes:
     """The genuine model, with a loop without end before its answer."""
     out = model.graph.output[0].name
     for node in model.graph.node:
@@ -62,8 +62,8 @@ def endless(model: onnx.ModelProto) -> bytes:
 CASES: dict[str, tuple[Callable[[onnx.ModelProto], bytes], str]] = {
     "6.0.0": (lambda _: os.urandom(5000), "model-does-not-load"),
     "6.1.0": (lambda _: hostile.make_nan_model().SerializeToString(), "contract-mismatch"),
-    "6.2.0": (burdened(1 << 20), "inference-failed"),
-    "6.3.0": (endless, "probe-timeout"),
+    "6.2.0": (add_large_tensor(1 << 20), "inference-failed"),
+    "6.3.0": (add_endless_loop, "probe-timeout"),
 }
 
 
@@ -72,7 +72,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
 ) -> None:
     installed.start()
     assert installed.daemon is not None
-    with asked_all_the_time(installed) as versions:
+    with send_requests(installed) as versions:
         for version, (harm, reason) in CASES.items():
 
             def spoil(
@@ -83,8 +83,8 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
             # a drill is where a signed release becomes other than it says
             monkeypatch.setattr(fire_drill, "apply_drill", spoil)
             publisher.release(version, seed=2, drill="damaged-weights", extra=SOON)
-            ended = installed.call("update")
-            assert (ended["outcome"], ended["reason"], ended["release"]) == ("unfit", reason, version), ended
+            result = installed.call("update")
+            assert (result["outcome"], result["reason"], result["release"]) == ("unfit", reason, version), result
             again = installed.call("update")
             assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
     assert versions == {"1.0.0"}
@@ -98,7 +98,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
 
 
 @contextmanager
-def asked_all_the_time(device: DeviceUnderTest) -> Iterator[set[str]]:
+def send_requests(device: DeviceUnderTest) -> Iterator[set[str]]:
     """Requests one after the other in the background; the versions that answered. A request that fails is raised."""
     versions: set[str] = set()
     failures: list[BaseException] = []

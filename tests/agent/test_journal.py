@@ -27,7 +27,7 @@ VECTORS = {
 OTHER = BundleDigest("7a" * 32)
 
 
-def holding(digest: str = DIGEST, version: str = "1.0.0", counter: int = 1) -> BundleRecord:
+def make_bundle_record(digest: str = DIGEST, version: str = "1.0.0", counter: int = 1) -> BundleRecord:
     return BundleRecord(BundleDigest(digest), "kws", version, counter, 1, "fp32", "{}")
 
 
@@ -138,7 +138,7 @@ def test_a_transition_that_the_table_does_not_know_changes_nothing(journal: Jour
     assert journal.attempt == attempt
 
 
-def _to(journal: Journal, state: State, target: BundleRecord) -> Attempt:
+def _advance_to(journal: Journal, state: State, target: BundleRecord) -> Attempt:
     attempt = journal.set_target(journal.begin_attempt("poll"), target)
     for event in (Event.FETCHED, Event.PATCHED, Event.HEALTHY, Event.SWAPPED, Event.HEALTHY):
         if journal.state is state:
@@ -148,29 +148,29 @@ def _to(journal: Journal, state: State, target: BundleRecord) -> Attempt:
 
 
 def test_a_commit_moves_the_pointers_and_is_told_in_the_history(journal: Journal) -> None:
-    journal.commit(_to(journal, State.COMMITTING, holding()))
-    ended = journal.commit(_to(journal, State.COMMITTING, holding(OTHER, "1.1.0", 2)))
+    journal.commit(_advance_to(journal, State.COMMITTING, make_bundle_record()))
+    result = journal.commit(_advance_to(journal, State.COMMITTING, make_bundle_record(OTHER, "1.1.0", 2)))
     assert journal.pointers == BundlePointers(active=OTHER, previous=BundleDigest(DIGEST))
-    assert (ended.outcome, ended.attempt.states[-1]) == (Outcome.UPDATED, "idle")
+    assert (result.outcome, result.attempt.states[-1]) == (Outcome.UPDATED, "idle")
     assert [row.attempt.release for row in journal.history()] == ["1.1.0", "1.0.0"]
 
 
 def test_a_refused_bundle_is_in_quarantine_for_its_runtime_until_a_higher_counter(journal: Journal) -> None:
-    attempt = _to(journal, State.PROBING, holding())
+    attempt = _advance_to(journal, State.PROBING, make_bundle_record())
     verdict = Rejection(Outcome.UNFIT, "golden-mismatch", "off by 1", quarantines=True)
     journal.finish_rejection(journal.record_rejection(Event.UNHEALTHY, attempt, verdict), "1.32.0")
     assert journal.quarantine_record(BundleDigest(DIGEST), "1.32.0") is not None
     assert journal.quarantine_record(BundleDigest(DIGEST), "1.33.0") is None
     assert journal.pointers == BundlePointers()
-    journal.commit(_to(journal, State.COMMITTING, holding(OTHER, "1.1.0", 2)))
+    journal.commit(_advance_to(journal, State.COMMITTING, make_bundle_record(OTHER, "1.1.0", 2)))
     assert journal.quarantine_records() == ()
 
 
 def test_forgive_clears_one_bundle_or_all(journal: Journal) -> None:
     verdict = Rejection(Outcome.UNFIT, "nan-output", "", quarantines=True)
-    for target in (holding(), holding(OTHER)):
+    for target in (make_bundle_record(), make_bundle_record(OTHER)):
         journal.finish_rejection(
-            journal.record_rejection(Event.UNHEALTHY, _to(journal, State.PROBING, target), verdict), "1.32.0"
+            journal.record_rejection(Event.UNHEALTHY, _advance_to(journal, State.PROBING, target), verdict), "1.32.0"
         )
     assert journal.clear_quarantine(OTHER) == 1
     assert [row.digest for row in journal.quarantine_records()] == [DIGEST]
@@ -180,7 +180,7 @@ def test_forgive_clears_one_bundle_or_all(journal: Journal) -> None:
 
 def test_three_kills_in_the_same_trial_refuse_and_fewer_do_not(journal: Journal) -> None:
     for kill in range(1, MAX_CRASHES + 1):
-        _to(journal, State.PROBING, holding())
+        _advance_to(journal, State.PROBING, make_bundle_record())
         expected = State.REJECTING if kill == MAX_CRASHES else State.IDLE
         assert journal.recover() == (State.PROBING, expected)
         assert journal.recover() == (expected, expected), "recovering twice is recovering once"
@@ -191,7 +191,7 @@ def test_three_kills_in_the_same_trial_refuse_and_fewer_do_not(journal: Journal)
 
 
 def test_a_bundle_that_stays_for_the_next_try_keeps_its_pointer(journal: Journal) -> None:
-    _to(journal, State.PROBATION, holding())
+    _advance_to(journal, State.PROBATION, make_bundle_record())
     found, now = journal.recover()
     assert (found, now) == (State.PROBATION, State.ROLLING_BACK)
     attempt = journal.attempt

@@ -48,18 +48,18 @@ def test_any_sequence_of_events_and_kills_ends(data: st.DataObject) -> None:
                 assert state is State.REJECTING
         else:
             state = next_state(state, data.draw(st.sampled_from(allowed_events(state))))
-    assert _reaches(state, State.IDLE)
+    assert _is_reachable(state, State.IDLE)
 
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_recovers_into_a_state_that_leads_home(state: State) -> None:
-    assert _reaches(RECOVERY[state], State.IDLE)
+    assert _is_reachable(RECOVERY[state], State.IDLE)
     assert RECOVERY[RECOVERY[state]] is RECOVERY[state], "recovering twice is recovering once"
 
 
 @pytest.mark.parametrize("state", [s for s in State if s is not State.IDLE])
 def test_every_state_can_be_reached_from_idle(state: State) -> None:
-    assert _reaches(State.IDLE, state)
+    assert _is_reachable(State.IDLE, state)
 
 
 def test_nothing_becomes_active_but_through_committing() -> None:
@@ -71,7 +71,7 @@ def test_the_page_is_what_the_table_draws() -> None:
     assert PAGE.read_text() == state_diagram.render_page()
 
 
-def _reaches(start: State, goal: State) -> bool:
+def _is_reachable(start: State, goal: State) -> bool:
     seen, front = {start}, [start]
     while front:
         state = front.pop()

@@ -19,27 +19,27 @@ from tests.support.publisher import DeviceUnderTest, Publisher
 Lie = Callable[[Site], None]
 
 
-def poison(exchange: Exchange) -> bool:
+def flip_middle_bit(exchange: Exchange) -> bool:
     data = bytearray(exchange.data)
     data[len(data) // 2] ^= 0x20
     exchange.data = bytes(data)
     return False
 
 
-def noise(exchange: Exchange) -> bool:
+def send_noise(exchange: Exchange) -> bool:
     exchange.data = os.urandom(900)
     return False
 
 
 LIES: dict[str, Lie] = {
-    "poisoned": lambda site: site.faults.append(poison),
-    "poisoned blobs": lambda site: site.faults.append(faulty_http_server.only_below("blobs/", poison)),
-    "poisoned envelopes": lambda site: site.faults.append(faulty_http_server.only_below("envelopes/", poison)),
+    "poisoned": lambda site: site.faults.append(flip_middle_bit),
+    "poisoned blobs": lambda site: site.faults.append(faulty_http_server.only_below("blobs/", flip_middle_bit)),
+    "poisoned envelopes": lambda site: site.faults.append(faulty_http_server.only_below("envelopes/", flip_middle_bit)),
     "empty": lambda site: site.faults.append(faulty_http_server.respond_with_status(404)),
     "in trouble": lambda site: site.faults.append(
         faulty_http_server.only_below("metadata/", faulty_http_server.respond_with_status(500))
     ),
-    "noise": lambda site: site.faults.append(noise),
+    "noise": lambda site: site.faults.append(send_noise),
 }
 
 
@@ -51,7 +51,7 @@ def mirrors(publisher: Publisher, tmp_path: Path) -> Iterator[list[Site]]:
         yield [stack.enter_context(serve_folder(publisher.published)) for _ in range(3)]
 
 
-def following(device: DeviceUnderTest, sites: list[Site]) -> DeviceUnderTest:
+def follow_mirrors(device: DeviceUnderTest, sites: list[Site]) -> DeviceUnderTest:
     first, *others = [site.url for site in sites]
     device.config = replace(device.config, repository_url=first, mirrors=tuple(others))
     return device
@@ -61,8 +61,8 @@ def following(device: DeviceUnderTest, sites: list[Site]) -> DeviceUnderTest:
 def test_two_of_three_mirrors_lie(installed: DeviceUnderTest, mirrors: list[Site], name: str) -> None:
     for site in mirrors[:2]:
         LIES[name](site)
-    ended = following(installed, mirrors).update()
-    assert (ended.outcome, ended.attempt.release) == (Outcome.STAGED, "1.1.0"), ended
+    result = follow_mirrors(installed, mirrors).update()
+    assert (result.outcome, result.attempt.release) == (Outcome.STAGED, "1.1.0"), result
 
 
 def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
@@ -72,12 +72,12 @@ def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
     shutil.copytree(publisher.published, stale_files)
     publisher.offer("1.1.0")
     with serve_folder(publisher.published) as honest, serve_folder(stale_files) as stale:
-        assert following(installed, [honest, stale]).update().outcome is Outcome.STAGED
+        assert follow_mirrors(installed, [honest, stale]).update().outcome is Outcome.STAGED
         journal = installed.journal()
         before = journal.persistent_state
         journal.close()
-        ended = following(installed, [stale, honest]).update()
-        assert (ended.outcome, ended.attempt.release) == (Outcome.STAGED, "1.1.0"), ended
+        result = follow_mirrors(installed, [stale, honest]).update()
+        assert (result.outcome, result.attempt.release) == (Outcome.STAGED, "1.1.0"), result
         journal = installed.journal()
         assert journal.persistent_state.offered_release == before.offered_release == "1.1.0"
         journal.close()
@@ -86,8 +86,8 @@ def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
 def test_all_mirrors_lie(installed: DeviceUnderTest, publisher: Publisher, mirrors: list[Site]) -> None:
     for site in mirrors:
         LIES["poisoned"](site)
-    ended = following(installed, mirrors).update()
-    assert ended.outcome in (Outcome.REFUSED, Outcome.UNAVAILABLE)
+    result = follow_mirrors(installed, mirrors).update()
+    assert result.outcome in (Outcome.REFUSED, Outcome.UNAVAILABLE)
     journal = installed.journal()
     assert journal.pointers.active == publisher.digest("1.0.0")
     journal.close()
@@ -102,8 +102,8 @@ def test_a_download_goes_on_at_the_next_mirror(
                 "blobs/", faulty_http_server.only_first(50, faulty_http_server.cut_after(100))
             )
         )
-    ended = following(installed, mirrors).update()
-    assert ended.outcome is Outcome.STAGED
+    result = follow_mirrors(installed, mirrors).update()
+    assert result.outcome is Outcome.STAGED
     starts = [seen.start for site in mirrors for seen in site.requests if seen.path.startswith("blobs/")]
     assert starts == sorted(starts), "no byte that is here is asked for again"
 

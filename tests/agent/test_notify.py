@@ -27,7 +27,7 @@ def systemd(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
-def _heard(systemd: socket.socket, word: str) -> bytes:
+def _wait_for_notification(systemd: socket.socket, word: str) -> bytes:
     while word.encode() not in (message := systemd.recv(4096)):
         pass
     return message
@@ -38,29 +38,29 @@ def test_the_daemon_is_ready_when_it_serves_and_says_so_while_the_model_answers(
 ) -> None:
     environment = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "200000"}
     installed.start(environment=environment)
-    assert b"STATUS=serving at" in _heard(systemd, "READY=1")
-    _heard(systemd, "WATCHDOG=1")
+    assert b"STATUS=serving at" in _wait_for_notification(systemd, "READY=1")
+    _wait_for_notification(systemd, "WATCHDOG=1")
     assert infer(installed)["model_version"] == "1.0.0"
     pid = installed.call("status")["serving"]["pid"]
     os.kill(pid, signal.SIGKILL)
     assert infer(installed)["model_version"] == "1.0.0", "the request waits for the next process"
-    _heard(systemd, "WATCHDOG=1")
+    _wait_for_notification(systemd, "WATCHDOG=1")
     assert installed.stop() == 0
-    _heard(systemd, "STOPPING=1")
+    _wait_for_notification(systemd, "STOPPING=1")
 
 
 def test_a_model_that_does_not_answer_earns_no_watchdog_message(systemd: socket.socket) -> None:
     notifier = SystemdNotifier({"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000"})
     answers = iter([False, False, True])
-    asked = []
+    states = []
 
     def is_answering() -> bool:
-        asked.append(next(answers, True))
-        return asked[-1]
+        states.append(next(answers, True))
+        return states[-1]
 
     notifier.start_watchdog(is_answering)
     assert systemd.recv(100) == b"WATCHDOG=1"
-    assert asked[:3] == [False, False, True]
+    assert states[:3] == [False, False, True]
     notifier.stop()
 
 
@@ -99,20 +99,20 @@ def test_systemd_finds_nothing_wrong_with_the_unit_file(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/bin/device-agent", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
-    said = [row for row in done.stderr.splitlines() if UNIT.name in row]
-    assert said == []
+    result = [row for row in done.stderr.splitlines() if UNIT.name in row]
+    assert result == []
 
 
 def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
-    for pid in _children(installed):
+    for pid in _list_workers(installed):
         if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
-    assert _infer_soon(installed)["model_version"] == "1.0.0"
+    assert _infer_with_retries(installed)["model_version"] == "1.0.0"
 
 
-def _infer_soon(device: DeviceUnderTest) -> dict[str, Any]:
+def _infer_with_retries(device: DeviceUnderTest) -> dict[str, Any]:
     for _ in range(50):
         try:
             return infer(device)
@@ -121,7 +121,7 @@ def _infer_soon(device: DeviceUnderTest) -> dict[str, Any]:
     raise AssertionError("the front did not come back")
 
 
-def _children(device: DeviceUnderTest) -> list[int]:
+def _list_workers(device: DeviceUnderTest) -> list[int]:
     assert device.daemon is not None
     tasks = Path(f"/proc/{device.daemon.pid}/task").iterdir()
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]

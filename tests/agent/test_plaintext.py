@@ -13,13 +13,13 @@ WINDOW_BYTES = 64
 MIN_DISTINCT = 32  # windows of zeros or of one repeated value are in every file
 
 
-def windows_of(data: bytes) -> set[bytes]:
+def distinctive_windows(data: bytes) -> set[bytes]:
     """Every window of a plain model that is worth looking for, on the grid of WINDOW_BYTES."""
     cut = (data[start : start + WINDOW_BYTES] for start in range(0, len(data) - WINDOW_BYTES, WINDOW_BYTES))
     return {window for window in cut if len(set(window)) >= MIN_DISTINCT}
 
 
-def holds_any(data: bytes, windows: set[bytes]) -> bool:
+def contains_any(data: bytes, windows: set[bytes]) -> bool:
     """Does a window occur anywhere in `data`, at any offset?"""
     heads = {window[:8] for window in windows}
     for start in range(len(data) - WINDOW_BYTES + 1):
@@ -28,7 +28,7 @@ def holds_any(data: bytes, windows: set[bytes]) -> bool:
     return False
 
 
-def files_below(*folders: Path) -> Iterator[Path]:
+def list_files(*folders: Path) -> Iterator[Path]:
     """Regular files, hidden ones too; those that vanish meanwhile are skipped."""
     for folder in folders:
         for path in folder.rglob("*"):
@@ -38,7 +38,7 @@ def files_below(*folders: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def windows() -> set[bytes]:
-    found = set().union(*(windows_of(similar_model(seed).SerializeToString()) for seed in (0, 1)))
+    found = set().union(*(distinctive_windows(similar_model(seed).SerializeToString()) for seed in (0, 1)))
     assert len(found) > 100
     return found
 
@@ -52,16 +52,16 @@ def test_no_file_of_the_device_or_of_the_temporary_folder_holds_a_piece_of_the_m
     installed.start(environment={"TMPDIR": str(scratch)})
     assert installed.call("update")["outcome"] == "updated"
     assert infer(installed)["model_version"] == "1.1.0"
-    searched = list(files_below(installed.directory.root, scratch))
+    searched = list(list_files(installed.directory.root, scratch))
     assert len(searched) > 10
-    assert [path for path in searched if holds_any(path.read_bytes(), windows)] == []
+    assert [path for path in searched if contains_any(path.read_bytes(), windows)] == []
 
 
 def test_a_planted_piece_is_found(windows: set[bytes], tmp_path: Path) -> None:
     model = similar_model(0).SerializeToString()
     piece = model[len(model) // 2 : len(model) // 2 + 3 * WINDOW_BYTES]
     (tmp_path / "planted").write_bytes(os.urandom(1001) + piece + os.urandom(77))
-    assert [path.name for path in files_below(tmp_path) if holds_any(path.read_bytes(), windows)] == ["planted"]
+    assert [path.name for path in list_files(tmp_path) if contains_any(path.read_bytes(), windows)] == ["planted"]
 
 
 def test_no_model_process_leaves_a_core(installed: DeviceUnderTest) -> None:

@@ -24,40 +24,44 @@ POLICY = PathPolicy(max_steps=3)
 SPEC = TensorSpec("x", "float32", (1,))
 
 
-def variant(name: str, *patches: PatchEntry, **requires: Any) -> Variant:
+def make_variant(name: str, *patches: PatchEntry, **requires: Any) -> Variant:
     files = (BundleFile("model.onnx", "model", 1000, name.encode().hex().ljust(64, "0")),)
     return Variant(
         Requirements(**requires), files, patches, "0" * 64, Contract((SPEC,), (SPEC,)), Health(), Quantization()
     )
 
 
-def patch(base: BundleDigest | None, size: int, *, features: tuple[str, ...] = (), memory: int = 0) -> PatchEntry:
+def make_patch(base: BundleDigest | None, size: int, *, features: tuple[str, ...] = (), memory: int = 0) -> PatchEntry:
     return PatchEntry(base, "typed", features, f"{size:064x}", size, size, memory)
 
 
-def manifest(version: str, counter: int, **variants: Variant) -> Manifest:
+def make_manifest(version: str, counter: int, **variants: Variant) -> Manifest:
     return Manifest("kws", version, counter, 0, ("stable",), "0.1", "2026-01-01T00:00:00Z", tuple(variants.items()))
 
 
-A, B, C = (variant(name).digest for name in "abc")
+A, B, C = (make_variant(name).digest for name in "abc")
 
 
-def edges(*patches: tuple[str, PatchEntry]) -> list[PatchEdge]:
+def make_edges(*patches: tuple[str, PatchEntry]) -> list[PatchEdge]:
     """One manifest a target."""
     out = []
     for name in {name for name, _ in patches}:
         entries = [entry for target, entry in patches if target == name]
-        out += patch_edges(manifest("1.0.0", 1, fp32=variant(name, *entries)), 1)
+        out += patch_edges(make_manifest("1.0.0", 1, fp32=make_variant(name, *entries)), 1)
     return out
 
 
-def sizes(known: list[PatchEdge], held: set[BundleDigest], target: BundleDigest = C, **changes: Any) -> list[int]:
+def plan_sizes(
+    known: list[PatchEdge], stored: set[BundleDigest], target: BundleDigest = C, **changes: Any
+) -> list[int]:
     spooled = changes.pop("spooled", {})
-    plan = find_cheapest_path(target, known, frozenset(held), spooled, FACTS, replace(POLICY, **changes))
+    plan = find_cheapest_path(target, known, frozenset(stored), spooled, FACTS, replace(POLICY, **changes))
     return [step.entry.size for step in plan.steps]
 
 
-WAYS = edges(("c", patch(None, 1000)), ("c", patch(B, 100)), ("c", patch(A, 300)), ("b", patch(A, 150)))
+WAYS = make_edges(
+    ("c", make_patch(None, 1000)), ("c", make_patch(B, 100)), ("c", make_patch(A, 300)), ("b", make_patch(A, 150))
+)
 
 
 def test_what_is_held_is_not_fetched() -> None:
@@ -66,18 +70,20 @@ def test_what_is_held_is_not_fetched() -> None:
 
 
 def test_the_cheapest_path_wins_whatever_its_length() -> None:
-    assert sizes(WAYS, set()) == [1000]
-    assert sizes(WAYS, {B}) == [100]
-    assert sizes(WAYS, {A}) == [150, 100]
-    assert sizes(WAYS, {A}, max_steps=1) == [300]
+    assert plan_sizes(WAYS, set()) == [1000]
+    assert plan_sizes(WAYS, {B}) == [100]
+    assert plan_sizes(WAYS, {A}) == [150, 100]
+    assert plan_sizes(WAYS, {A}, max_steps=1) == [300]
 
 
 def test_between_equal_costs_the_shorter_path_wins() -> None:
-    assert sizes(edges(("c", patch(A, 250)), ("c", patch(B, 100)), ("b", patch(A, 150))), {A}) == [250]
+    assert plan_sizes(
+        make_edges(("c", make_patch(A, 250)), ("c", make_patch(B, 100)), ("b", make_patch(A, 150))), {A}
+    ) == [250]
 
 
 def test_what_lies_in_the_spool_counts_as_fetched() -> None:
-    assert sizes(WAYS, {A}, spooled={f"{300:064x}": 299}) == [300]
+    assert plan_sizes(WAYS, {A}, spooled={f"{300:064x}": 299}) == [300]
 
 
 def test_a_plan_says_what_it_takes() -> None:
@@ -89,30 +95,30 @@ def test_a_plan_says_what_it_takes() -> None:
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        (patch(A, 10, features=("quantum",)), "decoder feature 'quantum'"),
-        (patch(A, 10, memory=2 * 10**9), "2000000000 bytes of memory"),
-        (patch(B, 10), "no published patch leads to bundle"),
+        (make_patch(A, 10, features=("quantum",)), "decoder feature 'quantum'"),
+        (make_patch(A, 10, memory=2 * 10**9), "2000000000 bytes of memory"),
+        (make_patch(B, 10), "no published patch leads to bundle"),
     ],
 )
 def test_a_patch_that_this_device_can_not_apply_is_no_path(entry: PatchEntry, words: str) -> None:
     with pytest.raises(NoPatchPath, match=words):
-        find_cheapest_path(C, edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
+        find_cheapest_path(C, make_edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
 
 
 def test_patches_that_go_in_a_circle_end() -> None:
     with pytest.raises(NoPatchPath):
-        sizes(edges(("c", patch(B, 1)), ("b", patch(C, 1))), {A})
+        plan_sizes(make_edges(("c", make_patch(B, 1)), ("b", make_patch(C, 1))), {A})
 
 
 def test_a_metered_connection_has_its_limit() -> None:
     with pytest.raises(MeteredLimitExceeded, match="downloads 250 bytes, the metered limit is 249"):
-        sizes(WAYS, {A}, metered_limit_bytes=249)
-    assert sizes(WAYS, {A}, metered_limit_bytes=250) == [150, 100]
+        plan_sizes(WAYS, {A}, metered_limit_bytes=249)
+    assert plan_sizes(WAYS, {A}, metered_limit_bytes=250) == [150, 100]
 
 
 def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits() -> None:
-    big = replace(variant("a"), files=(BundleFile("model.onnx", "model", 9000, "1" * 64),))
-    release = manifest("1.0.0", 1, fp32=big, int8=variant("b"), int4=variant("c", cpu_features=("amx",)))
+    big = replace(make_variant("a"), files=(BundleFile("model.onnx", "model", 9000, "1" * 64),))
+    release = make_manifest("1.0.0", 1, fp32=big, int8=make_variant("b"), int4=make_variant("c", cpu_features=("amx",)))
     assert choose_variant(release, "auto", FACTS, None)[0] == "int8"
     assert choose_variant(release, "auto", FACTS, "fp32")[0] == "fp32"
     assert choose_variant(release, "auto", FACTS, "int4")[0] == "int8"
@@ -131,7 +137,7 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
 )
 def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: str) -> None:
     assert words in unmet_requirement(Requirements(**requires), FACTS)
-    release = manifest("1.0.0", 1, fp32=variant("a", **requires))
+    release = make_manifest("1.0.0", 1, fp32=make_variant("a", **requires))
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariant, match=words):
             choose_variant(release, wanted, FACTS, None)

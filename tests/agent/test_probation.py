@@ -18,7 +18,7 @@ LIMITS = ProbationLimits.from_health(replace(Health(), probation_window_s=100, p
 BEFORE = ServingObservation(requests=1000, p50_us=1000)
 
 
-def _judged(
+def _decide(
     seen: ServingObservation,
     elapsed_s: float = 50,
     limits: ProbationLimits = LIMITS,
@@ -43,11 +43,11 @@ def _judged(
     ],
 )
 def test_within_the_window(seen: ServingObservation, expected: ProbationAction) -> None:
-    assert _judged(seen) is expected
+    assert _decide(seen) is expected
 
 
 def test_a_window_with_enough_good_requests_ends_in_a_commit() -> None:
-    assert _judged(ServingObservation(requests=50, p50_us=900), 100) is ProbationAction.COMMIT
+    assert _decide(ServingObservation(requests=50, p50_us=900), 100) is ProbationAction.COMMIT
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_a_window_with_enough_good_requests_ends_in_a_commit() -> None:
     ],
 )
 def test_too_few_requests_become_what_the_contract_says(says: str, elapsed_s: float, expected: ProbationAction) -> None:
-    assert _judged(ServingObservation(requests=49), elapsed_s, replace(LIMITS, inconclusive=says)) is expected
+    assert _decide(ServingObservation(requests=49), elapsed_s, replace(LIMITS, inconclusive=says)) is expected
 
 
 def test_a_failure_counts_after_the_window_too() -> None:
-    assert _judged(ServingObservation(requests=60, errors=30), 1000) is ProbationAction.ROLL_BACK
+    assert _decide(ServingObservation(requests=60, errors=30), 1000) is ProbationAction.ROLL_BACK
 
 
 def test_latency_is_compared_only_where_both_sides_have_requests() -> None:
     assert (
-        _judged(ServingObservation(requests=50, p50_us=90_000), before=ServingObservation(requests=3, p50_us=10))
+        _decide(ServingObservation(requests=50, p50_us=90_000), before=ServingObservation(requests=3, p50_us=10))
         is ProbationAction.WATCH
     )
 
@@ -81,4 +81,4 @@ def test_the_operator_of_a_device_sets_the_window_and_nothing_else() -> None:
 
 
 def test_a_window_of_nothing_ends_at_once() -> None:
-    assert _judged(ServingObservation(), 0, replace(LIMITS, window_s=0, min_requests=0)) is ProbationAction.COMMIT
+    assert _decide(ServingObservation(), 0, replace(LIMITS, window_s=0, min_requests=0)) is ProbationAction.COMMIT

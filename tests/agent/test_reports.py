@@ -29,11 +29,11 @@ def test_what_a_device_went_through_is_reported_and_accepted(
         assert (ended.outcome, ended.reason) == (Outcome.UNFIT, "golden-mismatch")
         assert device.update().reason == "bundle-quarantined"
         assert device.update().reason == "bundle-quarantined"  # the same again is no news
-    said = device.command("report", "list", "--json")
-    assert said.returncode == 0, said.stderr
-    check_schema("agent-report-list", json.loads(said.stdout))
-    told = [(row["sequence"], row["outcome"], row["reason"]) for row in json.loads(said.stdout)["reports"]]
-    assert told == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "bundle-quarantined")]
+    result = device.command("report", "list", "--json")
+    assert result.returncode == 0, result.stderr
+    check_schema("agent-report-list", json.loads(result.stdout))
+    rows = [(row["sequence"], row["outcome"], row["reason"]) for row in json.loads(result.stdout)["reports"]]
+    assert rows == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "bundle-quarantined")]
     out = tmp_path / "reports.jsonl"
     exported = device.command("report", "export", "-o", str(out), "--json")
     assert exported.returncode == 0, exported.stderr
@@ -65,16 +65,18 @@ def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Dev
         for number in range(MAX_REPORTS + 3):
             attempt = journal.begin_attempt("operator")
             journal.end_attempt(attempt, Event.ABORTED, Outcome.REFUSED, f"reason-{number}")
-        held = journal.reports()
+        stored_reports = journal.reports()
     finally:
         journal.close()
-    assert len(held) == MAX_REPORTS
-    assert held[-1].sequence == MAX_REPORTS + 4
-    assert held[0].sequence == 5
-    for before, after in pairwise(held):
+    assert len(stored_reports) == MAX_REPORTS
+    assert stored_reports[-1].sequence == MAX_REPORTS + 4
+    assert stored_reports[0].sequence == 5
+    for before, after in pairwise(stored_reports):
         assert after.previous == before.digest()
         assert after.log == first.log
-    assert [report.sequence for report in read_reports(device.config, after=held[-2].sequence)] == [held[-1].sequence]
+    assert [report.sequence for report in read_reports(device.config, after=stored_reports[-2].sequence)] == [
+        stored_reports[-1].sequence
+    ]
 
 
 def test_an_outcome_that_is_not_terminal_is_no_report(first_device: DeviceUnderTest, tmp_path: Path) -> None:

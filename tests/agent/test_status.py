@@ -22,7 +22,7 @@ from tests.support.publisher import DeviceUnderTest
 from tests.support.worker_fixtures import start_jail_probe
 
 
-def status_under(device: DeviceUnderTest, **clock: object) -> FamilyStatus:
+def read_status(device: DeviceUnderTest, **clock: object) -> FamilyStatus:
     """Return the status under another clock."""
     facts = {**clock_facts(), **clock}
     with pytest.MonkeyPatch.context() as patch:
@@ -36,9 +36,9 @@ def status_under(device: DeviceUnderTest, **clock: object) -> FamilyStatus:
 
 def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> None:
     now_s = int(time.time())
-    fresh = status_under(installed, now_s=now_s, is_synchronized=True)
+    fresh = read_status(installed, now_s=now_s, is_synchronized=True)
     assert (fresh.stale_since_ms, fresh.is_clock_suspect) == (None, False)
-    years_later = status_under(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
+    years_later = read_status(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
     assert years_later.stale_since_ms == years_later.metadata_expires_ms
     assert re.search(
         r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(StatusReport(years_later)), re.MULTILINE
@@ -47,13 +47,13 @@ def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> Non
 
 @pytest.mark.parametrize("now_s", [0, 1, 1_700_000_000])
 def test_a_clock_that_was_turned_back_is_suspect(installed: DeviceUnderTest, now_s: int) -> None:
-    behind = status_under(installed, now_s=now_s, is_synchronized=True)
+    behind = read_status(installed, now_s=now_s, is_synchronized=True)
     assert behind.is_clock_suspect is True
     assert "clock suspect: it is behind the time of the last check" in status_text(StatusReport(behind))
 
 
 def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
-    unset = status_under(installed, now_s=int(time.time()), is_synchronized=False)
+    unset = read_status(installed, now_s=int(time.time()), is_synchronized=False)
     assert (unset.is_clock_suspect, unset.is_clock_synchronized) == (True, False)
     assert "clock suspect: it is not synchronized" in status_text(StatusReport(unset))
 
@@ -66,7 +66,7 @@ def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
     ],
 )
 def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, alive: bool, line: str) -> None:
-    found = status_under(installed)
+    found = read_status(installed)
     assert found.active is not None
     serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=1, pid=7, is_alive=alive, resident_bytes=9)
     down = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=None if alive else 40)
@@ -76,14 +76,14 @@ def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, al
 
 
 def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
-    found = replace(status_under(installed), is_daemon_running=True, is_memory_swappable=True)
+    found = replace(read_status(installed), is_daemon_running=True, is_memory_swappable=True)
     assert "memory swappable: the kernel does not let the agent lock models into memory" in status_text(
         StatusReport(found)
     )
 
 
 def test_a_status_is_the_same_after_the_control_socket(installed: DeviceUnderTest) -> None:
-    found = status_under(installed)
+    found = read_status(installed)
     assert found.active is not None
     assert found.last_update is not None
     serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=3, pid=7, is_alive=True, resident_bytes=9)

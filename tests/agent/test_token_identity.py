@@ -32,7 +32,7 @@ def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return f"pkcs11:test?module={token[LIBRARY_VARIABLE]}&pin-file={pin}"
 
 
-def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
+def create_token_device(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
     device = DeviceUnderTest(
         folder, replace(DeviceUnderTest.create(folder / "plain", url, publisher.root).config, key_storage=identity)
     )
@@ -47,12 +47,12 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, identity)
+        device = create_token_device(tmp_path / "lab", site.url, publisher, identity)
         publisher.enroll(device.directory, create_enrollment_request(device.directory, identity))
         device.start()
         try:
-            ended = device.call("update")
-            assert ended["outcome"] == "updated", ended
+            result = device.call("update")
+            assert result["outcome"] == "updated", result
             status = device.call("status")
             assert (status["key_storage"], status["ready"]) == ("pkcs11", True)
         finally:
@@ -65,7 +65,7 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
 
 
 def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
-    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
+    device = create_token_device(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
     with pytest.raises(DeviceTokenUnavailable, match="elsewhere"):
         open_signing_key(device.directory, identity.replace("pkcs11:test", "pkcs11:elsewhere"))
     with pytest.raises(DeviceTokenUnavailable, match="nothing"):
@@ -83,7 +83,7 @@ def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity
 
 
 def test_a_key_of_one_use_does_not_open_as_another(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
-    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
+    device = create_token_device(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
     folder = device.directory.identity_directory
     text = (folder / "storage.key").read_text()
     (folder / "ed25519.key").write_text(text)

@@ -41,7 +41,7 @@ def tcti(place: Path) -> Iterator[str]:
         yield found
 
 
-def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
+def create_tpm_device(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
     device = DeviceUnderTest.create(folder, url, publisher.root)
     shutil.rmtree(device.config.directory)
     device.config = replace(device.config, key_storage=identity)
@@ -55,7 +55,7 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs=7,{PCR}")
+        device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs=7,{PCR}")
         request, data = create_enrollment_request(device.directory, device.config.key_storage)
         publisher.enroll(device.directory, (request, data))
         device.start()
@@ -83,7 +83,7 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
+        device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         extend_pcr(tcti, PCR)
         ended = device.update()
@@ -91,15 +91,15 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
         assert not device.journal().quarantine_records()
         with pytest.raises(TpmPolicyMismatch, match=str(PCR)):
             open_signing_key(device.directory, device.config.key_storage)
-        said = device.command("enroll", "--json")
-        assert said.returncode == 4
-        assert '"tpm-policy-mismatch"' in said.stderr
+        result = device.command("enroll", "--json")
+        assert result.returncode == 4
+        assert '"tpm-policy-mismatch"' in result.stderr
     assert count_transient_handles(tcti) == 0
 
 
 def test_pcrs_are_as_before_after_the_next_power_on(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
     with run_tpm(place / "state") as tcti:
-        device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}?pcrs={PCR}")
+        device = create_tpm_device(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}?pcrs={PCR}")
         before = open_signing_key(device.directory, device.config.key_storage).private_bytes_raw()
         extend_pcr(tcti, PCR)
     with run_tpm(place / "state"):
@@ -108,7 +108,7 @@ def test_pcrs_are_as_before_after_the_next_power_on(place: Path, first_publisher
 
 def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
     with run_tpm(place / "a") as tcti:
-        device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
+        device = create_tpm_device(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
     with run_tpm(place / "b") as other:
         with pytest.raises(IdentityInvalid, match="another TPM"):
             open_signing_key(device.directory, f"tpm:{other}")
@@ -116,7 +116,7 @@ def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publi
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "another-use"])
 def test_a_damaged_sealed_key_is_told(first_publisher: Publisher, tcti: str, tmp_path: Path, damage: str) -> None:
-    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
+    device = create_tpm_device(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
     path = device.directory.identity_directory / "ed25519.key"
     data = path.read_bytes()
     if damage == "another-use":
@@ -131,7 +131,7 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         ended = device.update(key_storage="file")
         assert ended.reason == "identity-invalid"
@@ -149,9 +149,9 @@ def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher:
         tmp_path, replace(DeviceUnderTest.create(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config)
     )
     where = ("--directory", str(tmp_path / "device"), "--key-storage", f"tpm:swtpm:path={tmp_path}/no", "--json")
-    said = device.command(*words, *where)
-    assert said.returncode == 4, said.stderr
-    assert '"tpm-unavailable"' in said.stderr
+    result = device.command(*words, *where)
+    assert result.returncode == 4, result.stderr
+    assert '"tpm-unavailable"' in result.stderr
     assert not (tmp_path / "device" / "identity").exists()
 
 
@@ -184,7 +184,7 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         assert device.update().outcome is Outcome.STAGED
         old = tmp_path / "old"
@@ -218,7 +218,7 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
         place.write_text(place.read_text().replace(f'"{version}"', f'"{version[0]}.1.0"\nmin_counter = 2'))
         publisher.publish_release_file()
     with serve_folder(publisher.published) as site:
-        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
         device.config = replace(device.config, further_families=(FurtherFamily("vision", variant="fp32"),))
         device.write_config()
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
@@ -241,8 +241,8 @@ def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
     private = open_signing_key(device.directory).private_bytes_raw()
     device.config = replace(device.config, key_storage=f"tpm:{tcti}")
     device.write_config()
-    said = device.command("identity", "move", "--json")
-    assert said.returncode == 0, said.stderr
+    result = device.command("identity", "move", "--json")
+    assert result.returncode == 0, result.stderr
     assert current_key_storage(device.directory) == device.config.key_storage
     assert open_signing_key(device.directory, device.config.key_storage).private_bytes_raw() == private
     # cut off: one of the three is still as it was

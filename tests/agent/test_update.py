@@ -15,11 +15,11 @@ from tests.support.faulty_http_server import Site
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
-def _is(ended: UpdateResult, outcome: Outcome, reason: str = "") -> None:
-    assert (ended.outcome, ended.reason) == (outcome, reason), ended.detail
+def _assert_result(result: UpdateResult, outcome: Outcome, reason: str = "") -> None:
+    assert (result.outcome, result.reason) == (outcome, reason), result.detail
 
 
-def _holds_1_0_0(device: DeviceUnderTest, publisher: Publisher) -> None:
+def _assert_active_1_0_0(device: DeviceUnderTest, publisher: Publisher) -> None:
     journal = device.journal()
     assert journal.pointers.active == publisher.digest("1.0.0")
     assert journal.state in (State.IDLE, State.STAGED)
@@ -29,11 +29,11 @@ def _holds_1_0_0(device: DeviceUnderTest, publisher: Publisher) -> None:
 def test_a_first_update_stages_the_release_that_the_channel_offers(
     device: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
-    ended = device.update()
-    _is(ended, Outcome.STAGED)
-    assert ended.attempt.release == "1.0.0"
-    assert ended.attempt.download_bytes == ended.attempt.full_bytes == site.bytes_sent("blobs/") > 0
-    assert ended.attempt.states == ("checking", "fetching", "patching", "probing", "staged")
+    result = device.update()
+    _assert_result(result, Outcome.STAGED)
+    assert result.attempt.release == "1.0.0"
+    assert result.attempt.download_bytes == result.attempt.full_bytes == site.bytes_sent("blobs/") > 0
+    assert result.attempt.states == ("checking", "fetching", "patching", "probing", "staged")
     journal = device.journal()
     assert journal.state is State.STAGED
     assert journal.pointers == BundlePointers(candidate=publisher.digest("1.0.0"))
@@ -45,15 +45,15 @@ def test_an_update_comes_as_a_patch_from_what_is_held(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
-    ended = installed.update()
-    _is(ended, Outcome.STAGED)
-    assert 0 < ended.attempt.download_bytes == ended.attempt.patch_bytes < ended.attempt.full_bytes
+    result = installed.update()
+    _assert_result(result, Outcome.STAGED)
+    assert 0 < result.attempt.download_bytes == result.attempt.patch_bytes < result.attempt.full_bytes
     assert installed.update().outcome is Outcome.STAGED
-    assert site.bytes_sent("blobs/") == ended.attempt.patch_bytes, "what is staged is not fetched again"
+    assert site.bytes_sent("blobs/") == result.attempt.patch_bytes, "what is staged is not fetched again"
 
 
 def test_nothing_new_is_nothing_done(installed: DeviceUnderTest, site: Site) -> None:
-    _is(installed.update(), Outcome.NOTHING_NEW)
+    _assert_result(installed.update(), Outcome.NOTHING_NEW)
     assert site.bytes_sent("blobs/") == site.bytes_sent("envelopes/") == 0
 
 
@@ -65,58 +65,58 @@ def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
         data = bytearray((publisher.published / path).read_bytes())
         data[len(data) // 2] ^= 1
         site.faults.append(faulty_http_server.replace_body(path, bytes(data)))
-    _is(installed.update(), Outcome.REFUSED, "digest-mismatch")
-    _holds_1_0_0(installed, publisher)
+    _assert_result(installed.update(), Outcome.REFUSED, "digest-mismatch")
+    _assert_active_1_0_0(installed, publisher)
     site.faults.clear()
-    _is(installed.update(), Outcome.STAGED)
+    _assert_result(installed.update(), Outcome.STAGED)
 
 
 def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
-    site.faults.append(faulty_http_server.only_below("envelopes/content", _flip))
-    _is(installed.update(), Outcome.REFUSED, "not-authentic")
+    site.faults.append(faulty_http_server.only_below("envelopes/content", _flip_last_bit))
+    _assert_result(installed.update(), Outcome.REFUSED, "not-authentic")
     site.faults.clear()
-    _is(installed.update(), Outcome.STAGED)
+    _assert_result(installed.update(), Outcome.STAGED)
 
 
-def _flip(exchange: faulty_http_server.Exchange) -> bool:
+def _flip_last_bit(exchange: faulty_http_server.Exchange) -> bool:
     exchange.data = exchange.data[:-1] + bytes([exchange.data[-1] ^ 1])
     return False
 
 
 def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Site, tmp_path: Path) -> None:
-    stranger = DeviceUnderTest.create(tmp_path / "stranger", site.url, publisher.root)
-    ended = stranger.update()
-    _is(ended, Outcome.UNAVAILABLE, "envelope-missing")
-    assert "this device is not in epoch 1" in ended.detail
+    other_device = DeviceUnderTest.create(tmp_path / "stranger", site.url, publisher.root)
+    result = other_device.update()
+    _assert_result(result, Outcome.UNAVAILABLE, "envelope-missing")
+    assert "this device is not in epoch 1" in result.detail
 
 
 def test_an_unreachable_repository_leaves_everything_as_it_is(installed: DeviceUnderTest, publisher: Publisher) -> None:
     away = replace(installed.config, repository_url="http://127.0.0.1:9")
-    _is(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "download-failed")
-    _holds_1_0_0(installed, publisher)
+    _assert_result(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "download-failed")
+    _assert_active_1_0_0(installed, publisher)
 
 
 def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
-    _is(installed.update(), Outcome.UNFIT, "golden-mismatch")
+    _assert_result(installed.update(), Outcome.UNFIT, "golden-mismatch")
     sent = site.bytes_sent("blobs/")
-    _is(installed.update(), Outcome.REFUSED, "bundle-quarantined")
+    _assert_result(installed.update(), Outcome.REFUSED, "bundle-quarantined")
     assert site.bytes_sent("blobs/") == sent
-    _holds_1_0_0(installed, publisher)
+    _assert_active_1_0_0(installed, publisher)
     publisher.offer("1.1.0")
-    _is(installed.update(), Outcome.STAGED)
+    _assert_result(installed.update(), Outcome.STAGED)
 
 
 def test_a_rollout_that_is_not_for_this_device_waits(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0", percent_bp=0)
-    ended = installed.update()
-    _is(ended, Outcome.WAITING, "not-eligible")
-    assert "not-in-percentage" in ended.detail
+    result = installed.update()
+    _assert_result(result, Outcome.WAITING, "not-eligible")
+    assert "not-in-percentage" in result.detail
     publisher.offer("1.1.0", halted=True)
     assert "halted" in installed.update().detail
 
@@ -125,17 +125,17 @@ def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    _is(installed.update(), Outcome.STAGED)
+    _assert_result(installed.update(), Outcome.STAGED)
     publisher.withdraw("1.1.0")
-    _is(installed.update(), Outcome.REFUSED, "release-withdrawn")
-    _holds_1_0_0(installed, publisher)
+    _assert_result(installed.update(), Outcome.REFUSED, "release-withdrawn")
+    _assert_active_1_0_0(installed, publisher)
 
 
 def test_metered_connections_have_a_limit(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     metered = replace(installed.config.update, metered=True, metered_limit_bytes=10)
-    ended = installed.update(update=metered)
-    _is(ended, Outcome.UNAVAILABLE, "metered-limit-exceeded")
+    result = installed.update(update=metered)
+    _assert_result(result, Outcome.UNAVAILABLE, "metered-limit-exceeded")
     assert site.bytes_sent("blobs/") == 0
 
 
@@ -144,10 +144,10 @@ def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
 ) -> None:
     publisher.offer("1.1.0")
     monkeypatch.setattr(BundleStore, "free_bytes", lambda _self: 1000)
-    ended = installed.update()
-    _is(ended, Outcome.UNAVAILABLE, "no-space")
+    result = installed.update()
+    _assert_result(result, Outcome.UNAVAILABLE, "no-space")
     assert site.bytes_sent("blobs/") == 0
-    _holds_1_0_0(installed, publisher)
+    _assert_active_1_0_0(installed, publisher)
 
 
 def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
@@ -166,13 +166,13 @@ def test_a_download_goes_on_after_the_agent_was_cut_off(
         faulty_http_server.only_below("blobs/", faulty_http_server.only_first(1, faulty_http_server.cut_after(first)))
     ]
     site.faults.append(faulty_http_server.only_below("blobs/", faulty_http_server.respond_with_status(503)))
-    _is(installed.update(), Outcome.UNAVAILABLE, "download-failed")
+    _assert_result(installed.update(), Outcome.UNAVAILABLE, "download-failed")
     spooled = sum(path.stat().st_size for path in (installed.directory.root / "spool").glob("*.part"))
     assert spooled == first
     site.faults.clear()
-    ended = installed.update()
-    _is(ended, Outcome.STAGED)
-    assert ended.attempt.download_bytes == ended.attempt.patch_bytes - first
+    result = installed.update()
+    _assert_result(result, Outcome.STAGED)
+    assert result.attempt.download_bytes == result.attempt.patch_bytes - first
 
 
 def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: DeviceUnderTest, publisher: Publisher) -> None:
@@ -182,10 +182,10 @@ def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: DeviceUn
     for offset in range(2000, len(data), 500):
         data[offset] ^= 1
     sealed.write_bytes(data)
-    ended = installed.update()
-    _is(ended, Outcome.STAGED)
+    result = installed.update()
+    _assert_result(result, Outcome.STAGED)
     # the patch is in the spool already: it is cheapest to make its base anew, which heals the active bundle too
-    assert ended.attempt.states.count("patching") == 2
+    assert result.attempt.states.count("patching") == 2
     assert sealed.read_bytes() != bytes(data)
     journal = installed.journal()
     assert journal.persistent_state.damaged_bundles == ()
@@ -196,19 +196,19 @@ def test_a_release_for_another_channel_or_variant_is_told_apart(
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    _is(installed.update(channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
+    _assert_result(installed.update(channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
     other = replace(installed.config.update, variant="int4")
-    ended = installed.update(update=other)
-    _is(ended, Outcome.REFUSED, "no-variant")
-    assert "the release has fp32" in ended.detail
+    result = installed.update(update=other)
+    _assert_result(result, Outcome.REFUSED, "no-variant")
+    assert "the release has fp32" in result.detail
 
 
 def test_a_pack_on_a_stick_is_taken_like_a_server(
     installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
 ) -> None:
     publisher.offer("1.1.0")
-    ended = installed.update(repository_url=f"file://{publisher.published}")
-    _is(ended, Outcome.STAGED)
+    result = installed.update(repository_url=f"file://{publisher.published}")
+    _assert_result(result, Outcome.STAGED)
 
 
 def test_no_file_of_the_device_is_readable_by_others(installed: DeviceUnderTest) -> None:

@@ -9,7 +9,7 @@ from benchmarks.patch_rows import find_element_type, find_goal
 from benchmarks.patch_tables import format_costs, format_goals, format_sizes, replace_between_markers
 
 
-def row(pair: str, ours: int, peer: int) -> dict[str, Any]:
+def make_row(pair: str, ours: int, peer: int) -> dict[str, Any]:
     cost = {"cpu_s": 0.5, "peak_bytes": 4 << 20}
     sizes = {**dict.fromkeys(CODECS), "bsdiff4": peer, "airweights": ours}
     costs_of = {codec: cost if sizes[codec] else None for codec in CODECS}
@@ -41,17 +41,21 @@ def test_a_pair_has_the_goal_of_its_kind(pair: str, kind: str, goal: float | Non
 
 
 def test_a_missed_goal_is_named() -> None:
-    rows = [row("minilm-fine-tune-fp32", 70, 100), row("minilm-renamed-fp32", 71, 100), row("other", 2000, 900)]
+    rows = [
+        make_row("minilm-fine-tune-fp32", 70, 100),
+        make_row("minilm-renamed-fp32", 71, 100),
+        make_row("other", 2000, 900),
+    ]
     assert "| minilm-fine-tune-fp32 | 100,000,000 | 100 (bsdiff4) | 70 | 0.700 | 0.62 |" in format_sizes(rows)
     assert "| minilm-fine-tune-fp32 | 0.50 | 0.5 | 4 | 200 | 250 | 4.0 |" in format_costs(rows)
-    told = format_goals(rows, [{"target_bytes": 5 << 30, "peak_bytes": 13 << 20}])
+    table = format_goals(rows, [{"target_bytes": 5 << 30, "peak_bytes": 13 << 20}])
     for expected in (
         "minilm-fine-tune-fp32 (0.7; 0.62)",
         "| 1 of 1 |",
         "other (1.1e+03; 1.02e+03)",
         "5.00 GiB (13; 12)",
     ):
-        assert expected in told
+        assert expected in table
 
 
 def test_a_table_takes_its_place_and_nothing_else() -> None:

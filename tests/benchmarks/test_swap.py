@@ -15,7 +15,7 @@ FIGURES = {
 }
 
 
-def echo(elem_type: int, shape: list[int | str]) -> onnx.ModelProto:
+def make_echo_model(elem_type: int, shape: list[int | str]) -> onnx.ModelProto:
     """y is x."""
     value = helper.make_tensor_value_info
     node = helper.make_node("Identity", ["x"], ["y"])
@@ -34,7 +34,7 @@ def echo(elem_type: int, shape: list[int | str]) -> onnx.ModelProto:
 def test_swaps_of_any_kind_of_model_fail_no_request(
     isolation: str, elem_type: int, shape: list[int | str], tmp_path: Path
 ) -> None:
-    onnx.save(echo(elem_type, shape), tmp_path / "m.onnx")
+    onnx.save(make_echo_model(elem_type, shape), tmp_path / "m.onnx")
     out, plot = tmp_path / "out.json", tmp_path / "plot.png"
     words = ["--model", str(tmp_path / "m.onnx"), "--model", str(tmp_path / "m.onnx"), "--isolation", isolation]
     words += ["--swaps", "2", "--rate", "20", "--json", str(out), "--plot", str(plot)]

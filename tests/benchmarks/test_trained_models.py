@@ -11,7 +11,7 @@ from benchmarks import minilm, resnet, texts
 CLASSES = 3
 
 
-def small_encoder() -> minilm.Arrays:
+def make_small_encoder() -> minilm.Arrays:
     """Random parameters of MiniLM's shape, with a vocabulary of 40 pieces."""
     rng = np.random.default_rng(3)
     wide, inner = minilm.WIDTH, 1536
@@ -43,41 +43,41 @@ def small_encoder() -> minilm.Arrays:
     return out
 
 
-def tokens(count: int, length: int) -> texts.Tokens:
+def make_tokens(count: int, length: int) -> texts.Tokens:
     rng = np.random.default_rng(4)
     ids = rng.integers(0, 40, (count, length))
     mask = (np.arange(length) < rng.integers(2, length + 1, (count, 1))).astype(np.int64)
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def logits(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
+def run_logits(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(None, feed)[0]
     return found
 
 
 def test_what_lies_behind_the_mask_does_not_count() -> None:
-    model = minilm.build_onnx_model(small_encoder())
+    model = minilm.build_onnx_model(make_small_encoder())
     onnx.checker.check_model(model)
-    feed = tokens(2, 12)
+    feed = make_tokens(2, 12)
     feed["attention_mask"][:, 7:] = 0
-    whole, cut = logits(model, feed), logits(model, {name: array[:, :7] for name, array in feed.items()})
+    whole, cut = run_logits(model, feed), run_logits(model, {name: array[:, :7] for name, array in feed.items()})
     np.testing.assert_allclose(whole, cut, atol=1e-5)
     assert np.abs(whole[0] - whole[1]).max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_half_precision_files_are_valid(dtype: int) -> None:
-    model = minilm.build_onnx_model(small_encoder(), dtype)
+    model = minilm.build_onnx_model(make_small_encoder(), dtype)
     onnx.checker.check_model(model)
     assert {tensor.data_type for tensor in model.graph.initializer} == {dtype, TensorProto.INT64}
 
 
 def test_the_graph_says_what_the_trained_network_says() -> None:
     pytest.importorskip("torch", reason="PyTorch is absent (pip install -e '.[train]')")
-    feed = tokens(5, 9)
-    expected = minilm.classify(small_encoder(), texts.Part(feed, np.zeros(5, np.int64)))
-    np.testing.assert_allclose(logits(minilm.build_onnx_model(small_encoder()), feed), expected, atol=1e-4)
+    feed = make_tokens(5, 9)
+    expected = minilm.classify(make_small_encoder(), texts.Part(feed, np.zeros(5, np.int64)))
+    np.testing.assert_allclose(run_logits(minilm.build_onnx_model(make_small_encoder()), feed), expected, atol=1e-4)
 
 
 def test_folded_normalization_says_what_the_network_says() -> None:
@@ -89,7 +89,7 @@ def test_folded_normalization_says_what_the_network_says() -> None:
         network(torch.from_numpy(images))  # moves the running statistics
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(
-        logits(resnet.build_onnx_model(resnet._fold_normalization(network)), {"image": images}), expected, atol=1e-4
+        run_logits(resnet.build_onnx_model(resnet._fold_normalization(network)), {"image": images}), expected, atol=1e-4
     )
 
 

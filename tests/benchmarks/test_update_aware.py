@@ -14,23 +14,23 @@ from tests.support import tiny_models
 from tests.support.model_pairs import fine_tune
 
 
-def inputs(path: Path, count: int, seed: int) -> Path:
+def write_inputs(path: Path, count: int, seed: int) -> Path:
     """An `.npz` without a batch axis, as most people save one."""
     ids = np.random.default_rng(seed).integers(0, 50, (count, 12))
     np.savez(path, allow_pickle=False, input_ids=ids, attention_mask=np.ones((count, 12), np.int64))
     return path
 
 
-def measured(
+def run_benchmark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: onnx.ModelProto, new: onnx.ModelProto, *words: str
 ) -> dict[str, Any]:
-    calibration, held = inputs(tmp_path / "c.npz", 160, 1), inputs(tmp_path / "h.npz", 60, 2)
+    calibration, held_out = write_inputs(tmp_path / "c.npz", 160, 1), write_inputs(tmp_path / "h.npz", 60, 2)
     out = tmp_path / "out.json"
     files = [
         tiny_models.save(old, tmp_path / "old.onnx"),
         tiny_models.save(new, tmp_path / "new.onnx"),
         calibration,
-        held,
+        held_out,
         out,
     ]
     flags = ("--base", "--new", "--calibration", "--held", "--json")
@@ -44,7 +44,7 @@ def measured(
 def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.text_encoder(width=96)
     monkeypatch.setattr(update_aware_table, "EXTRA_RATE_FACTORS", (0.25,))
-    found = measured(tmp_path, monkeypatch, model, fine_tune(model, 1, 0.01))
+    found = run_benchmark(tmp_path, monkeypatch, model, fine_tune(model, 1, 0.01))
     assert found.keys() >= {"baseline", "unchanged_base", "curve", "chosen", "cpu_s", "peak_bytes"}
     assert found["baseline"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
     keys = {"rate_weight", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}
@@ -59,7 +59,7 @@ def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.M
 def test_another_graph_is_no_update_and_costs_no_more_than_the_ordinary_patch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measured(
+    found = run_benchmark(
         tmp_path, monkeypatch, tiny_models.text_encoder(layers=2), tiny_models.text_encoder(layers=1), "--no-curve"
     )
     assert found["chosen"]["method"] == "baseline"

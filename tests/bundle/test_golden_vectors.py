@@ -28,7 +28,7 @@ def test_every_dtype_and_shape_comes_back(dtypes: list[str], samples: int) -> No
             np.testing.assert_array_equal(sample.outputs[name], tensor)
 
 
-def with_header(header: str, body: bytes = b"") -> bytes:
+def replace_header(header: str, body: bytes = b"") -> bytes:
     return struct.pack("<Q", len(header)) + header.encode() + body
 
 
@@ -38,16 +38,16 @@ def with_header(header: str, body: bytes = b"") -> bytes:
         b"",
         b"1234567",
         struct.pack("<Q", 2**63) + b"{}",
-        with_header("[]"),
-        with_header("{}"),
-        with_header('{"a":{}}'),
-        with_header('{"0001.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
-        with_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"123"),
-        with_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"12345"),
-        with_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"12345678"),
-        with_header('{"0000.in.x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"1234"),
-        with_header('{"0000.in.x":{"dtype":"OBJECT","shape":[1],"data_offsets":[0,4]}}', b"1234"),
-        with_header(
+        replace_header("[]"),
+        replace_header("{}"),
+        replace_header('{"a":{}}'),
+        replace_header('{"0001.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+        replace_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"123"),
+        replace_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"12345"),
+        replace_header('{"0000.in.x":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', b"12345678"),
+        replace_header('{"0000.in.x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}', b"1234"),
+        replace_header('{"0000.in.x":{"dtype":"OBJECT","shape":[1],"data_offsets":[0,4]}}', b"1234"),
+        replace_header(
             '{"0000.in.x":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}',
         ),
     ],

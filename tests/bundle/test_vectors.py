@@ -30,19 +30,19 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
 }
 
 
-def expected(kind: str) -> dict[str, str | None]:
+def read_expected(kind: str) -> dict[str, str | None]:
     found: dict[str, str | None] = json.loads((FOLDER / kind / "expected").read_text())
     return found
 
 
-def cases(*kinds: str) -> list[tuple[str, str]]:
-    return [(kind, name) for kind in kinds for name in expected(kind)]
+def list_cases(*kinds: str) -> list[tuple[str, str]]:
+    return [(kind, name) for kind in kinds for name in read_expected(kind)]
 
 
-@pytest.mark.parametrize(("kind", "name"), cases(*READERS))
+@pytest.mark.parametrize(("kind", "name"), list_cases(*READERS))
 def test_a_document_vector_is_read_or_refused_with_its_reason(kind: str, name: str) -> None:
     data = (FOLDER / kind / f"{name}.json").read_bytes()
-    reason = expected(kind)[name]
+    reason = read_expected(kind)[name]
     if reason is None:
         parsed = READERS[kind](data)
         if kind != "enrollment":
@@ -64,10 +64,10 @@ def test_every_document_reader_refuses_the_documents_of_the_others(kind: str) ->
                 READERS[kind]((FOLDER / other / "good.json").read_bytes())
 
 
-@pytest.mark.parametrize("name", [name for _, name in cases("frames")])
+@pytest.mark.parametrize("name", [name for _, name in list_cases("frames")])
 def test_a_frame_vector_is_opened_or_refused_with_its_reason(name: str) -> None:
     data = (FOLDER / "frames" / f"{name}.bin").read_bytes()
-    outcome = expected("frames")[name]
+    outcome = read_expected("frames")[name]
 
     def forward() -> bytes:
         return FrameReader(io.BytesIO(data), sealed.KEY, sealed.CONTEXT).read(1 << 20)
@@ -85,10 +85,10 @@ def test_a_frame_vector_is_opened_or_refused_with_its_reason(name: str) -> None:
             assert refused.value.reason == outcome, read
 
 
-@pytest.mark.parametrize("name", [name for _, name in cases("envelope")])
+@pytest.mark.parametrize("name", [name for _, name in list_cases("envelope")])
 def test_an_envelope_vector_is_opened_or_refused_with_its_reason(name: str) -> None:
     data = (FOLDER / "envelope" / f"{name}.bin").read_bytes()
-    outcome = expected("envelope")[name]
+    outcome = read_expected("envelope")[name]
     if outcome is None:
         assert open_envelope(data, sealed.PRIVATE, sealed.ENVELOPE_CONTEXT) == sealed.SECRET
         return
@@ -100,12 +100,12 @@ def test_an_envelope_vector_is_opened_or_refused_with_its_reason(name: str) -> N
 def test_the_generators_still_make_the_vectors_that_are_here() -> None:
     for kind, make in documents.GENERATORS.items():
         made = make()
-        assert {name: reason for name, (_, reason) in made.items()} == expected(kind)
+        assert {name: reason for name, (_, reason) in made.items()} == read_expected(kind)
         for name, (data, _) in made.items():
             assert (FOLDER / kind / f"{name}.json").read_bytes() == data, (kind, name)
     for name, (data, _) in sealed.frames().items():
         assert (FOLDER / "frames" / f"{name}.bin").read_bytes() == data, name
-    assert set(sealed.envelopes()) == set(expected("envelope"))
+    assert set(sealed.envelopes()) == set(read_expected("envelope"))
 
 
 def test_nesting_is_bounded_whatever_it_is_made_of() -> None:

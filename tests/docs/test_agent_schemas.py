@@ -23,13 +23,13 @@ class Agent:
     def __init__(self, folder: Path) -> None:
         self._words = [sys.executable, "-P", "-m", "device_agent", "--config", str(folder / "device.toml")]
 
-    def says(self, *words: str, code: int = 0) -> Any:
+    def run(self, *words: str, code: int = 0) -> Any:
         """The object that a command prints."""
         done = subprocess.run([*self._words, *words, "--json"], capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout or done.stderr)
 
-    def start(self, log: Path) -> subprocess.Popen[str]:
+    def start_daemon(self, log: Path) -> subprocess.Popen[str]:
         """The daemon."""
         with log.open("w") as stream:
             return subprocess.Popen([*self._words, "run"], stdin=subprocess.DEVNULL, stderr=stream, text=True)
@@ -50,8 +50,8 @@ def agent(tmp_path: Path) -> Agent:
         "--directory": tmp_path / "device",
         "--listen": f"unix:{tmp_path}/s",
     }
-    check_schema("agent-init", agent.says("init", *[str(word) for pair in where.items() for word in pair]))
-    enrollment = agent.says("enroll", "--output", str(tmp_path / "request.json"))
+    check_schema("agent-init", agent.run("init", *[str(word) for pair in where.items() for word in pair]))
+    enrollment = agent.run("enroll", "--output", str(tmp_path / "request.json"))
     check_schema("agent-enroll", enrollment)
     request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])
     assert run_packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
@@ -59,30 +59,30 @@ def agent(tmp_path: Path) -> Agent:
 
 
 def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
-    check_schema("agent-check-config", agent.says("check-config"))
-    check_schema("agent-status", agent.says("status"))
-    check_schema("agent-pause", agent.says("pause"))
-    check_schema("error", agent.says("update", code=4))
-    check_schema("agent-pause", agent.says("resume"))
-    check_schema("agent-update", agent.says("update"))
-    check_schema("agent-status", agent.says("status"))
-    check_schema("agent-history", agent.says("history"))
-    check_schema("agent-plan", agent.says("plan"))
-    check_schema("agent-bench", agent.says("bench", "--seconds", "0.3"))
-    check_schema("agent-adapter", agent.says("adapter", "list"))
-    check_schema("agent-quarantine-list", agent.says("quarantine", "list"))
-    check_schema("agent-quarantine-clear", agent.says("quarantine", "clear"))
-    check_schema("error", agent.says("rollback", code=2))
-    daemon = agent.start(tmp_path / "log")
+    check_schema("agent-check-config", agent.run("check-config"))
+    check_schema("agent-status", agent.run("status"))
+    check_schema("agent-pause", agent.run("pause"))
+    check_schema("error", agent.run("update", code=4))
+    check_schema("agent-pause", agent.run("resume"))
+    check_schema("agent-update", agent.run("update"))
+    check_schema("agent-status", agent.run("status"))
+    check_schema("agent-history", agent.run("history"))
+    check_schema("agent-plan", agent.run("plan"))
+    check_schema("agent-bench", agent.run("bench", "--seconds", "0.3"))
+    check_schema("agent-adapter", agent.run("adapter", "list"))
+    check_schema("agent-quarantine-list", agent.run("quarantine", "list"))
+    check_schema("agent-quarantine-clear", agent.run("quarantine", "clear"))
+    check_schema("error", agent.run("rollback", code=2))
+    daemon = agent.start_daemon(tmp_path / "log")
     try:
         asked = 0
-        while not (status := agent.says("status"))["serving"]:
+        while not (status := agent.run("status"))["serving"]:
             asked += 1
             assert daemon.poll() is None, (tmp_path / "log").read_text()
             assert asked < START_LIMIT_S, (tmp_path / "log").read_text()
         check_schema("agent-status", status)
-        check_schema("agent-update", agent.says("update"))
-        check_schema("agent-history", agent.says("history"))
+        check_schema("agent-update", agent.run("update"))
+        check_schema("agent-history", agent.run("history"))
     finally:
         os.kill(daemon.pid, signal.SIGTERM)
         daemon.wait(30)

@@ -25,7 +25,7 @@ from keys.registry import Registry
 REPOSITORY = "a" * 64
 
 
-class Identity:
+class DeviceKeys:
     """What a device makes for itself."""
 
     def __init__(self, label: str) -> None:
@@ -36,7 +36,7 @@ class Identity:
         )
 
     @property
-    def file(self) -> bytes:
+    def request_file(self) -> bytes:
         return self.request.encode(self.signing)
 
 
@@ -46,14 +46,14 @@ def registry(tmp_path: Path) -> Registry:
 
 
 def test_a_request_comes_back_whole_and_proves_its_keys() -> None:
-    device = Identity("cam-1")
-    parsed = parse_enrollment(device.file)
+    device = DeviceKeys("cam-1")
+    parsed = parse_enrollment(device.request_file)
     assert parsed == device.request
     assert len(parsed.fingerprint.split()) == 10
 
 
 def test_any_flipped_byte_of_a_request_is_refused() -> None:
-    data = Identity("cam-1").file
+    data = DeviceKeys("cam-1").request_file
     for place in range(0, len(data), 5):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         with pytest.raises(Refused):
@@ -61,8 +61,8 @@ def test_any_flipped_byte_of_a_request_is_refused() -> None:
 
 
 def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
-    device, other = Identity("cam-1"), Identity("cam-2")
-    fields = strict_json.decode(device.file, what="request", max_bytes=10**6)
+    device, other = DeviceKeys("cam-1"), DeviceKeys("cam-2")
+    fields = strict_json.decode(device.request_file, what="request", max_bytes=10**6)
     assert isinstance(fields, dict)
     for changed in ({"x_wing_public": other.request.x_wing_public.hex()}, {"device_id": other.request.device_id}):
         with pytest.raises(EnrollmentRefused):
@@ -79,8 +79,8 @@ def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
 
 
 def test_a_device_is_admitted_with_its_fingerprint_only(registry: Registry) -> None:
-    device = Identity("cam-1")
-    request = parse_enrollment(device.file)
+    device = DeviceKeys("cam-1")
+    request = parse_enrollment(device.request_file)
     with pytest.raises(FingerprintMismatch) as mismatch:
         registry.enroll(request, "default", "0000 " * 10)
     assert request.fingerprint in mismatch.value.message
@@ -91,12 +91,12 @@ def test_a_device_is_admitted_with_its_fingerprint_only(registry: Registry) -> N
 
 
 def test_the_same_request_again_changes_nothing_and_the_label_is_taken(registry: Registry) -> None:
-    device = Identity("cam-1")
+    device = DeviceKeys("cam-1")
     first = registry.enroll(device.request, "default", device.request.fingerprint)
     digest = registry.digest()
     assert registry.enroll(device.request, "default", device.request.fingerprint) == first
     assert registry.digest() == digest
-    impostor = Identity("cam-1")
+    impostor = DeviceKeys("cam-1")
     with pytest.raises(EnrollmentRefused) as refused:
         registry.enroll(impostor.request, "default", impostor.request.fingerprint)
     assert refused.value.reason == "enrollment-refused"
@@ -104,7 +104,7 @@ def test_the_same_request_again_changes_nothing_and_the_label_is_taken(registry:
 
 
 def test_a_revoked_device_stays_known_and_out(registry: Registry) -> None:
-    device = Identity("cam-1")
+    device = DeviceKeys("cam-1")
     registry.enroll(device.request, "default", device.request.fingerprint)
     registry.revoke("cam-1")
     assert registry.members("default") == ()
@@ -116,7 +116,7 @@ def test_a_revoked_device_stays_known_and_out(registry: Registry) -> None:
 
 def test_the_registry_file_is_read_strictly(registry: Registry) -> None:
     for label in ("cam-1", "cam-2", "cam-3"):
-        request = Identity(label).request
+        request = DeviceKeys(label).request
         registry.enroll(request, "default", request.fingerprint)
     registry.save()
     again = Registry(registry.path)
@@ -130,7 +130,7 @@ def test_the_registry_file_is_read_strictly(registry: Registry) -> None:
 
 
 def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:
-    devices = [Identity(f"cam-{n}") for n in range(3)]
+    devices = [DeviceKeys(f"cam-{n}") for n in range(3)]
     cohort_key = generate_private_key()
     cohort = Cohort("default", 3, derive_public_key(cohort_key))
     put: dict[str, bytes] = {}
@@ -157,7 +157,7 @@ def test_an_epoch_is_the_same_in_parallel() -> None:
 
     cohort_key = generate_private_key()
     cohort = Cohort("default", 1, derive_public_key(cohort_key))
-    public = Identity("cam").request.x_wing_public
+    public = DeviceKeys("cam").request.x_wing_public
     devices = [public] * cohorts.MIN_PARALLEL_DEVICES
     done: list[tuple[int, int]] = []
     count = seal_epoch(

@@ -13,7 +13,7 @@ POST_QUANTUM: list[Key] = [CryptoSigner.generate_mldsa().public_key for _ in ran
 HARDWARE: Key = CryptoSigner.generate_ecdsa().public_key
 
 
-def under_another_id(key: Key) -> Key:
+def copy_with_other_id(key: Key) -> Key:
     return SSlibKey("f" * 64, key.keytype, key.scheme, dict(key.keyval))
 
 
@@ -35,7 +35,7 @@ def test_a_threshold_is_sound_exactly_if_no_kind_meets_it_alone(
 
 
 def test_one_key_under_two_ids_counts_once() -> None:
-    twice = [CLASSICAL[0], POST_QUANTUM[0], under_another_id(POST_QUANTUM[0])]
+    twice = [CLASSICAL[0], POST_QUANTUM[0], copy_with_other_id(POST_QUANTUM[0])]
     counted = collect_role_keys("snapshot", twice, 2)
     assert (counted.classical_count, counted.post_quantum_count) == (1, 1)
     with pytest.raises(ThresholdInvalid) as error:

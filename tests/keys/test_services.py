@@ -58,26 +58,26 @@ def test_no_such_key_no_permission_no_answer_are_told_without_the_token(
     transit: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signer = load_signer("hv:release", None)
-    said = []
+    result = []
     with pytest.raises(KeyServiceUnavailable) as missing:
         load_signer("hv:another", None)
-    said.append(missing.value)
+    result.append(missing.value)
     transit.is_sealed = True
     with pytest.raises(KeyServiceUnavailable) as sealed:
         signer.sign(MESSAGE)
     assert "sealed" in sealed.value.message
-    said.append(sealed.value)
+    result.append(sealed.value)
     transit.is_sealed = False
     monkeypatch.setenv("VAULT_TOKEN", f"{TOKEN}-wrong")
     with pytest.raises(KeyServiceUnavailable) as denied:
         load_signer("hv:release", None)
     assert "permission denied" in denied.value.message
-    said.append(denied.value)
+    result.append(denied.value)
     monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:1")
     with pytest.raises(KeyServiceUnavailable) as silent:
         load_signer("hv:release", None)
-    said.append(silent.value)
-    for error in said:
+    result.append(silent.value)
+    for error in result:
         assert error.reason == "key-service-unavailable"
         assert error.message.startswith("hv:")
         assert "\n" not in error.message

@@ -10,6 +10,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> ReleaseSite:
     """Releases 1.0.0 and 1.1.0 are published; tests must not change it."""
     made = create_site(tmp_path_factory.mktemp("site"))
     for version in ("1.0.0", "1.1.0"):
-        said = made.release(f"{version}.toml", "--json")
-        assert said.code == 0, said.stderr
+        result = made.release(f"{version}.toml", "--json")
+        assert result.code == 0, result.stderr
     return made

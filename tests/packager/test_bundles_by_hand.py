@@ -12,7 +12,7 @@ from tests.support import tiny_models
 from tests.support.packager_cli import assert_refused, read_all_files, run_packager
 
 
-def make_models() -> None:
+def write_models() -> None:
     """Two models and what belongs to them, in the folder where the test is."""
     for seed, name in enumerate(("old", "new")):
         onnx.save(tiny_models.mlp(seed), f"{name}.onnx")
@@ -25,12 +25,12 @@ def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, a bundle and a patch, and damaged ones of each."""
     folder = tmp_path_factory.mktemp("damages")
     with contextlib.chdir(folder):
-        make_models()
+        write_models()
         data = Path("old.onnx").read_bytes()
         Path("cut.onnx").write_bytes(data[: len(data) // 2])
         onnx.save(tiny_models.mlp(), "lost.onnx", save_as_external_data=True, location="lost.bin", size_threshold=0)
         Path("lost.bin").unlink()
-        build("old", "OLD", "--golden", 0)
+        build_bundle("old", "OLD", "--golden", 0)
         run_packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p")
         patch = Path("p").read_bytes()
         Path("cut.p").write_bytes(patch[:-20])
@@ -54,20 +54,20 @@ def damaged(damages: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two models, where commands run."""
     monkeypatch.chdir(tmp_path)
-    make_models()
+    write_models()
     return tmp_path
 
 
-def build(name: str, out: str, *more: object) -> dict[str, object]:
-    said = run_packager("bundle", "build", f"{name}.onnx", "-o", out, "--family", "kws", "--json", *more)
-    assert said.code == 0, said.stderr
-    found: dict[str, object] = said.json
+def build_bundle(name: str, out: str, *more: object) -> dict[str, object]:
+    result = run_packager("bundle", "build", f"{name}.onnx", "-o", out, "--family", "kws", "--json", *more)
+    assert result.code == 0, result.stderr
+    found: dict[str, object] = result.json
     return found
 
 
 def test_a_bundle_is_built_diffed_and_made_again_from_the_patch(place: Path) -> None:
-    old = build("old", "OLD", "--file", "labels=labels.txt", "--inputs", "inputs.npz")
-    new = build("new", "NEW", "--file", "labels=labels.txt", "--inputs", "inputs.npz", "--version", "1.1")
+    old = build_bundle("old", "OLD", "--file", "labels=labels.txt", "--inputs", "inputs.npz")
+    new = build_bundle("new", "NEW", "--file", "labels=labels.txt", "--inputs", "inputs.npz", "--version", "1.1")
     assert old["bundle"] != new["bundle"]
     diffed = run_packager("bundle", "diff", "OLD", "NEW", "-o", "p", "--json")
     assert diffed.code == 0, diffed.stderr
@@ -78,7 +78,7 @@ def test_a_bundle_is_built_diffed_and_made_again_from_the_patch(place: Path) -> 
 
 
 def test_from_nothing_is_written_as_a_dash(place: Path) -> None:
-    new = build("new", "NEW", "--golden", 0)
+    new = build_bundle("new", "NEW", "--golden", 0)
     assert run_packager("bundle", "diff", "-", "NEW", "-o", "p").code == 0
     assert run_packager("bundle", "apply", "-", "p", "-o", "MADE", "--json").json["bundle"] == new["bundle"]
     assert new["golden_tolerance_ppm"] is None
@@ -91,7 +91,7 @@ def test_single_files_are_diffed_too(place: Path) -> None:
 
 
 def test_every_kind_of_place_is_shown(place: Path) -> None:
-    build("old", "OLD")
+    build_bundle("old", "OLD")
     run_packager("bundle", "diff", "-", "OLD", "-o", "p")
     for name, kind, word in (("OLD", "bundle", "model.onnx"), ("p", "patch", "full download")):
         assert run_packager("bundle", "inspect", name, "--json").json["kind"] == kind
@@ -153,8 +153,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     before = read_all_files(damaged)
     assert_refused(run_packager(*words, "--json"), code=code, reason=reason, words=(message,))
-    told = run_packager(*words)
-    assert told.code == code
-    assert told.stderr.startswith("error: ")
-    assert "Traceback" not in told.stderr
+    refused = run_packager(*words)
+    assert refused.code == code
+    assert refused.stderr.startswith("error: ")
+    assert "Traceback" not in refused.stderr
     assert read_all_files(damaged) == before

@@ -15,7 +15,7 @@ from tests.support.release_fixtures import ReleaseSite
 HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
+def list_commands() -> Iterator[tuple[str, click.Command]]:
     """Every command below the root, with its words."""
 
     def walk(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
@@ -41,7 +41,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
     lines = ["import sys", "from packager.commands.root import main", f"heavy = {HEAVY}"]
-    for words, _ in commands():
+    for words, _ in list_commands():
         lines.append(f"assert main({[*words.split(), '--help']!r}) == 0")
         lines.append(f"assert not set(heavy) & set(sys.modules), ({words!r}, set(heavy) & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
@@ -49,15 +49,15 @@ def test_help_of_every_command_imports_nothing_heavy() -> None:
 
 
 def test_every_command_has_json_and_documents_its_exit_status() -> None:
-    for words, command in commands():
+    for words, command in list_commands():
         assert "--json" in [option for parameter in command.params for option in parameter.opts], words
         assert "Exit status" in (command.help or ""), words
 
 
 def test_version_is_told() -> None:
-    said = run_packager("--version")
-    assert said.code == 0
-    assert said.stdout.startswith("packager, version ")
+    result = run_packager("--version")
+    assert result.code == 0
+    assert result.stdout.startswith("packager, version ")
 
 
 @pytest.mark.parametrize(
@@ -72,10 +72,10 @@ def test_version_is_told() -> None:
     ],
 )
 def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str) -> None:
-    said = run_packager(*words)
-    assert said.code == 2
-    assert said.stdout == ""
-    error, hint = said.stderr.splitlines()
+    result = run_packager(*words)
+    assert result.code == 2
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()
     assert error.startswith("error: ")
     assert found in error
     assert hint.startswith("hint: run `packager")
@@ -83,9 +83,9 @@ def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str)
 
 
 def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> None:
-    said = run_packager()
-    assert (said.code, said.stdout) == (2, "")
-    assert "Commands:" in said.stderr
+    result = run_packager()
+    assert (result.code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -95,6 +95,8 @@ def test_a_model_is_never_written_over_itself(site: ReleaseSite, tmp_path: Path,
     model.write_bytes((site.folder / "1.0.0.onnx").read_bytes())
     out = tmp_path / "out.onnx"
     out.symlink_to(model)
-    said = run_packager(command, model, "-o", out if link else model, "--inputs", site.folder / "inputs.npz", "--json")
-    assert (said.code, said.error["reason"]) == (2, "output-exists")
+    result = run_packager(
+        command, model, "-o", out if link else model, "--inputs", site.folder / "inputs.npz", "--json"
+    )
+    assert (result.code, result.error["reason"]) == (2, "output-exists")
     assert model.read_bytes() == (site.folder / "1.0.0.onnx").read_bytes()

@@ -25,20 +25,20 @@ MODELS = {
 }
 
 
-def answers(model: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_model(model: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(str(model))
     names = [out.name for out in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def rehearsed(model: Path) -> tuple[tuple[GoldenSample, ...], list[dict[str, np.ndarray]]]:
+def make_golden_and_other_inputs(model: Path) -> tuple[tuple[GoldenSample, ...], list[dict[str, np.ndarray]]]:
     samples = list(random_samples(model, 6, seed=3))
-    return tuple(GoldenSample(sample, answers(model, sample)) for sample in samples[:3]), samples[3:]
+    return tuple(GoldenSample(sample, run_model(model, sample)) for sample in samples[:3]), samples[3:]
 
 
-def is_right(model: Path, sample: GoldenSample) -> bool:
+def matches_golden(model: Path, sample: GoldenSample) -> bool:
     try:
-        check_outputs(answers(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
+        check_outputs(run_model(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
     except GoldenMismatch:
         return False
     return True
@@ -47,29 +47,29 @@ def is_right(model: Path, sample: GoldenSample) -> bool:
 @pytest.mark.parametrize("name", MODELS)
 def test_damaged_weights_are_wrong_on_a_golden_sample(name: str, tmp_path: Path) -> None:
     model = tiny_models.save(MODELS[name](), tmp_path / "m.onnx")
-    golden, _ = rehearsed(model)
+    golden, _ = make_golden_and_other_inputs(model)
     apply_drill("damaged-weights", model, golden)
-    assert not all(is_right(model, sample) for sample in golden)
+    assert not all(matches_golden(model, sample) for sample in golden)
 
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"constant_answer"}))
 def test_live_nan_keeps_the_golden_answers_and_spoils_the_others(name: str, tmp_path: Path) -> None:
     model = tiny_models.save(MODELS[name](), tmp_path / "m.onnx")
-    golden, others = rehearsed(model)
+    golden, others = make_golden_and_other_inputs(model)
     apply_drill("live-nan", model, golden)
     for sample in golden:
-        check_outputs(answers(model, sample.inputs), sample, tolerance_ppm=1, where="golden")
+        check_outputs(run_model(model, sample.inputs), sample, tolerance_ppm=1, where="golden")
     for inputs in others:
-        assert any(np.isnan(out).any() for out in answers(model, inputs).values() if out.dtype.kind == "f")
+        assert any(np.isnan(out).any() for out in run_model(model, inputs).values() if out.dtype.kind == "f")
 
 
 def test_external_data_stays_beside_the_model(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
     onnx.save_model(tiny_models.mlp(), model, save_as_external_data=True, location="m.data", size_threshold=0)
-    golden, _ = rehearsed(model)
+    golden, _ = make_golden_and_other_inputs(model)
     apply_drill("damaged-weights", model, golden)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.data", "m.onnx"]
-    assert not is_right(model, golden[0])
+    assert not matches_golden(model, golden[0])
 
 
 def test_an_unknown_drill_is_refused(tmp_path: Path) -> None:

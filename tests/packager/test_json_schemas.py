@@ -19,11 +19,11 @@ def test_a_schema_is_a_schema(path: Path) -> None:
 
 
 def test_a_release(site: ReleaseSite) -> None:
-    said = site.release("1.2.0.toml", "--dry-run", "--json")
-    assert said.code == 0, said.stderr
-    assert said.stderr == ""
-    check_schema("release", said.json)
-    assert said.json["published"] is False
+    result = site.release("1.2.0.toml", "--dry-run", "--json")
+    assert result.code == 0, result.stderr
+    assert result.stderr == ""
+    check_schema("release", result.json)
+    assert result.json["published"] is False
 
 
 def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
@@ -52,36 +52,36 @@ def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
 )
 def test_published_files_can_be_inspected(site: ReleaseSite, pattern: str, kind: str) -> None:
     for place in (site.folder / "repo" / "published").glob(pattern):
-        said = run_packager("bundle", "inspect", place, "--json")
-        assert said.code == 0, said.stderr
-        assert said.json["kind"] == kind
-        check_schema("bundle-inspect", said.json)
+        result = run_packager("bundle", "inspect", place, "--json")
+        assert result.code == 0, result.stderr
+        assert result.json["kind"] == kind
+        check_schema("bundle-inspect", result.json)
         assert run_packager("bundle", "inspect", place).stdout.count("\n") >= 1
 
 
 def test_a_kept_bundle_is_verified_against_the_published_manifest(site: ReleaseSite) -> None:
     manifest = site.published("targets/bundles/kws/*.1.1.0.json")
     bundle = run_packager("bundle", "inspect", manifest, "--json").json["bundles"]["int8"]
-    kept = site.folder / "repo" / "private" / "bundles" / "kws" / bundle
-    said = run_packager("bundle", "verify", kept, manifest, "int8", "--json")
-    assert said.code == 0, said.stderr
-    check_schema("bundle-verify", said.json)
-    other = run_packager("bundle", "verify", kept, manifest, "fp32", "--json")
+    stored = site.folder / "repo" / "private" / "bundles" / "kws" / bundle
+    result = run_packager("bundle", "verify", stored, manifest, "int8", "--json")
+    assert result.code == 0, result.stderr
+    check_schema("bundle-verify", result.json)
+    other = run_packager("bundle", "verify", stored, manifest, "fp32", "--json")
     assert (other.code, other.error["reason"]) == (3, "bundle-mismatch")
-    unknown = run_packager("bundle", "verify", kept, manifest, "int4", "--json")
+    unknown = run_packager("bundle", "verify", stored, manifest, "int4", "--json")
     assert (unknown.code, unknown.error["reason"]) == (2, "variant-unknown")
     assert "fp32, int8" in unknown.error["message"]
 
 
 def test_quantize_and_compare(site: ReleaseSite, tmp_path: Path) -> None:
     model, inputs = site.folder / "1.0.0.onnx", site.folder / "inputs.npz"
-    said = run_packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
-    check_schema("quantize", said.json)
+    result = run_packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
+    check_schema("quantize", result.json)
     check_schema(
         "compare", run_packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json
     )
 
 
 def test_an_error(site: ReleaseSite) -> None:
-    said = run_packager("bundle", "inspect", site.folder / "none", "--json")
-    check_schema("error", json.loads(said.stderr))
+    result = run_packager("bundle", "inspect", site.folder / "none", "--json")
+    check_schema("error", json.loads(result.stderr))

@@ -20,41 +20,48 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def done(*words: object) -> CommandResult:
+def run_successfully(*words: object) -> CommandResult:
     """A command that succeeds."""
-    said = run_packager(*words, "--json")
-    assert said.code == 0, said.stderr
-    return said
+    result = run_packager(*words, "--json")
+    assert result.code == 0, result.stderr
+    return result
 
 
 def test_keys(here: Path) -> None:
-    check_schema("keys-new", done("keys", "new", "k.key", "--algorithm", "ml-dsa-65").json)
-    check_schema("keys-show", done("keys", "show", "k.key").json)
-    check_schema("keys-public", done("keys", "public", "k.key", "-o", "k.pem").json)
-    assert done("keys", "show", "k.pem").json["key_id"] == done("keys", "show", "k.key").json["key_id"]
-    check_schema("keys-check", done("keys", "check", "k.key").json)
+    check_schema("keys-new", run_successfully("keys", "new", "k.key", "--algorithm", "ml-dsa-65").json)
+    check_schema("keys-show", run_successfully("keys", "show", "k.key").json)
+    check_schema("keys-public", run_successfully("keys", "public", "k.key", "-o", "k.pem").json)
+    assert (
+        run_successfully("keys", "show", "k.pem").json["key_id"]
+        == run_successfully("keys", "show", "k.key").json["key_id"]
+    )
+    check_schema("keys-check", run_successfully("keys", "check", "k.key").json)
 
 
 def test_repository_and_rollouts(here: Path) -> None:
     site = create_site(here)
-    again = done("repo", "init", "other", "--keys", "other-keys", "--family", "ocr")
+    again = run_successfully("repo", "init", "other", "--keys", "other-keys", "--family", "ocr")
     check_schema("repo-init", again.json)
     repo = ("--repo", "repo")
     keys = (*repo, "--keys", "keys")
     assert site.release("small-1.0.0.toml", "--until", "sign").code == 0
-    check_schema("repo-status", done("repo", "status", *repo).json)
-    check_schema("repo-sign", done("repo", "sign", *keys).json)
-    check_schema("repo-publish", done("repo", "publish", *repo).json)
-    check_schema("repo-publish", done("repo", "refresh", *keys).json)
-    check_schema("repo-status", done("repo", "verify", *repo).json)
-    check_schema("rollout-change", done("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json)
-    check_schema("rollout-change", done("rollout", "halt", "kws", "stable", *keys).json)
-    check_schema("rollout-status", done("rollout", "status", *repo).json)
+    check_schema("repo-status", run_successfully("repo", "status", *repo).json)
+    check_schema("repo-sign", run_successfully("repo", "sign", *keys).json)
+    check_schema("repo-publish", run_successfully("repo", "publish", *repo).json)
+    check_schema("repo-publish", run_successfully("repo", "refresh", *keys).json)
+    check_schema("repo-status", run_successfully("repo", "verify", *repo).json)
+    check_schema(
+        "rollout-change", run_successfully("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json
+    )
+    check_schema("rollout-change", run_successfully("rollout", "halt", "kws", "stable", *keys).json)
+    check_schema("rollout-status", run_successfully("rollout", "status", *repo).json)
     assert site.release("small-1.1.0.toml").code == 0
-    check_schema("patch-add", done("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
-    check_schema("repo-withdraw", done("repo", "withdraw", "kws", "1.0.0", *repo).json)
-    check_schema("repo-unstage", done("repo", "unstage", *repo).json)
-    check_schema("repo-collect-garbage", done("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json)
+    check_schema("patch-add", run_successfully("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
+    check_schema("repo-withdraw", run_successfully("repo", "withdraw", "kws", "1.0.0", *repo).json)
+    check_schema("repo-unstage", run_successfully("repo", "unstage", *repo).json)
+    check_schema(
+        "repo-collect-garbage", run_successfully("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json
+    )
 
 
 def test_devices(here: Path) -> None:
@@ -69,8 +76,9 @@ def test_devices(here: Path) -> None:
     Path("request.json").write_bytes(request.encode(signing))
     keys = ("--repo", "repo", "--keys", "keys")
     check_schema(
-        "device-change", done("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json
+        "device-change",
+        run_successfully("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json,
     )
-    check_schema("device-list", done("device", "list", "--repo", "repo").json)
-    check_schema("device-rotate-cohort", done("device", "rotate-cohort", "default", *keys).json)
-    check_schema("device-change", done("device", "revoke", "door", *keys).json)
+    check_schema("device-list", run_successfully("device", "list", "--repo", "repo").json)
+    check_schema("device-rotate-cohort", run_successfully("device", "rotate-cohort", "default", *keys).json)
+    check_schema("device-change", run_successfully("device", "revoke", "door", *keys).json)

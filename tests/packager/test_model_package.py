@@ -23,13 +23,13 @@ def model(tmp_path: Path) -> Path:
     return path
 
 
-def build(model: Path, out: Path, *files: ExtraFile) -> str:
+def write_test_package(model: Path, out: Path, *files: ExtraFile) -> str:
     built = build_package(model, out, family="kws", version="1.0.0", variant="fp32", files=files)
     return bundle_digest(built.files)
 
 
 def test_the_runtimes_model_package_reader_opens_a_bundle_and_runs_it(model: Path, tmp_path: Path) -> None:
-    build(model, tmp_path / "out")
+    write_test_package(model, tmp_path / "out")
     options = onnxruntime.SessionOptions()
     options.add_provider("CPUExecutionProvider", {})
     package = onnxruntime.ModelPackageContext(str(tmp_path / "out"))
@@ -66,7 +66,7 @@ def test_roles_follow_from_paths(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_bundle(model: Path, tmp_path: Path) -> None:
-    assert build(model, tmp_path / "a") == build(model, tmp_path / "b")
+    assert write_test_package(model, tmp_path / "a") == write_test_package(model, tmp_path / "b")
 
 
 def test_external_data_is_found_in_nested_graphs(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_missing_external_data_is_told_by_name(model: Path, tmp_path: Path) -> N
     (model.parent / "net.bin").unlink()
     before = read_all_files(tmp_path)
     with pytest.raises(ExternalDataMissing, match=r"net\.bin"):
-        build(model, tmp_path / "out")
+        write_test_package(model, tmp_path / "out")
     assert read_all_files(tmp_path) == before
 
 
@@ -97,7 +97,7 @@ def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_pat
         (model.parent / "a").mkdir()
         (model.parent / name).write_bytes((model.parent / "net.bin").read_bytes())
     with pytest.raises(BundleNameInvalid) as caught:
-        build(model, tmp_path / "out")
+        write_test_package(model, tmp_path / "out")
     assert name in caught.value.message
     assert not (tmp_path / "out").exists()
 
@@ -107,18 +107,18 @@ def test_extra_files_must_be_there_have_a_plain_name_and_not_meet(model: Path, t
     labels.write_text("a\n")
     before = read_all_files(tmp_path)
     with pytest.raises(InputFileMissing, match=r"none\.txt"):
-        build(model, tmp_path / "out", ExtraFile(tmp_path / "none.txt", "labels", "none.txt"))
+        write_test_package(model, tmp_path / "out", ExtraFile(tmp_path / "none.txt", "labels", "none.txt"))
     with pytest.raises(BundleNameInvalid, match=r"\.\./l\.txt"):
-        build(model, tmp_path / "out", ExtraFile(labels, "labels", "../l.txt"))
+        write_test_package(model, tmp_path / "out", ExtraFile(labels, "labels", "../l.txt"))
     with pytest.raises(BundleNameInvalid, match="already"):
-        build(model, tmp_path / "out", *[ExtraFile(labels, "labels", "l.txt")] * 2)
+        write_test_package(model, tmp_path / "out", *[ExtraFile(labels, "labels", "l.txt")] * 2)
     assert read_all_files(tmp_path) == before
 
 
 def test_what_is_there_is_not_written_over(model: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExists, match="out"):
-        build(model, tmp_path / "out")
+        write_test_package(model, tmp_path / "out")
 
 
 def test_a_family_with_the_name_of_a_folder_of_the_layout_is_refused(model: Path, tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bundle(site: ReleaseSite, tmp_path: Path) -> Path:
     """A copy of a plain bundle, as it was released."""
     workspace = Workspace(site.folder / "repo")
-    kept = workspace.find_variant("kws", 2, "int8")
-    assert kept is not None
-    opened = workspace.open_bundle("kws", kept.bundle)
+    stored = workspace.find_variant("kws", 2, "int8")
+    assert stored is not None
+    opened = workspace.open_bundle("kws", stored.bundle)
     assert opened is not None
     out = tmp_path / "a bundle"
     for file in opened.files:
@@ -57,9 +57,9 @@ def verify_by_ours(bundle: Path, signature: Path, public_key: Path) -> CommandRe
 
 
 def test_their_command_line_accepts_what_was_signed_here(bundle: Path, key: Path, tmp_path: Path) -> None:
-    said = sign(bundle, key, tmp_path / "model.sig")
-    assert said.code == 0, said.stderr
-    check_schema("bundle-sign-oms", said.json)
+    result = sign(bundle, key, tmp_path / "model.sig")
+    assert result.code == 0, result.stderr
+    check_schema("bundle-sign-oms", result.json)
     public = tmp_path / "model.sig.pub.pem"
     assert "PRIVATE" not in public.read_text()
     done = verify_by_their_command_line(bundle, tmp_path / "model.sig", public)
@@ -101,8 +101,8 @@ def test_a_bundle_that_was_changed_is_refused_by_them_and_by_us(
     attack(bundle)
     public = tmp_path / "model.sig.pub.pem"
     assert verify_by_their_command_line(bundle, tmp_path / "model.sig", public).returncode != 0
-    said = verify_by_ours(bundle, tmp_path / "model.sig", public)
-    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
+    result = verify_by_ours(bundle, tmp_path / "model.sig", public)
+    assert (result.code, result.error["reason"]) == (3, "model-signature-refused")
 
 
 def test_another_key_is_refused(bundle: Path, key: Path, tmp_path: Path) -> None:
@@ -110,17 +110,17 @@ def test_another_key_is_refused(bundle: Path, key: Path, tmp_path: Path) -> None
     other = tmp_path / "other.key"
     generate_key_file(other, "ecdsa-p256", Secret(PASSPHRASE.encode()))
     assert sign(bundle, other, tmp_path / "other.sig").code == 0
-    said = verify_by_ours(bundle, tmp_path / "model.sig", tmp_path / "other.sig.pub.pem")
-    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
+    result = verify_by_ours(bundle, tmp_path / "model.sig", tmp_path / "other.sig.pub.pem")
+    assert (result.code, result.error["reason"]) == (3, "model-signature-refused")
 
 
 def test_only_elliptic_curve_keys_are_taken(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PACKAGER_PASSPHRASE", PASSPHRASE)
     for algorithm in ("ed25519", "ml-dsa-65"):
         generate_key_file(tmp_path / algorithm, algorithm, Secret(PASSPHRASE.encode()))
-        said = sign(bundle, tmp_path / algorithm, tmp_path / "model.sig")
-        assert (said.code, said.error["reason"]) == (2, "key-unreadable")
-        assert algorithm in said.error["message"]
+        result = sign(bundle, tmp_path / algorithm, tmp_path / "model.sig")
+        assert (result.code, result.error["reason"]) == (2, "key-unreadable")
+        assert algorithm in result.error["message"]
     assert not (tmp_path / "model.sig").exists()
 
 
@@ -143,21 +143,21 @@ def test_a_place_that_is_wrong_is_told(
     bundle: Path, key: Path, tmp_path: Path, folder: str, out: str, reason: str
 ) -> None:
     before = key.read_bytes()
-    said = sign(tmp_path / folder, key, tmp_path / out)
-    assert (said.code, said.error["reason"]) == (2, reason)
+    result = sign(tmp_path / folder, key, tmp_path / out)
+    assert (result.code, result.error["reason"]) == (2, reason)
     assert key.read_bytes() == before
 
 
 def test_a_symbolic_link_is_not_signed(bundle: Path, key: Path, tmp_path: Path) -> None:
     (bundle / "link").symlink_to("/etc/hostname")
-    said = sign(bundle, key, tmp_path / "model.sig")
-    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
+    result = sign(bundle, key, tmp_path / "model.sig")
+    assert (result.code, result.error["reason"]) == (3, "model-signature-refused")
     assert not (tmp_path / "model.sig").exists()
 
 
 def test_the_key_is_in_no_file_and_in_no_word(bundle: Path, key: Path, tmp_path: Path) -> None:
-    said = sign(bundle, key, tmp_path / "model.sig")
-    assert "PRIVATE KEY" not in said.stdout + said.stderr
+    result = sign(bundle, key, tmp_path / "model.sig")
+    assert "PRIVATE KEY" not in result.stdout + result.stderr
     for path in tmp_path.rglob("*"):
         if path.is_file() and path != key:
             assert b"PRIVATE KEY" not in path.read_bytes(), path

@@ -38,14 +38,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     )
 
 
-def release(repository: Repository, folder: Path, model: onnx.ModelProto) -> ReleaseReport:
+def release_until_diff(repository: Repository, folder: Path, model: onnx.ModelProto) -> ReleaseReport:
     """All steps up to the diff."""
     onnx.save(model, folder / "model.onnx")
     (folder / "release.toml").write_text(RELEASE)
     return run_release(parse_release_file(folder / "release.toml"), repository, [], until="diff")
 
 
-def one_node(op: str, output: onnx.ValueInfoProto, **attributes: int) -> onnx.ModelProto:
+def make_one_node_model(op: str, output: onnx.ValueInfoProto, **attributes: int) -> onnx.ModelProto:
     """A model of one operator on x: float32 [n, 8]."""
     node = helper.make_node(op, ["x"], ["y"])
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
@@ -53,7 +53,7 @@ def one_node(op: str, output: onnx.ValueInfoProto, **attributes: int) -> onnx.Mo
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def slashes() -> onnx.ModelProto:
+def make_model_with_slashes() -> onnx.ModelProto:
     """Names as some exporters write them."""
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = helper.make_graph(
@@ -68,26 +68,28 @@ def slashes() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     "model",
-    [tiny_models.recurrent("GRU"), tiny_models.branching(), tiny_models.mlp(opset=9), slashes()],
+    [tiny_models.recurrent("GRU"), tiny_models.branching(), tiny_models.mlp(opset=9), make_model_with_slashes()],
     ids=["state", "if", "old", "/"],
 )
 def test_models_with_weights_have_both_variants(repository: Repository, tmp_path: Path, model: onnx.ModelProto) -> None:
-    assert set(release(repository, tmp_path, model).variants) == {"fp32", "int8"}
+    assert set(release_until_diff(repository, tmp_path, model).variants) == {"fp32", "int8"}
 
 
 @pytest.mark.parametrize(
     "model",
     [
         tiny_models.constant_output(),
-        one_node("Cast", helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 8]), to=TensorProto.STRING),
-        one_node("NonZero", helper.make_tensor_value_info("y", TensorProto.INT64, None)),
+        make_one_node_model(
+            "Cast", helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 8]), to=TensorProto.STRING
+        ),
+        make_one_node_model("NonZero", helper.make_tensor_value_info("y", TensorProto.INT64, None)),
     ],
     ids=["constant", "strings", "shape-of-its-own"],
 )
 def test_models_that_cannot_be_quantized_ship_as_they_are_with_the_reason(
     repository: Repository, tmp_path: Path, model: onnx.ModelProto
 ) -> None:
-    report = release(repository, tmp_path, model)
+    report = release_until_diff(repository, tmp_path, model)
     assert set(report.variants) == {"fp32"}
     assert report.dropped["int8"]
 
@@ -95,8 +97,11 @@ def test_models_that_cannot_be_quantized_ship_as_they_are_with_the_reason(
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (one_node("SplitToSequence", helper.make_tensor_sequence_value_info("y", FLOAT, None)), InputUnsupported),
-        (one_node("RandomUniformLike", helper.make_tensor_value_info("y", FLOAT, ["n", 8])), NoVariantLeft),
+        (
+            make_one_node_model("SplitToSequence", helper.make_tensor_sequence_value_info("y", FLOAT, None)),
+            InputUnsupported,
+        ),
+        (make_one_node_model("RandomUniformLike", helper.make_tensor_value_info("y", FLOAT, ["n", 8])), NoVariantLeft),
     ],
     ids=["sequence", "random"],
 )
@@ -104,4 +109,4 @@ def test_models_that_cannot_be_released_are_told_why(
     repository: Repository, tmp_path: Path, model: onnx.ModelProto, expected: type[AirweightsError]
 ) -> None:
     with pytest.raises(expected, match=r"'y'|differ"):
-        release(repository, tmp_path, model)
+        release_until_diff(repository, tmp_path, model)

@@ -69,7 +69,7 @@ golden = 2
 """
 
 
-class Bench:
+class ReleaseBench:
     """A repository with its keys, and a folder to write release files in."""
 
     def __init__(self, site: ReleaseSite) -> None:
@@ -92,7 +92,7 @@ class Bench:
         place.write_text(f'family = "kws"\nversion = "{version}"\n{body}')
         return run_release(parse_release_file(place), self.repository, self.signers, until=until)
 
-    def manifest(self, version: str) -> Manifest:
+    def published_manifest(self, version: str) -> Manifest:
         """As it is published, under the name that its digest gives it."""
         listed = self.repository.manifest("kws", version)
         assert listed is not None
@@ -101,7 +101,7 @@ class Bench:
         assert (self.repository.published / "targets" / "bundles" / "kws" / name).read_bytes() == data
         return listed
 
-    def content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
+    def open_content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
         """The way of a device: its cohort's private key, the envelope, the commitment."""
         cohort = self.repository.fleet().cohort(COHORT)
         assert cohort is not None
@@ -125,7 +125,7 @@ class Bench:
         assert blob.stat().st_size == entry.size
         context = FrameContext(BLOB_LABEL, "kws", manifest.counter, name)
         with blob.open("rb") as stream, DirectoryTarget(out) as target:
-            reader = FrameReader(stream, self.content_key(manifest, name, variant), context)
+            reader = FrameReader(stream, self.open_content_key(manifest, name, variant), context)
             if base is None:
                 files = apply_patch(reader, None, target)
             else:
@@ -138,19 +138,21 @@ class Bench:
 
 
 @pytest.fixture
-def shared(site: ReleaseSite) -> Bench:
+def shared(site: ReleaseSite) -> ReleaseBench:
     """With releases 1.0.0 and 1.1.0; for tests that leave it as it is."""
-    return Bench(site)
+    return ReleaseBench(site)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def bench(tmp_path: Path) -> ReleaseBench:
     """With nothing released."""
-    return Bench(create_site(tmp_path))
+    return ReleaseBench(create_site(tmp_path))
 
 
-def test_both_variants_are_published_and_install_from_nothing_and_by_patch(shared: Bench, tmp_path: Path) -> None:
-    first, second = shared.manifest("1.0.0"), shared.manifest("1.1.0")
+def test_both_variants_are_published_and_install_from_nothing_and_by_patch(
+    shared: ReleaseBench, tmp_path: Path
+) -> None:
+    first, second = shared.published_manifest("1.0.0"), shared.published_manifest("1.1.0")
     assert (first.counter, second.counter) == (1, 2)
     for name in ("fp32", "int8"):
         old = shared.install(first, name, None, tmp_path / f"{name}-old")
@@ -159,8 +161,8 @@ def test_both_variants_are_published_and_install_from_nothing_and_by_patch(share
         assert read_all_files(patched) == read_all_files(new)
 
 
-def test_the_manifest_says_what_a_device_must_know(shared: Bench, tmp_path: Path) -> None:
-    manifest = shared.manifest("1.1.0")
+def test_the_manifest_says_what_a_device_must_know(shared: ReleaseBench, tmp_path: Path) -> None:
+    manifest = shared.published_manifest("1.1.0")
     fp32, int8 = manifest.variant("fp32"), manifest.variant("int8")
     assert fp32 is not None
     assert int8 is not None
@@ -182,28 +184,28 @@ def test_the_manifest_says_what_a_device_must_know(shared: Bench, tmp_path: Path
     assert len(golden) == 4
 
 
-def test_the_rollout_names_the_release_for_its_share_of_devices(shared: Bench) -> None:
+def test_the_rollout_names_the_release_for_its_share_of_devices(shared: ReleaseBench) -> None:
     rollout = shared.repository.rollout("kws", "stable")
     assert rollout is not None
     assert (rollout.version, rollout.counter, rollout.percent_bp) == ("1.1.0", 2, 1000)
-    assert rollout.manifest_digest == shared.manifest("1.1.0").digest_without_patches()
+    assert rollout.manifest_digest == shared.published_manifest("1.1.0").digest_without_patches()
 
 
-def test_no_plain_model_and_no_key_is_among_the_published_files(shared: Bench) -> None:
-    kept = Workspace(shared.repository.root).find_variant("kws", 2, "fp32")
-    assert kept is not None
+def test_no_plain_model_and_no_key_is_among_the_published_files(shared: ReleaseBench) -> None:
+    stored = Workspace(shared.repository.root).find_variant("kws", 2, "fp32")
+    assert stored is not None
     model = (shared.folder / "1.1.0.onnx").read_bytes()
-    secrets = (model[2000:2064], kept.content_key.value, kept.content_key.value.hex().encode())
+    secrets = (model[2000:2064], stored.content_key.value, stored.content_key.value.hex().encode())
     for path, data in read_all_files(shared.repository.published).items():
         assert not any(secret in data for secret in secrets), path
 
 
-def test_a_version_is_released_once(shared: Bench) -> None:
+def test_a_version_is_released_once(shared: ReleaseBench) -> None:
     with pytest.raises(VersionTaken, match=r"kws 1\.1\.0"):
         shared.release("1.1.0")
 
 
-def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: Bench) -> None:
+def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     report = shared.release("1.2.0", seed=2, until="diff")
     assert not report.is_published
@@ -214,41 +216,43 @@ def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: Bench) -> None:
     assert read_all_files(shared.repository.root) == before
 
 
-def test_a_base_that_was_never_released_is_told(shared: Bench) -> None:
+def test_a_base_that_was_never_released_is_told(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     with pytest.raises(BaseMissing, match=r"kws 0\.9\.0"):
         shared.release("1.2.0", WHOLE.replace("[rollout]", '[patches]\nfrom = ["0.9.0"]\n[rollout]'), seed=2)
     assert read_all_files(shared.repository.root) == before
 
 
-def test_an_unknown_cohort_is_told_before_anything_is_written(shared: Bench) -> None:
+def test_an_unknown_cohort_is_told_before_anything_is_written(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     with pytest.raises(CohortUnknown, match="garage"):
         shared.release("1.2.0", WHOLE + 'cohorts = ["garage"]\n', seed=2)
     assert read_all_files(shared.repository.root) == before
 
 
-def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(bench: Bench, tmp_path: Path) -> None:
+def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(
+    bench: ReleaseBench, tmp_path: Path
+) -> None:
     body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
     bench.release("1.0.0", body)
     bench.release("1.1.0", body, seed=0)
     (bench.folder / "labels.txt").write_text("a\nb\nc\n")
     bench.release("1.2.0", body, seed=0)
-    before = bench.manifest("1.2.0")
+    before = bench.published_manifest("1.2.0")
     added = add_patches(bench.repository, "kws", "1.2.0", ["1.0.0", "1.1.0"], variants=["fp32"])
     assert {row.version for row in added} == {"1.0.0", "1.1.0"}
     bench.repository.sign(bench.signers)
     bench.repository.publish()
-    after = bench.manifest("1.2.0")
+    after = bench.published_manifest("1.2.0")
     assert after.digest_without_patches() == before.digest_without_patches()
-    old = bench.install(bench.manifest("1.0.0"), "fp32", None, tmp_path / "old")
+    old = bench.install(bench.published_manifest("1.0.0"), "fp32", None, tmp_path / "old")
     new = bench.install(after, "fp32", old, tmp_path / "new")
     assert (new / "labels" / "labels.txt").read_text() == "a\nb\nc\n"
     assert add_patches(bench.repository, "kws", "1.2.0", ["1.0.0"], variants=["fp32"]) == ()
     assert bench.repository.is_staging_empty
 
 
-def test_patches_can_be_added_to_a_release_that_others_came_after(bench: Bench, tmp_path: Path) -> None:
+def test_patches_can_be_added_to_a_release_that_others_came_after(bench: ReleaseBench, tmp_path: Path) -> None:
     body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
     for number in range(4):
         (bench.folder / "labels.txt").write_text("a\nb\n" * (number + 1))
@@ -259,12 +263,12 @@ def test_patches_can_be_added_to_a_release_that_others_came_after(bench: Bench, 
     assert [row.version for row in added] == ["1.3.0", "1.0.0"]
     bench.repository.sign(bench.signers)
     bench.repository.publish()
-    later = bench.install(bench.manifest("1.3.0"), "fp32", None, tmp_path / "later")
-    bench.install(bench.manifest("1.2.0"), "fp32", later, tmp_path / "back")
+    later = bench.install(bench.published_manifest("1.3.0"), "fp32", None, tmp_path / "later")
+    bench.install(bench.published_manifest("1.2.0"), "fp32", later, tmp_path / "back")
     assert bench.repository.next_counter("kws") == 5
 
 
-def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -> None:
+def test_patches_from_or_to_what_was_never_released_are_refused(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     for version, base in (("9.0.0", "1.0.0"), ("1.1.0", "9.0.0")):
         with pytest.raises(BaseMissing, match=r"kws 9\.0\.0"):
@@ -274,30 +278,30 @@ def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -
     assert read_all_files(shared.repository.root) == before
 
 
-def test_a_device_without_the_optional_decoder_has_a_way_to_every_variant(shared: Bench) -> None:
-    for _, variant in shared.manifest("1.1.0").variants:
+def test_a_device_without_the_optional_decoder_has_a_way_to_every_variant(shared: ReleaseBench) -> None:
+    for _, variant in shared.published_manifest("1.1.0").variants:
         assert any(patch.base is None and "pcodec" not in patch.features for patch in variant.patches)
 
 
 IMPOSSIBLE = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ngate.max_relative_rms = 0.0')
 
 
-def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: Bench) -> None:
+def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: ReleaseBench) -> None:
     report = shared.release("1.2.0", IMPOSSIBLE, seed=2, until="diff")
     assert list(report.variants) == ["fp32"]
     assert "relative RMS" in report.dropped["int8"]
 
 
-def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(bench: Bench) -> None:
+def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(bench: ReleaseBench) -> None:
     report = bench.release("1.0.0", WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
-    int8 = bench.manifest("1.0.0").variant("int8")
+    int8 = bench.published_manifest("1.0.0").variant("int8")
     assert int8 is not None, report.dropped
     assert "aarch64" in int8.requires.arch
     assert "x86_64" not in int8.requires.arch
     assert int8.quantization.stability == "exact on ARM; saturates on x86 without VNNI"
 
 
-def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: Bench) -> None:
+def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     body = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\nrequires.onnxruntime_min = "1.5"')
     with pytest.raises(ReleaseFileInvalid, match=r"int8: requires.onnxruntime_min: found 1.5, its .* came with 1.12"):
@@ -305,47 +309,47 @@ def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: Bench) -> 
     assert read_all_files(shared.repository.root) == before
 
 
-def test_a_metric_that_cannot_be_called_ends_the_release_before_any_work(shared: Bench) -> None:
+def test_a_metric_that_cannot_be_called_ends_the_release_before_any_work(shared: ReleaseBench) -> None:
     with pytest.raises(MetricUnusable, match="no_such_module"):
         shared.release("1.2.0", 'metric = "python:no_such_module:f"\n' + WHOLE, seed=2)
 
 
-def test_a_variant_below_the_metric_is_left_out(shared: Bench) -> None:
+def test_a_variant_below_the_metric_is_left_out(shared: ReleaseBench) -> None:
     metric = f"{sys.executable} -c 'import os, sys; print(os.path.getsize(sys.argv[1]))'"
     report = shared.release("1.2.0", f'metric = "{metric}"\n' + WHOLE, seed=2, until="diff")
     assert "metric" in report.dropped["int8"]
 
 
-def test_a_required_variant_that_fails_ends_the_release(shared: Bench) -> None:
+def test_a_required_variant_that_fails_ends_the_release(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
     with pytest.raises(GateFailed, match="int8"):
         shared.release("1.2.0", IMPOSSIBLE.replace("gate.", "required = true\ngate."), seed=2)
     assert read_all_files(shared.repository.root) == before
 
 
-def test_a_release_of_no_variant_at_all_is_refused(shared: Bench) -> None:
+def test_a_release_of_no_variant_at_all_is_refused(shared: ReleaseBench) -> None:
     with pytest.raises(NoVariantLeft, match="int8"):
         shared.release("1.2.0", IMPOSSIBLE.replace("[variants.fp32]\n", ""), seed=2)
 
 
-def test_constant_answers_are_inconclusive_not_passed(shared: Bench) -> None:
+def test_constant_answers_are_inconclusive_not_passed(shared: ReleaseBench) -> None:
     np.savez(shared.folder / "same.npz", x=np.ones((8, 1, 64), np.float32))
     body = WHOLE.replace("inputs.npz", "same.npz").replace('scheme = "int8"', 'scheme = "int8"\nrequired = true')
     with pytest.raises(GateInconclusive):
         shared.release("1.2.0", body, seed=2)
 
 
-def test_an_override_is_recorded_in_what_is_signed(bench: Bench) -> None:
+def test_an_override_is_recorded_in_what_is_signed(bench: ReleaseBench) -> None:
     bench.release("1.0.0", 'override_gate = "the old one was worse"\n' + IMPOSSIBLE)
-    int8 = bench.manifest("1.0.0").variant("int8")
+    int8 = bench.published_manifest("1.0.0").variant("int8")
     assert int8 is not None
     assert int8.quantization.verdict == "overridden"
     assert dict(int8.provenance)["override_gate"] == "the old one was worse"
 
 
-def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Bench, tmp_path: Path) -> None:
+def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: ReleaseBench, tmp_path: Path) -> None:
     bench.release("1.0.0", 'drill = "damaged-weights"\n' + SMALL)
-    manifest = bench.manifest("1.0.0")
+    manifest = bench.published_manifest("1.0.0")
     fp32 = manifest.variant("fp32")
     assert fp32 is not None
     assert dict(fp32.provenance)["drill"] == "damaged-weights"
@@ -354,13 +358,13 @@ def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Be
     assert shipped != (bench.folder / "model.onnx").read_bytes()
 
 
-def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Bench, tmp_path: Path) -> None:
+def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: ReleaseBench, tmp_path: Path) -> None:
     onnx.save(
         tiny_models.mlp(), bench.folder / "own.onnx", save_as_external_data=True, location="own.bin", size_threshold=0
     )
     body = WHOLE.replace('scheme = "int8"', 'model = "own.onnx"')
     bench.release("1.0.0", body)
-    manifest = bench.manifest("1.0.0")
+    manifest = bench.published_manifest("1.0.0")
     own = manifest.variant("int8")
     assert own is not None
     assert own.quantization.scheme == "supplied"
@@ -369,31 +373,33 @@ def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Ben
     bench.install(manifest, "int8", None, tmp_path / "out")
 
 
-def test_the_floor_stays_where_the_last_release_set_it(bench: Bench) -> None:
+def test_the_floor_stays_where_the_last_release_set_it(bench: ReleaseBench) -> None:
     bench.release("1.0.0", "min_counter = 1\n" + SMALL)
     bench.release("1.1.0", SMALL, seed=1)
-    assert bench.manifest("1.1.0").min_counter == 1
+    assert bench.published_manifest("1.1.0").min_counter == 1
 
 
-def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
+def test_a_counter_is_not_used_again_after_a_withdrawal(bench: ReleaseBench) -> None:
     assert [bench.release(version, SMALL).counter for version in ("1.0.0", "1.1.0")] == [1, 2]
-    bench.repository.stage_rollout(rollouts_of(RolloutPlan(("stable",)), bench.manifest("1.0.0"))[0])
+    bench.repository.stage_rollout(rollouts_of(RolloutPlan(("stable",)), bench.published_manifest("1.0.0"))[0])
     bench.repository.withdraw("kws", "1.1.0")
     bench.repository.sign(bench.signers)
     bench.repository.publish()
-    withdrawn, kept = (Workspace(bench.repository.root).find_variant("kws", counter, "fp32") for counter in (2, 1))
+    withdrawn, stored = (Workspace(bench.repository.root).find_variant("kws", counter, "fp32") for counter in (2, 1))
     assert bench.release("1.2.0", SMALL, seed=1).counter == 3
     assert withdrawn is not None
-    assert kept is not None
+    assert stored is not None
     listed = {"kws": bench.repository.releases("kws")}
     workspace = Workspace(bench.repository.root)
     assert workspace.delete_unlisted_bundles(listed, dry_run=True) == (withdrawn.bundle,)
     assert workspace.delete_unlisted_bundles(listed) == (withdrawn.bundle,)
     assert workspace.open_bundle("kws", withdrawn.bundle) is None
-    assert workspace.open_bundle("kws", kept.bundle) is not None
+    assert workspace.open_bundle("kws", stored.bundle) is not None
 
 
-def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(bench: Bench, tmp_path: Path) -> None:
+def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(
+    bench: ReleaseBench, tmp_path: Path
+) -> None:
     body = WHOLE.replace("[variants.fp32]\n", "")
     rng = np.random.default_rng(3)
     np.savez(bench.folder / "inputs.npz", x=rng.standard_normal((256, 1, 64)).astype(np.float32))
@@ -406,7 +412,7 @@ def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(
             tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
     report = bench.release("1.1.0", body, model=tuned)
     assert report.variants["int8"]["update"] is not None
-    int8 = bench.manifest("1.1.0").variant("int8")
+    int8 = bench.published_manifest("1.1.0").variant("int8")
     assert int8 is not None
     assert dict(int8.provenance)["update_of"] == "1.0.0"
     assert int8.quantization.verdict == "pass"

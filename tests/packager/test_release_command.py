@@ -69,8 +69,8 @@ def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypa
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
     before = read_all_files(site.folder)
-    said = run_packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
-    assert_refused(said, code=2, reason="wrong-passphrase")
+    result = run_packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
+    assert_refused(result, code=2, reason="wrong-passphrase")
     assert read_all_files(site.folder) == before
 
 
@@ -80,8 +80,8 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     away.mkdir()
     for path in (tmp_path / "keys").glob("release-kws*"):
         path.rename(away / path.name)
-    said = site.release("small-1.0.0.toml", "--json")
-    assert_refused(said, code=2, reason="below-threshold", words=("release-kws",))
+    result = site.release("small-1.0.0.toml", "--json")
+    assert_refused(result, code=2, reason="below-threshold", words=("release-kws",))
     again = site.release("small-1.0.0.toml", "--json")
     assert_refused(again, code=2, reason="version-taken", words=("1.0.0",))
     for path in away.iterdir():
@@ -92,8 +92,8 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
 
 
 def test_it_tells_a_person_what_happens(site: ReleaseSite) -> None:
-    said = site.release("1.2.0.toml", "--dry-run")
-    assert said.code == 0, said.stderr
-    assert "[5/5] diff" in said.stderr
-    assert "kws 1.2.0 (counter 3): not published" in said.stdout
-    assert "from 1.1.0" in said.stdout
+    result = site.release("1.2.0.toml", "--dry-run")
+    assert result.code == 0, result.stderr
+    assert "[5/5] diff" in result.stderr
+    assert "kws 1.2.0 (counter 3): not published" in result.stdout
+    assert "from 1.1.0" in result.stdout

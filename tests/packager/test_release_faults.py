@@ -34,7 +34,7 @@ golden = 0
 WRITES = ("put_blob", "put_envelope", "stage_manifest", "stage_rollout", "sign", "publish")
 
 
-class Faulty:
+class FaultyRepository:
     """A repository whose n-th write fails: before it is done, or right after."""
 
     def __init__(self, real: Repository, number: int, *, is_done_first: bool) -> None:
@@ -77,7 +77,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
     number = 0
     while True:
         number += 1
-        faulty = Faulty(repository, number, is_done_first=is_done_first)
+        faulty = FaultyRepository(repository, number, is_done_first=is_done_first)
         try:
             report = run_release(plan, cast(Repository, faulty), signers)
         except OSError:
@@ -96,7 +96,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
 
 
 def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository, tmp_path: Path) -> None:
-    class Interrupted(Faulty):
+    class Interrupted(FaultyRepository):
         def __getattr__(self, name: str) -> Any:
             if name == "sign":
                 raise KeyboardInterrupt
@@ -112,7 +112,7 @@ def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository
 
 def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository, tmp_path: Path) -> None:
     repository.stage_fleet(replace(repository.fleet(), devices=7))
-    faulty = Faulty(repository, 3, is_done_first=True)
+    faulty = FaultyRepository(repository, 3, is_done_first=True)
     with pytest.raises(OSError, match="No space"):
         run_release(parse_release_file(tmp_path / "release.toml"), cast(Repository, faulty), [])
     assert not repository.is_staging_empty
@@ -121,7 +121,7 @@ def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository
 def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(repository: Repository, tmp_path: Path) -> None:
     plan, signers = parse_release_file(tmp_path / "release.toml"), load_folder_signers(tmp_path / "keys", None)
 
-    class Overtaken(Faulty):
+    class Overtaken(FaultyRepository):
         """While the first one puts its blob, the second one begins."""
 
         def __getattr__(self, name: str) -> Any:
@@ -133,7 +133,7 @@ def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(reposito
 
     report = run_release(plan, cast(Repository, Overtaken(repository, -1, is_done_first=False)), signers)
     assert report.is_published
-    kept = Workspace(repository.root).find_variant("kws", report.counter, "fp32")
-    assert kept is not None
+    stored = Workspace(repository.root).find_variant("kws", report.counter, "fp32")
+    assert stored is not None
     assert report.manifest is not None
-    check_commitment(kept.content_key, report.manifest.variants[0][1].key_commitment)
+    check_commitment(stored.content_key, report.manifest.variants[0][1].key_commitment)

@@ -31,12 +31,12 @@ from tests.support.memory_bundles import apply_to_memory, make_patch_between
 NOWHERE = Path()
 
 
-def frames_of(patch: bytes) -> list[Op]:
+def list_operations(patch: bytes) -> list[Op]:
     stream = io.BytesIO(patch)
     return [frame.op for frame in read_frames(stream, read_header(stream, DEFAULT_LIMITS))]
 
 
-def changed(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArray[Any]:
+def edit_elements(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArray[Any]:
     """Numbers moved a little, or by 1, at places that follow no rule."""
     dice = np.random.default_rng(seed)
     out = array.copy().reshape(-1)
@@ -48,7 +48,7 @@ def changed(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArray[Any
     return out.reshape(array.shape)
 
 
-def entropy_bytes(elements: int, share: float, bits: float) -> float:
+def edit_entropy_bytes(elements: int, share: float, bits: float) -> float:
     """Of places that follow no rule, and of `bits` for each."""
     places = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
     return float((places + share * bits) * elements / 8)
@@ -58,7 +58,7 @@ def entropy_bytes(elements: int, share: float, bits: float) -> float:
 @pytest.mark.parametrize("codec", ["typed", "planes"])
 def test_edits_in_every_format_are_exact(tmp_path: Path, name: str, codec: str) -> None:
     arrays = model_formats.make_weights(1)
-    new = {key: changed(array, 0.01, i) for i, (key, array) in enumerate(arrays.items())}
+    new = {key: edit_elements(array, 0.01, i) for i, (key, array) in enumerate(arrays.items())}
     base, target = {"m": model_formats.FORMATS[name](arrays)}, {"m": model_formats.FORMATS[name](new)}
     patch, report = make_patch_between(tmp_path, base, target, codec)
     assert apply_to_memory(patch, base) == target
@@ -76,7 +76,7 @@ def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) 
     content[places] += dice.integers(1, 256, len(places)).astype(np.uint8)
     patch, _ = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
     assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
-    assert len(patch) < 1.02 * entropy_bytes(len(content), share, 8) + 600
+    assert len(patch) < 1.02 * edit_entropy_bytes(len(content), share, 8) + 600
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.int64])
@@ -84,13 +84,13 @@ def test_numbers_edited_anywhere_are_told_as_numbers(tmp_path: Path, dtype: type
     dice = np.random.default_rng(4)
     old = (dice.normal(0, 0.05, (600, 500)) * (1 if np.dtype(dtype).kind == "f" else 800)).astype(dtype)
     base = {"m": model_formats.to_safetensors({"w": old})}
-    target = {"m": model_formats.to_safetensors({"w": changed(old, 2e-3, 5)})}
+    target = {"m": model_formats.to_safetensors({"w": edit_elements(old, 2e-3, 5)})}
     patch, report = make_patch_between(tmp_path, base, target)
     assert apply_to_memory(patch, base) == target
     (row,) = [row for row in report.rows if row.coder == "edits"]
     assert row.dtype == {"float32": "f32", "float16": "f16", "int8": "u8", "int64": "i64"}[old.dtype.name]
     bits = {2: 7, 4: 20}[old.itemsize] if old.dtype.kind == "f" else 1
-    assert len(patch) < 1.04 * entropy_bytes(old.size, 2e-3, bits) + 500
+    assert len(patch) < 1.04 * edit_entropy_bytes(old.size, 2e-3, bits) + 500
 
 
 def test_a_file_without_tensors_is_edited_too(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_file_without_tensors_is_edited_too(tmp_path: Path) -> None:
     target = {"m": content.tobytes()}
     patch, report = make_patch_between(tmp_path, base, target)
     assert apply_to_memory(patch, base) == target
-    assert frames_of(patch) == [Op.EDIT]
+    assert list_operations(patch) == [Op.EDIT]
     assert report.rows[0].coder == "edits"
-    assert len(patch) < entropy_bytes(len(content), 1e-4, 8) + 400
+    assert len(patch) < edit_entropy_bytes(len(content), 1e-4, 8) + 400
 
 
 @pytest.mark.parametrize("head", [b"", b"what was not there before"])
@@ -118,9 +118,9 @@ def test_a_file_without_tensors_that_was_edited_and_moved_is_told_as_both(tmp_pa
     target = {"m": head + edited[:60_000] + dice.bytes(70) + edited[60_000:300_000] + edited[310_000:] + b"tail"}
     patch, report = make_patch_between(tmp_path, base, target)
     assert apply_to_memory(patch, base) == target
-    assert frames_of(patch) == ([Op.BYTES] if head else []) + [Op.EDIT, Op.BYTES]
+    assert list_operations(patch) == ([Op.BYTES] if head else []) + [Op.EDIT, Op.BYTES]
     assert report.rows[0].coder == "edits"
-    assert len(patch) < entropy_bytes(len(content), 1000 / len(content), 8) + 600
+    assert len(patch) < edit_entropy_bytes(len(content), 1000 / len(content), 8) + 600
 
 
 def test_what_is_copied_beside_edits_joins_them(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_what_is_copied_beside_edits_joins_them(tmp_path: Path) -> None:
         content[len(content) - 40_000 * (40 - tensor) + 5 :: 8000][:3] ^= 1
     patch, report = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
     assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
-    assert frames_of(patch) == [Op.EDIT]
+    assert list_operations(patch) == [Op.EDIT]
     assert len(patch) < 500
     assert [row.target_bytes for row in report.rows] == [len(base)]
 
@@ -159,17 +159,17 @@ def test_runs_of_bytes_cost_their_bytes(tmp_path: Path, run: int) -> None:
     content[places] += dice.integers(1, 256, len(places)).astype(np.uint8)
     patch, _ = make_patch_between(tmp_path, {"m": base}, {"m": content.tobytes()})
     assert apply_to_memory(patch, {"m": base}) == {"m": content.tobytes()}
-    assert len(patch) < 1.02 * entropy_bytes(len(content), 300 / len(content), 8 * run) + 600
+    assert len(patch) < 1.02 * edit_entropy_bytes(len(content), 300 / len(content), 8 * run) + 600
 
 
 def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     dice = np.random.default_rng(8)
     old = {f"w{i}": dice.normal(0, 0.05, (1000, 500)).astype(np.float32) for i in range(4)}
-    new = {name: changed(array, 0.05, i) for i, (name, array) in enumerate(old.items())}
+    new = {name: edit_elements(array, 0.05, i) for i, (name, array) in enumerate(old.items())}
     base, target = {"m": model_formats.to_safetensors(old)}, {"m": model_formats.to_safetensors(new)}
     patch, _ = make_patch_between(tmp_path, base, target)
     assert apply_to_memory(patch, base) == target
-    assert frames_of(patch).count(Op.EDIT) == 2
+    assert list_operations(patch).count(Op.EDIT) == 2
     announced = read_header(io.BytesIO(patch), DEFAULT_LIMITS).declared_limits
     assert announced.pending_bytes <= WAITING_BYTES_PER_EDIT * encode_edits.MAX_WAITING_EDITS
     assert announced.block_elements <= encode_edits.MAX_WAITING_EDITS
@@ -182,11 +182,11 @@ def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -
     base = {"a": model_formats.to_safetensors(old), "b": noise.tobytes(), "c": model_formats.to_safetensors(old)}
     for i in range(20_000):
         noise[60 * i] ^= 1 + i % 200
-    new = model_formats.to_safetensors({"w": changed(old["w"], 0.05, 12)})
+    new = model_formats.to_safetensors({"w": edit_elements(old["w"], 0.05, 12)})
     target = {"a": new, "b": noise.tobytes(), "c": new}
     patch, _ = make_patch_between(tmp_path, base, target, "typed")
     assert apply_to_memory(patch, base) == target
-    assert frames_of(patch) == [Op.EDIT, Op.EDIT]
+    assert list_operations(patch) == [Op.EDIT, Op.EDIT]
 
 
 @settings(max_examples=40, deadline=None)
@@ -232,12 +232,12 @@ def test_upper_bytes_are_edited_as_bytes_and_lower_ones_as_numbers() -> None:
         assert choose_edit_type(kind, [change]).name == unit
 
 
-def _piece(start: int, base: int, size: int, many: int = 0) -> EditedRange:
+def _make_edited_range(start: int, base: int, size: int, many: int = 0) -> EditedRange:
     return EditedRange(BytePosition(NOWHERE, 0, start), BytePosition(NOWHERE, 0, base), size, many)
 
 
 def test_only_whole_elements_that_follow_on_both_sides_join() -> None:
-    edited = {"f32": [_piece(100, 100, 40, 1)]}
+    edited = {"f32": [_make_edited_range(100, 100, 40, 1)]}
     copies = [(0, 0, 80), (80, 80, 20), (140, 140, 8), (148, 148, 6), (154, 154, 4), (200, 240, 4)]
     joined, left = join_copies(edited, copies)
     assert [(p.target.address, p.size) for p in joined["f32"]] == [(0, 80), (80, 20), (100, 40), (140, 8)]
@@ -250,15 +250,15 @@ def test_only_whole_elements_that_follow_on_both_sides_join() -> None:
 def test_frames_of_edits_are_cut_where_they_grow_too_large() -> None:
     full = encode_edits.MAX_WAITING_EDITS
     pieces = [
-        _piece(0, 0, 8, full),
-        _piece(8, 8, 8, 1),
-        _piece(16, 16, encode_edits.MAX_FRAME_SPAN_BYTES, 0),
-        _piece(0, 0, 8, 1),
+        _make_edited_range(0, 0, 8, full),
+        _make_edited_range(8, 8, 8, 1),
+        _make_edited_range(16, 16, encode_edits.MAX_FRAME_SPAN_BYTES, 0),
+        _make_edited_range(0, 0, 8, 1),
     ]
     jobs = list(make_edit_jobs("u8", pieces, EncoderOptions()))
     assert [job.edit_count if isinstance(job, EditJob) else 0 for job in jobs] == [full, 1, 0, 1]
     assert [job.size for job in jobs] == [8, 8, encode_edits.MAX_FRAME_SPAN_BYTES, 8]
-    apart = [_piece(10 * i, 10 * i, 8, 1) for i in range(encode_edits.MAX_FRAME_RANGES + 1)]
+    apart = [_make_edited_range(10 * i, 10 * i, 8, 1) for i in range(encode_edits.MAX_FRAME_RANGES + 1)]
     assert [len(job.ranges) for job in make_edit_jobs("u8", apart, EncoderOptions())] == [
         encode_edits.MAX_FRAME_RANGES,
         1,

@@ -33,7 +33,7 @@ def test_periodic_values_are_those_of_the_formula(values: int, inner: int, count
     assert out.tolist() == expected
 
 
-def _hard_doubles(name: str) -> np.ndarray[Any, Any]:
+def _make_hard_doubles(name: str) -> np.ndarray[Any, Any]:
     """All values of the type, all ties between neighbors, what lies just beside them, and numbers of every size."""
     kind = ELEMENT_TYPE_BY_NAME[name]
     values = np.sort(to_doubles(np.arange(1 << 16, dtype=np.uint16), kind))
@@ -45,14 +45,14 @@ def _hard_doubles(name: str) -> np.ndarray[Any, Any]:
 
 
 def test_float16_is_rounded_as_numpy_rounds_it_from_float32() -> None:
-    doubles = _hard_doubles("f16")
+    doubles = _make_hard_doubles("f16")
     with np.errstate(over="ignore"):
         expected = doubles.astype(np.float32).astype(np.float16).view(np.uint16)
     assert (from_values(doubles.copy(), ELEMENT_TYPE_BY_NAME["f16"]) == expected).all()
 
 
 def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
-    doubles = _hard_doubles("bf16")
+    doubles = _make_hard_doubles("bf16")
     with np.errstate(over="ignore"):
         single = doubles.astype(np.float32).view(np.uint32).astype(np.uint64)
     low, high = single & 0xFFFF, single >> 16
@@ -116,7 +116,7 @@ def test_a_gain_and_a_product_or_large_sums_need_doubles() -> None:
     large = _product(rng, 8)
     assert large.left is not None
     large.left = replace(large.left, values=large.left.values * 2.0**10)
-    large = _again(large)
+    large = _check_again(large)
     assert not parameter_computation(large, has_product=True).is_single
 
 
@@ -129,7 +129,7 @@ def test_products_of_any_size_are_those_of_doubles(shift: int) -> None:
     assert (parameters.product(0, len(expected)) == expected).all()
 
 
-def _again(parameters: Parameters) -> Parameters:
+def _check_again(parameters: Parameters) -> Parameters:
     """The same, checked anew."""
     fresh = Parameters(1 << 20)
     fresh.left, fresh.right = parameters.left, parameters.right

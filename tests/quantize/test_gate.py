@@ -25,7 +25,7 @@ def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
     return model, tmp_path / "int8.onnx", samples
 
 
-def with_changed(source: Path, out: Path, name: str, change: float) -> Path:
+def scale_initializer(source: Path, out: Path, name: str, change: float) -> Path:
     """`source` with the initializer `name` multiplied by `change`."""
     model = onnx.load(source)
     tensor = next(t for t in model.graph.initializer if t.name == name)
@@ -44,14 +44,14 @@ def test_good_quantization_passes(encoder: tuple[Path, Path, Samples]) -> None:
 @pytest.mark.parametrize("layer", ["table_scale", "up0_scale", "down1_scale", "head_scale"])
 def test_one_layer_of_zeros_is_caught(layer: str, encoder: tuple[Path, Path, Samples], tmp_path: Path) -> None:
     model, quantized, samples = encoder
-    report = run_gate(model, with_changed(quantized, tmp_path / "broken.onnx", layer, 0.0), samples)
+    report = run_gate(model, scale_initializer(quantized, tmp_path / "broken.onnx", layer, 0.0), samples)
     assert report.verdict == "fail"
     assert "relative RMS" in report.explanation
 
 
 def test_answers_that_became_nan_fail(encoder: tuple[Path, Path, Samples], tmp_path: Path) -> None:
     model, quantized, samples = encoder
-    report = run_gate(model, with_changed(quantized, tmp_path / "nan.onnx", "head_scale", float("nan")), samples)
+    report = run_gate(model, scale_initializer(quantized, tmp_path / "nan.onnx", "head_scale", float("nan")), samples)
     assert report.verdict == "fail"
     assert "NaN" in report.explanation
 
@@ -93,7 +93,7 @@ def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None
 
 def test_constant_output_must_stay_where_it_is(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.constant_output(), tmp_path / "float.onnx")
-    moved = with_changed(model, tmp_path / "moved.onnx", "b", 3.0)
+    moved = scale_initializer(model, tmp_path / "moved.onnx", "b", 3.0)
     report = run_gate(model, moved, random_samples(model, 8))
     assert report.verdict == "fail"
     assert "does not vary, but is off" in report.explanation

@@ -19,7 +19,9 @@ from tests.support import tiny_models
 STEP = 1e-3
 
 
-def chain(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int]) -> onnx.ModelProto:
+def make_chain_model(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int]
+) -> onnx.ModelProto:
     """x -> x + offset -> nodes -> y; `offset` is the inner value that gradients are asked for."""
     start = helper.make_node("Add", ["x", "offset"], ["h"])
     rng = np.random.default_rng(5)
@@ -34,7 +36,7 @@ def chain(nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def with_constant(model: onnx.ModelProto, name: str, values: np.ndarray) -> onnx.ModelProto:
+def replace_constant(model: onnx.ModelProto, name: str, values: np.ndarray) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
@@ -62,15 +64,15 @@ def assert_gradient_is_right(model: onnx.ModelProto, samples: Samples, name: str
     way = np.random.default_rng(1).standard_normal(values.shape)
 
     def along(step: float) -> float:
-        moved = run_session(open_session_of(with_constant(model, name, values + step * way)), sample)
-        told = [answer for answer, n in zip(moved, names, strict=True) if spreads.get(n, 0.0) > 0]
-        return sum(float((a.astype(np.float64) * d).sum()) for a, d in zip(told, directions, strict=True))
+        moved = run_session(open_session_of(replace_constant(model, name, values + step * way)), sample)
+        float_outputs = [answer for answer, n in zip(moved, names, strict=True) if spreads.get(n, 0.0) > 0]
+        return sum(float((a.astype(np.float64) * d).sum()) for a, d in zip(float_outputs, directions, strict=True))
 
     measured = (along(STEP) - along(-STEP)) / (2 * STEP)
     assert float((slope * way).sum()) == pytest.approx(measured, rel=0.05, abs=2e-3)
 
 
-def node(kind: str, inputs: list[str], output: str = "y", **attributes: Any) -> onnx.NodeProto:
+def make_node(kind: str, inputs: list[str], output: str = "y", **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(kind, inputs, [output], **attributes)
 
 
@@ -95,37 +97,40 @@ ROW = {"scale": np.linspace(0.5, 2, 6, dtype=np.float32), "shift": np.linspace(-
 @pytest.mark.parametrize(
     ("nodes", "shape"),
     [
-        *[([node(kind, ["h"])], [4, 6]) for kind in ("Tanh", "Sigmoid", "Exp", "Erf", "Softplus", "Elu", "HardSwish")],
-        *[([node(kind, ["h"])], [4, 6]) for kind in ("Softmax", "LogSoftmax", "Relu", "LeakyRelu", "Neg", "Abs")],
-        ([node("MatMul", ["h", "square"])], [4, 6]),
-        ([node("MatMul", ["square", "h"])], [6, 3]),
-        ([node("Gemm", ["h", "square", "shift"], transB=1, alpha=0.5)], [4, 6]),
-        ([node("Mul", ["h", "h"], "m"), node("Add", ["m", "scale"])], [4, 6]),
-        ([node("Pow", ["h", "two"])], [4, 6]),
-        ([node("Div", ["scale", "d"]), node("Exp", ["h"], "d")][::-1], [4, 6]),
-        ([node("Max", ["h", "limit"])], [4, 6]),
-        ([node("LayerNormalization", ["h", "scale", "shift"])], [4, 6]),
-        ([node("ReduceMean", ["h"], axes=[1])], [4, 6]),
-        ([node("ReduceSum", ["h", "axes"], keepdims=0)], [4, 6]),
-        ([node("Slice", ["h", "starts", "ends", "axes", "steps"])], [4, 6]),
-        ([node("Gather", ["h", "picked"], axis=1)], [4, 6]),
-        ([node("Expand", ["h", "wide"])], [1, 6]),
-        ([node("Pad", ["h", "pads", "limit"])], [4, 6]),
-        ([node("Reshape", ["h", "flat"])], [4, 6]),
-        ([node("Transpose", ["h"], "t", perm=[2, 0, 1]), node("MatMul", ["t", "h"])], [3, 3, 3]),
-        ([helper.make_node("Split", ["h"], ["a", "b"], axis=1), node("Mul", ["a", "b"])], [4, 6]),
-        ([node("Conv", ["h", "kernel"], pads=[1, 1, 1, 1], strides=[2, 2], group=2)], [1, 4, 7, 8]),
-        ([node("Conv", ["h", "kernel"], auto_pad="SAME_UPPER", strides=[2, 1])], [1, 2, 7, 8]),
-        ([node("Conv", ["h", "kernel"], dilations=[2, 1])], [1, 2, 7, 8]),
-        ([node("MaxPool", ["h"], kernel_shape=[2, 2], strides=[2, 2])], [1, 2, 6, 6]),
-        ([node("GlobalAveragePool", ["h"])], [1, 2, 6, 6]),
+        *[
+            ([make_node(kind, ["h"])], [4, 6])
+            for kind in ("Tanh", "Sigmoid", "Exp", "Erf", "Softplus", "Elu", "HardSwish")
+        ],
+        *[([make_node(kind, ["h"])], [4, 6]) for kind in ("Softmax", "LogSoftmax", "Relu", "LeakyRelu", "Neg", "Abs")],
+        ([make_node("MatMul", ["h", "square"])], [4, 6]),
+        ([make_node("MatMul", ["square", "h"])], [6, 3]),
+        ([make_node("Gemm", ["h", "square", "shift"], transB=1, alpha=0.5)], [4, 6]),
+        ([make_node("Mul", ["h", "h"], "m"), make_node("Add", ["m", "scale"])], [4, 6]),
+        ([make_node("Pow", ["h", "two"])], [4, 6]),
+        ([make_node("Div", ["scale", "d"]), make_node("Exp", ["h"], "d")][::-1], [4, 6]),
+        ([make_node("Max", ["h", "limit"])], [4, 6]),
+        ([make_node("LayerNormalization", ["h", "scale", "shift"])], [4, 6]),
+        ([make_node("ReduceMean", ["h"], axes=[1])], [4, 6]),
+        ([make_node("ReduceSum", ["h", "axes"], keepdims=0)], [4, 6]),
+        ([make_node("Slice", ["h", "starts", "ends", "axes", "steps"])], [4, 6]),
+        ([make_node("Gather", ["h", "picked"], axis=1)], [4, 6]),
+        ([make_node("Expand", ["h", "wide"])], [1, 6]),
+        ([make_node("Pad", ["h", "pads", "limit"])], [4, 6]),
+        ([make_node("Reshape", ["h", "flat"])], [4, 6]),
+        ([make_node("Transpose", ["h"], "t", perm=[2, 0, 1]), make_node("MatMul", ["t", "h"])], [3, 3, 3]),
+        ([helper.make_node("Split", ["h"], ["a", "b"], axis=1), make_node("Mul", ["a", "b"])], [4, 6]),
+        ([make_node("Conv", ["h", "kernel"], pads=[1, 1, 1, 1], strides=[2, 2], group=2)], [1, 4, 7, 8]),
+        ([make_node("Conv", ["h", "kernel"], auto_pad="SAME_UPPER", strides=[2, 1])], [1, 2, 7, 8]),
+        ([make_node("Conv", ["h", "kernel"], dilations=[2, 1])], [1, 2, 7, 8]),
+        ([make_node("MaxPool", ["h"], kernel_shape=[2, 2], strides=[2, 2])], [1, 2, 6, 6]),
+        ([make_node("GlobalAveragePool", ["h"])], [1, 2, 6, 6]),
     ],
     ids=lambda value: "-".join(n.op_type for n in value) if isinstance(value[0], onnx.NodeProto) else "",
 )
 def test_every_operator_is_walked_back(nodes: list[onnx.NodeProto], shape: list[int]) -> None:
     read = {name for n in nodes for name in n.input}
     constants = {**WHOLE, **ROW, "square": SQUARE, "kernel": KERNEL}
-    model = chain(nodes, {name: array for name, array in constants.items() if name in read}, shape)
+    model = make_chain_model(nodes, {name: array for name, array in constants.items() if name in read}, shape)
     inputs = np.random.default_rng(2).standard_normal((6, *shape)).astype(np.float32)
     assert_gradient_is_right(model, samples_from([{"x": x} for x in inputs]), "offset")
 
@@ -140,8 +145,8 @@ def test_whole_models_are_walked_back(kind: str, name: str, tmp_path: Path) -> N
 
 
 def test_half_an_influence_is_none() -> None:
-    nodes = [node("CumSum", ["h", "one"], "c"), node("Add", ["c", "h"])]
-    model = chain(nodes, {"one": np.array(1, np.int64)}, [4, 6])
+    nodes = [make_node("CumSum", ["h", "one"], "c"), make_node("Add", ["c", "h"])]
+    model = make_chain_model(nodes, {"one": np.array(1, np.int64)}, [4, 6])
     assert not GradientWalk(model, frozenset({"offset"})).known_names
 
 

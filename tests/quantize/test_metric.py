@@ -25,11 +25,11 @@ def positions(answers: Iterator[SampleOutput]) -> float:
     return float(sum(answer.position for answer in answers))
 
 
-def no_number(_answers: Iterator[SampleOutput]) -> float:
+def return_nan(_answers: Iterator[SampleOutput]) -> float:
     return float("nan")
 
 
-def raises(_answers: Iterator[SampleOutput]) -> float:
+def raise_key_error(_answers: Iterator[SampleOutput]) -> float:
     raise KeyError("label")
 
 

@@ -32,7 +32,7 @@ document.body.innerHTML = "<pre id=found>" + JSON.stringify(found) + "</pre>";
 </script>"""
 
 
-class Tags(HTMLParser):
+class TagCollector(HTMLParser):
     """Counts tags, and remembers what was left open."""
 
     def __init__(self) -> None:
@@ -52,10 +52,10 @@ def report_and_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Quantizat
     model.graph.node[1].name = "<script>alert(1)</script>"
     path = tiny_models.save(model, folder / "float.onnx")
     samples = random_samples(path, 24)
-    return written(path, folder, samples)
+    return quantize_with_page(path, folder, samples)
 
 
-def written(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationReport, Path]:
+def quantize_with_page(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationReport, Path]:
     report = quantize_model(path, folder / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     write_page(report, path, folder / "int8.onnx", samples, folder / "page.html")
     return report, folder / "page.html"
@@ -64,7 +64,7 @@ def written(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationRep
 def test_page_holds_outputs_layers_and_trials(report_and_page: tuple[QuantizationReport, Path]) -> None:
     report, path = report_and_page
     page = path.read_text()
-    tags = Tags()
+    tags = TagCollector()
     tags.feed(page)
     assert tags.found.count("svg") >= 3 * 4  # four layers: error, weights, activations
     assert tags.found.count("table") == 4 + bool(report.sensitivity)
@@ -74,7 +74,7 @@ def test_page_holds_outputs_layers_and_trials(report_and_page: tuple[Quantizatio
 
 def test_layers_of_nested_graphs_are_shown_by_their_weights(tmp_path: Path) -> None:
     path = tiny_models.save(tiny_models.branching(), tmp_path / "float.onnx")
-    _, page = written(path, tmp_path, random_samples(path, 16))
+    _, page = quantize_with_page(path, tmp_path, random_samples(path, 16))
     assert len(re.findall("histogram of 6144 values", page.read_text())) == 4
 
 

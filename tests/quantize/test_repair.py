@@ -22,7 +22,7 @@ from tests.support import tiny_models
 INT4 = QuantizeOptions(measure_latency=False)
 
 
-def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
+def quantize_int8(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
     path = tiny_models.save(model, folder / "float.onnx")
     return quantize_model(
         path,
@@ -34,7 +34,7 @@ def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> Quanti
 
 
 def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
-    report = quantized(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
+    report = quantize_int8(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
     assert report.outcome == "quantized", report.as_text()
     assert (report.method, report.float_nodes) == ("static", ())
     assert report.promoted_activations == ("behind the outlier",)
@@ -74,7 +74,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:
-    report = quantized(tiny_models.text_encoder(), tmp_path, methods=("weights",))
+    report = quantize_int8(tiny_models.text_encoder(), tmp_path, methods=("weights",))
     assert report.outcome == "quantized", report.trials_as_text()
     assert (report.method, report.float_nodes) == ("weights", ())
     assert report.bytes is not None
@@ -114,7 +114,7 @@ def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) ->
 
 def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:
     strict = Thresholds(max_relative_rms=0.03)
-    report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
+    report = quantize_int8(tiny_models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
     assert report.outcome == "quantized", report.as_text()
     assert report.float_nodes
     kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.float_nodes]
@@ -145,7 +145,7 @@ def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp
     tensors = {"w": w, "mask": mask, "head": rng.standard_normal((64, 128))}
     del model.graph.initializer[:]
     model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in tensors.items())
-    report = quantized(model, tmp_path, methods=("weights",))
+    report = quantize_int8(model, tmp_path, methods=("weights",))
     assert report.outcome == "quantized", report.trials_as_text()
     first, *others = report.sensitivity
     assert len(first.nodes) == 2
@@ -156,7 +156,7 @@ def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp
 def test_int8_that_is_larger_than_fp16_says_so(tmp_path: Path) -> None:
     cases = ((Thresholds(), False), (Thresholds(max_relative_rms=0.026), True))
     for thresholds, is_named in cases:
-        report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
+        report = quantize_int8(tiny_models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
         half = quantize_model(
             tmp_path / "float.onnx", tmp_path / "half.onnx", "fp16", random_samples(tmp_path / "float.onnx", 8)
         )
@@ -167,7 +167,7 @@ def test_int8_that_is_larger_than_fp16_says_so(tmp_path: Path) -> None:
 
 
 def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) -> None:
-    report = quantized(tiny_models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
+    report = quantize_int8(tiny_models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
     assert report.outcome == "refused"
     assert "gate failed" in report.reason
     table = report.trials_as_text().splitlines()
@@ -183,13 +183,13 @@ def test_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
     model.graph.node[-1].input[0] = "noisy"
     model.graph.node.insert(4, noise)
     model.graph.node.insert(5, added)
-    report = quantized(model, tmp_path)
+    report = quantize_int8(model, tmp_path)
     assert report.outcome == "refused"
     assert "differs from run to run" in report.reason
 
 
 def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -> None:
-    report = quantized(
+    report = quantize_int8(
         tiny_models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
     )
     assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_text()

@@ -22,7 +22,7 @@ from tests.support import tiny_models
 from tests.support.model_pairs import STATIC, QuantizedBase, fine_tune, quantize_base
 
 
-def updated(folder: Path, base: QuantizedBase, amount: float = 0.01) -> tuple[UpdateReport, Path]:
+def fine_tune_and_update(folder: Path, base: QuantizedBase, amount: float = 0.01) -> tuple[UpdateReport, Path]:
     """Fine-tune the model behind `base` and update `base` to it; return the report and the update."""
     calibration, held_out = base.samples.split_halves()
     new, out = base.write_fine_tuned(folder, amount), folder / "update.onnx"
@@ -41,7 +41,7 @@ def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(
 ) -> None:
     dynamic = QuantizeOptions(methods=("dynamic",), measure_latency=False)
     base = text_base if method == "static" else quantize_base(text_base.model, tmp_path, 96, dynamic)
-    report, out = updated(tmp_path, base)
+    report, out = fine_tune_and_update(tmp_path, base)
     assert report.method == "joint", report.reason
     assert report.gate.relative_rms is not None
     assert report.baseline.relative_rms is not None
@@ -60,7 +60,7 @@ def test_other_networks_are_updated_by_the_same_method(kind: str, tmp_path: Path
         "nested": tiny_models.branching(),
     }
     base = quantize_base(made[kind], tmp_path, 96, DEFAULT_OPTIONS)
-    report, out = updated(tmp_path, base)
+    report, out = fine_tune_and_update(tmp_path, base)
     assert report.gate.relative_rms is not None
     assert len(out.read_bytes()) == pytest.approx(len(base.path.read_bytes()), rel=0.01)
     onnx.checker.check_model(onnx.load(out))
@@ -107,14 +107,14 @@ def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
             assert np.array_equal(array_of(tensor), scales[tensor.name])
 
 
-def jointly(layer: Layer, inputs: np.ndarray, price: float, rows: float | None = None) -> np.ndarray:
+def optimize_levels(layer: Layer, inputs: np.ndarray, price: float, rows: float | None = None) -> np.ndarray:
     """Levels for what the layer reads [rows, inputs], which counts as `rows` rows where they are told."""
     h = (inputs.T @ inputs / len(inputs)).astype(np.float32)
     wanted = h @ layer.weight.astype(np.float32)
     return choose_levels(layer, h, wanted, float(np.sum(layer.weight * wanted)), price, rows or len(inputs))
 
 
-def error_of(layer: Layer, levels: np.ndarray, inputs: np.ndarray) -> float:
+def layer_error(layer: Layer, levels: np.ndarray, inputs: np.ndarray) -> float:
     """Energy of the layer's error over those inputs [rows, inputs]."""
     return float(np.square(inputs @ (levels * layer.scale - layer.weight)).mean())
 
@@ -127,12 +127,12 @@ def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
     scale = np.abs(old).max(axis=0, keepdims=True) / 127
     base = np.rint(old / scale).astype(np.int32)
     layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
-    levels = jointly(layer, inputs, 1e-7)
+    levels = optimize_levels(layer, inputs, 1e-7)
     assert entropy_bits(levels - base) < 0.5 * entropy_bits(layer.nearest() - base)
-    assert error_of(layer, levels, inputs) < error_of(layer, base, inputs)
+    assert layer_error(layer, levels, inputs) < layer_error(layer, base, inputs)
 
 
-def moved(inputs: int, steps: float) -> Layer:
+def make_moved_layer(inputs: int, steps: float) -> Layer:
     """A layer whose weights moved by so many steps (standard deviation)."""
     rng = np.random.default_rng(1)
     base = rng.integers(-90, 90, (inputs, 96)).astype(np.int32)
@@ -142,25 +142,25 @@ def moved(inputs: int, steps: float) -> Layer:
 
 @pytest.mark.parametrize("steps", [0.5, 2.0, 6.0])
 def test_joint_choice_follows_a_weight_however_far_it_moved(steps: float) -> None:
-    rng, layer = np.random.default_rng(1), moved(64, steps)
+    rng, layer = np.random.default_rng(1), make_moved_layer(64, steps)
     inputs = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
-    levels, nearest = jointly(layer, inputs, 1e-9), layer.nearest()
-    assert error_of(layer, levels, inputs) < error_of(layer, nearest, inputs)
+    levels, nearest = optimize_levels(layer, inputs, 1e-9), layer.nearest()
+    assert layer_error(layer, levels, inputs) < layer_error(layer, nearest, inputs)
     assert entropy_bits(levels - layer.base) < 1.1 * entropy_bits(nearest - layer.base)
 
 
 def test_walk_to_weights_that_moved_far_starts_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, layer = np.random.default_rng(3), moved(256, 4.0)
+    rng, layer = np.random.default_rng(3), make_moved_layer(256, 4.0)
     inputs = rng.standard_normal((2000, 256)) @ rng.standard_normal((256, 256)) / 16
-    near = error_of(layer, jointly(layer, inputs, 1e-9), inputs)
+    near = layer_error(layer, optimize_levels(layer, inputs, 1e-9), inputs)
     monkeypatch.setattr(coordinate_descent, "MANY_CHANGED_SHARE", 1.0)
-    assert near < 0.98 * error_of(layer, jointly(layer, inputs, 1e-9), inputs)
+    assert near < 0.98 * layer_error(layer, optimize_levels(layer, inputs, 1e-9), inputs)
 
 
 def test_few_rows_are_not_taken_for_more_than_they_tell() -> None:
-    rng, layer = np.random.default_rng(2), moved(128, 0.4)
+    rng, layer = np.random.default_rng(2), make_moved_layer(128, 0.4)
     seen, unseen = rng.standard_normal((16, 128)), rng.standard_normal((4000, 128))
-    few, many = (error_of(layer, jointly(layer, seen, 1e-9, rows), unseen) for rows in (16.0, 1e9))
+    few, many = (layer_error(layer, optimize_levels(layer, seen, 1e-9, rows), unseen) for rows in (16.0, 1e9))
     assert few < 0.95 * many
 
 

@@ -242,13 +242,13 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
 def test_prices_that_change_little_are_followed_by_wider_steps(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordinary, solver = _to_search(text_update, tmp_path)
+    ordinary, solver = _make_solver(text_update, tmp_path)
     assert ordinary.relative_rms is not None
     # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
     below = 0.95 * 1.5 * (1 - rate_search.HELD_OUT_MARGIN / math.sqrt(ordinary.samples))
-    told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
+    scaled = replace(ordinary, outputs=tuple(_scale_error(output, below) for output in ordinary.outputs))
     monkeypatch.setattr(rate_search, "INITIAL_RATE_WEIGHT", rate_search.INITIAL_RATE_WEIGHT * 1e-4)
-    found = rate_search.RateSearch(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
+    found = rate_search.RateSearch(solver, lambda _: scaled, lambda _: 0.0, ordinary, 1.5, None)
     found.find_best_point()
     _, first, second, third, *_ = found.points
     assert second.rate_weight < rate_search.RATE_BACKOFF * first.rate_weight
@@ -259,7 +259,7 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
 def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordinary, solver = _to_search(text_update, tmp_path)
+    ordinary, solver = _make_solver(text_update, tmp_path)
     widest, wide, *finer = FLOAT_ROUNDING_STEPS
     errors = {widest: 1.04, wide: 1.02, **dict.fromkeys(finer, 1.0)}
     monkeypatch.setattr(rate_search, "MAX_SOLUTIONS", 0)
@@ -269,7 +269,7 @@ def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
     assert solver.float_rounding_step == wide
 
 
-def _to_search(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateReport, Solver]:
+def _make_solver(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateReport, Solver]:
     """Return the gate of the base against the new model, and a solver between them."""
     base, new, samples = update
     template, prepared = onnx.load(base), prepare_model(new, next(iter(samples))).model
@@ -277,5 +277,5 @@ def _to_search(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateRe
     return run_gate(new, base, samples), Solver(template, prepared, grids, samples.take(16), {}, folder)
 
 
-def _scaled(output: OutputFidelity, factor: float) -> OutputFidelity:
+def _scale_error(output: OutputFidelity, factor: float) -> OutputFidelity:
     return output if output.relative_rms is None else replace(output, relative_rms=output.relative_rms * factor)

@@ -23,13 +23,13 @@ from tests.support.repository_commands import check_command_output
 FACTORY = CryptoSigner.generate_mldsa()
 
 
-def request(label: str) -> bytes:
+def make_request(label: str) -> bytes:
     signing = Ed25519PrivateKey.generate()
     public = derive_public_key(generate_private_key())
     return EnrollmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing)
 
 
-REQUESTS = [request(f"cam-{n}") for n in range(3)]
+REQUESTS = [make_request(f"cam-{n}") for n in range(3)]
 
 
 def test_a_list_comes_back_whole() -> None:
@@ -53,7 +53,7 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
 
 
 def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
-    shop: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     key = tmp_path / "factory" / "enrollment.key"
@@ -78,13 +78,21 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
         return out
 
     def enroll(name: str, status: int = 0) -> dict[str, Any]:
-        words = ["device", "enroll-batch", name, "--enrollment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
-        return run(*words, "--repo", os.fspath(shop.repository.root), status=status)
+        words = [
+            "device",
+            "enroll-batch",
+            name,
+            "--enrollment-key",
+            os.fspath(key),
+            "--keys",
+            os.fspath(publisher.keys),
+        ]
+        return run(*words, "--repo", os.fspath(publisher.repository.root), status=status)
 
     first = signed("first", REQUESTS)
     assert (enroll(first)["new"], enroll(first)["new"]) == (3, 0)
-    assert shop.repository.fleet().devices == 3
-    assert len(list((shop.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
-    stolen = signed("stolen", [request("cam-9"), request("cam-1")])
+    assert publisher.repository.fleet().devices == 3
+    assert len(list((publisher.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
+    stolen = signed("stolen", [make_request("cam-9"), make_request("cam-1")])
     assert enroll(stolen, status=3)["error"]["reason"] == "enrollment-refused"
-    assert len(Registry(shop.repository.registry_path)) == 3
+    assert len(Registry(publisher.repository.registry_path)) == 3

@@ -32,11 +32,13 @@ class Team:
         assert code == status, (words, err)
         return out + err
 
-    def release(self, shop: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
+    def release(
+        self, publisher: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str
+    ) -> None:
         """A release of the family, signed by the build machine and the engineer, each with its own signing history."""
-        manifest = shop.make_manifest(version, counter)
-        shop.repository.stage_manifest(manifest)
-        shop.repository.stage_rollout(make_rollout(manifest))
+        manifest = publisher.make_manifest(version, counter)
+        publisher.repository.stage_manifest(manifest)
+        publisher.repository.stage_rollout(make_rollout(manifest))
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         for key, desk in ((ci, "ci"), (engineer, "engineer")):
             shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/history")
@@ -57,7 +59,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv(PIN_VARIABLE, PIN.value.decode())
-    team, shop = Team(capfd), MetadataPublisher(tmp_path, [])
+    team, publisher = Team(capfd), MetadataPublisher(tmp_path, [])
 
     run_block(PAGE, "ceremony: keys")
     run_block(PAGE, "ceremony: init")
@@ -71,34 +73,34 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert "more must sign" in team.run("repo", "publish", "--repo", "repository", status=2)
     run_block(PAGE, "ceremony: sign")
     run_block(PAGE, "ceremony: publish")
-    root = next(role for role in shop.repository.status().roles if role.name == "root")
+    root = next(role for role in publisher.repository.status().roles if role.name == "root")
     assert (root.threshold, root.classical, root.post_quantum) == (3, 2, 2)
     assert [key.scheme for key in root.keys] == ["ecdsa-sha2-nistp256", "ed25519", "ml-dsa-65/1", "ml-dsa-65/1"]
     assert [key.has_signed for key in root.keys] == [True, True, True, False]
-    late, regular = create_client(shop, "late"), create_client(shop, "regular")
-    team.release(shop, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
-    assert regular.check(shop.published).manifest.version == "1.0.0"
+    late, regular = create_client(publisher, "late"), create_client(publisher, "regular")
+    team.release(publisher, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
+    assert regular.check(publisher.published).manifest.version == "1.0.0"
 
     run_block(PAGE, "ceremony: rotate")
     for gone, desk in (("ci/release.key", "ci"), ("engineer/release.key", "engineer")):
-        manifest = shop.make_manifest("6.6.6", 666)
-        shop.repository.stage_manifest(manifest)
+        manifest = publisher.make_manifest("6.6.6", 666)
+        publisher.repository.stage_manifest(manifest)
         team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         words = ("--key", gone, "--history", f"{desk}/another", "-o", "late.signatures")
         assert "none of the 1 given keys" in team.run("repo", "sign", "request.json", *words, status=2)
         team.run("repo", "unstage", "--repo", "repository")
-    team.release(shop, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
-    assert regular.check(shop.published).manifest.version == "2.0.0"
+    team.release(publisher, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
+    assert regular.check(publisher.published).manifest.version == "2.0.0"
 
     stolen = load_folder_signers(tmp_path / "online", PASSPHRASE)
     run_block("operations/incidents.md", "ceremony: compromise")
-    thief = Attacker(shop, stolen, shop.copy_published("thief"))
-    first = shop.repository.manifest("vision", "1.0.0")
+    attacker = Attacker(publisher, stolen, publisher.copy_published("thief"))
+    first = publisher.repository.manifest("vision", "1.0.0")
     assert first is not None
-    thief.roll_out(make_rollout(first))
-    assert regular.check(shop.published).manifest.version == "2.0.0"
+    attacker.roll_out(make_rollout(first))
+    assert regular.check(publisher.published).manifest.version == "2.0.0"
     with pytest.raises(UntrustedMetadata):
-        regular.check(thief.publish())
+        regular.check(attacker.publish())
 
     # the other three root keys go one after the other, each lost by its owner: three sign, and the new one
     for name, algorithm, others in (
@@ -118,14 +120,14 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
             team.run("repo", "sign", "request.json", *words)
         team.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", "online-2")
         team.run("repo", "publish", "--repo", "repository")
-    team.release(shop, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
+    team.release(publisher, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
 
-    assert late.check(shop.published).manifest.version == "3.0.0"
-    assert regular.check(shop.published).manifest.version == "3.0.0"
+    assert late.check(publisher.published).manifest.version == "3.0.0"
+    assert regular.check(publisher.published).manifest.version == "3.0.0"
     report = json.loads(team.run("repo", "verify", "--repo", "repository", "--json"))
     assert report["is_sound"]
     assert report["roles"][0]["version"] == 6
-    assert len(list((shop.published / "metadata").glob("*.root.json"))) == 6
+    assert len(list((publisher.published / "metadata").glob("*.root.json"))) == 6
     held = load_signer("hsm:4?label=OFFICER", PIN).public_key
     assert held.keyid in {key["key_id"] for key in report["roles"][0]["keys"]}
     secret = [path for path in tmp_path.rglob("*.key") if path.stat().st_mode & 0o077]

@@ -33,8 +33,8 @@ def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
 class Terminal:
     """Runs a command line and reads what it prints."""
 
-    def __init__(self, shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
-        self._shop, self._capfd = shop, capfd
+    def __init__(self, publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
+        self._shop, self._capfd = publisher, capfd
 
     def json(self, *words: str, status: int = 0, keys: bool = False) -> dict[str, Any]:
         code = main([*words, "--repo", os.fspath(self._shop.repository.root), *self._keys(keys), "--json"])
@@ -56,12 +56,12 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(shop, capfd)
+def terminal(publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(publisher, capfd)
 
 
 def test_a_rollout_goes_up_by_stages_and_is_halted(
-    shop: MetadataPublisher, device: CheckClient, terminal: Terminal
+    publisher: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
     first = terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "1", keys=True)
     assert first["rollout"]["percent_bp"] == 100
@@ -69,12 +69,12 @@ def test_a_rollout_goes_up_by_stages_and_is_halted(
     salt = first["rollout"]["salt"]
     second = terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "25", keys=True)
     assert second["rollout"]["salt"] == salt
-    assert device.check(shop.published).rollout.percent_bp == 2500
+    assert device.check(publisher.published).rollout.percent_bp == 2500
     terminal.json("rollout", "halt", FAMILY, "stable", "--note", "too warm", keys=True)
-    assert device.check(shop.published).rollout.halted
+    assert device.check(publisher.published).rollout.halted
     assert "HALTED (too warm)" in terminal.text("rollout", "status")
     terminal.json("rollout", "resume", FAMILY, "stable", keys=True)
-    assert not device.check(shop.published).rollout.halted
+    assert not device.check(publisher.published).rollout.halted
 
 
 def test_a_rollout_of_what_is_not_there_is_refused_with_what_is(terminal: Terminal) -> None:
@@ -84,12 +84,12 @@ def test_a_rollout_of_what_is_not_there_is_refused_with_what_is(terminal: Termin
     assert terminal.json("rollout", "halt", FAMILY, "beta", status=2)["error"]["reason"] == "staging-invalid"
 
 
-def test_without_keys_a_change_waits_for_sign_and_publish(shop: MetadataPublisher, terminal: Terminal) -> None:
+def test_without_keys_a_change_waits_for_sign_and_publish(publisher: MetadataPublisher, terminal: Terminal) -> None:
     assert terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "50")["published"] is None
     assert "staged file rollouts/vision/stable.json" in terminal.text("repo", "status")
-    key = shop.keys / "rollout-vision-ed25519-1.key"
+    key = publisher.keys / "rollout-vision-ed25519-1.key"
     assert not terminal.json("repo", "sign", "--key", os.fspath(key))["complete"]
-    stranger = shop.keys / "root-ed25519-1.key"
+    stranger = publisher.keys / "root-ed25519-1.key"
     assert (
         terminal.json("repo", "sign", "--key", os.fspath(stranger), status=2)["error"]["reason"] == "signer-not-in-role"
     )
@@ -99,33 +99,33 @@ def test_without_keys_a_change_waits_for_sign_and_publish(shop: MetadataPublishe
     assert terminal.json("repo", "publish", status=2)["error"]["reason"] == "nothing-staged"
 
 
-def test_a_device_is_enrolled_listed_and_revoked(shop: MetadataPublisher, terminal: Terminal) -> None:
+def test_a_device_is_enrolled_listed_and_revoked(publisher: MetadataPublisher, terminal: Terminal) -> None:
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest("cam-1", derive_public_key(private), signing.public_key().public_bytes_raw())
-    file = shop.folder / "request.json"
+    file = publisher.folder / "request.json"
     file.write_bytes(request.encode(signing))
     wrong = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", "0" * 40, keys=True, status=2)
     assert wrong["error"]["reason"] == "fingerprint-mismatch"
     admitted = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert admitted["device_id"] == request.device_id
     assert admitted["published"]["roles"].keys() == {"fleet", "snapshot", "timestamp"}
-    assert shop.repository.fleet().devices == 1
-    cohort = shop.repository.fleet().cohorts[0]
-    place = shop.published / "envelopes" / "cohorts" / "default" / "1" / envelope_name(request.x_wing_public, 1)
-    context = EnvelopeContext(COHORT_KEY_PURPOSE, shop.repository.repository_id, "default", 1)
+    assert publisher.repository.fleet().devices == 1
+    cohort = publisher.repository.fleet().cohorts[0]
+    place = publisher.published / "envelopes" / "cohorts" / "default" / "1" / envelope_name(request.x_wing_public, 1)
+    context = EnvelopeContext(COHORT_KEY_PURPOSE, publisher.repository.repository_id, "default", 1)
     assert derive_public_key(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
     assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
     again = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert again["device_id"] == request.device_id
     # nothing is left behind that the next release would stumble over
     assert again["published"] is None
-    assert shop.repository.is_staging_empty
+    assert publisher.repository.is_staging_empty
     words = ("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint)
     assert terminal.text(*words, keys=True).endswith("nothing changed\n")
     assert terminal.json("device", "revoke", "cam-1", keys=True)["revoked"]
     epoch = terminal.json("device", "rotate-cohort", "default", keys=True)
     assert (epoch["epoch"], epoch["envelopes"]) == (2, 0)
-    assert shop.repository.fleet().cohorts[0].epoch == 2
+    assert publisher.repository.fleet().cohorts[0].epoch == 2
 
 
 def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,25 +137,25 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
 
 
 def test_doctor_refresh_withdraw_and_garbage_have_their_say(
-    shop: MetadataPublisher, device: CheckClient, terminal: Terminal
+    publisher: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
     assert "if ML-DSA is broken, 1 classical key" in terminal.text("repo", "verify")
     assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
     assert "withdrawal staged" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")
     assert terminal.json("repo", "unstage") == {"staged": False}
-    assert device.check(shop.published).manifest.version == "1.0.0"
+    assert device.check(publisher.published).manifest.version == "1.0.0"
 
 
 def test_wrong_and_missing_passphrases_are_told_without_a_traceback(
-    terminal: Terminal, shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, publisher: MetadataPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, "not the passphrase")
     assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "wrong-passphrase"
     monkeypatch.delenv(PASSPHRASE_VARIABLE)
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115  # pytest puts its own back
     assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "passphrase-missing"
-    file = shop.folder / "passphrase"
+    file = publisher.folder / "passphrase"
     file.write_text(PASSPHRASE.value.decode() + "\n")
     file.chmod(0o644)
     error = terminal.json("repo", "refresh", "--passphrase-file", os.fspath(file), keys=True, status=2)["error"]
@@ -174,8 +174,8 @@ def test_keys_are_made_shown_and_checked(tmp_path: Path, capfd: pytest.CaptureFi
     assert main(["keys", "check", file, "--json"]) == 0
     works = json.loads(capfd.readouterr().out)
     assert works["works"]
-    for command, said in (("new", made), ("show", shown), ("check", works)):
-        check_command_output(["keys", command], said)
+    for command, result in (("new", made), ("show", shown), ("check", works)):
+        check_command_output(["keys", command], result)
     assert main(["keys", "new", file, "--algorithm", "ed25519", "--json"]) == 2
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "key-exists"
 
@@ -211,8 +211,10 @@ def test_help_imports_no_cryptography_and_no_tuf(group: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_roles_and_families_change_by_command(shop: MetadataPublisher, device: CheckClient, terminal: Terminal) -> None:
-    folder = shop.folder / "more"
+def test_roles_and_families_change_by_command(
+    publisher: MetadataPublisher, device: CheckClient, terminal: Terminal
+) -> None:
+    folder = publisher.folder / "more"
     for name, algorithm in (("a", "ed25519"), ("b", "ml-dsa-65")):
         assert main(["keys", "new", os.fspath(folder / f"{name}.key"), "--algorithm", algorithm]) == 0
     a, b = os.fspath(folder / "a.key"), os.fspath(folder / "b.key")
@@ -251,4 +253,4 @@ def test_roles_and_families_change_by_command(shop: MetadataPublisher, device: C
     assert not terminal.json("repo", "sign", keys=True)["complete"]
     assert terminal.json("repo", "sign", "--key", a, "--key", b)["complete"]
     terminal.json("repo", "publish")
-    assert device.check(shop.published).counter_epoch == 2
+    assert device.check(publisher.published).counter_epoch == 2

@@ -18,15 +18,15 @@ WRONG = "a wrong passphrase, also secret"
 
 
 @pytest.fixture(scope="module")
-def secrets(pristine_shop: MetadataPublisher) -> list[str]:
+def secrets(pristine_publisher: MetadataPublisher) -> list[str]:
     """Of every copy of the shop."""
-    return private_strings(pristine_shop)
+    return private_strings(pristine_publisher)
 
 
-def private_strings(shop: MetadataPublisher) -> list[str]:
+def private_strings(publisher: MetadataPublisher) -> list[str]:
     """What must not show: raw private bytes of every key file as hexadecimal and base64, and the passphrases."""
     found = [PASSPHRASE.value.decode(), WRONG]
-    for path in sorted(shop.keys.rglob("*.key")):
+    for path in sorted(publisher.keys.rglob("*.key")):
         for key in read_key_file(path, PASSPHRASE)[1]:
             raw = getattr(key, "private_bytes_raw", None)
             if raw is not None:
@@ -71,7 +71,7 @@ COMMANDS = (
 
 
 def test_nothing_secret_is_printed_or_written(
-    shop: MetadataPublisher,
+    publisher: MetadataPublisher,
     secrets: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -81,20 +81,20 @@ def test_nothing_secret_is_printed_or_written(
     """Every command about keys, right and wrong, with tracebacks and at the loudest log level."""
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("AIRWEIGHTS_TRACEBACK", "1")
-    monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
+    monkeypatch.setenv("PACKAGER_REPO", os.fspath(publisher.repository.root))
     (tmp_path / "new").mkdir()
-    ended = []
+    result = []
     for line, passphrase in COMMANDS:
         monkeypatch.setenv(PASSPHRASE_VARIABLE, passphrase)
-        words = line.replace("KEYS", os.fspath(shop.keys)).replace("NEW", os.fspath(tmp_path / "new")).split()
-        ended.append(main(words))
+        words = line.replace("KEYS", os.fspath(publisher.keys)).replace("NEW", os.fspath(tmp_path / "new")).split()
+        result.append(main(words))
         out, err = capfd.readouterr()
         assert out + err
         for secret in secrets:
             assert secret not in out + err + caplog.text, line
-    assert [code for code, (_, passphrase) in zip(ended, COMMANDS, strict=True) if passphrase == RIGHT][-1:] == [2]
-    assert ended.count(0) >= len(COMMANDS) - 12
-    places = [shop.repository.root, tmp_path / "new"]
+    assert [code for code, (_, passphrase) in zip(result, COMMANDS, strict=True) if passphrase == RIGHT][-1:] == [2]
+    assert result.count(0) >= len(COMMANDS) - 12
+    places = [publisher.repository.root, tmp_path / "new"]
     for path in (path for place in places for path in place.rglob("*") if path.is_file() and path.suffix != ".key"):
         data = path.read_bytes()
         assert b"PRIVATE KEY" not in data, path

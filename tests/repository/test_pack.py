@@ -27,9 +27,9 @@ DAY_S = 86_400
 
 
 @pytest.fixture
-def pack(shop: MetadataPublisher) -> Path:
-    out = shop.folder / "pack"
-    create_pack(shop.repository, out, [], 30, shop.signers)
+def pack(publisher: MetadataPublisher) -> Path:
+    out = publisher.folder / "pack"
+    create_pack(publisher.repository, out, [], 30, publisher.signers)
     return out
 
 
@@ -55,15 +55,15 @@ def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: CheckClient)
 
 
 def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(
-    shop: MetadataPublisher, pack: Path, device: CheckClient
+    publisher: MetadataPublisher, pack: Path, device: CheckClient
 ) -> None:
     packed = device.check(pack)
-    online = device.check(shop.published)
+    online = device.check(publisher.published)
     assert online.context.timestamp_version == packed.context.timestamp_version + 1
     with pytest.raises(RollbackRefused):
         device.check(pack)
-    shop.release("1.1.0", 2)
-    assert device.check(shop.published).manifest.version == "1.1.0"
+    publisher.release("1.1.0", 2)
+    assert device.check(publisher.published).manifest.version == "1.1.0"
 
 
 def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Path, device: CheckClient) -> None:
@@ -75,29 +75,32 @@ def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Pa
     assert lost.value.reason == "trust-state-lost"
 
 
-def test_a_pack_lives_no_longer_than_root_allows(shop: MetadataPublisher) -> None:
+def test_a_pack_lives_no_longer_than_root_allows(publisher: MetadataPublisher) -> None:
     for days in (0, 91, 10_000):
         with pytest.raises(StagingInvalid):
-            create_pack(shop.repository, shop.folder / "pack", [], days, shop.signers)
+            create_pack(publisher.repository, publisher.folder / "pack", [], days, publisher.signers)
     with pytest.raises(FamilyUnknown):
-        create_pack(shop.repository, shop.folder / "pack", ["speech"], 30, shop.signers)
-    online_only = shop.signers_of("snapshot", "timestamp")
+        create_pack(publisher.repository, publisher.folder / "pack", ["speech"], 30, publisher.signers)
+    online_only = publisher.signers_of("snapshot", "timestamp")
     with pytest.raises(StagingInvalid):
-        create_pack(shop.repository, shop.folder / "pack", [FAMILY], 30, online_only)
-    assert not (shop.folder / "pack").exists()
-    assert [path for path in shop.folder.iterdir() if path.name.startswith(".pack")] == []
+        create_pack(publisher.repository, publisher.folder / "pack", [FAMILY], 30, online_only)
+    assert not (publisher.folder / "pack").exists()
+    assert [path for path in publisher.folder.iterdir() if path.name.startswith(".pack")] == []
 
 
 def test_the_command_makes_a_pack_once(
-    shop: MetadataPublisher, device: CheckClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    publisher: MetadataPublisher,
+    device: CheckClient,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
-    out = shop.folder / "stick"
-    words = ["repo", "offline-pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
-    assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0
+    out = publisher.folder / "stick"
+    words = ["repo", "offline-pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(publisher.repository.root)]
+    assert main([*words, "--keys", os.fspath(publisher.keys), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     check_command_output(["repo", "offline-pack"], report)
     assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
     assert replace(device).with_time(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
-    assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code
+    assert main([*words, "--keys", os.fspath(publisher.keys), "--json"]) == OutputExists.exit_code
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "output-exists"

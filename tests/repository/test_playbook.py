@@ -56,312 +56,314 @@ RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 
 
 @dataclass
-class Play:
+class IncidentCase:
     """A shop with release 1.1.0 out, a device that has it, and commands as they are typed."""
 
-    shop: MetadataPublisher
+    publisher: MetadataPublisher
     device: CheckClient
 
     def run(self, *words: str) -> None:
-        assert main([*words, "--repo", str(self.shop.repository.root)]) == 0, words
+        assert main([*words, "--repo", str(self.publisher.repository.root)]) == 0, words
 
     def new_key(self, algorithm: str) -> str:
         """A new key file; its signer joins those at hand."""
-        path = self.shop.folder / "new" / f"{len(list(self.shop.folder.glob('new/*')))}.key"
+        path = self.publisher.folder / "new" / f"{len(list(self.publisher.folder.glob('new/*')))}.key"
         generate_key_file(path, algorithm, PASSPHRASE)
-        self.shop.signers.append(load_signer(path, PASSPHRASE))
+        self.publisher.signers.append(load_signer(path, PASSPHRASE))
         return str(path)
 
     def new_pair(self) -> list[str]:
         return ["--key", self.new_key("ed25519"), "--key", self.new_key("ml-dsa-65")]
 
-    def lose(self, *gone: Signer) -> None:
+    def drop_signers(self, *gone: Signer) -> None:
         """They sign nothing any more."""
-        self.shop.signers = [signer for signer in self.shop.signers if signer not in gone]
+        self.publisher.signers = [signer for signer in self.publisher.signers if signer not in gone]
 
-    def replace_one(self, role: str) -> Signer:
+    def replace_key(self, role: str) -> Signer:
         """The command of a lost or stolen key: the first of the role is replaced. Returns the old one."""
-        old = self.shop.signers_of(role)[0]
+        old = self.publisher.signers_of(role)[0]
         self.run("keys", "role", "replace", role, old.public_key.keyid, "--key", self.new_key("ed25519"))
-        self.lose(old)
-        self.shop.publish()
+        self.drop_signers(old)
+        self.publisher.publish()
         return old
 
     def replace_all(self, *roles: str) -> list[Signer]:
         """The command of stolen roles: all their keys are replaced. Returns the old ones."""
         for role in roles:
             self.run("keys", "role", "replace", role, *self.new_pair())
-        old = self.shop.signers_of(*roles)
-        self.lose(*old)
-        self.shop.publish()
+        old = self.publisher.signers_of(*roles)
+        self.drop_signers(*old)
+        self.publisher.publish()
         return old
 
-    def thief(self, *signers: Signer) -> Attacker:
+    def create_attacker(self, *signers: Signer) -> Attacker:
         return Attacker(
-            self.shop, signers, self.shop.copy_published(f"attacker-{len(list(self.shop.folder.glob('attacker*')))}")
+            self.publisher,
+            signers,
+            self.publisher.copy_published(f"attacker-{len(list(self.publisher.folder.glob('attacker*')))}"),
         )
 
-    def twin(self) -> CheckClient:
+    def copy_device(self) -> CheckClient:
         """A device that remembers the same; what a thief with online keys says about versions stays with it."""
-        place = self.shop.folder / f"twin-{len(list(self.shop.folder.glob('twin-*')))}"
+        place = self.publisher.folder / f"twin-{len(list(self.publisher.folder.glob('twin-*')))}"
         return replace(self.device, folder=Path(shutil.copytree(self.device.folder, place, symlinks=True)))
 
-    def refused(self, thief: Attacker, error: type[AirweightsError] = UntrustedMetadata) -> None:
+    def assert_refused(self, attacker: Attacker, error: type[AirweightsError] = UntrustedMetadata) -> None:
         """A device does not follow the thief's mirror."""
         with pytest.raises(error):
-            self.twin().check(thief.publish())
+            self.copy_device().check(attacker.publish())
 
-    def goes_on(self, version: str = "2.0.0", counter: int = 10) -> None:
+    def assert_updates_continue(self, version: str = "2.0.0", counter: int = 10) -> None:
         """A new release reaches the device."""
-        self.shop.release(version, counter)
-        assert self.device.check(self.shop.published).manifest.version == version
+        self.publisher.release(version, counter)
+        assert self.device.check(self.publisher.published).manifest.version == version
 
 
-def evil_release(thief: Attacker) -> Attacker:
-    manifest = thief.publisher.make_manifest("6.6.6", 666)
-    thief.release(manifest)
-    thief.roll_out(make_rollout(manifest))
-    return thief
+def evil_release(attacker: Attacker) -> Attacker:
+    manifest = attacker.publisher.make_manifest("6.6.6", 666)
+    attacker.release(manifest)
+    attacker.roll_out(make_rollout(manifest))
+    return attacker
 
 
-def evil_root(thief: Attacker) -> Attacker:
+def evil_root(attacker: Attacker) -> Attacker:
     """A root of the thief's own keys."""
-    published = thief.published
+    published = attacker.published
     root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
     for role in tuf_documents.TOP_LEVEL:
-        root.roles[role].keyids = [signer.public_key.keyid for signer in thief.signers]
+        root.roles[role].keyids = [signer.public_key.keyid for signer in attacker.signers]
         root.roles[role].threshold = 1
-    root.keys |= {signer.public_key.keyid: signer.public_key for signer in thief.signers}
-    thief.changed_documents["root"] = root
-    return thief
+    root.keys |= {signer.public_key.keyid: signer.public_key for signer in attacker.signers}
+    attacker.changed_documents["root"] = root
+    return attacker
 
 
-def evil_targets(thief: Attacker) -> Attacker:
+def evil_targets(attacker: Attacker) -> Attacker:
     """Targets that give the family to the thief."""
-    held = thief.published.targets
-    targets = tuf_documents.next_targets(held, "targets", {}, NOW_S)
+    targets_before = attacker.published.targets
+    targets = tuf_documents.next_targets(targets_before, "targets", {}, NOW_S)
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
-    stolen = thief.signers[0].public_key
+    stolen = attacker.signers[0].public_key
     targets.delegations.keys[stolen.keyid] = stolen
     targets.delegations.roles[RELEASE].keyids = [stolen.keyid]
     targets.delegations.roles[RELEASE].threshold = 1
-    thief.changed_documents["targets"] = targets
-    return evil_release(thief)
+    attacker.changed_documents["targets"] = targets
+    return evil_release(attacker)
 
 
-def root_key_lost(play: Play) -> None:
-    play.lose(play.shop.signers_of("root")[0])
-    play.replace_one("root")
-    play.goes_on()
+def root_key_lost(case: IncidentCase) -> None:
+    case.drop_signers(case.publisher.signers_of("root")[0])
+    case.replace_key("root")
+    case.assert_updates_continue()
 
 
-def root_key_stolen(play: Play) -> None:
-    stolen = play.shop.signers_of("root")[0]
-    play.refused(evil_root(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    assert play.replace_one("root") is stolen
-    play.refused(evil_root(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    play.goes_on()
+def root_key_stolen(case: IncidentCase) -> None:
+    stolen = case.publisher.signers_of("root")[0]
+    case.assert_refused(evil_root(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    assert case.replace_key("root") is stolen
+    case.assert_refused(evil_root(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    case.assert_updates_continue()
 
 
-def targets_key_lost(play: Play) -> None:
-    play.lose(play.shop.signers_of("targets")[0])
-    play.replace_one("targets")
-    play.goes_on()
+def targets_key_lost(case: IncidentCase) -> None:
+    case.drop_signers(case.publisher.signers_of("targets")[0])
+    case.replace_key("targets")
+    case.assert_updates_continue()
 
 
-def targets_key_stolen(play: Play) -> None:
-    stolen = play.shop.signers_of("targets")[0]
-    play.refused(evil_targets(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    play.replace_one("targets")
-    play.refused(evil_targets(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    play.goes_on()
+def targets_key_stolen(case: IncidentCase) -> None:
+    stolen = case.publisher.signers_of("targets")[0]
+    case.assert_refused(evil_targets(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    case.replace_key("targets")
+    case.assert_refused(evil_targets(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    case.assert_updates_continue()
 
 
-def family_key_lost(play: Play) -> None:
-    play.lose(play.shop.signers_of(RELEASE)[0])
-    play.shop.repository.stage_manifest(play.shop.make_manifest("1.2.0", 3))
-    assert not play.shop.repository.sign(play.shop.signers).is_complete
-    play.replace_one(RELEASE)
-    play.goes_on()
+def family_key_lost(case: IncidentCase) -> None:
+    case.drop_signers(case.publisher.signers_of(RELEASE)[0])
+    case.publisher.repository.stage_manifest(case.publisher.make_manifest("1.2.0", 3))
+    assert not case.publisher.repository.sign(case.publisher.signers).is_complete
+    case.replace_key(RELEASE)
+    case.assert_updates_continue()
 
 
-def family_key_stolen(play: Play) -> None:
-    stolen = play.shop.signers_of(RELEASE)[0]
-    play.refused(evil_release(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    play.replace_one(RELEASE)
-    play.refused(evil_release(play.thief(stolen, *play.shop.signers_of(*ONLINE))))
-    play.goes_on()
+def family_key_stolen(case: IncidentCase) -> None:
+    stolen = case.publisher.signers_of(RELEASE)[0]
+    case.assert_refused(evil_release(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    case.replace_key(RELEASE)
+    case.assert_refused(evil_release(case.create_attacker(stolen, *case.publisher.signers_of(*ONLINE))))
+    case.assert_updates_continue()
 
 
-def family_stolen(play: Play) -> None:
-    play.refused(evil_release(play.thief(*play.shop.signers_of(RELEASE))))
+def family_stolen(case: IncidentCase) -> None:
+    case.assert_refused(evil_release(case.create_attacker(*case.publisher.signers_of(RELEASE))))
     # worst: the thief's huge release went through the build machine before anybody noticed
-    play.shop.release("6.6.6", 2**50, min_counter=2**50)
-    assert play.device.check(play.shop.published).floor == ReleaseCounter(1, 2**50)
-    play.run("repo", "withdraw", FAMILY, "6.6.6")
-    play.run("keys", "family", "counter-epoch", FAMILY)
-    stolen = play.replace_all(RELEASE)
-    play.refused(evil_release(play.thief(*stolen, *play.shop.signers_of(*ONLINE))))
-    play.goes_on(counter=3)
-    assert play.device.check(play.shop.published).counter == ReleaseCounter(2, 3)
+    case.publisher.release("6.6.6", 2**50, min_counter=2**50)
+    assert case.device.check(case.publisher.published).floor == ReleaseCounter(1, 2**50)
+    case.run("repo", "withdraw", FAMILY, "6.6.6")
+    case.run("keys", "family", "counter-epoch", FAMILY)
+    stolen = case.replace_all(RELEASE)
+    case.assert_refused(evil_release(case.create_attacker(*stolen, *case.publisher.signers_of(*ONLINE))))
+    case.assert_updates_continue(counter=3)
+    assert case.device.check(case.publisher.published).counter == ReleaseCounter(2, 3)
 
 
-def rollout_stolen(play: Play) -> None:
-    first = play.shop.repository.manifest(FAMILY, "1.0.0")
+def rollout_stolen(case: IncidentCase) -> None:
+    first = case.publisher.repository.manifest(FAMILY, "1.0.0")
     assert first is not None
-    thief = play.thief(*play.shop.signers_of(ROLLOUT))
-    thief.roll_out(make_rollout(first))
-    play.refused(thief)
-    stolen = play.replace_all(ROLLOUT)
-    thief = play.thief(*stolen, *play.shop.signers_of("snapshot", "timestamp"))
-    thief.roll_out(make_rollout(first))
-    play.refused(thief)
-    play.goes_on()
+    attacker = case.create_attacker(*case.publisher.signers_of(ROLLOUT))
+    attacker.roll_out(make_rollout(first))
+    case.assert_refused(attacker)
+    stolen = case.replace_all(ROLLOUT)
+    attacker = case.create_attacker(*stolen, *case.publisher.signers_of("snapshot", "timestamp"))
+    attacker.roll_out(make_rollout(first))
+    case.assert_refused(attacker)
+    case.assert_updates_continue()
 
 
-def online_stolen(play: Play) -> None:
-    first = play.shop.repository.manifest(FAMILY, "1.0.0")
+def online_stolen(case: IncidentCase) -> None:
+    first = case.publisher.repository.manifest(FAMILY, "1.0.0")
     assert first is not None
-    again = play.thief(*play.shop.signers_of(*ONLINE))
+    again = case.create_attacker(*case.publisher.signers_of(*ONLINE))
     again.roll_out(make_rollout(first))
-    play.refused(evil_release(play.thief(*play.shop.signers_of(*ONLINE))))
-    assert play.device.check(again.publish(signed_at_s={"timestamp": NOW_S + 80_000})).manifest.version == "1.0.0"
-    stolen = play.replace_all(*ONLINE)
-    assert play.device.check(play.shop.published).manifest.version == "1.1.0"
-    thief = play.thief(*stolen)
-    thief.roll_out(make_rollout(first))
-    play.refused(thief)
-    play.goes_on()
+    case.assert_refused(evil_release(case.create_attacker(*case.publisher.signers_of(*ONLINE))))
+    assert case.device.check(again.publish(signed_at_s={"timestamp": NOW_S + 80_000})).manifest.version == "1.0.0"
+    stolen = case.replace_all(*ONLINE)
+    assert case.device.check(case.publisher.published).manifest.version == "1.1.0"
+    attacker = case.create_attacker(*stolen)
+    attacker.roll_out(make_rollout(first))
+    case.assert_refused(attacker)
+    case.assert_updates_continue()
 
 
-def fleet_stolen(play: Play) -> None:
+def fleet_stolen(case: IncidentCase) -> None:
     evil = Fleet("0" * 64, 0, (Cohort("default", 2**40, derive_public_key(generate_private_key())),))
-    thief = play.thief(*play.shop.signers_of("fleet"))
-    thief.list_target("fleet", "fleet/fleet.json", evil.as_bytes())
-    play.refused(thief)
-    thief.signers = [*thief.signers, *play.shop.signers_of("snapshot", "timestamp")]
-    assert play.device.check(thief.publish()).fleet == evil
+    attacker = case.create_attacker(*case.publisher.signers_of("fleet"))
+    attacker.list_target("fleet", "fleet/fleet.json", evil.as_bytes())
+    case.assert_refused(attacker)
+    attacker.signers = [*attacker.signers, *case.publisher.signers_of("snapshot", "timestamp")]
+    assert case.device.check(attacker.publish()).fleet == evil
     # the thief had the online keys too: both are replaced
-    stolen = play.replace_all("fleet", *ONLINE)
-    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
-    play.shop.publish()
-    fleet = play.device.check(play.shop.published).fleet
-    assert fleet == play.shop.repository.fleet()
+    stolen = case.replace_all("fleet", *ONLINE)
+    case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
+    case.publisher.publish()
+    fleet = case.device.check(case.publisher.published).fleet
+    assert fleet == case.publisher.repository.fleet()
     assert fleet.cohorts[0].epoch == 2
-    thief = play.thief(*stolen)
-    thief.list_target("fleet", "fleet/fleet.json", evil.as_bytes())
-    play.refused(thief)
-    play.goes_on()
+    attacker = case.create_attacker(*stolen)
+    attacker.list_target("fleet", "fleet/fleet.json", evil.as_bytes())
+    case.assert_refused(attacker)
+    case.assert_updates_continue()
 
 
-def enroll(play: Play, label: str) -> Secret:
+def enroll(case: IncidentCase, label: str) -> Secret:
     """A device of the default cohort. Returns its private key."""
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest(label, derive_public_key(private), signing.public_key().public_bytes_raw())
     data = request.encode(signing)
-    enroll_device(play.shop.repository, data, request.fingerprint, "default", play.shop.keys, PASSPHRASE)
-    play.shop.publish()
+    enroll_device(case.publisher.repository, data, request.fingerprint, "default", case.publisher.keys, PASSPHRASE)
+    case.publisher.publish()
     return private
 
 
-def envelope_of(play: Play, private: Secret) -> Path:
+def envelope_of(case: IncidentCase, private: Secret) -> Path:
     """Where a device's envelope of the current epoch lies."""
-    (cohort,) = play.shop.repository.fleet().cohorts
-    folder = play.shop.published / "envelopes" / "cohorts" / "default" / str(cohort.epoch)
+    (cohort,) = case.publisher.repository.fleet().cohorts
+    folder = case.publisher.published / "envelopes" / "cohorts" / "default" / str(cohort.epoch)
     return folder / envelope_name(derive_public_key(private), cohort.epoch)
 
 
-def cohort_key(play: Play, private: Secret) -> Secret:
+def cohort_key(case: IncidentCase, private: Secret) -> Secret:
     """What a device gets out of its envelope."""
-    (cohort,) = play.shop.repository.fleet().cohorts
-    context = EnvelopeContext(COHORT_KEY_PURPOSE, play.shop.repository.repository_id, "default", cohort.epoch)
-    return open_envelope(envelope_of(play, private).read_bytes(), private, context)
+    (cohort,) = case.publisher.repository.fleet().cohorts
+    context = EnvelopeContext(COHORT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch)
+    return open_envelope(envelope_of(case, private).read_bytes(), private, context)
 
 
-def sealed_release(play: Play) -> tuple[bytes, EnvelopeContext]:
+def sealed_release(case: IncidentCase) -> tuple[bytes, EnvelopeContext]:
     """The content envelope of a release that is made now."""
-    (cohort,) = play.shop.repository.fleet().cohorts
+    (cohort,) = case.publisher.repository.fleet().cohorts
     context = EnvelopeContext(
-        CONTENT_KEY_PURPOSE, play.shop.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
+        CONTENT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
     )
     return seal(Secret(bytes(32)), cohort.public_key, context), context
 
 
-def cohort_stolen(play: Play) -> None:
-    member = enroll(play, "member")
-    (cohort,) = play.shop.repository.fleet().cohorts
-    stolen = load_private_key(play.shop.keys, cohort, PASSPHRASE)
-    envelope, context = sealed_release(play)
+def cohort_stolen(case: IncidentCase) -> None:
+    member = enroll(case, "member")
+    (cohort,) = case.publisher.repository.fleet().cohorts
+    stolen = load_private_key(case.publisher.keys, cohort, PASSPHRASE)
+    envelope, context = sealed_release(case)
     assert open_envelope(envelope, stolen, context).value == bytes(32)
-    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
-    envelope, context = sealed_release(play)
+    case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
+    envelope, context = sealed_release(case)
     with pytest.raises(NotAuthentic):
         open_envelope(envelope, stolen, context)
-    assert open_envelope(envelope, cohort_key(play, member), context).value == bytes(32)
+    assert open_envelope(envelope, cohort_key(case, member), context).value == bytes(32)
 
 
-def device_stolen(play: Play) -> None:
-    member, stolen = enroll(play, "member"), enroll(play, "stolen")
-    old = cohort_key(play, stolen)
-    play.run("device", "revoke", "stolen", "--keys", str(play.shop.keys))
-    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
-    assert not envelope_of(play, stolen).exists()
-    envelope, context = sealed_release(play)
+def device_stolen(case: IncidentCase) -> None:
+    member, stolen = enroll(case, "member"), enroll(case, "stolen")
+    old = cohort_key(case, stolen)
+    case.run("device", "revoke", "stolen", "--keys", str(case.publisher.keys))
+    case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
+    assert not envelope_of(case, stolen).exists()
+    envelope, context = sealed_release(case)
     with pytest.raises(NotAuthentic):
         open_envelope(envelope, old, context)
     # another's envelope, under the revoked device's own name, does not open either
-    envelope_of(play, stolen).write_bytes(envelope_of(play, member).read_bytes())
+    envelope_of(case, stolen).write_bytes(envelope_of(case, member).read_bytes())
     with pytest.raises(NotAuthentic):
-        cohort_key(play, stolen)
-    assert open_envelope(envelope, cohort_key(play, member), context).value == bytes(32)
-    assert play.device.check(play.shop.published).fleet.cohorts[0].epoch == 2
+        cohort_key(case, stolen)
+    assert open_envelope(envelope, cohort_key(case, member), context).value == bytes(32)
+    assert case.device.check(case.publisher.published).fleet.cohorts[0].epoch == 2
 
 
-def enrollment_key_stolen(play: Play) -> None:
-    old, new = (load_signer(play.new_key("ed25519"), PASSPHRASE) for _ in range(2))
+def enrollment_key_stolen(case: IncidentCase) -> None:
+    old, new = (load_signer(case.new_key("ed25519"), PASSPHRASE) for _ in range(2))
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest("intruder", derive_public_key(private), signing.public_key().public_bytes_raw())
     batch = sign_batch([request.encode(signing)], old)
     admitted = parse_batch(batch, [old.public_key])
-    assert enroll_batch(play.shop.repository, admitted, "default", play.shop.keys, PASSPHRASE) == 1
+    assert enroll_batch(case.publisher.repository, admitted, "default", case.publisher.keys, PASSPHRASE) == 1
     with pytest.raises(EnrollmentRefused):
         parse_batch(batch, [new.public_key])
-    play.run("device", "revoke", "intruder", "--keys", str(play.shop.keys))
-    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
-    assert not envelope_of(play, private).exists()
+    case.run("device", "revoke", "intruder", "--keys", str(case.publisher.keys))
+    case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
+    assert not envelope_of(case, private).exists()
 
 
-def metadata_expired(play: Play) -> None:
-    later = play.device.with_time(NOW_S + 8 * tuf_documents.DAY_S)
+def metadata_expired(case: IncidentCase) -> None:
+    later = case.device.with_time(NOW_S + 8 * tuf_documents.DAY_S)
     with pytest.raises(MetadataExpired):
-        later.check(play.shop.published)
-    play.run("repo", "refresh", "--keys", str(play.shop.keys))
-    play.run("keys", "role", "renew", "root", "targets", "fleet", RELEASE)
-    play.shop.publish()
-    assert play.device.check(play.shop.published).manifest.version == "1.1.0"
+        later.check(case.publisher.published)
+    case.run("repo", "refresh", "--keys", str(case.publisher.keys))
+    case.run("keys", "role", "renew", "root", "targets", "fleet", RELEASE)
+    case.publisher.publish()
+    assert case.device.check(case.publisher.published).manifest.version == "1.1.0"
 
 
-def passphrase_lost(play: Play) -> None:
-    path = play.shop.keys / f"{RELEASE}-ed25519-1.key"
+def passphrase_lost(case: IncidentCase) -> None:
+    path = case.publisher.keys / f"{RELEASE}-ed25519-1.key"
     with pytest.raises(WrongPassphrase):
         load_signer(path, Secret(b"what was it again"))
-    assert load_public_key(path).keyid == play.shop.signers_of(RELEASE)[0].public_key.keyid
-    family_key_lost(play)
+    assert load_public_key(path).keyid == case.publisher.signers_of(RELEASE)[0].public_key.keyid
+    family_key_lost(case)
 
 
-def algorithm_broken(play: Play) -> None:
+def algorithm_broken(case: IncidentCase) -> None:
     """Every classical key of every role in the thief's hand, then every ML-DSA key."""
     for kind in ("ed25519", "ml-dsa"):
-        broken = [signer for signer in play.shop.all_signers if signer.public_key.keytype == kind]
+        broken = [signer for signer in case.publisher.all_signers if signer.public_key.keytype == kind]
         assert len(broken) == 9
         for attack in (evil_root, evil_targets, evil_release):
-            play.refused(attack(play.thief(*broken)))
-    play.replace_one("timestamp")
-    play.goes_on()
+            case.assert_refused(attack(case.create_attacker(*broken)))
+    case.replace_key("timestamp")
+    case.assert_updates_continue()
 
 
-ROWS: dict[str, Callable[[Play], None]] = {
+ROWS: dict[str, Callable[[IncidentCase], None]] = {
     "a key of `root` lost": root_key_lost,
     "a key of `root` stolen": root_key_stolen,
     "a key of `targets` lost": targets_key_lost,
@@ -391,10 +393,10 @@ def test_every_row_of_the_page_is_played() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_playbook(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
+def test_playbook(publisher: MetadataPublisher, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
-    shop.release("1.1.0", 2)
-    play = Play(shop, create_client(shop))
-    assert play.device.check(shop.published).manifest.version == "1.1.0"
-    ROWS[row](play)
-    assert shop.repository.status().is_sound
+    publisher.release("1.1.0", 2)
+    case = IncidentCase(publisher, create_client(publisher))
+    assert case.device.check(publisher.published).manifest.version == "1.1.0"
+    ROWS[row](case)
+    assert publisher.repository.status().is_sound

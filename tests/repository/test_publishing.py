@@ -38,12 +38,12 @@ from tests.support.metadata_publisher import (
 )
 
 
-def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, device: CheckClient) -> None:
-    manifest = shop.make_manifest("1.1.0", 2)
-    repository = shop.repository
+def test_a_release_needs_every_signature_of_its_roles(publisher: MetadataPublisher, device: CheckClient) -> None:
+    manifest = publisher.make_manifest("1.1.0", 2)
+    repository = publisher.repository
     repository.stage_manifest(manifest)
     repository.stage_rollout(make_rollout(manifest))
-    online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
+    online = publisher.signers_of("rollout-vision", "snapshot", "timestamp")
     report = repository.sign(online)
     assert not report.is_complete
     release = next(role for role in report.roles if role.role == "release-vision")
@@ -52,42 +52,42 @@ def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, d
         repository.publish()
     assert refused.value.reason == "below-threshold"
     assert "release-vision version 3 has 0 valid signatures, 2 more must sign" in refused.value.message
-    first, second = shop.signers_of("release-vision")
+    first, second = publisher.signers_of("release-vision")
     assert not repository.sign([first, *online]).is_complete
     with pytest.raises(BelowThreshold):
         repository.publish()
     assert repository.sign([second, *online]).is_complete
     repository.publish()
-    assert device.check(shop.published).manifest.version == "1.1.0"
+    assert device.check(publisher.published).manifest.version == "1.1.0"
 
 
-def test_signatures_of_every_role_can_come_one_at_a_time(shop: MetadataPublisher, device: CheckClient) -> None:
-    manifest = shop.make_manifest("1.1.0", 2)
-    repository = shop.repository
+def test_signatures_of_every_role_can_come_one_at_a_time(publisher: MetadataPublisher, device: CheckClient) -> None:
+    manifest = publisher.make_manifest("1.1.0", 2)
+    repository = publisher.repository
     repository.stage_manifest(manifest)
     repository.stage_rollout(make_rollout(manifest))
-    for signer in shop.signers_of("release-vision", "rollout-vision", "snapshot", "timestamp"):
+    for signer in publisher.signers_of("release-vision", "rollout-vision", "snapshot", "timestamp"):
         report = Repository.open(repository.root).sign([signer])
     assert report.is_complete
     repository.publish()
-    assert device.check(shop.published).manifest.version == "1.1.0"
+    assert device.check(publisher.published).manifest.version == "1.1.0"
 
 
-def test_a_changed_document_loses_its_signatures(shop: MetadataPublisher) -> None:
-    repository = shop.repository
-    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    assert repository.sign(shop.signers).is_complete
-    repository.stage_manifest(shop.make_manifest("1.2.0", 3))
+def test_a_changed_document_loses_its_signatures(publisher: MetadataPublisher) -> None:
+    repository = publisher.repository
+    repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    assert repository.sign(publisher.signers).is_complete
+    repository.stage_manifest(publisher.make_manifest("1.2.0", 3))
     report = repository.sign([])
     assert not report.is_complete
     assert {role.role: len(role.signed_key_ids) for role in report.roles}["release-vision"] == 0
 
 
-def test_what_was_staged_after_the_signature_is_not_forgotten(shop: MetadataPublisher) -> None:
-    repository = shop.repository
-    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    assert repository.sign(shop.signers).is_complete
-    late = shop.make_manifest("1.2.0", 3)
+def test_what_was_staged_after_the_signature_is_not_forgotten(publisher: MetadataPublisher) -> None:
+    repository = publisher.repository
+    repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    assert repository.sign(publisher.signers).is_complete
+    late = publisher.make_manifest("1.2.0", 3)
     repository.stage_manifest(late)
     with pytest.raises(BelowThreshold) as refused:
         repository.publish()
@@ -97,64 +97,64 @@ def test_what_was_staged_after_the_signature_is_not_forgotten(shop: MetadataPubl
     with pytest.raises(BelowThreshold):
         repository.publish()
     repository.stage_manifest(late)
-    shop.publish()
+    publisher.publish()
     assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.2.0"]
 
 
-def test_a_strangers_key_signs_nothing(shop: MetadataPublisher, tmp_path: Path) -> None:
+def test_a_strangers_key_signs_nothing(publisher: MetadataPublisher, tmp_path: Path) -> None:
     stranger = MetadataPublisher(tmp_path / "stranger", [])
     create_repository_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
     from keys.signers import load_folder_signers
 
     strange = load_folder_signers(stranger.keys, PASSPHRASE)
-    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    report = shop.repository.sign(strange)
+    publisher.repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    report = publisher.repository.sign(strange)
     assert len(report.unused) == len(strange)
     assert not report.is_complete
 
 
-def test_what_devices_would_refuse_is_not_published(shop: MetadataPublisher, device: CheckClient) -> None:
-    shop.release("1.1.0", 2, min_counter=2)
-    old = shop.repository.manifest(FAMILY, "1.0.0")
+def test_what_devices_would_refuse_is_not_published(publisher: MetadataPublisher, device: CheckClient) -> None:
+    publisher.release("1.1.0", 2, min_counter=2)
+    old = publisher.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    before = (shop.published / "metadata" / "timestamp.json").read_bytes()
-    shop.repository.stage_rollout(make_rollout(old))
-    assert shop.repository.sign(shop.signers).is_complete
+    before = (publisher.published / "metadata" / "timestamp.json").read_bytes()
+    publisher.repository.stage_rollout(make_rollout(old))
+    assert publisher.repository.sign(publisher.signers).is_complete
     with pytest.raises(RollbackRefused):
-        shop.repository.publish()
-    assert (shop.published / "metadata" / "timestamp.json").read_bytes() == before
-    assert device.check(shop.published).manifest.version == "1.1.0"
+        publisher.repository.publish()
+    assert (publisher.published / "metadata" / "timestamp.json").read_bytes() == before
+    assert device.check(publisher.published).manifest.version == "1.1.0"
 
 
-def test_the_second_of_two_publishers_is_told_who_won(shop: MetadataPublisher) -> None:
-    repository = shop.repository
-    repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    assert repository.sign(shop.signers).is_complete
-    repository.refresh(shop.signers)
+def test_the_second_of_two_publishers_is_told_who_won(publisher: MetadataPublisher) -> None:
+    repository = publisher.repository
+    repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    assert repository.sign(publisher.signers).is_complete
+    repository.refresh(publisher.signers)
     with pytest.raises(PublishConflict) as lost:
         repository.publish()
     assert lost.value.reason == "publish-conflict"
     assert f"process {os.getpid()}" in lost.value.message
-    assert repository.sign(shop.signers).is_complete
+    assert repository.sign(publisher.signers).is_complete
     repository.publish()
     assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
 
 
-def test_a_held_lock_is_said_with_its_holder(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_said_with_its_holder(publisher: MetadataPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "LOCK_TIMEOUT_S", 0.0)
-    with layout.lock_repository(layout.RepositoryLayout(shop.repository.root)):
+    with layout.lock_repository(layout.RepositoryLayout(publisher.repository.root)):
         with pytest.raises(PublishConflict) as busy:
-            shop.repository.publish()
+            publisher.repository.publish()
     assert f"process {os.getpid()}" in busy.value.message
 
 
 def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
-    shop: MetadataPublisher, device: CheckClient, monkeypatch: pytest.MonkeyPatch
+    publisher: MetadataPublisher, device: CheckClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = shop.make_manifest("1.1.0", 2)
-    shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(make_rollout(manifest))
-    assert shop.repository.sign(shop.signers).is_complete
+    manifest = publisher.make_manifest("1.1.0", 2)
+    publisher.repository.stage_manifest(manifest)
+    publisher.repository.stage_rollout(make_rollout(manifest))
+    assert publisher.repository.sign(publisher.signers).is_complete
     real = layout.write_file
     cut = 0
     while True:
@@ -168,7 +168,7 @@ def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
             real(path, data)
 
         monkeypatch.setattr(publishing, "write_file", dying)
-        tried = copy_publisher(shop, shop.folder.parent / f"cut-{cut}")
+        tried = copy_publisher(publisher, publisher.folder.parent / f"cut-{cut}")
         watching = CheckClient(tried.folder / "watching", device.root)
         try:
             tried.repository.publish()
@@ -183,40 +183,43 @@ def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
     assert cut == 6
 
 
-def test_nothing_staged_is_nothing_to_publish(shop: MetadataPublisher) -> None:
+def test_nothing_staged_is_nothing_to_publish(publisher: MetadataPublisher) -> None:
     with pytest.raises(NothingStaged):
-        shop.repository.publish()
+        publisher.repository.publish()
     with pytest.raises(NothingStaged):
-        shop.repository.sign(shop.signers)
-    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    shop.repository.discard()
+        publisher.repository.sign(publisher.signers)
+    publisher.repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    publisher.repository.discard()
     with pytest.raises(NothingStaged):
-        shop.repository.sign(shop.signers)
+        publisher.repository.sign(publisher.signers)
 
 
-def test_refresh_renews_what_is_online_and_nothing_else(shop: MetadataPublisher, device: CheckClient) -> None:
-    device.check(shop.published)
-    shop.repository.stage_manifest(shop.make_manifest("1.1.0", 2))
-    online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
-    report = shop.repository.refresh(online)
+def test_refresh_renews_what_is_online_and_nothing_else(publisher: MetadataPublisher, device: CheckClient) -> None:
+    device.check(publisher.published)
+    publisher.repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    online = publisher.signers_of("rollout-vision", "snapshot", "timestamp")
+    report = publisher.repository.refresh(online)
     assert set(report.roles) == {"rollout-vision", "snapshot", "timestamp"}
-    assert device.check(shop.published).manifest.version == "1.0.0"
-    assert [m.version for m in shop.repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
-    assert set(shop.repository.refresh(shop.signers_of("snapshot", "timestamp")).roles) == {"snapshot", "timestamp"}
+    assert device.check(publisher.published).manifest.version == "1.0.0"
+    assert [m.version for m in publisher.repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
+    assert set(publisher.repository.refresh(publisher.signers_of("snapshot", "timestamp")).roles) == {
+        "snapshot",
+        "timestamp",
+    }
     with pytest.raises(BelowThreshold):
-        shop.repository.refresh(shop.signers_of("timestamp"))
+        publisher.repository.refresh(publisher.signers_of("timestamp"))
 
 
-def test_staging_contradicts_nothing_that_is_out(shop: MetadataPublisher) -> None:
-    repository = shop.repository
+def test_staging_contradicts_nothing_that_is_out(publisher: MetadataPublisher) -> None:
+    repository = publisher.repository
     manifest = repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
     assert repository.next_counter(FAMILY) == 2
     wrong: tuple[Callable[[], object], ...] = (
-        lambda: repository.stage_manifest(shop.make_manifest("1.0.0", 2)),
-        lambda: repository.stage_manifest(shop.make_manifest("1.0.1", 1)),
-        lambda: repository.stage_manifest(_without_blob(shop)),
-        lambda: repository.stage_rollout(make_rollout(shop.make_manifest("3.0.0", 3))),
+        lambda: repository.stage_manifest(publisher.make_manifest("1.0.0", 2)),
+        lambda: repository.stage_manifest(publisher.make_manifest("1.0.1", 1)),
+        lambda: repository.stage_manifest(_manifest_with_missing_blob(publisher)),
+        lambda: repository.stage_rollout(make_rollout(publisher.make_manifest("3.0.0", 3))),
         lambda: repository.stage_rollout(replace(make_rollout(manifest), counter=9)),
         lambda: repository.stage_rollout(make_rollout(manifest, "beta")),
         lambda: repository.withdraw(FAMILY, "3.0.0"),
@@ -233,22 +236,22 @@ def test_staging_contradicts_nothing_that_is_out(shop: MetadataPublisher) -> Non
         repository.publish()
 
 
-def _without_blob(shop: MetadataPublisher) -> Manifest:
-    manifest = shop.make_manifest("1.1.0", 2)
+def _manifest_with_missing_blob(publisher: MetadataPublisher) -> Manifest:
+    manifest = publisher.make_manifest("1.1.0", 2)
     patch = replace(manifest.variants[0][1].patches[0], blob="0" * 64)
     return manifest.with_patches("fp32", (patch,))
 
 
-def test_a_damaged_repository_is_not_built_upon(shop: MetadataPublisher) -> None:
-    snapshot = max((shop.published / "metadata").glob("*.snapshot.json"), key=lambda path: path.name)
+def test_a_damaged_repository_is_not_built_upon(publisher: MetadataPublisher) -> None:
+    snapshot = max((publisher.published / "metadata").glob("*.snapshot.json"), key=lambda path: path.name)
     snapshot.write_bytes(snapshot.read_bytes().replace(b"snapshot", b"snapshit", 1))
     with pytest.raises(RepositoryDamaged):
-        shop.repository.status()
+        publisher.repository.status()
 
 
-def test_there_is_one_repository_a_folder(shop: MetadataPublisher, tmp_path: Path) -> None:
+def test_there_is_one_repository_a_folder(publisher: MetadataPublisher, tmp_path: Path) -> None:
     with pytest.raises(RepositoryExists):
-        create_repository_with_new_keys(shop.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
+        create_repository_with_new_keys(publisher.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
     assert not (tmp_path / "k").exists()
     with pytest.raises(RepositoryMissing):
         Repository.open(tmp_path / "nowhere")
@@ -257,12 +260,12 @@ def test_there_is_one_repository_a_folder(shop: MetadataPublisher, tmp_path: Pat
     assert not (tmp_path / "k").exists()
 
 
-def test_a_repository_with_weak_roles_is_not_made(shop: MetadataPublisher, tmp_path: Path) -> None:
+def test_a_repository_with_weak_roles_is_not_made(publisher: MetadataPublisher, tmp_path: Path) -> None:
     signers = {
-        role: shop.signers_of(role)
+        role: publisher.signers_of(role)
         for role in ("root", "targets", "snapshot", "fleet", "release-vision", "rollout-vision")
     }
-    signers["timestamp"] = shop.signers_of("timestamp")[:1]
+    signers["timestamp"] = publisher.signers_of("timestamp")[:1]
     with pytest.raises(ThresholdInvalid):
         create_repository(tmp_path / "weak", signers=signers, families=[FAMILY])
     with pytest.raises(FamilyUnknown):
@@ -278,8 +281,8 @@ def test_a_classical_repository_says_that_it_is_one(tmp_path: Path) -> None:
     assert all(role.post_quantum == 0 for role in status.roles)
 
 
-def test_status_counts_days_and_doctor_finds_no_fault(shop: MetadataPublisher) -> None:
-    status = shop.repository.status()
+def test_status_counts_days_and_doctor_finds_no_fault(publisher: MetadataPublisher) -> None:
+    status = publisher.repository.status()
     assert status.is_sound
     assert not status.is_due
     thresholds = {role.name: (role.threshold, role.classical, role.post_quantum) for role in status.roles}
@@ -297,8 +300,8 @@ def test_status_counts_days_and_doctor_finds_no_fault(shop: MetadataPublisher) -
     }
 
 
-def test_doctor_finds_a_key_under_two_ids(shop: MetadataPublisher) -> None:
-    metadata = shop.published / "metadata"
+def test_doctor_finds_a_key_under_two_ids(publisher: MetadataPublisher) -> None:
+    metadata = publisher.published / "metadata"
     root: Metadata = Metadata.from_bytes((metadata / "1.root.json").read_bytes())  # type: ignore[type-arg]  # of Root
     role = root.signed.roles["timestamp"]
     classical = next(root.signed.keys[keyid] for keyid in role.keyids if root.signed.keys[keyid].keytype == "ed25519")
@@ -306,29 +309,29 @@ def test_doctor_finds_a_key_under_two_ids(shop: MetadataPublisher) -> None:
     role.keyids = [classical.keyid, twin.keyid]
     root.signed.keys[twin.keyid] = twin
     (metadata / "1.root.json").write_bytes(root.to_bytes())
-    status = shop.repository.status()
+    status = publisher.repository.status()
     assert not status.is_sound
     problems = next(role.problems for role in status.roles if role.name == "timestamp")
     assert any("under 2 key ids" in problem for problem in problems)
 
 
-def test_garbage_is_what_no_listed_release_names(shop: MetadataPublisher, device: CheckClient) -> None:
-    shop.release("1.1.0", 2)
-    shop.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"old")
-    shop.repository.put_envelope(f"content/{FAMILY}/2/fp32/{'a' * 64}", b"now")
-    shop.repository.put_envelope(f"cohorts/default/0/{'a' * 64}", b"past")
-    old = shop.repository.manifest(FAMILY, "1.0.0")
+def test_garbage_is_what_no_listed_release_names(publisher: MetadataPublisher, device: CheckClient) -> None:
+    publisher.release("1.1.0", 2)
+    publisher.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"old")
+    publisher.repository.put_envelope(f"content/{FAMILY}/2/fp32/{'a' * 64}", b"now")
+    publisher.repository.put_envelope(f"cohorts/default/0/{'a' * 64}", b"past")
+    old = publisher.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    assert shop.repository.collect_garbage(dry_run=False).removed == ()
-    shop.repository.withdraw(FAMILY, "1.0.0")
-    shop.publish()
+    assert publisher.repository.collect_garbage(dry_run=False).removed == ()
+    publisher.repository.withdraw(FAMILY, "1.0.0")
+    publisher.publish()
     blob = old.variants[0][1].patches[0].blob
-    planned = shop.repository.collect_garbage(dry_run=True, grace_s=0)
+    planned = publisher.repository.collect_garbage(dry_run=True, grace_s=0)
     assert f"blobs/{blob[:2]}/{blob}" in planned.removed
     assert f"envelopes/content/{FAMILY}/1/fp32/{'a' * 64}" in planned.removed
     assert f"envelopes/cohorts/default/0/{'a' * 64}" in planned.removed
     assert not any("/2/fp32/" in name or name.endswith("root.json") for name in planned.removed)
-    done = shop.repository.collect_garbage(dry_run=False, grace_s=0)
+    done = publisher.repository.collect_garbage(dry_run=False, grace_s=0)
     assert done.removed == planned.removed
-    assert device.check(shop.published).counter == ReleaseCounter(1, 2)
-    assert shop.repository.status().is_sound
+    assert device.check(publisher.published).counter == ReleaseCounter(1, 2)
+    assert publisher.repository.status().is_sound

@@ -13,26 +13,26 @@ from tools.generate_docs.__main__ import DOCS
 
 
 def test_the_plain_shell_recipe_publishes_a_release(
-    shop: MetadataPublisher, device: CheckClient, tmp_path: Path
+    publisher: MetadataPublisher, device: CheckClient, tmp_path: Path
 ) -> None:
     page = (DOCS / "operations/rollouts.md").read_text()
     recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
     assert recipe is not None
-    manifest = shop.make_manifest("1.1.0", 2)
-    shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(make_rollout(manifest))
+    manifest = publisher.make_manifest("1.1.0", 2)
+    publisher.repository.stage_manifest(manifest)
+    publisher.repository.stage_rollout(make_rollout(manifest))
     online = tmp_path / "online"
     online.mkdir()
     for role in ("rollout-vision", "snapshot", "timestamp"):
-        for key in shop.keys.glob(f"{role}-*.key"):
+        for key in publisher.keys.glob(f"{role}-*.key"):
             shutil.copy(key, online)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "REPO": os.fspath(shop.repository.root),
-        "CI_KEY": os.fspath(shop.keys / "release-vision-ed25519-1.key"),
+        "REPO": os.fspath(publisher.repository.root),
+        "CI_KEY": os.fspath(publisher.keys / "release-vision-ed25519-1.key"),
         "CI_HISTORY": os.fspath(tmp_path / "ci-history"),
-        "ENGINEER_KEY": os.fspath(shop.keys / "release-vision-ml-dsa-65-1.key"),
+        "ENGINEER_KEY": os.fspath(publisher.keys / "release-vision-ml-dsa-65-1.key"),
         "ENGINEER_HISTORY": os.fspath(tmp_path / "engineer-history"),
         "ONLINE_KEYS": os.fspath(online),
         PASSPHRASE_VARIABLE: PASSPHRASE.value.decode(),
@@ -48,4 +48,4 @@ def test_the_plain_shell_recipe_publishes_a_release(
     assert done.returncode == 0, done.stderr
     assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2" in done.stdout
     assert PASSPHRASE.value.decode() not in done.stdout + done.stderr
-    assert device.check(shop.published).manifest.version == "1.1.0"
+    assert device.check(publisher.published).manifest.version == "1.1.0"

@@ -17,7 +17,7 @@ from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, run_packager
 
 
-class Sender:
+class ReportingDevice:
     """A device as the registry sees it, and its log."""
 
     def __init__(self, label: str) -> None:
@@ -55,7 +55,7 @@ def repository(tmp_path: Path) -> Repository:
     )
 
 
-def admit(repository: Repository, sender: Sender) -> Sender:
+def enroll(repository: Repository, sender: ReportingDevice) -> ReportingDevice:
     request = sender.request()
     data = request.encode(sender.private)
     enroll_device(repository, data, request.fingerprint, "default", repository.root.parent / "keys", None)
@@ -63,8 +63,8 @@ def admit(repository: Repository, sender: Sender) -> Sender:
 
 
 @pytest.fixture
-def camera(repository: Repository) -> Sender:
-    sender = admit(repository, Sender("camera"))
+def camera(repository: Repository) -> ReportingDevice:
+    sender = enroll(repository, ReportingDevice("camera"))
     for release in ("1.1.0", "1.2.0", "1.3.0"):
         sender.next(release=release)
     return sender
@@ -76,11 +76,11 @@ def verify(repository: Repository, data: bytes, *words: str) -> CommandResult:
     return run_packager("device", "verify-report", place, "--repo", repository.root, "--json", *words)
 
 
-def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository, camera: Sender) -> None:
-    said = verify(repository, camera.lines())
-    assert said.code == 0, said.stderr
-    check_schema("device-verify-report", said.json)
-    assert [(row["label"], row["sequence"], row["release"]) for row in said.json["new"]] == [
+def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository, camera: ReportingDevice) -> None:
+    result = verify(repository, camera.lines())
+    assert result.code == 0, result.stderr
+    check_schema("device-verify-report", result.json)
+    assert [(row["label"], row["sequence"], row["release"]) for row in result.json["new"]] == [
         ("camera", number, f"1.{number - 1}.0") for number in (1, 2, 3, 4)
     ]
     again = verify(repository, camera.lines())
@@ -90,37 +90,37 @@ def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository
     assert [row["reason"] for row in last["new"]] == ["golden-mismatch"]
 
 
-def test_a_dry_run_remembers_nothing(repository: Repository, camera: Sender) -> None:
+def test_a_dry_run_remembers_nothing(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.lines(), "--dry-run").code == 0
     assert len(verify(repository, camera.lines()).json["new"]) == 4
 
 
-def test_a_missing_report_is_a_gap_until_that_is_allowed(repository: Repository, camera: Sender) -> None:
+def test_a_missing_report_is_a_gap_until_that_is_allowed(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.line(camera.log[0])).code == 0
-    said = verify(repository, camera.lines(2))
-    assert (said.code, said.error["reason"]) == (3, "report-gap")
-    assert "found report 3, but reports 2 to 2 are missing" in said.error["message"]
+    result = verify(repository, camera.lines(2))
+    assert (result.code, result.error["reason"]) == (3, "report-gap")
+    assert "found report 3, but reports 2 to 2 are missing" in result.error["message"]
     allowed = verify(repository, camera.lines(2), "--allow-gap")
     assert (allowed.code, allowed.json["gaps"]) == (0, [[2, 2]])
 
 
-def test_another_report_of_a_known_number_is_a_fork(repository: Repository, camera: Sender) -> None:
+def test_another_report_of_a_known_number_is_a_fork(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.lines()).code == 0
     other = replace(camera.log[3], release="6.6.6")
-    said = verify(repository, camera.line(other))
-    assert (said.code, said.error["reason"]) == (3, "report-forked")
+    result = verify(repository, camera.line(other))
+    assert (result.code, result.error["reason"]) == (3, "report-forked")
     follows_another = replace(camera.log[3], sequence=5, previous="0" * 64)
     assert verify(repository, camera.line(follows_another)).error["reason"] == "report-forked"
 
 
-def test_a_file_is_accepted_whole_or_not_at_all(repository: Repository, camera: Sender) -> None:
+def test_a_file_is_accepted_whole_or_not_at_all(repository: Repository, camera: ReportingDevice) -> None:
     damaged = camera.lines()[:-20] + b"\n"
     assert verify(repository, damaged).code == 3
     assert len(verify(repository, camera.lines()).json["new"]) == 4
 
 
-def test_nobody_reports_for_another(repository: Repository, camera: Sender) -> None:
-    stranger, microphone = Sender("stranger"), admit(repository, Sender("microphone"))
+def test_nobody_reports_for_another(repository: Repository, camera: ReportingDevice) -> None:
+    stranger, microphone = ReportingDevice("stranger"), enroll(repository, ReportingDevice("microphone"))
     cases = {
         "unregistered": stranger.lines(),
         "key-of-a-stranger": camera.line(camera.log[0], stranger.private),
@@ -131,22 +131,24 @@ def test_nobody_reports_for_another(repository: Repository, camera: Sender) -> N
         "changed": camera.line(camera.log[0]).replace(b'"1.0.0"', b'"1.0.1"'),
     }
     for name, data in cases.items():
-        said = verify(repository, data)
-        assert (said.code, said.error["reason"]) == (3, "report-refused"), name
+        result = verify(repository, data)
+        assert (result.code, result.error["reason"]) == (3, "report-refused"), name
 
 
-def test_a_signed_enrollment_request_is_no_report(repository: Repository, camera: Sender) -> None:
+def test_a_signed_enrollment_request_is_no_report(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.request().encode(camera.private)).error["reason"] == "malformed"
 
 
-def test_a_revoked_device_is_not_heard(repository: Repository, camera: Sender) -> None:
+def test_a_revoked_device_is_not_heard(repository: Repository, camera: ReportingDevice) -> None:
     revoke_device(repository, "camera")
-    said = verify(repository, camera.lines())
-    assert (said.code, said.error["reason"]) == (3, "report-refused")
-    assert "revoked" in said.error["message"]
+    result = verify(repository, camera.lines())
+    assert (result.code, result.error["reason"]) == (3, "report-refused")
+    assert "revoked" in result.error["message"]
 
 
-def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(repository: Repository, camera: Sender) -> None:
+def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(
+    repository: Repository, camera: ReportingDevice
+) -> None:
     rows = repository.registry_path.read_text().splitlines()
     assert len(rows) == 1
     row = json.loads(rows[0])
@@ -158,14 +160,14 @@ def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(repository: Re
     )
 
 
-def test_a_device_that_lost_its_journal_begins_another_log(repository: Repository, camera: Sender) -> None:
+def test_a_device_that_lost_its_journal_begins_another_log(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.lines()).code == 0
-    said = verify(repository, camera.line(camera.first("2" * 32, "2.0.0")))
-    assert [row["log"] for row in said.json["new"]] == ["2" * 32]
+    result = verify(repository, camera.line(camera.first("2" * 32, "2.0.0")))
+    assert [row["log"] for row in result.json["new"]] == ["2" * 32]
     assert verify(repository, camera.lines()).json["known"] == 4
 
 
-def test_what_was_seen_is_told_when_it_is_damaged(repository: Repository, camera: Sender) -> None:
+def test_what_was_seen_is_told_when_it_is_damaged(repository: Repository, camera: ReportingDevice) -> None:
     assert verify(repository, camera.lines()).code == 0
     (place,) = (repository.root / "private" / "reports").iterdir()
     place.write_text(place.read_text()[:-10])

@@ -40,16 +40,16 @@ CHANNEL_FILE = f"rollouts/{FAMILY}/stable.json"
 Change = Callable[[Any], object]
 
 
-def honest(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
+def prepare_honest_request(publisher: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
     """What the build server should ask for: a release, its rollout, and renewed offline roles."""
-    manifest = shop.make_manifest(version, counter)
-    shop.repository.stage_manifest(manifest)
-    shop.repository.stage_rollout(make_rollout(manifest))
-    renew(shop.repository.layout, ["root", "targets", "fleet"])
-    return prepare_request(shop.repository.layout, NOW_S)
+    manifest = publisher.make_manifest(version, counter)
+    publisher.repository.stage_manifest(manifest)
+    publisher.repository.stage_rollout(make_rollout(manifest))
+    renew(publisher.repository.layout, ["root", "targets", "fleet"])
+    return prepare_request(publisher.repository.layout, NOW_S)
 
 
-def evil(request: SigningRequest, role: str, change: Change) -> SigningRequest:
+def tamper(request: SigningRequest, role: str, change: Change) -> SigningRequest:
     """The same request with one document changed, as it arrives."""
     document: Document = Metadata.from_bytes(request.new_documents[role].to_bytes())
     change(document.signed)
@@ -81,8 +81,10 @@ def new_delegation(targets: Targets, name: str, path: str) -> None:
 
 
 def hash_bins(targets: Targets) -> None:
-    held = delegations(targets)
-    targets.delegations = Delegations(held.keys, succinct_roles=SuccinctRoles(list(held.keys)[:2], 2, 8, "bin"))
+    delegations_before = delegations(targets)
+    targets.delegations = Delegations(
+        delegations_before.keys, succinct_roles=SuccinctRoles(list(delegations_before.keys)[:2], 2, 8, "bin")
+    )
 
 
 def steal_key_id(signed: Any, role: str) -> None:
@@ -101,7 +103,7 @@ def same_key_twice(signed: Any, role: str) -> None:
     add_key(signed, role, Key.from_dict(own_id, again))
 
 
-def become_classical(root: Root) -> None:
+def drop_mldsa_keys(root: Root) -> None:
     root.unrecognized_fields["x-classical"] = True
     root.roles["root"].threshold = 2
 
@@ -284,50 +286,50 @@ SHOWN: dict[str, tuple[str, Change, str]] = {
         "another order",
     ),
     "packs-without-a-limit": ("root", lambda r: r.unrecognized_fields.update({"x-pack-max-days": 9999}), "-> 9999"),
-    "a-repository-that-calls-itself-classical": ("root", become_classical, "UNSOUND: its classical keys alone (2)"),
+    "a-repository-that-calls-itself-classical": ("root", drop_mldsa_keys, "UNSOUND: its classical keys alone (2)"),
     "without-consistent-snapshots": ("root", lambda r: setattr(r, "consistent_snapshot", False), "consistent_snapshot"),
 }
 
 
-def desk(shop: MetadataPublisher) -> Path:
-    return shop.folder / "desk"
+def history(publisher: MetadataPublisher) -> Path:
+    return publisher.folder / "history"
 
 
-def public(signers: list[Signer]) -> list[Key]:
+def public_keys(signers: list[Signer]) -> list[Key]:
     return [signer.public_key for signer in signers]
 
 
 @pytest.fixture(scope="module")
-def asked(
-    pristine_shop: MetadataPublisher, tmp_path_factory: pytest.TempPathFactory
+def shared_request(
+    pristine_publisher: MetadataPublisher, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[MetadataPublisher, SigningRequest]:
     """A shop and its honest request, for tests that change neither."""
-    shop = copy_publisher(pristine_shop, tmp_path_factory.mktemp("asked") / "shop")
-    return shop, honest(shop)
+    publisher = copy_publisher(pristine_publisher, tmp_path_factory.mktemp("request") / "publisher")
+    return publisher, prepare_honest_request(publisher)
 
 
 @pytest.mark.parametrize("attack", REFUSED)
 def test_what_no_honest_request_asks_for_is_not_signed(
-    asked: tuple[MetadataPublisher, SigningRequest], attack: str
+    shared_request: tuple[MetadataPublisher, SigningRequest], attack: str
 ) -> None:
     role, change, error, words = REFUSED[attack]
-    shop, request = asked[0], evil(asked[1], role, change)
+    publisher, request = shared_request[0], tamper(shared_request[1], role, change)
     with pytest.raises(error) as refused:
-        review_request(request, public(shop.signers_of(role)), desk(shop), NOW_S)
+        review_request(request, public_keys(publisher.signers_of(role)), history(publisher), NOW_S)
     assert words in refused.value.message
     assert refused.value.message.isprintable()
 
 
 @pytest.mark.parametrize("attack", SHOWN)
 def test_what_differs_is_shown_and_has_another_digest(
-    asked: tuple[MetadataPublisher, SigningRequest], attack: str
+    shared_request: tuple[MetadataPublisher, SigningRequest], attack: str
 ) -> None:
     role, change, words = SHOWN[attack]
-    shop, request = asked
-    changed = evil(request, role, change)
-    keys = public(shop.signers_of(role))
-    before = review_request(request, keys, desk(shop), NOW_S)
-    after = review_request(changed, keys, desk(shop), NOW_S)
+    publisher, request = shared_request
+    changed = tamper(request, role, change)
+    keys = public_keys(publisher.signers_of(role))
+    before = review_request(request, keys, history(publisher), NOW_S)
+    after = review_request(changed, keys, history(publisher), NOW_S)
     assert any(words in line for line in after.lines), after.lines
     assert not any(words in line for line in before.lines)
     assert before.digest != after.digest
@@ -335,53 +337,58 @@ def test_what_differs_is_shown_and_has_another_digest(
 
 
 def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
-    shop: MetadataPublisher, tmp_path: Path
+    publisher: MetadataPublisher, tmp_path: Path
 ) -> None:
     """Without a memory to compare with, an old counter or a withdrawn release would pass as news."""
-    keys = shop.signers_of(RELEASE)
-    first = honest(shop)
-    sign_request(first, review_request(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    keys = publisher.signers_of(RELEASE)
+    first = prepare_honest_request(publisher)
+    sign_request(first, review_request(first, public_keys(keys), history(publisher), NOW_S), keys, history(publisher))
     other = build_publisher(tmp_path / "other")
     claimed = replace(first, first_root=(other.published / "metadata" / "1.root.json").read_bytes())
     with pytest.raises(RepositoryUnknown) as refused:
-        review_request(claimed, public(keys), desk(shop), NOW_S)
+        review_request(claimed, public_keys(keys), history(publisher), NOW_S)
     assert "--new-repository" in str(refused.value.hint)
-    said = review_request(claimed, public(keys), desk(shop), NOW_S, new_repository=True)
-    assert any("FIRST TIME" in line for line in said.lines)
+    result = review_request(claimed, public_keys(keys), history(publisher), NOW_S, new_repository=True)
+    assert any("FIRST TIME" in line for line in result.lines)
     # a key that never signed here is free to begin
     strangers = other.signers_of(RELEASE)
-    there = honest(other)
-    assert review_request(there, public(strangers), desk(shop), NOW_S).roles == (RELEASE,)
+    there = prepare_honest_request(other)
+    assert review_request(there, public_keys(strangers), history(publisher), NOW_S).roles == (RELEASE,)
 
 
-def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: MetadataPublisher) -> None:
-    keys = shop.signers_of(ROLLOUT)
-    first = honest(shop)
-    sign_request(first, review_request(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
-    shop.publish()
-    old = shop.repository.manifest(FAMILY, "1.0.0")
+def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(publisher: MetadataPublisher) -> None:
+    keys = publisher.signers_of(ROLLOUT)
+    first = prepare_honest_request(publisher)
+    sign_request(first, review_request(first, public_keys(keys), history(publisher), NOW_S), keys, history(publisher))
+    publisher.publish()
+    old = publisher.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    shop.repository.stage_rollout(make_rollout(old))
-    request = prepare_request(shop.repository.layout, NOW_S)
-    text = "\n".join(review_request(request, public(keys), desk(shop), NOW_S).lines)
+    publisher.repository.stage_rollout(make_rollout(old))
+    request = prepare_request(publisher.repository.layout, NOW_S)
+    text = "\n".join(review_request(request, public_keys(keys), history(publisher), NOW_S).lines)
     assert f"DOWNGRADE: {CHANNEL_FILE}: counter 2 -> 1" in text
     assert f"before: {CHANNEL_FILE}: vision stable runs 1.1.0, counter 2" in text
     # the server keeps back what was before, or gives something else: that is said, not believed
     for earlier in ({}, {CHANNEL_FILE: request.new_contents[CHANNEL_FILE]}):
-        lines = review_request(replace(request, earlier_contents=earlier), public(keys), desk(shop), NOW_S).lines
+        lines = review_request(
+            replace(request, earlier_contents=earlier), public_keys(keys), history(publisher), NOW_S
+        ).lines
         assert f"{ROLLOUT}: before: {CHANNEL_FILE}: content not in the request" in lines
 
 
-def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: MetadataPublisher) -> None:
-    signers = shop.signers_of("fleet")
-    epoch = rotate_cohort_key(shop.repository, "default", shop.folder / "cohorts-2", PASSPHRASE).epoch
+def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(publisher: MetadataPublisher) -> None:
+    signers = publisher.signers_of("fleet")
+    epoch = rotate_cohort_key(publisher.repository, "default", publisher.folder / "cohorts-2", PASSPHRASE).epoch
     assert epoch == 2
-    shop.publish()
-    now = shop.repository.fleet()
+    publisher.publish()
+    now = publisher.repository.fleet()
     (cohort,) = now.cohorts
-    honest_request = evil_fleet(shop, replace(now, devices=1))
+    honest_request = tamper_with_fleet(publisher, replace(now, devices=1))
     sign_request(
-        honest_request, review_request(honest_request, public(signers), desk(shop), NOW_S), signers, desk(shop)
+        honest_request,
+        review_request(honest_request, public_keys(signers), history(publisher), NOW_S),
+        signers,
+        history(publisher),
     )
     for change, words in (
         (replace(cohort, epoch=1), "DOWNGRADE: cohort default: epoch 2 -> 1"),
@@ -390,99 +397,103 @@ def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: MetadataPubli
             "COHORT default HAS ANOTHER KEY in the same epoch 2",
         ),
     ):
-        lines = request_summary(evil_fleet(shop, replace(now, cohorts=(change,))), NOW_S)
+        lines = request_summary(tamper_with_fleet(publisher, replace(now, cohorts=(change,))), NOW_S)
         assert f"fleet: {words}" in lines
     assert "fleet: cohort default is no longer listed" in request_summary(
-        evil_fleet(shop, replace(now, cohorts=())), NOW_S
+        tamper_with_fleet(publisher, replace(now, cohorts=())), NOW_S
     )
 
 
-def evil_fleet(shop: MetadataPublisher, fleet: Fleet) -> SigningRequest:
+def tamper_with_fleet(publisher: MetadataPublisher, fleet: Fleet) -> SigningRequest:
     """A request for a fleet document that nobody staged."""
-    renew(shop.repository.layout, ["fleet"])
-    request = prepare_request(shop.repository.layout, NOW_S)
+    renew(publisher.repository.layout, ["fleet"])
+    request = prepare_request(publisher.repository.layout, NOW_S)
     earlier = {"fleet/fleet.json": request.new_contents["fleet/fleet.json"]}
-    changed = evil(request, "fleet", lambda t: list_file(t, "fleet/fleet.json", fleet.as_bytes()))
+    changed = tamper(request, "fleet", lambda t: list_file(t, "fleet/fleet.json", fleet.as_bytes()))
     return replace(changed, new_contents={"fleet/fleet.json": fleet.as_bytes()}, earlier_contents=earlier)
 
 
-def test_a_release_below_one_that_is_listed_is_shown(shop: MetadataPublisher) -> None:
-    shop.release("3.0.0", 9)
-    request = honest(shop, "3.1.0", 10)
-    low = shop.make_manifest("3.1.0", 4).as_bytes()
+def test_a_release_below_one_that_is_listed_is_shown(publisher: MetadataPublisher) -> None:
+    publisher.release("3.0.0", 9)
+    request = prepare_honest_request(publisher, "3.1.0", 10)
+    low = publisher.make_manifest("3.1.0", 4).as_bytes()
     name = f"bundles/{FAMILY}/3.1.0.json"
-    changed = evil(request, RELEASE, lambda t: list_file(t, name, low))
+    changed = tamper(request, RELEASE, lambda t: list_file(t, name, low))
     changed = replace(changed, new_contents={**changed.new_contents, name: low})
-    lines = review_request(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S).lines
+    lines = review_request(changed, public_keys(publisher.signers_of(RELEASE)), history(publisher), NOW_S).lines
     assert f"{RELEASE}: COUNTER 4 of {name} is not above the counters of all earlier releases" in lines
 
 
-def test_a_manifest_under_another_name_is_refused(shop: MetadataPublisher) -> None:
-    request = honest(shop)
-    other = shop.make_manifest("6.6.6", 666).as_bytes()
-    changed = evil(request, RELEASE, lambda t: list_file(t, NAME, other))
+def test_a_manifest_under_another_name_is_refused(publisher: MetadataPublisher) -> None:
+    request = prepare_honest_request(publisher)
+    other = publisher.make_manifest("6.6.6", 666).as_bytes()
+    changed = tamper(request, RELEASE, lambda t: list_file(t, NAME, other))
     changed = replace(changed, new_contents={**changed.new_contents, NAME: other})
     with pytest.raises(Malformed) as refused:
-        review_request(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S)
+        review_request(changed, public_keys(publisher.signers_of(RELEASE)), history(publisher), NOW_S)
     assert "is the manifest of vision 6.6.6" in refused.value.message
 
 
 @pytest.mark.parametrize("role", ["snapshot", "timestamp"])
-def test_snapshot_and_timestamp_are_not_signed_by_request(shop: MetadataPublisher, role: str) -> None:
-    request = honest(shop)
-    online: Document = Metadata.from_bytes(shop.repository_document(role))
-    asked = replace(request, new_documents={**request.new_documents, role: online})
+def test_snapshot_and_timestamp_are_not_signed_by_request(publisher: MetadataPublisher, role: str) -> None:
+    request = prepare_honest_request(publisher)
+    online: Document = Metadata.from_bytes(publisher.repository_document(role))
+    shared_request = replace(request, new_documents={**request.new_documents, role: online})
     with pytest.raises(Malformed) as refused:
-        review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+        review_request(shared_request, public_keys(publisher.signers_of(role)), history(publisher), NOW_S)
     assert "never by request" in refused.value.message
 
 
-def test_a_document_of_another_role_does_not_pass_for_this_one(shop: MetadataPublisher) -> None:
-    request = honest(shop)
+def test_a_document_of_another_role_does_not_pass_for_this_one(publisher: MetadataPublisher) -> None:
+    request = prepare_honest_request(publisher)
     for role, other in (("targets", RELEASE), (RELEASE, ROLLOUT), (RELEASE, "root"), ("root", "targets")):
-        asked = replace(request, new_documents={**request.new_documents, role: request.new_documents[other]})
+        shared_request = replace(request, new_documents={**request.new_documents, role: request.new_documents[other]})
         with pytest.raises(Malformed):
-            review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+            review_request(shared_request, public_keys(publisher.signers_of(role)), history(publisher), NOW_S)
 
 
-def test_a_new_keys_public_half_is_named(shop: MetadataPublisher) -> None:
+def test_a_new_keys_public_half_is_named(publisher: MetadataPublisher) -> None:
     fresh = CryptoSigner.generate_ed25519().public_key
-    old = shop.signers_of(RELEASE)[0].public_key
-    replace_key(shop.repository.layout, RELEASE, old.keyid, fresh)
-    request = prepare_request(shop.repository.layout, NOW_S)
-    text = "\n".join(review_request(request, public(shop.signers_of("targets")), desk(shop), NOW_S).lines)
+    old = publisher.signers_of(RELEASE)[0].public_key
+    replace_key(publisher.repository.layout, RELEASE, old.keyid, fresh)
+    request = prepare_request(publisher.repository.layout, NOW_S)
+    text = "\n".join(
+        review_request(request, public_keys(publisher.signers_of("targets")), history(publisher), NOW_S).lines
+    )
     assert f"key added: ed25519 key {fresh.keyid} (public key SHA-256 " in text
     assert f"key removed: ed25519 key {old.keyid}" in text
     assert "if classical signatures are broken, an attacker still needs 1 ML-DSA key;" in text
     assert "\n".join(request_summary(request, NOW_S)).count("key added") == 1
 
 
-def test_a_damaged_memory_is_said_and_not_taken_for_none(shop: MetadataPublisher) -> None:
-    keys = shop.signers_of(RELEASE)
-    request = honest(shop)
-    sign_request(request, review_request(request, public(keys), desk(shop), NOW_S), keys, desk(shop))
-    (path,) = desk(shop).rglob(f"{RELEASE}.json")
+def test_a_damaged_memory_is_said_and_not_taken_for_none(publisher: MetadataPublisher) -> None:
+    keys = publisher.signers_of(RELEASE)
+    request = prepare_honest_request(publisher)
+    sign_request(
+        request, review_request(request, public_keys(keys), history(publisher), NOW_S), keys, history(publisher)
+    )
+    (path,) = history(publisher).rglob(f"{RELEASE}.json")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SigningHistoryDamaged) as refused:
-        review_request(request, public(keys), desk(shop), NOW_S)
+        review_request(request, public_keys(keys), history(publisher), NOW_S)
     assert refused.value.reason == "signing-history-damaged"
     assert str(path) in refused.value.message
-    (known,) = desk(shop).rglob("keys.json")
+    (known,) = history(publisher).rglob("keys.json")
     known.write_text("{")
     with pytest.raises(SigningHistoryDamaged):
-        SigningHistory(desk(shop), "0" * 64).other_repositories(public(keys))
+        SigningHistory(history(publisher), "0" * 64).other_repositories(public_keys(keys))
 
 
-def test_a_key_gains_no_say_by_being_put_into_the_request(shop: MetadataPublisher) -> None:
+def test_a_key_gains_no_say_by_being_put_into_the_request(publisher: MetadataPublisher) -> None:
     """The engineer's key listed for root in the request: asked to sign it, and her summary says what it is."""
-    (engineer, *_) = shop.signers_of(RELEASE)
-    request = evil(honest(shop), "root", lambda r: add_key(r, "root", engineer.public_key))
+    (engineer, *_) = publisher.signers_of(RELEASE)
+    request = tamper(prepare_honest_request(publisher), "root", lambda r: add_key(r, "root", engineer.public_key))
     with pytest.raises(ThresholdInvalid):
-        review_request(request, [engineer.public_key], desk(shop), NOW_S)
+        review_request(request, [engineer.public_key], history(publisher), NOW_S)
     with pytest.raises(SignerNotInRole):
         review_request(
             replace(request, new_documents={"targets": request.new_documents["targets"]}),
             [engineer.public_key],
-            desk(shop),
+            history(publisher),
             NOW_S,
         )

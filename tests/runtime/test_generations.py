@@ -45,7 +45,7 @@ class RecordedResponse:
         return self.result is not None
 
 
-class Bench:
+class QueueHarness:
     """A family queue with processes, and a clock that the test sets."""
 
     def __init__(self, max_waiting: int = 4) -> None:
@@ -81,25 +81,25 @@ class Bench:
         self.queue.retire(number, lambda: self.drained.append(number))
 
 
-def outcome(request: Request) -> Response | RequestFailed | None:
+def result_of(request: Request) -> Response | RequestFailed | None:
     assert isinstance(request.response, RecordedResponse)
     return request.response.result
 
 
 def generation_of(request: Request) -> int:
-    found = outcome(request)
+    found = result_of(request)
     assert isinstance(found, Response)
     return int(found.body)
 
 
 def status_of(request: Request) -> int:
-    found = outcome(request)
+    found = result_of(request)
     assert isinstance(found, RequestFailed)
     return found.status
 
 
 def test_a_request_keeps_its_generation_through_a_switch() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     before = bench.request()
     bench.publish(2)
@@ -110,7 +110,7 @@ def test_a_request_keeps_its_generation_through_a_switch() -> None:
 
 
 def test_no_more_than_a_few_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     first = bench.publish(1)
     requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 2)]
     assert len(first.inbox) == MAX_IN_FLIGHT_REQUESTS
@@ -119,7 +119,7 @@ def test_no_more_than_a_few_requests_are_with_a_process_and_the_rest_goes_to_its
 
 
 def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
-    bench = Bench(max_waiting=1)
+    bench = QueueHarness(max_waiting=1)
     bench.publish(1)
     for _ in range(MAX_IN_FLIGHT_REQUESTS + 1):
         bench.request()
@@ -130,7 +130,7 @@ def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
 
 
 def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
     bench.kill(1)
@@ -144,7 +144,7 @@ def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
 
 
 def test_a_request_that_kills_two_processes_fails() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     poison = bench.request()
     bench.kill(1)
@@ -155,13 +155,13 @@ def test_a_request_that_kills_two_processes_fails() -> None:
 
 
 def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     bench.kill(1)
     request = bench.request()
     bench.now += 9
     bench.queue.fail_expired(60)
-    assert outcome(request) is None
+    assert result_of(request) is None
     bench.now += 2
     bench.queue.fail_expired(60)
     assert status_of(request) == 503
@@ -170,12 +170,12 @@ def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
 
 def test_before_the_first_model_nobody_waits() -> None:
     with pytest.raises(RequestFailed, match="'toy' is not installed yet") as caught:
-        Bench().request()
+        QueueHarness().request()
     assert caught.value.status == 503
 
 
 def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     request = bench.request()
     bench.now += 61
@@ -187,7 +187,7 @@ def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped
 
 
 def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     bench.kill(1)
     stranded = bench.request()
@@ -202,7 +202,7 @@ def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
 
 
 def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     old = bench.publish(1)
     request = bench.request()
     bench.publish(2)
@@ -217,7 +217,7 @@ def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
 
 
 def test_a_version_can_be_named_while_it_is_loaded() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     bench.publish(2)
     old = bench.request("1.1")
@@ -231,7 +231,7 @@ def test_a_version_can_be_named_while_it_is_loaded() -> None:
 
 
 def test_health_counts_what_the_model_did_since_it_became_current() -> None:
-    bench = Bench()
+    bench = QueueHarness()
     bench.publish(1)
     for status, has_nan in ((200, False), (200, True), (400, False), (500, False)):
         bench.request()
@@ -252,7 +252,7 @@ class Requests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench = Bench(max_waiting=6)
+        self.bench = QueueHarness(max_waiting=6)
         self.open: list[tuple[Request, set[int]]] = []
         self.number = 0
         self._publish(lambda: 1)
@@ -305,7 +305,7 @@ class Requests(RuleBasedStateMachine):
     def answers_are_of_an_allowed_generation(self) -> None:
         still_open = []
         for request, allowed in self.open:
-            found = outcome(request)
+            found = result_of(request)
             if found is None:
                 still_open.append((request, allowed))
             elif isinstance(found, Response):
@@ -327,7 +327,7 @@ class Requests(RuleBasedStateMachine):
             for number, process in self.bench.processes.items():
                 if process.inbox and not process.closed:
                     self.bench.respond(number)
-        assert all(outcome(request) is not None for request, _ in self.open)
+        assert all(result_of(request) is not None for request, _ in self.open)
 
 
 Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

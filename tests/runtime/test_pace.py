@@ -3,7 +3,7 @@
 from device_agent.process.throttle import MAX_WAIT_S, WAIT_TO_WORK_RATIO, Throttle
 
 
-class Clock:
+class FakeClock:
     """Processor time that the test advances, and the pauses that were made."""
 
     def __init__(self) -> None:
@@ -14,7 +14,7 @@ class Clock:
 
 
 def test_a_rest_is_a_multiple_of_the_step_before_it() -> None:
-    clock = Clock()
+    clock = FakeClock()
     throttle = clock.throttle()
     for step_s in (0.25, 0.0, 0.125):
         clock.now += step_s
@@ -23,7 +23,7 @@ def test_a_rest_is_a_multiple_of_the_step_before_it() -> None:
 
 
 def test_a_long_step_is_not_paid_for_without_end() -> None:
-    clock = Clock()
+    clock = FakeClock()
     throttle = clock.throttle()
     clock.now += 1000.0
     throttle.wait()
@@ -31,7 +31,7 @@ def test_a_long_step_is_not_paid_for_without_end() -> None:
 
 
 def test_without_a_pace_nothing_rests() -> None:
-    clock = Clock()
+    clock = FakeClock()
     throttle = clock.throttle(is_paced=False)
     clock.now += 1.0
     throttle.wait()

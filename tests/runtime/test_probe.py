@@ -41,41 +41,41 @@ HEALTH = Health(probe_deadline_s=30)
 ENOUGH_TO_START_S = 8  # on a machine with other things to do; what does not end takes all of it
 
 
-def verdict(bundle: MemfdBundle, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
+def probe(bundle: MemfdBundle, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
     return run_probe_process(bundle.fds, bundle.contract, health, baseline, threads=1)
 
 
 def test_a_good_candidate_passes_with_its_numbers() -> None:
     with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("pass", "")
         assert (report.samples, report.worst_relative_rms_ppm) == (2, 0)
         assert report.runs >= 10
         assert report.latency_us is not None
         assert report.peak_bytes > 0
-        again = verdict(bundle, baseline=report.baseline())
+        again = probe(bundle, baseline=report.baseline())
         assert again.verdict == "pass", again
 
 
 def test_a_candidate_without_golden_vectors_is_run_on_zeros() -> None:
     with create_memfd_bundle(make_scale_model(2.0)) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.samples, report.worst_relative_rms_ppm) == ("pass", 0, None)
         assert report.runs >= 10
 
 
-def _wrong(outputs: dict[str, Array]) -> None:
+def _scale_outputs(outputs: dict[str, Array]) -> None:
     outputs["y"] = outputs["y"] * 1.01
 
 
-def _other_shape(outputs: dict[str, Array]) -> None:
+def _cut_outputs(outputs: dict[str, Array]) -> None:
     outputs["y"] = outputs["y"][:3]
 
 
-@pytest.mark.parametrize("damage", [_wrong, _other_shape])
+@pytest.mark.parametrize("damage", [_scale_outputs, _cut_outputs])
 def test_wrong_answers_fail(damage: Callable[[dict[str, Array]], None]) -> None:
     with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES), damage=damage) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("fail", "golden-mismatch")
         assert "golden 0: output 'y'" in report.detail
 
@@ -94,11 +94,11 @@ def test_nan_where_the_golden_answer_has_none_fails_with_its_own_reason() -> Non
         outputs["y"] = np.nan_to_num(outputs["y"])
 
     with create_memfd_bundle(hostile.make_nan_model(), list(SAMPLES), damage=finite) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("fail", "nan-output")
         assert report.detail == "golden 1: output 'y' has NaN or infinity"
     with create_memfd_bundle(hostile.make_nan_model(), list(SAMPLES)) as bundle:
-        assert verdict(bundle).verdict == "pass"
+        assert probe(bundle).verdict == "pass"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_does_not_load_fails(model: onnx.ModelProto | bytes) -> None:
     with create_memfd_bundle(
         model if isinstance(model, bytes) else model.SerializeToString(), contract=contract
     ) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("fail", "model-does-not-load"), report
 
 
@@ -137,7 +137,7 @@ def serialized(model: onnx.ModelProto | bytes) -> bytes:
 @pytest.mark.parametrize("model", hostile.make_broken_models().values(), ids=hostile.make_broken_models())
 def test_a_broken_graph_does_not_load(model: onnx.ModelProto | bytes) -> None:
     with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("fail", "model-does-not-load"), report
 
 
@@ -146,7 +146,7 @@ def test_a_broken_graph_does_not_load(model: onnx.ModelProto | bytes) -> None:
 )
 def test_another_contract_fails(model: onnx.ModelProto) -> None:
     with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
-        report = verdict(bundle)
+        report = probe(bundle)
         assert (report.verdict, report.reason) == ("fail", "contract-mismatch"), report
 
 
@@ -155,8 +155,11 @@ def test_another_contract_fails(model: onnx.ModelProto) -> None:
     "model", hostile.make_excessive_operator_models().values(), ids=hostile.make_excessive_operator_models()
 )
 def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, with_golden: bool) -> None:
-    with create_memfd_bundle(serialized(model), contract=FOUR) as bundle, add_arbitrary_golden(bundle, 4) as asked:
-        report = verdict(asked if with_golden else bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
+    with (
+        create_memfd_bundle(serialized(model), contract=FOUR) as bundle,
+        add_arbitrary_golden(bundle, 4) as bundle_with_golden,
+    ):
+        report = probe(bundle_with_golden if with_golden else bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         if with_golden:
             assert (report.verdict, report.reason) in (
                 ("fail", "inference-failed"),
@@ -171,7 +174,7 @@ def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, w
 @pytest.mark.parametrize("model", hostile.make_slow_loading_models().values(), ids=hostile.make_slow_loading_models())
 def test_loading_without_end_is_cut_off(model: onnx.ModelProto) -> None:
     with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
-        report = verdict(bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
+        report = probe(bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout"), report
         assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at load"
 
@@ -182,7 +185,7 @@ def test_wishes_in_the_models_metadata_are_not_heard(tmp_path: Path) -> None:
     settings = f'{{"session_options": {{"optimized_model_filepath": "{tmp_path / "model"}"}}}}'
     model.metadata_props.add(key="ORT_CONFIG", value=settings)
     with create_memfd_bundle(model, list(SAMPLES)) as bundle:
-        assert verdict(bundle).verdict == "pass"
+        assert probe(bundle).verdict == "pass"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -217,11 +220,11 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
         serialized(hostile.make_models_of_other_contracts()["a sequence"]),
     ]
     with create_memfd_bundle(b"", contract=FOUR) as bundle:
-        verdict(bundle)
+        probe(bundle)
         before = held()
         for data in refused:
             with create_memfd_bundle(data, contract=FOUR) as tried:
-                assert verdict(tried, Health(probe_deadline_s=20)).verdict == "fail"
+                assert probe(tried, Health(probe_deadline_s=20)).verdict == "fail"
         assert held() == before
 
 
@@ -238,8 +241,8 @@ def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
 )
 def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto) -> None:
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    with create_memfd_bundle(model) as bundle, add_arbitrary_golden(bundle, size) as asked:
-        report = verdict(asked, Health(probe_deadline_s=ENOUGH_TO_START_S))
+    with create_memfd_bundle(model) as bundle, add_arbitrary_golden(bundle, size) as bundle_with_golden:
+        report = probe(bundle_with_golden, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout")
         assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at golden 0"
         assert report.elapsed_s < 10
@@ -252,10 +255,13 @@ def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelPr
 def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
     number: signal.Signals, verdict_and_reason: tuple[str, str]
 ) -> None:
-    with create_memfd_bundle(hostile.make_hanging_model()) as bundle, add_arbitrary_golden(bundle, 4) as asked:
+    with (
+        create_memfd_bundle(hostile.make_hanging_model()) as bundle,
+        add_arbitrary_golden(bundle, 4) as bundle_with_golden,
+    ):
         killer = threading.Thread(target=_kill_probe, args=(number,))
         killer.start()
-        report = verdict(asked)
+        report = probe(bundle_with_golden)
         killer.join()
         assert (report.verdict, report.reason) == verdict_and_reason
         assert report.detail.startswith("at golden 0: probe did not reply to 'probe', it ended by SIG")
@@ -278,8 +284,11 @@ def _kill_probe(number: signal.Signals) -> None:
 
 
 def test_a_model_that_asks_for_more_memory_than_there_is_fails_and_harms_nobody() -> None:
-    with create_memfd_bundle(hostile.make_64_gib_model()) as bundle, add_arbitrary_golden(bundle, 1) as asked:
-        report = verdict(asked)
+    with (
+        create_memfd_bundle(hostile.make_64_gib_model()) as bundle,
+        add_arbitrary_golden(bundle, 1) as bundle_with_golden,
+    ):
+        report = probe(bundle_with_golden)
         assert report.verdict == "fail"
         assert report.reason in ("inference-failed", "probe-crashed")
 
@@ -289,8 +298,8 @@ def test_a_model_fatter_than_the_running_one_fails() -> None:
         create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as slim,
         create_memfd_bundle(hostile.make_memory_intensive_model(100), list(SAMPLES)) as fat,
     ):
-        baseline = verdict(slim).baseline()
-        report = verdict(fat, baseline=baseline)
+        baseline = probe(slim).baseline()
+        report = probe(fat, baseline=baseline)
         assert (report.verdict, report.reason) == ("fail", "too-much-memory")
         assert f"running: {baseline.peak_bytes}" in report.detail if baseline else False
 
@@ -309,7 +318,7 @@ def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy
 
 def test_a_slow_model_is_measured_as_slow() -> None:
     with create_memfd_bundle(hostile.make_slow_model(20_000), list(SAMPLES)) as bundle:
-        report = verdict(bundle, baseline=ProbeBaseline(latency_us=100, peak_bytes=10**9))
+        report = probe(bundle, baseline=ProbeBaseline(latency_us=100, peak_bytes=10**9))
         assert report.reason in ("too-slow", "cpu-contention"), report
 
 

@@ -46,7 +46,7 @@ def get(address: str, path: str) -> tuple[int, Any]:
         connection.close()
 
 
-def served_value(address: str) -> float:
+def infer_value(address: str) -> float:
     status, _, body = post(address)
     assert status == 200, body
     return float(json.loads(body)["outputs"][0]["data"][0])
@@ -96,7 +96,7 @@ def test_metrics_add_up_over_a_swap() -> None:
         processes = [bundle.start_process(number) for number in (1, 2)]
         for process in processes:
             served.publish("toy", process)
-            served_value(served.address)
+            infer_value(served.address)
             post(served.address, b"{")
         served.retire("toy", 1, 5)
         served.publish("toy", processes[1])
@@ -161,7 +161,7 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
         assert get(served.address, "/v3")[0] == 404
         window = served.window("toy", 1)
         assert (window.requests, window.client_errors, window.errors) == (6, 6, 0)
-        assert served_value(served.address) == 2.0
+        assert infer_value(served.address) == 2.0
         process.stop()
 
 
@@ -294,10 +294,10 @@ def test_going_back_to_a_resident_generation_is_one_publish() -> None:
         old, new = good.start_process(1), bad.start_process(2)
         served.publish("toy", old)
         served.publish("toy", new)
-        assert served_value(served.address) == 3.0
+        assert infer_value(served.address) == 3.0
         assert get(served.address, "/v2/models/toy")[1]["versions"] == ["1.0.1", "1.0.2"]
         served.publish("toy", old)
-        assert served_value(served.address) == 2.0
+        assert infer_value(served.address) == 2.0
         served.retire("toy", 2, 5)
         new.stop()
         assert get(served.address, "/v2/models/toy")[1]["versions"] == ["1.0.1"]
@@ -381,7 +381,7 @@ def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -
         wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]}
         status, _, body = post(served.address, json.dumps(wrong).encode())
         assert (status, "inference failed" in json.loads(body)["error"]) == (500, True)
-        assert served_value(served.address) == 1.0
+        assert infer_value(served.address) == 1.0
         window = served.window("toy", 1)
         assert (window.requests, window.errors) == (2, 1)
         process.stop()
@@ -416,7 +416,7 @@ def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() 
         successor = good.start_process(2)
         served.publish("toy", successor)
         process.kill()
-        assert served_value(served.address) == 2.0
+        assert infer_value(served.address) == 2.0
         successor.stop()
 
 
@@ -425,15 +425,18 @@ def test_a_model_that_can_not_be_loaded_leaves_no_process_behind() -> None:
         with pytest.raises(ModelDoesNotLoad, match=r"cannot load 'toy/fp32/model\.onnx'"):
             bundle.start_process(1)
     with create_memfd_bundle(hostile.make_hanging_model()) as bundle:
-        with add_arbitrary_golden(bundle, 4) as asked, pytest.raises(ModelProcessCrashed, match="within 1 s"):
-            ModelProcess.start(asked.fds, asked.make_spec(1), deadline_s=1)
+        with (
+            add_arbitrary_golden(bundle, 4) as bundle_with_golden,
+            pytest.raises(ModelProcessCrashed, match="within 1 s"),
+        ):
+            ModelProcess.start(bundle_with_golden.fds, bundle_with_golden.make_spec(1), deadline_s=1)
 
 
 def test_each_process_has_only_what_it_needs() -> None:
     with create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle, start_front() as served:
         process = bundle.start_process(1)
         served.publish("toy", process)
-        served_value(served.address)
+        infer_value(served.address)
         for holder, foreign in (
             (served, {"numpy", "onnxruntime", "tuf", "cryptography", "starlette", "sqlite3", "urllib3"}),
             (process, {"uvicorn", "tuf", "cryptography", "urllib3", "sqlite3", "onnx", "asyncio"}),
@@ -455,7 +458,7 @@ def test_nothing_wakes_while_nobody_asks() -> None:
     with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front() as served:
         process = bundle.start_process(1)
         served.publish("toy", process)
-        served_value(served.address)
+        infer_value(served.address)
         # only the sweep after the last request may still run
         deadline = time.monotonic() + 30
         while _switches(served.pid, process.pid) != _switches_after_a_second(served.pid, process.pid):
@@ -487,7 +490,7 @@ def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_d
         process = bundle.start_process(1)
         served.publish("toy", process)
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
-        assert served_value(served.address) == 2.0
+        assert infer_value(served.address) == 2.0
         with pytest.raises(AddressUnavailable, match="another server uses it"):
             FrontHandle.start(_config(f"unix:{path}"))
         process.stop()

@@ -16,7 +16,7 @@ from tests.support.load_clients import Load, post, wait_until
 from tests.support.memfd_bundles import create_memfd_bundle, floats, make_scale_model, start_front
 
 
-def wait_for(served: FrontHandle, count: int) -> None:
+def wait_for_comparisons(served: FrontHandle, count: int) -> None:
     def heard() -> bool:
         assert post(served.address)[0] == 200
         stats = served.shadow_stats("toy")
@@ -38,7 +38,7 @@ def test_a_candidate_agrees_or_not(factor: float, limit_ppm: int, agrees: bool) 
         served.publish("toy", processes[0])
         processes[1].set_background(is_background=True)
         served.set_shadow("toy", processes[1], 1_000_000, limit_ppm)
-        wait_for(served, 5)
+        wait_for_comparisons(served, 5)
         stats = served.shadow_stats("toy")
         assert (stats.agreed == stats.compared, stats.errors, stats.nan) == (agrees, 0, 0)
         assert stats.worst_ppm == pytest.approx(abs(factor - 2) / 2 * 1e6, abs=2)
@@ -63,7 +63,7 @@ def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
         for _ in range(20):
             status, _, _ = post(served.address, body, **{"Inference-Header-Content-Length": str(len(text))})
             assert status == 200
-        wait_for(served, 5)
+        wait_for_comparisons(served, 5)
         assert served.window("toy", 1).requests >= 20
         stats = served.shadow_stats("toy")
         assert stats.compared <= served.window("toy", 1).requests // 4
@@ -86,7 +86,7 @@ def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
             os.kill(processes[1].pid, signal.SIGKILL)
             load.wait_for_responses(50)
         assert load.failures == {}
-        wait_for(served, 1)
+        wait_for_comparisons(served, 1)
         assert served.shadow_stats("toy").crashes == 1
         for process in processes:
             process.stop()

@@ -28,7 +28,7 @@ SAMPLE = {"x": floats(1, 2, 3, 4)}
 FACTORS = (2.0, 3.0, 5.0)
 
 
-class Slot(RuleBasedStateMachine):
+class RuntimeModel(RuleBasedStateMachine):
     """A model of the runtime: the current factor, the previous one, and leases on either."""
 
     isolation = "inproc"
@@ -77,7 +77,7 @@ class Slot(RuleBasedStateMachine):
         self._end_leases_on(rejected)
 
     @rule()
-    def forget(self) -> None:
+    def end_rollback_window(self) -> None:
         self._end_leases_on(self.previous)
         self.runtime.discard_previous()
         self.previous = None
@@ -142,7 +142,7 @@ def test_no_sequence_leaves_the_model_of_the_slot(isolation: str, examples: int,
             factor: stack.enter_context(create_memfd_bundle(make_scale_model(factor), [SAMPLE])) for factor in FACTORS
         }
         bad = stack.enter_context(create_memfd_bundle(hostile.make_unknown_opset_model()))
-        machine = type("SlotOf", (Slot,), {"isolation": isolation, "models": bundles, "bad": bad})
+        machine = type("SlotOf", (RuntimeModel,), {"isolation": isolation, "models": bundles, "bad": bad})
         run_state_machine_as_test(
             machine,
             settings=settings(

@@ -246,9 +246,9 @@ class DeviceUnderTest:
         words = command or [sys.executable, "-m", "device_agent", "--config", str(self.config_path), "run"]
         self.daemon = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
         for line in iter(self._stderr.readline, b""):
-            said = json.loads(line)
-            if said.get("event") == "started":
-                return dict(said)
+            result = json.loads(line)
+            if result.get("event") == "started":
+                return dict(result)
         raise AssertionError(f"the daemon ended with {self.daemon.wait()}")
 
     @property

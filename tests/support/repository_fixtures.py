@@ -14,20 +14,20 @@ from tests.support.metadata_publisher import (
 
 
 @pytest.fixture(scope="session")
-def pristine_shop(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
+def pristine_publisher(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
     """A repository with release 1.0.0; tests must not change it."""
-    shop = build_publisher(tmp_path_factory.mktemp("shop"))
-    shop.release("1.0.0", 1)
-    return shop
+    publisher = build_publisher(tmp_path_factory.mktemp("publisher"))
+    publisher.release("1.0.0", 1)
+    return publisher
 
 
 @pytest.fixture
-def shop(pristine_shop: MetadataPublisher, tmp_path: Path) -> MetadataPublisher:
+def publisher(pristine_publisher: MetadataPublisher, tmp_path: Path) -> MetadataPublisher:
     """A copy of the repository, for one test."""
-    return copy_publisher(pristine_shop, tmp_path / "shop")
+    return copy_publisher(pristine_publisher, tmp_path / "publisher")
 
 
 @pytest.fixture
-def device(shop: MetadataPublisher) -> CheckClient:
+def device(publisher: MetadataPublisher) -> CheckClient:
     """A device that has seen nothing but the first root."""
-    return create_client(shop)
+    return create_client(publisher)

@@ -62,35 +62,37 @@ def test_what_is_not_a_time_is_none(text: object) -> None:
 
 
 @pytest.mark.parametrize("now_s", [0, 1, 2**31 - 1, 2**31, 2082758400, 4102444800, 2**40, 2**62])
-def test_a_wrong_clock_harms_only_while_it_is_wrong(shop: MetadataPublisher, device: CheckClient, now_s: int) -> None:
-    device.check(shop.published)
+def test_a_wrong_clock_harms_only_while_it_is_wrong(
+    publisher: MetadataPublisher, device: CheckClient, now_s: int
+) -> None:
+    device.check(publisher.published)
     wrong = device.with_time(now_s)
     if now_s < NOW_S:
-        wrong.check(shop.published)
+        wrong.check(publisher.published)
     else:
         with pytest.raises(MetadataExpired):
-            wrong.check(shop.published)
-    shop.release("1.1.0", 2)
-    assert device.check(shop.published).manifest.version == "1.1.0"
+            wrong.check(publisher.published)
+    publisher.release("1.1.0", 2)
+    assert device.check(publisher.published).manifest.version == "1.1.0"
 
 
 @pytest.mark.parametrize("now_s", [0, pytest.param(NOW_S, id="now"), 2**31, 4102444800])
 def test_an_unset_clock_does_not_make_stale_metadata_fresh(
-    shop: MetadataPublisher, device: CheckClient, now_s: int
+    publisher: MetadataPublisher, device: CheckClient, now_s: int
 ) -> None:
-    device.check(shop.published)
+    device.check(publisher.published)
     days_later = replace(device, clock=ClockFacts(now_s, False, 0, 1000 + 3 * DAY_S, "boot"))
     with pytest.raises(MetadataExpired):
-        days_later.check(shop.published)
+        days_later.check(publisher.published)
 
 
-def test_a_clock_of_1970_is_helped_by_the_build_time(shop: MetadataPublisher, device: CheckClient) -> None:
+def test_a_clock_of_1970_is_helped_by_the_build_time(publisher: MetadataPublisher, device: CheckClient) -> None:
     built_late = replace(device, clock=ClockFacts(0, True, NOW_S + 30 * DAY_S, 5, "boot"))
     with pytest.raises(MetadataExpired):
-        built_late.check(shop.published)
+        built_late.check(publisher.published)
 
 
-def test_tuf_still_has_the_clock_that_we_set(shop: MetadataPublisher, device: CheckClient) -> None:
+def test_tuf_still_has_the_clock_that_we_set(publisher: MetadataPublisher, device: CheckClient) -> None:
     made = updater.TrustedUpdater(
         device.folder / "cache", device.root, "file:///m", "file:///t", lambda _url, _max: b"", lambda _root: NOW_S
     )

@@ -43,32 +43,32 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublishe
     """A repository with 1.0.0 and 1.1.0, a device that accepted 1.1.0, and the attacker's own keys."""
     from tests.support.metadata_publisher import build_publisher
 
-    shop = build_publisher(tmp_path_factory.mktemp("attacked") / "shop")
-    shop.release("1.0.0", 1)
-    shop.release("1.1.0", 2)
-    device = create_client(shop)
-    device.check(shop.published)
-    return shop, device, [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
+    publisher = build_publisher(tmp_path_factory.mktemp("attacked") / "publisher")
+    publisher.release("1.0.0", 1)
+    publisher.release("1.1.0", 2)
+    device = create_client(publisher)
+    device.check(publisher.published)
+    return publisher, device, [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
 
 
-def attempt(
-    shop: MetadataPublisher, device: CheckClient, thief: Attacker, tried: Path
+def check_attacker_mirror(
+    publisher: MetadataPublisher, device: CheckClient, attacker: Attacker, tried: Path
 ) -> ReleaseCounter | AirweightsError:
     """Return what a copy of the device accepts from the attacker's mirror: a counter or an error."""
     shutil.rmtree(tried, ignore_errors=True)
     shutil.copytree(device.folder, tried, symlinks=True)
     try:
-        return CheckClient(tried, device.root).check(thief.publish()).counter
+        return CheckClient(tried, device.root).check(attacker.publish()).counter
     except (Refused, Unavailable) as error:
         return error
     finally:
-        shutil.rmtree(thief.mirror)
+        shutil.rmtree(attacker.mirror)
 
 
-def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
+def redelegate(attacker: Attacker, role: str, own: list[Signer]) -> None:
     """Delegate a role to the attacker's own keys, with the stolen keys of targets."""
-    targets: Targets = thief.changed_documents.get("targets") or tuf_documents.next_targets(
-        thief.published.role("targets"), "targets", {}, NOW_S
+    targets: Targets = attacker.changed_documents.get("targets") or tuf_documents.next_targets(
+        attacker.published.role("targets"), "targets", {}, NOW_S
     )
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
@@ -76,38 +76,38 @@ def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
         targets.revoke_key(keyid, role)
     for signer in own:
         targets.add_key(signer.public_key, role)
-    thief.changed_documents["targets"] = targets
+    attacker.changed_documents["targets"] = targets
 
 
-def equipped(shop: MetadataPublisher, stolen: set[str], own: list[Signer]) -> Attacker:
+def create_attacker(publisher: MetadataPublisher, stolen: set[str], own: list[Signer]) -> Attacker:
     """Return an attacker with the stolen keys and its own."""
-    thief = Attacker.from_publisher(shop, *sorted(stolen))
-    thief.signers = [*thief.signers, *own]
-    return thief
+    attacker = Attacker.from_publisher(publisher, *sorted(stolen))
+    attacker.signers = [*attacker.signers, *own]
+    return attacker
 
 
 @pytest.mark.parametrize("stolen", SUBSETS, ids=["+".join(sorted(roles)) or "none" for roles in SUBSETS])
 def test_a_subset_of_stolen_keys(
     attacked: tuple[MetadataPublisher, CheckClient, list[Signer]], stolen: set[str], tmp_path: Path
 ) -> None:
-    shop, device, own = attacked
-    evil = shop.make_manifest("6.6.6", 666)
-    anything = equipped(shop, stolen, own)
+    publisher, device, own = attacked
+    evil = publisher.make_manifest("6.6.6", 666)
+    anything = create_attacker(publisher, stolen, own)
     if "targets" in stolen:
         redelegate(anything, "release-vision", own)
         redelegate(anything, "rollout-vision", own)
     anything.release(evil)
     anything.roll_out(make_rollout(evil))
-    found = attempt(shop, device, anything, tmp_path / "anything")
+    found = check_attacker_mirror(publisher, device, anything, tmp_path / "anything")
     assert (found == ReleaseCounter(1, 666)) == may_install_anything(stolen), found
 
-    old = shop.repository.manifest("vision", "1.0.0")
+    old = publisher.repository.manifest("vision", "1.0.0")
     assert isinstance(old, Manifest)
-    choosing = equipped(shop, stolen, own)
+    choosing = create_attacker(publisher, stolen, own)
     if "targets" in stolen:
         redelegate(choosing, "rollout-vision", own)
     choosing.roll_out(make_rollout(old))
-    found = attempt(shop, device, choosing, tmp_path / "choosing")
+    found = check_attacker_mirror(publisher, device, choosing, tmp_path / "choosing")
     assert (found == ReleaseCounter(1, 1)) == may_choose_a_release(stolen), found
     if not may_choose_a_release(stolen):
         assert isinstance(found, AirweightsError)

@@ -10,11 +10,13 @@ from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher,
 
 
 @pytest.mark.parametrize("classical", [False, True])
-def test_a_stock_client_reads_manifest_and_rollout(shop: MetadataPublisher, tmp_path: Path, classical: bool) -> None:
+def test_a_stock_client_reads_manifest_and_rollout(
+    publisher: MetadataPublisher, tmp_path: Path, classical: bool
+) -> None:
     if classical:
-        shop = build_publisher(tmp_path / "classical", classical=True)
-        shop.release("1.0.0", 1)
-    url, stop = start_server(shop.published)
+        publisher = build_publisher(tmp_path / "classical", classical=True)
+        publisher.release("1.0.0", 1)
+    url, stop = start_server(publisher.published)
     try:
         (tmp_path / "metadata").mkdir()
         (tmp_path / "targets").mkdir()
@@ -23,7 +25,7 @@ def test_a_stock_client_reads_manifest_and_rollout(shop: MetadataPublisher, tmp_
             f"{url}/metadata/",
             str(tmp_path / "targets"),
             f"{url}/targets/",
-            bootstrap=(shop.published / "metadata" / "1.root.json").read_bytes(),
+            bootstrap=(publisher.published / "metadata" / "1.root.json").read_bytes(),
         )
         client.refresh()
         for name in (release_target(FAMILY, "1.0.0"), rollout_target(FAMILY, CHANNEL)):

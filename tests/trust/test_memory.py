@@ -74,10 +74,10 @@ def test_a_write_cut_off_at_any_byte_leaves_the_memory_before_it(tmp_path: Path)
         again = store.save(replace(second, repository_id="c" * 64))
         assert store.load() == again
         assert (tmp_path / "slot-a").read_bytes()
-        (tmp_path / "slot-a").write_bytes(_slot("a" * 64, tmp_path))
+        (tmp_path / "slot-a").write_bytes(_make_state_file("a" * 64, tmp_path))
 
 
-def _slot(repository_id: str, folder: Path) -> bytes:
+def _make_state_file(repository_id: str, folder: Path) -> bytes:
     scratch = TrustStateStore(folder / "scratch")
     scratch.save(TrustState(repository_id=repository_id))
     data = (folder / "scratch" / "slot-a").read_bytes()

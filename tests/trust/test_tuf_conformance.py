@@ -16,7 +16,7 @@ from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher,
 TARGET = rollout_target(FAMILY, CHANNEL)
 
 
-class Client:
+class ConformanceClient:
     """The command line of the suite, in one metadata folder."""
 
     def __init__(self, folder: Path, url: str, root: Path) -> None:
@@ -50,18 +50,20 @@ class Client:
 
 
 @pytest.fixture
-def url(shop: MetadataPublisher) -> Iterator[str]:
-    address, stop = start_server(shop.published)
+def url(publisher: MetadataPublisher) -> Iterator[str]:
+    address, stop = start_server(publisher.published)
     yield address
     stop()
 
 
 @pytest.fixture
-def client(shop: MetadataPublisher, url: str) -> Client:
-    return Client(shop.folder / "client", url, shop.published / "metadata" / "1.root.json")
+def client(publisher: MetadataPublisher, url: str) -> ConformanceClient:
+    return ConformanceClient(publisher.folder / "client", url, publisher.published / "metadata" / "1.root.json")
 
 
-def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: MetadataPublisher, client: Client) -> None:
+def test_init_refresh_and_download_leave_what_the_suite_looks_for(
+    publisher: MetadataPublisher, client: ConformanceClient
+) -> None:
     assert client.init() == 0
     assert client.version("root") == 1
     assert client.refresh().returncode == 0
@@ -73,19 +75,19 @@ def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: Metadata
     ]
     assert client.download(TARGET) == 0
     (downloaded,) = client.targets.iterdir()
-    rollout = shop.repository.rollout(FAMILY, CHANNEL)
+    rollout = publisher.repository.rollout(FAMILY, CHANNEL)
     assert rollout is not None
     assert downloaded.read_bytes() == rollout.as_bytes()
     assert client.download("nothing of that name") == 1
 
 
-def test_a_rollback_is_refused_in_one_line(shop: MetadataPublisher, client: Client) -> None:
+def test_a_rollback_is_refused_in_one_line(publisher: MetadataPublisher, client: ConformanceClient) -> None:
     assert client.init() == 0
-    old = shop.copy_published("then")
-    shop.repository.refresh(shop.signers)
+    old = publisher.copy_published("then")
+    publisher.repository.refresh(publisher.signers)
     assert client.refresh().returncode == 0
     before = client.version("timestamp")
-    shutil.copy(old / "metadata" / "timestamp.json", shop.published / "metadata" / "timestamp.json")
+    shutil.copy(old / "metadata" / "timestamp.json", publisher.published / "metadata" / "timestamp.json")
     refused = client.refresh()
     assert refused.returncode == 1
     assert refused.stderr.startswith("RollbackRefused: ")
@@ -93,7 +95,7 @@ def test_a_rollback_is_refused_in_one_line(shop: MetadataPublisher, client: Clie
     assert client.version("timestamp") == before
 
 
-def test_a_bad_initial_root_fails_at_refresh(client: Client) -> None:
+def test_a_bad_initial_root_fails_at_refresh(client: ConformanceClient) -> None:
     assert client.init() == 0
     path = client.metadata / "shipped-root"
     document = json.loads(path.read_bytes())
@@ -102,9 +104,9 @@ def test_a_bad_initial_root_fails_at_refresh(client: Client) -> None:
     assert client.refresh().returncode == 1
 
 
-def test_a_changed_target_is_not_stored(shop: MetadataPublisher, client: Client) -> None:
+def test_a_changed_target_is_not_stored(publisher: MetadataPublisher, client: ConformanceClient) -> None:
     assert client.init() == 0
-    path = next((shop.published / "targets" / "rollouts" / FAMILY).glob(f"*.{CHANNEL}.json"))
+    path = next((publisher.published / "targets" / "rollouts" / FAMILY).glob(f"*.{CHANNEL}.json"))
     path.write_bytes(path.read_bytes().replace(b"10000", b"00001"))
     assert client.download(TARGET) == 1
     assert list(client.targets.iterdir()) == []

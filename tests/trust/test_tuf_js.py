@@ -67,22 +67,22 @@ def classical(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
 
     signers = {role: group(role) for role in all_roles([FAMILY])}
     repository = create_repository(folder / "repository", signers=signers, families=[FAMILY], classical=True)
-    shop = MetadataPublisher(folder, [signer for role in signers.values() for signer in role])
+    publisher = MetadataPublisher(folder, [signer for role in signers.values() for signer in role])
     cohort = create_next_epoch(folder / "keys", "default", None, PASSPHRASE)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (cohort,)))
-    shop.release("1.0.0", 1)
+    publisher.release("1.0.0", 1)
     fresh = CryptoSigner.generate_ecdsa()
     replace_key(repository.layout, "root", signers["root"][0].public_key.keyid, fresh.public_key)
-    shop.signers.append(fresh)
-    shop.publish()
-    return shop
+    publisher.signers.append(fresh)
+    publisher.publish()
+    return publisher
 
 
 def read(
-    shop: MetadataPublisher, published: Path, modules: Path, folder: Path, *names: str
+    publisher: MetadataPublisher, published: Path, modules: Path, folder: Path, *names: str
 ) -> subprocess.CompletedProcess[str]:
     (folder / "metadata").mkdir(parents=True)
-    shutil.copy(shop.published / "metadata" / "1.root.json", folder / "metadata" / "root.json")
+    shutil.copy(publisher.published / "metadata" / "1.root.json", folder / "metadata" / "root.json")
     url, stop = start_server(published)
     try:
         return subprocess.run(

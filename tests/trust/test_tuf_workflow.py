@@ -25,7 +25,7 @@ PLAIN = ("targets", "snapshot", "timestamp")
 DAY_S = 86_400
 
 
-class Client:
+class ConformanceClient:
     """The command line with its own folders, run in this process: the same code, a hundred times faster."""
 
     def __init__(self, folder: Path, url: str, root: bytes) -> None:
@@ -38,18 +38,18 @@ class Client:
         return tuf_conformance.main(["--metadata-dir", str(self.metadata), *words])
 
     def refresh(self) -> int:
-        return self.run(*self.refreshing())
+        return self.run(*self.refresh_arguments())
 
-    def refreshing(self) -> list[str]:
+    def refresh_arguments(self) -> list[str]:
         return ["--metadata-url", f"{self._url}/metadata/", "refresh"]
 
     def download(self, *names: str) -> int:
-        asked = [word for name in names for word in ("--target-name", name)]
+        target_arguments = [word for name in names for word in ("--target-name", name)]
         where = ["--target-base-url", f"{self._url}/targets/", "--target-dir", str(self.targets)]
-        return self.run("--metadata-url", f"{self._url}/metadata/", *asked, *where, "download")
+        return self.run("--metadata-url", f"{self._url}/metadata/", *target_arguments, *where, "download")
 
     @property
-    def trusted(self) -> dict[str, int]:
+    def trusted_versions(self) -> dict[str, int]:
         """The version of each cached role."""
         found = {}
         for path in self.metadata.iterdir():
@@ -69,34 +69,34 @@ def repo() -> SimulatedRepository:
 
 
 @pytest.fixture
-def client(repo: SimulatedRepository, tmp_path: Path) -> Iterator[Client]:
+def client(repo: SimulatedRepository, tmp_path: Path) -> Iterator[ConformanceClient]:
     with repo.serve() as url:
-        yield Client(tmp_path, url, repo.served["metadata/1.root.json"])
+        yield ConformanceClient(tmp_path, url, repo.served["metadata/1.root.json"])
 
 
 # 5.2, 5.3: root
 
 
 def test_a_refresh_asks_for_each_role_once_and_keeps_the_bytes_served(
-    repo: SimulatedRepository, client: Client
+    repo: SimulatedRepository, client: ConformanceClient
 ) -> None:
     repo.served["metadata/timestamp.json"] += b" "
     assert client.refresh() == 0
     assert repo.requested_paths == [
         f"metadata/{name}.json" for name in ("2.root", "timestamp", "1.snapshot", "1.targets")
     ]
-    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 1)
+    assert client.trusted_versions == dict.fromkeys(TOP_LEVEL_ROLES, 1)
     assert (client.metadata / "timestamp.json").read_bytes() == repo.served["metadata/timestamp.json"]
 
 
-def test_a_download_refreshes_first(repo: SimulatedRepository, client: Client) -> None:
+def test_a_download_refreshes_first(repo: SimulatedRepository, client: ConformanceClient) -> None:
     assert client.download("nothing of that name") == 1
     assert len(repo.requested_paths) == 4
-    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 1)
+    assert client.trusted_versions == dict.fromkeys(TOP_LEVEL_ROLES, 1)
 
 
 @pytest.mark.parametrize("damage", ["no version", "wrong signature", "no signature", "not json", "other role"])
-def test_a_bad_first_root_makes_no_request(repo: SimulatedRepository, client: Client, damage: str) -> None:
+def test_a_bad_first_root_makes_no_request(repo: SimulatedRepository, client: ConformanceClient, damage: str) -> None:
     document = json.loads(repo.served["metadata/1.root.json"])
     match damage:
         case "no version":
@@ -113,7 +113,7 @@ def test_a_bad_first_root_makes_no_request(repo: SimulatedRepository, client: Cl
     assert repo.requested_paths == []
 
 
-def test_roots_are_walked_one_by_one_and_asked_for_once(repo: SimulatedRepository, client: Client) -> None:
+def test_roots_are_walked_one_by_one_and_asked_for_once(repo: SimulatedRepository, client: ConformanceClient) -> None:
     for _ in range(5):
         repo.publish("root")
     assert client.refresh() == 0
@@ -121,7 +121,7 @@ def test_roots_are_walked_one_by_one_and_asked_for_once(repo: SimulatedRepositor
     repo.requested_paths.clear()
     assert client.refresh() == 0
     assert repo.requested_paths[0] == "metadata/7.root.json"
-    assert client.trusted["root"] == 6
+    assert client.trusted_versions["root"] == 6
 
 
 # (keys, threshold, keys that sign) of root after root; the last is refused where it says so
@@ -155,7 +155,7 @@ def test_root_rotation(tmp_path: Path, name: str) -> None:
         repo.signers["root"] = [KEYS[key] for key in signing]
         repo.publish("root", version=index + 1)
     with repo.serve() as url:
-        client = Client(tmp_path, url, repo.served["metadata/1.root.json"])
+        client = ConformanceClient(tmp_path, url, repo.served["metadata/1.root.json"])
         assert client.refresh() == (0 if is_accepted else 1)
         last = len(steps) if is_accepted else len(steps) - 1
         assert (client.metadata / "root.json").read_bytes() == repo.served[f"metadata/{last}.root.json"]
@@ -173,14 +173,14 @@ ROLE_KEYS = {
 
 @pytest.mark.parametrize("name", ROLE_KEYS)
 @pytest.mark.parametrize("role", PLAIN)
-def test_keys_of_other_roles(repo: SimulatedRepository, client: Client, role: str, name: str) -> None:
+def test_keys_of_other_roles(repo: SimulatedRepository, client: ConformanceClient, role: str, name: str) -> None:
     keys, threshold, signing, is_accepted = ROLE_KEYS[name]
     repo.replace_keys(role, [KEYS[key] for key in keys], threshold)
     repo.signers[role] = [KEYS[key] for key in signing]
     repo.publish("root", *PLAIN)
     assert client.refresh() == (0 if is_accepted else 1)
     before = TOP_LEVEL_ROLES.index(role)
-    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES if is_accepted else TOP_LEVEL_ROLES[:before], 2)
+    assert client.trusted_versions == dict.fromkeys(TOP_LEVEL_ROLES if is_accepted else TOP_LEVEL_ROLES[:before], 2)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_keys_of_other_roles(repo: SimulatedRepository, client: Client, role: st
         ("mldsa", ""),
     ],
 )
-def test_key_types(repo: SimulatedRepository, client: Client, keytype: str, scheme: str) -> None:
+def test_key_types(repo: SimulatedRepository, client: ConformanceClient, keytype: str, scheme: str) -> None:
     make = getattr(CryptoSigner, f"generate_{keytype}")
     signer = repo.add_signer("root", make(scheme=scheme) if keytype == "rsa" else make())
     repo.root.roles["root"].threshold = 2
@@ -209,10 +209,10 @@ def test_key_types(repo: SimulatedRepository, client: Client, keytype: str, sche
 
     repo.damage("root", forge)
     assert client.refresh() == 1
-    assert client.trusted["root"] == 2
+    assert client.trusted_versions["root"] == 2
 
 
-def test_one_key_counts_once(repo: SimulatedRepository, client: Client) -> None:
+def test_one_key_counts_once(repo: SimulatedRepository, client: ConformanceClient) -> None:
     signer = repo.add_signer("snapshot")
     repo.root.roles["snapshot"].keyids += [signer.public_key.keyid] * 8
     repo.root.roles["snapshot"].threshold = 6
@@ -220,18 +220,18 @@ def test_one_key_counts_once(repo: SimulatedRepository, client: Client) -> None:
         repo.publish(role)
     repo.damage("snapshot", lambda document: document["signatures"].extend([document["signatures"][-1]] * 8))
     assert client.refresh() == 1
-    assert "snapshot" not in client.trusted
+    assert "snapshot" not in client.trusted_versions
 
 
-def test_a_signature_that_is_there_twice_is_refused(repo: SimulatedRepository, client: Client) -> None:
+def test_a_signature_that_is_there_twice_is_refused(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.damage("snapshot", lambda document: document["signatures"].append(document["signatures"][0]))
     assert client.refresh() == 1
-    assert "snapshot" not in client.trusted
+    assert "snapshot" not in client.trusted_versions
 
 
 @pytest.mark.parametrize("signature", ["00", "", "ab" * 70])
 def test_an_invalid_signature_beside_enough_valid_ones_does_no_harm(
-    repo: SimulatedRepository, client: Client, signature: str
+    repo: SimulatedRepository, client: ConformanceClient, signature: str
 ) -> None:
     repo.add_signer("timestamp")
     repo.publish("root", "timestamp")
@@ -243,7 +243,7 @@ def test_an_invalid_signature_beside_enough_valid_ones_does_no_harm(
     assert client.refresh() == 0
 
 
-def test_unknown_fields_are_signed_like_all_others(repo: SimulatedRepository, client: Client) -> None:
+def test_unknown_fields_are_signed_like_all_others(repo: SimulatedRepository, client: ConformanceClient) -> None:
     signer = repo.add_signer("snapshot")
     signer.public_key.unrecognized_fields.update({"keyid_hash_algorithms": "md5", "extra": {"a": 1}})
     repo.root.unrecognized_fields["custom"] = "value"
@@ -251,7 +251,7 @@ def test_unknown_fields_are_signed_like_all_others(repo: SimulatedRepository, cl
     repo.documents["timestamp"].unrecognized_fields["x-note"] = {"a": [1, None]}
     repo.publish("root", *PLAIN)
     assert client.refresh() == 0
-    assert client.trusted == dict.fromkeys(TOP_LEVEL_ROLES, 2)
+    assert client.trusted_versions == dict.fromkeys(TOP_LEVEL_ROLES, 2)
     repo.publish("root")
     repo.damage("root", lambda document: document["signed"].update(custom="other"))
     assert client.refresh() == 1
@@ -261,35 +261,39 @@ def test_unknown_fields_are_signed_like_all_others(repo: SimulatedRepository, cl
 
 
 @pytest.mark.parametrize("role", TOP_LEVEL_ROLES)
-def test_an_unsigned_role_ends_the_refresh_there(repo: SimulatedRepository, client: Client, role: str) -> None:
+def test_an_unsigned_role_ends_the_refresh_there(
+    repo: SimulatedRepository, client: ConformanceClient, role: str
+) -> None:
     repo.signers[role] = []
     repo.publish("root", *PLAIN)
     assert client.refresh() == 1
     expected = dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 2)
-    assert client.trusted == (expected or {"root": 1})
+    assert client.trusted_versions == (expected or {"root": 1})
 
 
 @pytest.mark.parametrize("role", ["root", "snapshot", "targets"])
-def test_a_version_other_than_the_url_says_is_refused(repo: SimulatedRepository, client: Client, role: str) -> None:
+def test_a_version_other_than_the_url_says_is_refused(
+    repo: SimulatedRepository, client: ConformanceClient, role: str
+) -> None:
     repo.publish("root", *PLAIN)
     genuine = repo.path_of(role)
     repo.publish(role)
     repo.served[genuine] = repo.served.pop(repo.path_of(role))
     assert client.refresh() == 1
     expected = dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 2)
-    assert client.trusted == (expected or {"root": 1})
+    assert client.trusted_versions == (expected or {"root": 1})
 
 
-def test_a_role_of_another_type_is_refused(repo: SimulatedRepository, client: Client) -> None:
+def test_a_role_of_another_type_is_refused(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.add_signer("snapshot", repo.signers["timestamp"][0])
     repo.documents["snapshot"].meta = {"snapshot.json": MetaFile(1)}
     repo.publish("root", "snapshot")
     repo.served["metadata/timestamp.json"] = repo.served[repo.path_of("snapshot")]
     assert client.refresh() == 1
-    assert client.trusted == {"root": 2}
+    assert client.trusted_versions == {"root": 2}
 
 
-def test_a_timestamp_of_the_same_version_is_not_taken(repo: SimulatedRepository, client: Client) -> None:
+def test_a_timestamp_of_the_same_version_is_not_taken(repo: SimulatedRepository, client: ConformanceClient) -> None:
     assert client.refresh() == 0
     repo.documents["timestamp"].snapshot_meta.version = 100
     repo.publish("timestamp", version=1)
@@ -302,7 +306,9 @@ def test_a_timestamp_of_the_same_version_is_not_taken(repo: SimulatedRepository,
 
 @pytest.mark.parametrize("with_hashes", [False, True])
 @pytest.mark.parametrize("role", PLAIN)
-def test_a_rollback_is_refused(repo: SimulatedRepository, client: Client, role: str, with_hashes: bool) -> None:
+def test_a_rollback_is_refused(
+    repo: SimulatedRepository, client: ConformanceClient, role: str, with_hashes: bool
+) -> None:
     repo.with_hashes = with_hashes
     repo.publish(*PLAIN)
     repo.publish(*PLAIN)
@@ -313,25 +319,32 @@ def test_a_rollback_is_refused(repo: SimulatedRepository, client: Client, role: 
         repo.publish(above)
     assert client.refresh() == 1
     # a newer timestamp that names an older snapshot is refused itself; a newer snapshot is, that names an older targets
-    assert client.trusted == {"root": 1, "timestamp": 4 if role == "targets" else 3, "snapshot": 3, "targets": 3}
+    assert client.trusted_versions == {
+        "root": 1,
+        "timestamp": 4 if role == "targets" else 3,
+        "snapshot": 3,
+        "targets": 3,
+    }
 
 
 @pytest.mark.parametrize("role", PLAIN)
-def test_a_fast_forward_is_healed_by_rotating_keys(repo: SimulatedRepository, client: Client, role: str) -> None:
+def test_a_fast_forward_is_healed_by_rotating_keys(
+    repo: SimulatedRepository, client: ConformanceClient, role: str
+) -> None:
     repo.documents[role].version = 99_998
     repo.publish(*PLAIN[PLAIN.index(role) :])
     assert client.refresh() == 0
-    assert client.trusted[role] == 99_999
+    assert client.trusted_versions[role] == 99_999
     rotated = {"targets": ("snapshot",), "snapshot": ("snapshot", "timestamp"), "timestamp": ("timestamp",)}
     for name in rotated[role]:
         repo.replace_keys(name, [CryptoSigner.generate_ecdsa()])
     repo.documents[role].version = 1
     repo.publish("root", *PLAIN)
     assert client.refresh() == 0
-    assert client.trusted[role] == 2
+    assert client.trusted_versions[role] == 2
 
 
-def test_wrong_hashes_of_metadata_are_refused(repo: SimulatedRepository, client: Client) -> None:
+def test_wrong_hashes_of_metadata_are_refused(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.with_hashes = True
     repo.publish(*PLAIN)
     assert client.refresh() == 0
@@ -339,50 +352,54 @@ def test_wrong_hashes_of_metadata_are_refused(repo: SimulatedRepository, client:
     repo.documents["snapshot"].meta["targets.json"].hashes["sha256"] = "46" * 32
     repo.publish("snapshot", "timestamp")
     assert client.refresh() == 1
-    assert client.trusted == {"root": 1, "timestamp": 3, "snapshot": 3, "targets": 2}
+    assert client.trusted_versions == {"root": 1, "timestamp": 3, "snapshot": 3, "targets": 2}
 
 
 @pytest.mark.parametrize("role", PLAIN)
-def test_what_is_not_there(repo: SimulatedRepository, client: Client, role: str) -> None:
+def test_what_is_not_there(repo: SimulatedRepository, client: ConformanceClient, role: str) -> None:
     assert client.refresh() == 0
     repo.publish(*PLAIN)
     del repo.served[repo.path_of(role)]
     assert client.refresh() == 1
-    assert client.trusted == {
+    assert client.trusted_versions == {
         name: 2 if name in TOP_LEVEL_ROLES[1 : TOP_LEVEL_ROLES.index(role)] else 1 for name in TOP_LEVEL_ROLES
     }
 
 
-def test_a_new_targets_that_no_snapshot_names_is_not_asked_for(repo: SimulatedRepository, client: Client) -> None:
+def test_a_new_targets_that_no_snapshot_names_is_not_asked_for(
+    repo: SimulatedRepository, client: ConformanceClient
+) -> None:
     assert client.refresh() == 0
     repo.publish("targets")
     assert client.refresh() == 0
     assert repo.requested_paths[-1] == "metadata/timestamp.json"
 
 
-def test_a_snapshot_that_drops_a_role_is_refused(repo: SimulatedRepository, client: Client) -> None:
+def test_a_snapshot_that_drops_a_role_is_refused(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.delegate("targets", DelegatedRole("a", [], 1, False, ["*"]))
     repo.publish("a", *PLAIN)
     assert client.refresh() == 0
     del repo.documents["snapshot"].meta["a.json"]
     repo.publish("snapshot", "timestamp")
     assert client.refresh() == 1
-    assert client.trusted["snapshot"] == 2
+    assert client.trusted_versions["snapshot"] == 2
 
 
 @pytest.mark.parametrize("role", TOP_LEVEL_ROLES)
-def test_expired_metadata_ends_the_refresh_there(repo: SimulatedRepository, client: Client, role: str) -> None:
+def test_expired_metadata_ends_the_refresh_there(
+    repo: SimulatedRepository, client: ConformanceClient, role: str
+) -> None:
     assert client.refresh() == 0
     repo.documents[role].expires = in_days(-5)
     repo.publish("root", *PLAIN)
     assert client.refresh() == 1
     # an expired root is kept: it may be the way to a newer one
     new = TOP_LEVEL_ROLES[: max(1, TOP_LEVEL_ROLES.index(role))]
-    assert client.trusted == {name: 2 if name in new else 1 for name in TOP_LEVEL_ROLES}
+    assert client.trusted_versions == {name: 2 if name in new else 1 for name in TOP_LEVEL_ROLES}
 
 
 def test_expired_cached_metadata_is_replaced(
-    repo: SimulatedRepository, client: Client, monkeypatch: pytest.MonkeyPatch
+    repo: SimulatedRepository, client: ConformanceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo.documents["timestamp"].expires = in_days(7)
     repo.publish("timestamp")
@@ -392,12 +409,12 @@ def test_expired_cached_metadata_is_replaced(
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 18 * DAY_S)
     assert client.refresh() == 0
-    assert client.trusted == {"root": 1, "timestamp": 3, "snapshot": 2, "targets": 2}
+    assert client.trusted_versions == {"root": 1, "timestamp": 3, "snapshot": 2, "targets": 2}
     monkeypatch.setattr(time, "time", lambda: now + 22 * DAY_S)
     assert client.refresh() == 1
 
 
-def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, client: Client) -> None:
+def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, client: ConformanceClient) -> None:
     if shutil.which("faketime") is None:
         pytest.skip("faketime is not installed")
     repo.root.expires = in_days(7)
@@ -405,7 +422,7 @@ def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, cli
     assert client.refresh() == 0
     module = [sys.executable, "-m", "device_agent.workers.tuf_conformance", "--metadata-dir", str(client.metadata)]
     for days, status in ((6, 0), (8, 1)):
-        words = ["faketime", str(in_days(days)), *module, *client.refreshing()]
+        words = ["faketime", str(in_days(days)), *module, *client.refresh_arguments()]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stderr
     assert done.stderr.startswith("MetadataExpired: ")
@@ -418,13 +435,13 @@ def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, cli
     ids=["empty", "null", "list", "not text", "lists in lists", "objects in objects", "digits", "hollow"],
 )
 def test_noise_in_place_of_metadata_is_refused(
-    repo: SimulatedRepository, client: Client, role: str, noise: bytes
+    repo: SimulatedRepository, client: ConformanceClient, role: str, noise: bytes
 ) -> None:
     if role == "root":
         repo.publish("root")
     repo.served[repo.path_of(role)] = noise
     assert client.refresh() == 1
-    assert client.trusted == (dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 1) or {"root": 1})
+    assert client.trusted_versions == (dict.fromkeys(TOP_LEVEL_ROLES[: TOP_LEVEL_ROLES.index(role)], 1) or {"root": 1})
 
 
 # 5.6.7: delegations
@@ -464,7 +481,7 @@ GRAPHS = {
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_delegations_are_walked_in_order(repo: SimulatedRepository, client: Client, name: str) -> None:
+def test_delegations_are_walked_in_order(repo: SimulatedRepository, client: ConformanceClient, name: str) -> None:
     edges, order = GRAPHS[name]
     for delegator, role, is_terminating, path in edges:
         signer = repo.signers[role][0] if role in repo.signers else None
@@ -474,14 +491,14 @@ def test_delegations_are_walked_in_order(repo: SimulatedRepository, client: Clie
     assert client.download("wanted") == 1
     versions = {role: repo.documents[role].version for role in roles}
     assert repo.requested_paths[4:] == [f"metadata/{versions[role]}.{role}.json" for role in order]
-    assert client.trusted.keys() == {*TOP_LEVEL_ROLES, *order}
+    assert client.trusted_versions.keys() == {*TOP_LEVEL_ROLES, *order}
 
 
 @pytest.mark.parametrize(
     ("target", "order"), [("own", ""), ("README.md", "A"), ("x/y/v1", "BC"), ("x/z/v1.zip", "BD"), ("x/q/v1.zip", None)]
 )
 def test_a_target_is_found_only_by_a_chain_that_delegates_it(
-    repo: SimulatedRepository, client: Client, target: str, order: str | None
+    repo: SimulatedRepository, client: ConformanceClient, target: str, order: str | None
 ) -> None:
     repo.delegate("targets", DelegatedRole("A", [], 1, False, ["*.doc", "*.md"]))
     repo.delegate("targets", DelegatedRole("B", [], 1, False, ["x/*/*"]))
@@ -502,7 +519,9 @@ def test_a_target_is_found_only_by_a_chain_that_delegates_it(
 
 
 @pytest.mark.parametrize(("bits", "target"), [(1, "a"), (5, "some/path"), (8, "bar")])
-def test_hash_bins_lead_to_one_bin(repo: SimulatedRepository, client: Client, bits: int, target: str) -> None:
+def test_hash_bins_lead_to_one_bin(
+    repo: SimulatedRepository, client: ConformanceClient, bits: int, target: str
+) -> None:
     names = repo.delegate_bins(bits, "bin")
     delegations = repo.targets().delegations
     assert delegations is not None
@@ -512,10 +531,10 @@ def test_hash_bins_lead_to_one_bin(repo: SimulatedRepository, client: Client, bi
     repo.publish(*names, *PLAIN)
     assert client.download(target) == 0
     assert client.downloaded == [b"in a bin"]
-    assert client.trusted.keys() == {*TOP_LEVEL_ROLES, name}
+    assert client.trusted_versions.keys() == {*TOP_LEVEL_ROLES, name}
 
 
-def test_a_role_reached_by_two_ways_must_verify_on_each(repo: SimulatedRepository, client: Client) -> None:
+def test_a_role_reached_by_two_ways_must_verify_on_each(repo: SimulatedRepository, client: ConformanceClient) -> None:
     for role in "AB":
         repo.delegate("targets", DelegatedRole(role, [], 1, True, [f"{role}/*"]))
     repo.delegate("A", DelegatedRole("C", [], 1, False, ["*/*"]))
@@ -533,7 +552,7 @@ def test_a_role_reached_by_two_ways_must_verify_on_each(repo: SimulatedRepositor
 
 
 def test_expired_delegated_roles_are_not_used(
-    repo: SimulatedRepository, client: Client, monkeypatch: pytest.MonkeyPatch
+    repo: SimulatedRepository, client: ConformanceClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo.delegate("targets", DelegatedRole("a", [], 1, False, ["*"]))
     repo.add_target("first", b"first", "a")
@@ -543,7 +562,7 @@ def test_expired_delegated_roles_are_not_used(
     assert client.refresh() == 0
     assert client.download("first") == 1
     assert client.downloaded == []
-    assert client.trusted == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
+    assert client.trusted_versions == {"root": 1, "timestamp": 2, "snapshot": 2, "targets": 2}
     repo.documents["a"].expires = in_days(7)
     repo.publish("a", *PLAIN)
     assert client.download("first") == 0
@@ -564,13 +583,13 @@ def test_odd_role_names_stay_in_their_folder(tmp_path: Path, role: str, is_consi
     repo.delegate("targets", DelegatedRole(role, [], 1, False, ["*"]))
     repo.publish("root", role, *PLAIN)
     with repo.serve() as url:
-        client = Client(tmp_path, url, repo.served["metadata/1.root.json"])
+        client = ConformanceClient(tmp_path, url, repo.served["metadata/1.root.json"])
         prefix = f"{repo.documents[role].version}." if is_consistent else ""
         quoted = f"metadata/{prefix}{quote(role, '')}.json"
         repo.served[quoted] = repo.served[repo.path_of(role)]
         assert client.download("nothing of that name") == 1
         assert repo.requested_paths[-1] == quoted
-        assert len(client.trusted) == 5
+        assert len(client.trusted_versions) == 5
         assert {path.name for path in tmp_path.iterdir()} == {"metadata", "targets", "root.json"}
 
 
@@ -580,7 +599,7 @@ def test_a_repository_without_consistent_snapshots(tmp_path: Path) -> None:
     repo.add_target("a/b", b"content")
     repo.publish("root", *PLAIN)
     with repo.serve() as url:
-        client = Client(tmp_path, url, repo.served["metadata/1.root.json"])
+        client = ConformanceClient(tmp_path, url, repo.served["metadata/1.root.json"])
         assert client.download("a/b") == 0
         roles = ("2.root", "3.root", "timestamp", "snapshot", "targets")
         assert repo.requested_paths == [*(f"metadata/{role}.json" for role in roles), "targets/a/b"]
@@ -593,7 +612,7 @@ def test_a_repository_without_consistent_snapshots(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hashes", [("sha256",), ("sha512",), ("sha256", "sha512")])
 @pytest.mark.parametrize("name", ["file.txt", "path/to/a/file.txt", "a b", "ü", "a%20b", "/a", "x//y"])
 def test_targets_are_stored_below_their_folder(
-    repo: SimulatedRepository, client: Client, hashes: tuple[str, ...], name: str, tmp_path: Path
+    repo: SimulatedRepository, client: ConformanceClient, hashes: tuple[str, ...], name: str, tmp_path: Path
 ) -> None:
     repo.add_target(name, b"content", hashes=hashes)
     repo.publish(*PLAIN)
@@ -603,7 +622,7 @@ def test_targets_are_stored_below_their_folder(
 
 
 def test_a_target_whose_name_is_no_file_name_is_not_stored(
-    repo: SimulatedRepository, client: Client, tmp_path: Path
+    repo: SimulatedRepository, client: ConformanceClient, tmp_path: Path
 ) -> None:
     for name in ("..", ".", ""):
         repo.add_target(name, b"content")
@@ -613,7 +632,7 @@ def test_a_target_whose_name_is_no_file_name_is_not_stored(
     assert {path.name for path in tmp_path.iterdir()} == {"metadata", "targets", "root.json"}
 
 
-def test_an_unknown_hash_is_not_enough(repo: SimulatedRepository, client: Client) -> None:
+def test_an_unknown_hash_is_not_enough(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.add_target("file", b"content", hashes=("sha512",))
     target = repo.targets().targets["file"]
     target.hashes = {"unknown-hash": target.hashes["sha512"]}
@@ -622,13 +641,15 @@ def test_an_unknown_hash_is_not_enough(repo: SimulatedRepository, client: Client
     assert client.downloaded == []
 
 
-def test_what_is_here_is_not_fetched_again_and_what_changed_is(repo: SimulatedRepository, client: Client) -> None:
+def test_what_is_here_is_not_fetched_again_and_what_changed_is(
+    repo: SimulatedRepository, client: ConformanceClient
+) -> None:
     repo.add_target("file", b"first")
     repo.publish(*PLAIN)
     assert client.download("file") == 0
-    asked = sum(path.startswith("targets/") for path in repo.requested_paths)
+    target_arguments = sum(path.startswith("targets/") for path in repo.requested_paths)
     assert client.download("file") == 0
-    assert sum(path.startswith("targets/") for path in repo.requested_paths) == asked
+    assert sum(path.startswith("targets/") for path in repo.requested_paths) == target_arguments
     repo.add_target("file", b"second")
     repo.publish(*PLAIN)
     assert client.download("file") == 0
@@ -636,7 +657,7 @@ def test_what_is_here_is_not_fetched_again_and_what_changed_is(repo: SimulatedRe
 
 
 @pytest.mark.parametrize("content", [b"longer than the one", b"short", b"another content"])
-def test_another_content_is_not_stored(repo: SimulatedRepository, client: Client, content: bytes) -> None:
+def test_another_content_is_not_stored(repo: SimulatedRepository, client: ConformanceClient, content: bytes) -> None:
     repo.add_target("file", b"genuine content")
     repo.publish(*PLAIN)
     for path in list(repo.served):
@@ -646,7 +667,7 @@ def test_another_content_is_not_stored(repo: SimulatedRepository, client: Client
     assert client.downloaded == []
 
 
-def test_a_wrong_length_is_not_stored(repo: SimulatedRepository, client: Client) -> None:
+def test_a_wrong_length_is_not_stored(repo: SimulatedRepository, client: ConformanceClient) -> None:
     repo.add_target("file", b"content")
     target = repo.targets().targets["file"]
     repo.targets().targets["file"] = TargetFile(len(b"content") - 1, target.hashes, "file")
@@ -656,16 +677,23 @@ def test_a_wrong_length_is_not_stored(repo: SimulatedRepository, client: Client)
 
 
 def test_it_works_from_anywhere_and_says_why_in_one_line(
-    repo: SimulatedRepository, client: Client, tmp_path: Path
+    repo: SimulatedRepository, client: ConformanceClient, tmp_path: Path
 ) -> None:
     module = [sys.executable, "-m", "device_agent.workers.tuf_conformance", "--metadata-dir", str(client.metadata)]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
-        [*module, *client.refreshing()], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+        [*module, *client.refresh_arguments()],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     repo.served["metadata/timestamp.json"] = b"{" * 10_000
-    done = subprocess.run([*module, *client.refreshing()], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [*module, *client.refresh_arguments()], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("Malformed: ")
     assert done.stderr.count("\n") == 1
