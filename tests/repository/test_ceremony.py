@@ -20,7 +20,7 @@ PAGE = "operations/ceremony-and-keys.md"
 pytestmark = needs_softhsm
 
 
-class Team:
+class CommandRunner:
     """The people of the page, in one folder; each command is run as it would be typed."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
@@ -40,11 +40,11 @@ class Team:
         publisher.repository.stage_manifest(manifest)
         publisher.repository.stage_rollout(make_rollout(manifest))
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
-        for key, desk in ((ci, "ci"), (engineer, "engineer")):
-            shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/history")
+        for key, signer in ((ci, "ci"), (engineer, "engineer")):
+            shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{signer}/history")
             assert f"new: bundles/vision/{version}.json: vision {version}, counter {counter}" in shown
             assert "UNSOUND" not in shown
-            words = ["--key", key, "--history", f"{desk}/history", "-o", f"{desk}.signatures"]
+            words = ["--key", key, "--history", f"{signer}/history", "-o", f"{signer}.signatures"]
             self.run("repo", "sign", "request.json", *words)
         files = ("ci.signatures", "engineer.signatures")
         self.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", online)
@@ -59,18 +59,18 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv(PIN_VARIABLE, PIN.value.decode())
-    team, publisher = Team(capfd), MetadataPublisher(tmp_path, [])
+    runner, publisher = CommandRunner(capfd), MetadataPublisher(tmp_path, [])
 
     run_block(PAGE, "ceremony: keys")
     run_block(PAGE, "ceremony: init")
     capfd.readouterr()
-    waiting = json.loads(team.run("repo", "status", "--repo", "repository", "--json", status=4))
+    waiting = json.loads(runner.run("repo", "status", "--repo", "repository", "--json", status=4))
     assert {role["name"]: role["missing"] for role in waiting["staged"] if role["missing"]} == {
         "root": 3,
         "targets": 3,
         "release-vision": 2,
     }
-    assert "more must sign" in team.run("repo", "publish", "--repo", "repository", status=2)
+    assert "more must sign" in runner.run("repo", "publish", "--repo", "repository", status=2)
     run_block(PAGE, "ceremony: sign")
     run_block(PAGE, "ceremony: publish")
     root = next(role for role in publisher.repository.status().roles if role.name == "root")
@@ -78,23 +78,23 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert [key.scheme for key in root.keys] == ["ecdsa-sha2-nistp256", "ed25519", "ml-dsa-65/1", "ml-dsa-65/1"]
     assert [key.has_signed for key in root.keys] == [True, True, True, False]
     late, regular = create_client(publisher, "late"), create_client(publisher, "regular")
-    team.release(publisher, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
+    runner.release(publisher, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
     assert regular.check(publisher.published).manifest.version == "1.0.0"
 
     run_block(PAGE, "ceremony: rotate")
-    for gone, desk in (("ci/release.key", "ci"), ("engineer/release.key", "engineer")):
+    for gone, signer in (("ci/release.key", "ci"), ("engineer/release.key", "engineer")):
         manifest = publisher.make_manifest("6.6.6", 666)
         publisher.repository.stage_manifest(manifest)
-        team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
-        words = ("--key", gone, "--history", f"{desk}/another", "-o", "late.signatures")
-        assert "none of the 1 given keys" in team.run("repo", "sign", "request.json", *words, status=2)
-        team.run("repo", "unstage", "--repo", "repository")
-    team.release(publisher, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
+        runner.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
+        words = ("--key", gone, "--history", f"{signer}/another", "-o", "late.signatures")
+        assert "none of the 1 given keys" in runner.run("repo", "sign", "request.json", *words, status=2)
+        runner.run("repo", "unstage", "--repo", "repository")
+    runner.release(publisher, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
     assert regular.check(publisher.published).manifest.version == "2.0.0"
 
     stolen = load_folder_signers(tmp_path / "online", PASSPHRASE)
     run_block("operations/incidents.md", "ceremony: compromise")
-    attacker = Attacker(publisher, stolen, publisher.copy_published("thief"))
+    attacker = Attacker(publisher, stolen, publisher.copy_published("attacker"))
     first = publisher.repository.manifest("vision", "1.0.0")
     assert first is not None
     attacker.roll_out(make_rollout(first))
@@ -108,27 +108,27 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         ("carl", "ml-dsa-65", ("bea/root-2.key", "dora/root.key")),
         ("dora", "ml-dsa-65", ("bea/root-2.key", "carl/root-2.key")),
     ):
-        team.run("keys", "new", f"{name}/root-2.key", "--algorithm", algorithm)
-        team.run(
+        runner.run("keys", "new", f"{name}/root-2.key", "--algorithm", algorithm)
+        runner.run(
             "keys", "role", "replace", "root", f"{name}-root.pem", "--key", f"{name}/root-2.key", "--repo", "repository"
         )
-        team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
+        runner.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         files = []
         for number, key in enumerate(("hsm:4?label=OFFICER", *others, f"{name}/root-2.key")):
             files.append(f"{number}.signatures")
             words = ("--key", key, "--history", f"{name}/history-{number}", "-o", files[-1])
-            team.run("repo", "sign", "request.json", *words)
-        team.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", "online-2")
-        team.run("repo", "publish", "--repo", "repository")
-    team.release(publisher, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
+            runner.run("repo", "sign", "request.json", *words)
+        runner.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", "online-2")
+        runner.run("repo", "publish", "--repo", "repository")
+    runner.release(publisher, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
 
     assert late.check(publisher.published).manifest.version == "3.0.0"
     assert regular.check(publisher.published).manifest.version == "3.0.0"
-    report = json.loads(team.run("repo", "verify", "--repo", "repository", "--json"))
+    report = json.loads(runner.run("repo", "verify", "--repo", "repository", "--json"))
     assert report["is_sound"]
     assert report["roles"][0]["version"] == 6
     assert len(list((publisher.published / "metadata").glob("*.root.json"))) == 6
-    held = load_signer("hsm:4?label=OFFICER", PIN).public_key
-    assert held.keyid in {key["key_id"] for key in report["roles"][0]["keys"]}
+    officer_key = load_signer("hsm:4?label=OFFICER", PIN).public_key
+    assert officer_key.keyid in {key["key_id"] for key in report["roles"][0]["keys"]}
     secret = [path for path in tmp_path.rglob("*.key") if path.stat().st_mode & 0o077]
     assert not secret, [os.fspath(path) for path in secret]

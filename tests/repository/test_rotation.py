@@ -236,7 +236,7 @@ def build_attacker_mirror(publisher: MetadataPublisher) -> Path:
 
     from packager.repository import tuf_documents
 
-    mirror = publisher.copy_published("thief")
+    mirror = publisher.copy_published("attacker")
     metadata = mirror / "metadata"
     stamped: Metadata[Timestamp] = Metadata.from_bytes((metadata / "timestamp.json").read_bytes())
     number = stamped.signed.snapshot_meta.version
