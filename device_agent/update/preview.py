@@ -19,6 +19,8 @@ EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
 EXPLANATION_SMALLEST: Final = "the smallest compatible variant"
 EXPLANATION_REQUESTED: Final = "compatible, and requested by the configuration"
 MAX_ROWS: Final = 1000  # of variants and of steps; manifests and max_chain allow fewer
+# the longest detail names 32 variants and 64 processor features of 32 characters for each: about 73,000 characters
+MAX_TEXT_CHARACTERS: Final = 128 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class PlannedVariant:
         found = cls(
             fields.text("name"),
             fields.flag("is_compatible"),
-            fields.text("explanation"),
+            fields.text("explanation", max_length=MAX_TEXT_CHARACTERS),
             fields.integer("uncompressed_bytes"),
             fields.integer("memory_bytes"),
             BundleDigest(fields.text("bundle", SHA256_HEX_PATTERN)),
@@ -258,7 +260,7 @@ class Plan:
             variants=tuple(PlannedVariant.parse(row) for row in fields.objects("variants", max_items=MAX_ROWS)),
             path=None if path is None else PlannedPath.parse(StrictObject(path, f"{fields.where}.path")),
             reason=fields.optional_text("reason") or "",
-            detail=fields.optional_text("detail", max_length=4096) or "",
+            detail=fields.optional_text("detail", max_length=MAX_TEXT_CHARACTERS) or "",
         )
         fields.reject_unknown()
         return found

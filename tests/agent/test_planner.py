@@ -1,5 +1,6 @@
 """The planner: cheapest paths, policy, variants. Pure values."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
-from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.manifest import MAX_VARIANTS, Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.strict_json import StrictObject
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.policy.planner import (
     DeviceFacts,
@@ -18,6 +20,7 @@ from device_agent.policy.planner import (
     patch_edges,
     unmet_requirement,
 )
+from device_agent.update.preview import Plan, PlannedDevice, PlannedVariant
 
 FACTS = DeviceFacts("x86_64", frozenset({"avx2"}), "1.32.0", 10**9, frozenset({"delta", "typed"}))
 POLICY = PathPolicy(max_steps=3)
@@ -141,6 +144,21 @@ def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: s
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariant, match=words):
             choose_variant(release, wanted, FACTS, None)
+
+
+def test_a_plan_with_the_longest_explanations_passes_the_control_socket() -> None:
+    features = tuple(f"feature-{number:02}-{'x' * 21}" for number in range(64))
+    names = [f"variant-{number:02}-{'x' * 53}" for number in range(MAX_VARIANTS)]
+    variants = {name: make_variant(name[:20], cpu_features=features) for name in names}
+    with pytest.raises(NoVariant) as caught:
+        choose_variant(make_manifest("1.0.0", 1, **variants), "auto", FACTS, None)
+    rows = tuple(
+        PlannedVariant(name, False, unmet_requirement(variant.requires, FACTS), 1000, 0, variant.digest)
+        for name, variant in variants.items()
+    )
+    device = PlannedDevice("x86_64", "1.32.0", 10**9, ("CPUExecutionProvider",), ())
+    plan = Plan("1.0.0", 1, None, device, "auto", None, rows, None, caught.value.reason, caught.value.message)
+    assert Plan.parse(StrictObject(json.loads(json.dumps(plan.as_json())), "plan")) == plan
 
 
 def test_runtime_versions_compare_by_number() -> None:
