@@ -120,9 +120,7 @@ class RequestChannel:
             for fd in fds:
                 os.close(fd)
         has_nan = bool(head.flags & wire.HAS_NAN)
-        encoding = (
-            "gzip" if head.flags & wire.GZIP_RESPONSE else "deflate" if head.flags & wire.DEFLATE_RESPONSE else ""
-        )
+        encoding = _content_encoding(head.flags)
         return head.number, Response(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
 
     def _close_lost(self) -> None:

@@ -207,12 +207,6 @@ class Journal:
             )
             return self._move(aimed, Event.FOUND)
 
-    def record_attempt(self, attempt: Attempt) -> Attempt:
-        """Record the attempt without a change of state, and return it."""
-        with self._records.transaction():
-            self._records.put("machine", "attempt", attempt.as_json())
-        return attempt
-
     def record_rejection(self, event: Event, attempt: Attempt, rejection: Rejection) -> Attempt:
         """Record the decision against the candidate, before anything is undone.
 

@@ -1,7 +1,7 @@
 """Write the test vectors of signed documents: `python -m tests.vectors.documents`.
 
 The folders are `manifest`, `rollout`, `fleet`, `enrollment` and `report`. Each file is one document with one defect,
-and is named for it. `expected.json` has the reason of the expected refusal, or null for a document that must be read
+and is named for it. `expected` (JSON) has the reason of the expected refusal, or null for a document that must be read
 and written back unchanged.
 """
 

@@ -1,7 +1,7 @@
 """Write the test vectors of frame files and envelopes: `python -m tests.vectors.sealed`.
 
 The folder `frames` has files that are sealed with KEY for CONTEXT, with a fixed salt and frames of 4,096 bytes. Its
-`expected.json` has the reason of the expected refusal, or the SHA-256 of the plaintext. The folder `envelope` has
+`expected` (JSON) has the reason of the expected refusal, or the SHA-256 of the plaintext. The folder `envelope` has
 envelopes of SECRET, sealed to the public key of PRIVATE in ENVELOPE_CONTEXT. HPKE is randomized: each run of the
 generator writes other bytes with the same meaning.
 """
