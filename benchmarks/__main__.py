@@ -1,10 +1,10 @@
-"""`make bench`: every benchmark, one after the other, on models that a stranger can get too.
+"""Run all benchmarks one after the other on public models: `make bench`.
 
     python -m benchmarks [--only NAME]... [--out DIR]
 
-Results go to `build/bench/NAME.json`, tables to stdout; the tables and plots of docs/benchmarks.md are written anew.
-Nothing is asserted: machines differ, compare within a run. All of it takes hours, most of them for bsdiff4 and detools
-on 90 MB; what peers needed once is kept in the cache.
+Results go to `build/bench/NAME.json`, tables to stdout. The tables and plots of docs/benchmarks.md are rewritten.
+No figure is checked against a limit: machines differ, so compare figures of one run only. A full run takes hours, most
+of them for bsdiff4 and detools on 90 MB; measurements of these tools are cached.
 """
 
 import argparse
@@ -20,10 +20,10 @@ SILERO_NEW: Final = "silero-6.0-6.2/target.onnx"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the number of benchmarks that failed is the exit code's truth."""
+    """Run the selected benchmarks; return 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", action="append", choices=tuple(BENCHMARKS))
-    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--only", action="append", choices=tuple(BENCHMARKS), help="may be repeated; default: all")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="directory of the results")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     from benchmarks import published_pairs
@@ -34,12 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     failed = []
-    for name, words in BENCHMARKS.items():
+    for name, arguments_for in BENCHMARKS.items():
         if options.only and name not in options.only:
             continue
         print(f"\n== {name}", flush=True)
         start = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name.partition('-')[0]}", *words(pairs, options.out)]
+        command = [sys.executable, "-m", f"benchmarks.{name.partition('-')[0]}", *arguments_for(pairs, options.out)]
         code = subprocess.run([*command, "--json", str(options.out / f"{name}.json")], check=False).returncode
         print(f"({name}: {time.monotonic() - start:.0f} s, exit code {code})", flush=True)
         failed += [name] if code else []
@@ -50,12 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_patch_tables(out: Path) -> None:
-    """Tables of the patch benchmark, and the page that holds them."""
+    """Print the tables of the patch benchmark and write them into docs/benchmarks.md."""
     patches, memory = out / "patches.json", out / "patch_memory.json"
     if patches.exists():
-        words = ["--json", str(patches), *(["--memory", str(memory)] if memory.exists() else [])]
+        arguments = ["--json", str(patches), *(["--memory", str(memory)] if memory.exists() else [])]
         docs = Path(__file__).parents[1] / "docs"
-        subprocess.run([sys.executable, "-m", "benchmarks.patch_tables", *words, "--docs", str(docs)], check=False)
+        subprocess.run([sys.executable, "-m", "benchmarks.patch_tables", *arguments, "--docs", str(docs)], check=False)
 
 
 def _model_arguments(_pairs: Path, out: Path) -> list[str]:
@@ -66,14 +66,14 @@ def _model_arguments(_pairs: Path, out: Path) -> list[str]:
 
 
 def _swap_arguments(isolation: str, swaps: int) -> Callable[[Path, Path], list[str]]:
-    def words(pairs: Path, _out: Path) -> list[str]:
+    def make_arguments(pairs: Path, _out: Path) -> list[str]:
         models = ["--model", str(pairs / SILERO_OLD), "--model", str(pairs / SILERO_NEW)]
         return [*models, "--swaps", str(swaps), "--rate", "100", "--isolation", isolation]
 
-    return words
+    return make_arguments
 
 
-# name → words after `python -m benchmarks.<name up to the first dash>`
+# name → arguments of `python -m benchmarks.<name up to the first dash>`
 BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "whole": lambda _pairs, _out: [],
     "patches": lambda pairs, _out: ["--peer-timeout", "1800", "--keep", str(pairs.parent / "peers")],

@@ -1,10 +1,10 @@
-"""Patches between files of any kind, against the best generic tool: never more than 1 KiB above it?
+"""Compare patches between files of any kind with the best generic tool; the limit is 1 KiB above it.
 
     python -m benchmarks.any_file [--json OUT] [--seed N] [--only WORD]... [--worst N]
 
-Files of many kinds (text, tables, code, archives, images, databases, tensors of every type) are each changed in many
-ways; published wheels give real successive releases. Prints the rows where the product's patch is largest compared with
-the best of zstd, zstd with the base as prefix, bsdiff4, hdiffpatch, detools and xdelta3, and applies every patch.
+Every kind of file (text, tables, code, archives, images, databases, tensors of every type) is changed in several ways.
+Published wheels provide real successive releases. Every patch is applied. The command prints the rows where our patch
+is largest compared with the best of zstd, zstd with the base as prefix, bsdiff4, hdiffpatch, detools and xdelta3.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from benchmarks.patch_rows import SLACK_BYTES
 
 Case = tuple[str, bytes, bytes]
 
-_REPORTED_ABSENT: set[str] = set()  # peers that were told of: once is enough
+_REPORTED_ABSENT: set[str] = set()  # codecs whose absence was logged already
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", action="append", default=[], help="a part of the case's name")
-    parser.add_argument("--worst", type=int, default=20, help="rows to print")
+    parser.add_argument("--seed", type=int, default=0, help="of the changes")
+    parser.add_argument("--only", action="append", default=[], help="part of a case's name; may be repeated")
+    parser.add_argument("--worst", type=int, default=20, help="number of rows to print")
     arguments = parser.parse_args()
     rows = []
     for name, base, target in generate_cases(arguments.seed, tuple(arguments.only)):
@@ -57,12 +57,12 @@ def format_row(row: dict[str, Any]) -> str:
 
 
 def generate_cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
-    """Yield name, base and target of each case whose name contains one of the words `only`; without words, of all."""
+    """Yield name, base and target of each case whose name contains a string of `only`; of all cases if it is empty."""
     for kind, data, other in generate_file_pairs(seed):
         for change, apply in CHANGES.items():
             if _is_wanted(f"{kind}, {change}", only):
                 yield f"{kind}, {change}", data, apply(data, seed)
-        for name, base, target in ((f"{kind}, another", data, other), (f"{kind}, from nothing", b"", data)):
+        for name, base, target in ((f"{kind}, another", data, other), (f"{kind}, without a base", b"", data)):
             if _is_wanted(name, only):
                 yield name, base, target
     yield from generate_release_cases(only)
@@ -73,7 +73,7 @@ def _is_wanted(name: str, only: tuple[str, ...]) -> bool:
 
 
 def generate_release_cases(only: tuple[str, ...] = ()) -> Iterator[Case]:
-    """Yield wheels of two releases and their members, if the registry can be reached."""
+    """Yield the wheels of two successive releases and their changed members, if the package registry can be reached."""
     wheels = [*published_pairs.WHEELS]
     for old, new in pairwise(wheels):
         if old.partition("==")[0] != new.partition("==")[0] or not _is_wanted(f"{old} to {new}", only):
@@ -91,7 +91,7 @@ def generate_release_cases(only: tuple[str, ...] = ()) -> Iterator[Case]:
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
-    """Return the members' content by name; versions are removed from the names."""
+    """Return the content of each member by its name, without the version in the name."""
     with zipfile.ZipFile(path) as archive:
         return {
             "/".join(part for part in name.split("/") if ".dist-info" not in part): archive.read(name)
@@ -100,7 +100,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 
 def measure_case(name: str, base: bytes, target: bytes) -> dict[str, Any]:
-    """Measure the size of every codec's patch, and apply the product's patch."""
+    """Measure the patch size of every codec, apply our patch, and return the row."""
     sizes: dict[str, int | None] = {}
     is_identical = True
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +111,7 @@ def measure_case(name: str, base: bytes, target: bytes) -> dict[str, Any]:
             try:
                 encode, apply = BUILDERS[codec](old, new, patch, out)
                 encode()
-            except Exception as error:  # peers fail in their own ways, on empty files for one; ours is raised again
+            except Exception as error:  # other tools fail on some files, for example empty ones; our errors are raised
                 if codec == "airweights":
                     raise
                 sizes[codec] = None

@@ -1,6 +1,7 @@
-"""What `benchmarks.serving_cost` compares with: stock uvicorn and a handler that calls onnxruntime in its own process,
-with no
-front, no jail, no lease and no retry. Prints its port, then serves until its stdin closes."""
+"""Serve a model with plain uvicorn and onnxruntime in one process, as the comparison of benchmarks.serving_cost.
+
+There is no front, jail, lease or retry. The program prints its port, then serves until its stdin is closed.
+"""
 
 import argparse
 import asyncio
@@ -38,10 +39,10 @@ def main() -> None:
             body += message["body"]
             more = message["more_body"]
         sizes = [int(value) for name, value in scope["headers"] if name == b"inference-header-content-length"]
-        answer = inference.handle_request(memoryview(body), sizes[0] if sizes else NO_JSON)
-        headers = [(b"content-length", b"%d" % answer.size)]
+        response = inference.handle_request(memoryview(body), sizes[0] if sizes else NO_JSON)
+        headers = [(b"content-length", b"%d" % response.size)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"".join(answer.parts)})
+        await send({"type": "http.response.body", "body": b"".join(response.parts)})
 
     async def run() -> None:
         config = uvicorn.Config(

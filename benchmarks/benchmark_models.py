@@ -1,4 +1,4 @@
-"""Model files and their inputs for the runtime's benchmarks, as bundles in memfds."""
+"""Load model files and their inputs as bundles in memfds, for the benchmarks of the runtime."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ SAMPLES = 4
 
 
 def make_inputs(model: Path, npz: Path | None) -> list[dict[str, Array]]:
-    """A few samples: the npz's first, or such that the model was seen to run on."""
+    """Return SAMPLES samples: the first ones of the `.npz` file, or random ones on which the model runs."""
     if npz is not None:
         samples = load_samples(npz, ModelInterface.from_file(model))
     elif _takes_strings(model):
@@ -33,7 +33,7 @@ def _takes_strings(model: Path) -> bool:
 
 
 def _make_text_inputs(model: Path) -> list[dict[str, Array]]:
-    """The packager's search leaves strings out: short texts, and zeros beside them."""
+    """Return short texts for string inputs, which random_samples does not support, and zeros for all others."""
 
     def tensor(spec: TensorSpec, number: int) -> Array:
         shape = [size if isinstance(size, int) else 1 for size in spec.shape]
@@ -53,7 +53,7 @@ def _load_model(model: Path) -> LoadedModel:
 
 
 def make_bundle(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
-    """The model, its external data and its own answers as golden vectors. The caller closes it."""
+    """Return a bundle of the model, its external data and golden vectors with its own outputs; the caller closes it."""
     files = {"model.onnx": create_sealed_memfd("model", model.read_bytes())}
     external = find_external_files(model)
     for name, path in external.items():
@@ -61,14 +61,14 @@ def make_bundle(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     bundle = BundleFds(files, "model.onnx", None, tuple(external))
     loaded = LoadedModel.load(bundle, threads=1)
     if any(tensor.dtype == "string" for tensor in (*loaded.inputs, *loaded.outputs)):
-        return bundle  # golden vectors hold no strings
+        return bundle  # golden vectors do not support strings
     goldens = tuple(GoldenSample(dict(sample), loaded.run(sample)) for sample in inputs)
     files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(goldens))
     return BundleFds(files, "model.onnx", "golden.safetensors", tuple(external))
 
 
 def find_external_files(model: Path) -> Mapping[str, Path]:
-    """The files beside a model that it names as external data."""
+    """Return the external-data files that a model names, by location."""
     import onnx
 
     proto = onnx.load(str(model), load_external_data=False)

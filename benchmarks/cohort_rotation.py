@@ -1,14 +1,14 @@
-"""How long a cohort's next epoch takes: `python -m benchmarks.cohort_rotation --devices N --json OUT`.
+"""Measure how long the rotation of a cohort key takes: `python -m benchmarks.cohort_rotation --devices N --json OUT`.
 
-Measured: sealing the cohort's private key to N devices and writing the envelopes to a temporary folder, in as many
-processes as there are CPUs, synced once at the end; the same functions that `packager device rotate-cohort` calls. Not
-measured: making the devices' keys, which each device does for itself.
+The figures cover sealing the cohort's private key to N devices and writing the envelopes to a temporary folder. The
+work runs in as many processes as there are CPUs, with one sync at the end, and calls the same functions as `packager
+device rotate-cohort`. Creating the devices' keys is not included: every device creates its own.
 
-OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall clock; CPU of all processes; bytes
-of all envelopes; peak resident bytes of the largest process; wall clock a device.
+OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall-clock time; CPU time of all
+processes; bytes of all envelopes; peak resident bytes of the largest process; wall-clock time per device.
 
-`--plan M` measures a tenth of N first, and adds `plan`: the same object for M devices, on the straight line through
-both. That says what a million devices would take without making a million keys.
+`--plan M` also measures a tenth of N and adds `plan`: the same object for M devices, extrapolated linearly from both.
+It estimates the time for a million devices without creating a million keys.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Row = dict[str, int | float]
 
 
 def measure(devices: int, workers: int) -> Row:
-    """One epoch for `devices` devices."""
+    """Rotate the key of a cohort of `devices` devices in `workers` processes, and return the costs."""
     public = _make_public_keys(devices, workers)
     private = generate_private_key()
     cohort = Cohort("benchmark", 1, derive_public_key(private))
@@ -61,20 +61,20 @@ def measure(devices: int, workers: int) -> Row:
 
 
 def extrapolate(small: Row, large: Row, devices: int) -> Row:
-    """What `devices` would take, on the straight line through two measurements; `per_device_us` is of the result."""
-    apart = large["devices"] - small["devices"]
+    """Return the costs for `devices` devices, extrapolated linearly from two measurements."""
+    difference = large["devices"] - small["devices"]
 
-    def line(field: str) -> float:
-        slope = (large[field] - small[field]) / apart
+    def extrapolate_field(field: str) -> float:
+        slope = (large[field] - small[field]) / difference
         return max(0.0, large[field] + slope * (devices - large["devices"]))
 
-    seconds = line("seconds")
+    seconds = extrapolate_field("seconds")
     return {
         "devices": devices,
         "seconds": round(seconds, 1),
-        "cpu_s": round(line("cpu_s"), 1),
-        "bytes": round(line("bytes")),
-        "peak_bytes": round(line("peak_bytes")),
+        "cpu_s": round(extrapolate_field("cpu_s"), 1),
+        "bytes": round(extrapolate_field("bytes")),
+        "peak_bytes": round(extrapolate_field("peak_bytes")),
         "per_device_us": round(1e6 * seconds / devices, 1),
     }
 
@@ -100,9 +100,9 @@ def _peak_bytes() -> int:
 
 
 def main() -> None:
-    """Parse, measure, print or write."""
+    """Measure as the arguments say, and print or write the result."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cohort_rotation", description="Time a cohort's next epoch."
+        prog="python -m benchmarks.cohort_rotation", description="Measure the rotation of a cohort key."
     )
     parser.add_argument("--devices", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

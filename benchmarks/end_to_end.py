@@ -1,8 +1,8 @@
-"""Whole-process figures of one demo run: bytes, times, swap latency, resident memory at rest, start-up of the commands.
+"""Measure one demo run: bytes, times, swap latency, memory at rest, and start-up time of the commands.
 
     python -m benchmarks.end_to_end --json OUT [--model OLD.onnx --model NEW.onnx [--inputs X.npz]]
 
-One run, medians where several values are taken; machines differ, so compare within a run.
+Figures with several values are medians. Machines differ, so compare figures of one run only.
 """
 
 import argparse
@@ -25,22 +25,22 @@ READY_TIMEOUT_S: Final = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write JSON."""
+    """Measure, print a table, and write the JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.end_to_end", description=__doc__)
     parser.add_argument("--json", type=Path, required=True, dest="out")
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--inputs")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="airweights-bench-") as temporary:
-        kept = Path(temporary) / "demo"
-        story = run_demo(kept, options.model, options.inputs)
+        folder = Path(temporary) / "demo"
+        report = run_demo(folder, options.model, options.inputs)
         figures = {
-            "demo": story,
-            "rest": measure_at_rest(kept / "device" / "config.toml"),
+            "demo": report,
+            "rest": measure_at_rest(folder / "device" / "config.toml"),
             "startup_s": {
                 "packager --help": measure_start_up([sys.executable, "-m", "packager", "--help"]),
                 "device-agent status": measure_start_up(
-                    [*AGENT, "--config", str(kept / "device" / "config.toml"), "status"]
+                    [*AGENT, "--config", str(folder / "device" / "config.toml"), "status"]
                 ),
             },
         }
@@ -49,18 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_demo(kept: Path, models: Sequence[str], inputs: str | None) -> dict[str, Any]:
-    """One demo run; its JSON and the seconds it took."""
+def run_demo(folder: Path, models: Sequence[str], inputs: str | None) -> dict[str, Any]:
+    """Run the demo once; return its JSON and its duration."""
     words = [word for model in models for word in ("--model", model)] + (["--inputs", inputs] if inputs else [])
     start = time.monotonic()
-    command = [sys.executable, "-m", "packager", "demo", "--json", "--keep", str(kept), *words]
+    command = [sys.executable, "-m", "packager", "demo", "--json", "--keep", str(folder), *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    story: dict[str, Any] = json.loads(done.stdout)
-    return {**story, "whole_s": round(time.monotonic() - start, 1)}
+    report: dict[str, Any] = json.loads(done.stdout)
+    return {**report, "whole_s": round(time.monotonic() - start, 1)}
 
 
 def measure_at_rest(config: Path) -> list[dict[str, Any]]:
-    """Resident memory and CPU of each process of a serving agent that nobody asks anything."""
+    """Return the resident memory and CPU use of each process of an agent that gets no requests."""
     daemon = subprocess.Popen(
         [*AGENT, "--config", str(config), "run"],
         stdin=subprocess.DEVNULL,
@@ -88,7 +88,7 @@ def measure_at_rest(config: Path) -> list[dict[str, Any]]:
 
 
 def measure_start_up(command: Sequence[str]) -> float:
-    """Median seconds from start to end of a command."""
+    """Return the median run time of a command, in seconds."""
     times = []
     for _ in range(STARTS):
         start = time.monotonic()
@@ -98,7 +98,7 @@ def measure_start_up(command: Sequence[str]) -> float:
 
 
 def format_table(figures: dict[str, Any]) -> str:
-    """For a person."""
+    """Return the figures as lines of text."""
     demo = figures["demo"]
     lines = [f"demo: {demo['whole_s']} s, {demo['requests_sent']} requests, {demo['requests_failed']} failed"]
     for release, variants in demo["bytes"].items():

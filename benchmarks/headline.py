@@ -3,10 +3,11 @@
     python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz] [--json OUT]
         [--page README.md] [--keep DIR]
 
-Without files: the classifier on MiniLM of benchmarks/fine_tunes.py and its next fine-tune. The float file in full, and
-by bsdiff4; quantized in the ordinary way, by bsdiff4 and by the typed patch; quantized for the update, by the same.
-Errors are of the outputs over their spread, against the new float model, on texts that nobody calibrated on.
-bsdiff4 on 90 MB takes minutes; with `--keep DIR` it is run once.
+Without files, the pair is the MiniLM classifier of benchmarks/fine_tunes.py and its next fine-tune. The rows are the
+float file in full and as a bsdiff4 patch; the baseline quantization with bsdiff4 and with the typed patch; and the
+update-aware quantization with the typed patch. An error is the RMS error of the outputs divided by their spread,
+against the new float model, on texts that calibration did not see. bsdiff4 on 90 MB takes minutes; with `--keep DIR`
+its result is stored and used again.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from benchmarks.published_pairs import CACHE
 CODECS: Final = ("zstd_full", "bsdiff4", "airweights")
 INTRODUCTION: Final = (
     "A classifier on MiniLM, fine-tuned for 75 further steps; error of the outputs over their spread, on inputs that\n"
-    "calibrated nothing (`python -m benchmarks.headline`):"
+    "calibration did not see (`python -m benchmarks.headline`):"
 )
 FILES: Final = ("base", "new", "calibration", "held")
 
@@ -34,8 +35,8 @@ def main() -> None:
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--page", type=Path, help="write the table there too, between its markers")
-    parser.add_argument("--keep", type=Path, help="a folder for what bsdiff4 needed, to be used again")
+    parser.add_argument("--page", type=Path, help="also write the table into this page, between its markers")
+    parser.add_argument("--keep", type=Path, help="folder for the measurements of bsdiff4, which are used again")
     arguments = parser.parse_args()
     files = {name: getattr(arguments, name) for name in FILES}
     if not all(files.values()):
@@ -57,7 +58,11 @@ def main() -> None:
 
 
 def prepare_files() -> dict[str, Path]:
-    """The files of benchmarks/fine_tunes.py, trained now unless they are there. Raises ImportError without PyTorch."""
+    """Return the files of benchmarks/fine_tunes.py, training the models that are missing.
+
+    Raises:
+        ImportError: a model is missing and PyTorch is not installed.
+    """
     from benchmarks import fine_tunes
 
     folder = CACHE.parent / "classifier"
@@ -67,7 +72,7 @@ def prepare_files() -> dict[str, Path]:
 
 
 def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
-    """What the table holds, and the two benchmarks' own results."""
+    """Measure all rows of the table; return them with the results of the two benchmarks that they come from."""
     row = measure_pair("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "update.json"
@@ -77,15 +82,15 @@ def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
             check=True,
         )
         update = json.loads(out.read_text())
-    ordinary, chosen = update["baseline"], update["chosen"]
+    baseline, chosen = update["baseline"], update["chosen"]
     ways = [
         ("fp32, in full", row["target_bytes"], 0.0),
         ("fp32, in full, zstd -19", row["sizes"]["zstd_full"], 0.0),
         ("fp32, bsdiff4", row["sizes"]["bsdiff4"], 0.0),
         ("fp32, typed patch", row["sizes"]["airweights"], 0.0),
-        ("int8, in full", update["quantized_bytes"], ordinary["relative_rms"]),
-        ("int8, bsdiff4", ordinary["bsdiff4_bytes"], ordinary["relative_rms"]),
-        ("int8, typed patch", ordinary["typed_bytes"], ordinary["relative_rms"]),
+        ("int8, in full", update["quantized_bytes"], baseline["relative_rms"]),
+        ("int8, bsdiff4", baseline["bsdiff4_bytes"], baseline["relative_rms"]),
+        ("int8, typed patch", baseline["typed_bytes"], baseline["relative_rms"]),
         ("int8 quantized for the update, typed patch", chosen["patch_bytes"], chosen["relative_rms"]),
     ]
     return {
@@ -97,7 +102,7 @@ def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
 
 
 def format_markdown(found: dict[str, Any]) -> str:
-    """One row for each way."""
+    """Return the table, one row for each way to ship the update."""
     full = found["ways"][0]["bytes"]
     lines = [
         "| to bring a fine-tuned model to a device | bytes | of the fp32 file | error |",

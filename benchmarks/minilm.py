@@ -1,7 +1,7 @@
-"""MiniLM with a head for classes: its forward pass in PyTorch, its fine-tunes, its ONNX graph.
+"""MiniLM with a classification head: forward pass in PyTorch, fine-tuning, and ONNX export.
 
-Parameters are a dict by the published names, float32; a linear layer's weight is [outputs, inputs] there and, as
-exporters write it, [inputs, outputs] in the ONNX file.
+Parameters are a dict of float32 arrays by their published names. The weight of a linear layer is [outputs, inputs] in
+this dict, and [inputs, outputs] in the ONNX file, as exporters write it.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,22 @@ LAYERS: Final = 6
 HEADS: Final = 12
 WIDTH: Final = 384
 EPSILON: Final = 1e-12
-TRAINED_LENGTH: Final = 32  # word pieces of a text that training reads; twice the speed of all 64
+TRAINED_LENGTH: Final = 32  # word pieces per text in training; twice as fast as all 64
 OPSET: Final = 17
 LORA_TARGETS: Final = ("query.weight", "value.weight")
-LORA_ALPHA: Final = 2.0  # the product is added with this factor
+LORA_ALPHA: Final = 2.0  # factor of the low-rank product
 BATCH: Final = 16
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def forward(weights: "Mapping[str, torch.Tensor]", tokens: "Mapping[str, torch.Tensor]") -> "torch.Tensor":
-    """Logits [texts, classes]; the text's vector is the mean over its word pieces."""
+    """Return the logits float32 [texts, classes], computed from the mean of each text's word-piece vectors.
+
+    Args:
+        weights: parameters by name.
+        tokens: int64 [texts, length] by model input.
+    """
     import torch
     import torch.nn.functional as fn
 
@@ -63,16 +68,25 @@ def forward(weights: "Mapping[str, torch.Tensor]", tokens: "Mapping[str, torch.T
 
 
 def add_head(published: Arrays, classes: int, seed: int) -> Arrays:
-    """The encoder's parameters and a new head; the pooler, which classification does not use, is left out."""
-    kept = {n: a for n, a in published.items() if a.dtype == np.float32 and not n.startswith("pooler")}
+    """Return the encoder's parameters and a new random head, without the pooler, which classification does not use."""
+    parameters = {n: a for n, a in published.items() if a.dtype == np.float32 and not n.startswith("pooler")}
     rng = np.random.default_rng(seed)
-    kept["classifier.weight"] = rng.normal(0, 0.02, (classes, WIDTH)).astype(np.float32)
-    kept["classifier.bias"] = np.zeros(classes, np.float32)
-    return kept
+    parameters["classifier.weight"] = rng.normal(0, 0.02, (classes, WIDTH)).astype(np.float32)
+    parameters["classifier.bias"] = np.zeros(classes, np.float32)
+    return parameters
 
 
 def fine_tune(start: Arrays, texts: Part, steps: int, rate: float, seed: int, head_rate: float | None = None) -> Arrays:
-    """All parameters after `steps` of AdamW with linear warm-up and decay; the head may learn faster."""
+    """Train all parameters with AdamW, linear warm-up and linear decay, and return them.
+
+    Args:
+        start: the parameters to start from.
+        texts: the training texts.
+        steps: optimizer steps of BATCH texts.
+        rate: peak learning rate.
+        seed: of the batch order.
+        head_rate: peak learning rate of the head; `rate` if None.
+    """
     import torch
 
     torch.manual_seed(seed)
@@ -86,7 +100,7 @@ def fine_tune(start: Arrays, texts: Part, steps: int, rate: float, seed: int, he
 
 
 def fine_tune_lora(start: Arrays, texts: Part, steps: int, rate: float, seed: int, rank: int) -> Arrays:
-    """The same with an adapter of low rank on queries and values, merged into float32 at the end."""
+    """Train a LoRA adapter of rank `rank` on queries and values, and return the parameters with it merged, float32."""
     import torch
 
     torch.manual_seed(seed)
@@ -123,7 +137,7 @@ def _train(weights: "Tensors", groups: list[dict[str, Any]], texts: Part, steps:
 
 
 def classify(weights: Arrays, texts: Part) -> np.ndarray[Any, Any]:
-    """Logits float32 [texts, classes]."""
+    """Return the logits float32 [texts, classes]."""
     import torch
 
     with torch.no_grad():
@@ -135,7 +149,12 @@ def classify(weights: Arrays, texts: Part) -> np.ndarray[Any, Any]:
 
 
 def build_onnx_model(weights: Arrays, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """The classifier as a graph of opset 17 with dynamic batch and sequence; weights and logits in `dtype`."""
+    """Return the classifier as an ONNX graph of opset 17 with dynamic batch and sequence.
+
+    Args:
+        weights: parameters by name.
+        dtype: ONNX type of weights and logits.
+    """
     graph = GraphBuilder(dtype)
     classes = weights["classifier.bias"].size
     _add_nodes(graph, weights)

@@ -1,10 +1,11 @@
-"""Check that a quantized model loads on the runtimes that it claims, and has the same outputs on them.
+"""Check that a quantized model loads on the runtimes that it claims to support, with the same outputs.
 
     python -m benchmarks.older_runtimes --models DIR --json OUT [--runtime 1.17.3]... [--scheme int8]...
 
-Every `DIR/NAME.onnx` (with `DIR/NAME.npz`, or random inputs) is quantized here. Each runtime gets its own environment
-under `--environments` (made by venv and pip on the first run), loads the models that it should load by their operators,
-and runs them on a few samples. `relative_rms` is the distance of its outputs from this runtime's.
+Every `DIR/NAME.onnx` is quantized by the installed runtime, with the inputs of `DIR/NAME.npz` or random ones. Each
+older runtime gets its own environment under `--environments`, created by venv and pip in the first run, loads the
+quantized models and runs them on a few samples. `relative_rms` is the relative difference between its outputs and those
+of the installed runtime.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from packager.quantize.schemes import QuantizeOptions, quantize_model
 RUNTIMES: Final = ("1.17.3", "1.20.1", "1.31.0")
 SCHEMES: Final = ("int8", "int4", "fp16")
 COMPARED_SAMPLES: Final = 4
-# what runs in the other environment: numpy and onnxruntime are all that it has
+# runs in the other environment, which has numpy and onnxruntime only
 CHILD_PROGRAM: Final = """
 import sys
 import numpy, onnxruntime
@@ -55,7 +56,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True, metavar="DIR")
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
-    parser.add_argument("--runtime", action="append", help=f"Versions of onnxruntime; {', '.join(RUNTIMES)}.")
+    parser.add_argument(
+        "--runtime", action="append", help=f"version of onnxruntime, may be repeated; default: {', '.join(RUNTIMES)}"
+    )
     parser.add_argument("--scheme", action="append", choices=SCHEMES)
     parser.add_argument("--environments", type=Path, default=Path("build/runtimes"), metavar="DIR")
     arguments = parser.parse_args()
@@ -74,23 +77,23 @@ def main() -> int:
 
 
 def prepare_environment(folder: Path, version: str) -> Path | None:
-    """The Python of an environment with that runtime; None where there is no such build for this Python."""
-    home = folder / version
-    python = home / "bin" / "python"
-    if not (home / "ready").exists():
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    """Return the Python of an environment with that runtime, or None if pip finds no build of it."""
+    environment = folder / version
+    python = environment / "bin" / "python"
+    if not (environment / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
         numpy_range = "numpy<2" if parse_version(version) < (1, 19) else "numpy"
         words = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", f"onnxruntime=={version}", numpy_range]
         done = subprocess.run([str(python), *words], capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"onnxruntime {version}: {done.stderr.strip().splitlines()[-1][:200]}", file=sys.stderr)
             return None
-        (home / "ready").touch()
+        (environment / "ready").touch()
     return python
 
 
 def measure_model(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[dict[str, object]]:
-    """One row for each runtime."""
+    """Quantize a model and return one row for each runtime, or one row with the reason if it was not quantized."""
     row: dict[str, object] = {"model": model.name, "scheme": scheme, "runtime": None, "oldest": None}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "quantized.onnx"
@@ -111,7 +114,15 @@ def measure_model(model: Path, scheme: str, pythons: dict[str, Path | None]) -> 
 def compare_in_runtime(
     model: Path, samples: Samples, version: str, python: Path | None, oldest: str
 ) -> dict[str, object]:
-    """Load and run `model` in another environment, and compare the answers with this runtime's."""
+    """Load and run a model in another environment, and compare its outputs with those of the installed runtime.
+
+    Args:
+        model: the quantized file; input and output files are written beside it.
+        samples: inputs, of which COMPARED_SAMPLES are used.
+        version: of the other runtime.
+        python: interpreter of the environment, or None if there is no build.
+        oldest: oldest runtime that the model claims to support.
+    """
     if python is None:
         return {"verdict": "no such build", "relative_rms": None, "reason": None}
     few = list(samples.take(COMPARED_SAMPLES))
@@ -140,7 +151,7 @@ def compare_in_runtime(
 
 
 def load_inputs(model: Path) -> Samples:
-    """The `.npz` beside the model, or random ones."""
+    """Load the samples of the `.npz` file beside the model, or create random ones."""
     inputs = model.with_suffix(".npz")
     return load_samples(inputs, ModelInterface.from_file(model)) if inputs.exists() else random_samples(model, 32)
 

@@ -1,5 +1,8 @@
-"""Open-loop load: requests leave at their planned times, and latency counts from the plan, so that a stall of the
-server shows in every request that it delayed (no coordinated omission)."""
+"""Load generators: an open loop for latencies and a closed loop for throughput.
+
+The open loop sends requests at planned times and measures latency from the planned time. A stall of the server
+therefore shows in every request that it delays (no coordinated omission).
+"""
 
 import json
 import multiprocessing
@@ -15,12 +18,14 @@ import numpy as np
 
 from device_agent.runtime.tensors import Array, datatype_name, to_bytes
 
-Row = tuple[float, float, bool]  # planned start and latency, seconds of the monotonic clock; answered as expected
-MAX_BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine cannot do the asked rate
+Row = tuple[
+    float, float, bool
+]  # planned start (monotonic clock) and latency, in seconds; whether the response was as expected
+MAX_BEHIND_S = 2.0  # a client that is further behind its plan restarts it: the machine cannot reach the rate
 
 
 def build_infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
-    """A whole HTTP request with binary tensors."""
+    """Return the bytes of an HTTP inference request with binary tensors."""
     rows, raw = [], b""
     for name, array in inputs.items():
         data = bytes(to_bytes(array))
@@ -33,7 +38,7 @@ def build_infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
 
 
 class HttpClient:
-    """One keep-alive connection; no more of HTTP than the answers here need."""
+    """A keep-alive connection with the minimal HTTP that these responses need."""
 
     def __init__(self, address: str, request: bytes) -> None:
         self._address, self._request = address, request
@@ -49,14 +54,14 @@ class HttpClient:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def __call__(self) -> bool:
-        """One request; whether the answer is 200."""
+        """Send one request; return whether the status is 200."""
         try:
             self._socket.sendall(self._request)
             data = self._socket.recv(65536)
             while (end := data.find(b"\r\n\r\n")) < 0:
                 data += self._receive()
             head = data[:end].lower()
-            # its own line: an answer also has an Inference-Header-Content-Length
+            # match at the line start: a response also has an Inference-Header-Content-Length
             length = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
             left = length - (len(data) - end - 4)
             while left > 0:
@@ -75,7 +80,7 @@ class HttpClient:
 
 
 class OpenLoop:
-    """Threads that send at `rate` requests a second in all."""
+    """Threads that together send `rate` requests per second."""
 
     def __init__(self, clients: list[Callable[[], bool]], rate: float) -> None:
         self.rows: list[list[Row]] = [[] for _ in clients]
@@ -92,7 +97,7 @@ class OpenLoop:
             thread.start()
 
     def stop(self) -> list[Row]:
-        """All requests, by planned start."""
+        """Stop sending; return all requests, sorted by planned start."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -112,7 +117,7 @@ class OpenLoop:
 
 @dataclass
 class LoadProcess:
-    """An OpenLoop over HTTP in a process of its own, so that it shares no interpreter with what it measures."""
+    """An OpenLoop over HTTP in its own process, so that it shares no interpreter with the measured code."""
 
     address: str
     requests: list[bytes]
@@ -142,7 +147,17 @@ def _serve_open_loop(pipe: Connection, address: str, requests: list[bytes], rate
 
 
 def run_closed_loop(address: str, request: bytes, connections: int, seconds: float) -> tuple[float, float]:
-    """Requests a second and median latency, seconds, of so many connections that each wait for their answer."""
+    """Measure connections that each send the next request after the response to the one before.
+
+    Args:
+        address: URL or `unix:PATH` of the server.
+        request: bytes of the HTTP request.
+        connections: number of connections.
+        seconds: duration.
+
+    Returns:
+        Requests per second, and the median latency in seconds.
+    """
     pipes = []
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()

@@ -1,23 +1,24 @@
-"""The codecs that the patch benchmark compares, each run in a process of its own.
+"""Run one of the codecs that the patch benchmark compares, in this process.
 
     python -m benchmarks.patch_codecs encode|apply CODEC BASE TARGET PATCH OUT
 
-prints one JSON object: CPU seconds, and peak memory above the process's memory after its imports. A codec whose library
-or program is absent prints {"absent": reason}.
+The command prints one JSON object: CPU seconds, and peak memory above the memory of the process after its imports. A
+codec whose library or program is not installed prints {"absent": reason}.
 
-| codec | what runs |
+| codec | implementation |
 | --- | --- |
 | bsdiff4 | the package bsdiff4 |
-| xdelta3 | the program at level 9, a source window of 4 times the base or more; secondary compression lzma or djw; -D |
-| zstd_patch | level 19, a window over both files, long distances: package zstandard, or program with --patch-from |
+| xdelta3 | the program at level 9 with -D; source window at least 4 times the base; secondary compression lzma or djw |
+| zstd_patch | level 19, window over both files, long distances; package zstandard, or the program with --patch-from |
 | zstd_full | the package zstandard at level 19 |
 | hdiffpatch | the package, compressed by LZMA2, bzip2 or zstd |
 | detools | the package with LZMA: sequential by bsdiff, or its hdiffpatch |
 | airweights | `packager.diff`, as `packager bundle diff` runs it |
 | airweights_no_predictors | the same without fitted predictor parameters |
-Without -D xdelta3 has other programs unpack gzip, bzip2 and xz and pack them again on the device, and a .tar.gz made by
-Python does not come back as it was. Where a line names several ways, all are tried and the smallest patch counts; the
-CPU time is that of all of them.
+
+Without -D, xdelta3 decompresses gzip, bzip2 and xz by other programs and compresses them again on the device; a .tar.gz
+written by Python is then not restored exactly. If a row names several options, all are tried and the smallest patch is
+reported with the CPU time of all of them.
 """
 
 import io
@@ -36,8 +37,8 @@ GENERIC = ("bsdiff4", "xdelta3", "zstd_patch", "zstd_full", "hdiffpatch", "detoo
 OURS = ("airweights", "airweights_no_predictors")
 CODECS = GENERIC + OURS
 
-XDELTA3_INPUT_WINDOW = 1 << 24  # the largest that it takes
-ZSTD_PROGRAM_WINDOW_LOG = 27  # a wider one has to be asked for
+XDELTA3_INPUT_WINDOW = 1 << 24  # the maximum of xdelta3
+ZSTD_PROGRAM_WINDOW_LOG = 27  # a wider window needs --long
 
 Run = Callable[[], None]
 
@@ -51,9 +52,9 @@ def main() -> None:
         print(json.dumps({"absent": str(error)}))
         return
     run = encode if operation == "encode" else apply
-    before, held = cpu_seconds(), status_bytes("VmRSS")
+    before, resident_before = cpu_seconds(), status_bytes("VmRSS")
     run()
-    print(json.dumps({"cpu_s": round(cpu_seconds() - before, 4), "peak_bytes": max(0, peak_bytes() - held)}))
+    print(json.dumps({"cpu_s": round(cpu_seconds() - before, 4), "peak_bytes": max(0, peak_bytes() - resident_before)}))
 
 
 def cpu_seconds() -> float:
@@ -63,7 +64,7 @@ def cpu_seconds() -> float:
 
 
 def status_bytes(field: str) -> int:
-    """Return VmRSS or VmHWM, in bytes; `ru_maxrss` would include the process that started this one."""
+    """Return VmRSS or VmHWM, in bytes; `ru_maxrss` would include the parent process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) << 10
@@ -71,7 +72,7 @@ def status_bytes(field: str) -> int:
 
 
 def peak_bytes() -> int:
-    """Return the peak memory of this process or of a program that it ran, whichever is larger."""
+    """Return the peak memory of this process plus that of the largest program that it ran, in bytes."""
     return status_bytes("VmHWM") + _program_peak
 
 
@@ -109,15 +110,17 @@ def bsdiff4_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
     if shutil.which("xdelta3") is None:
         raise ImportError("no program xdelta3 (Debian: apt install xdelta3)")
-    window = str(max(1 << 27, 4 << base.stat().st_size.bit_length()))  # its tables grow with it: wider finds more
+    window = str(
+        max(1 << 27, 4 << base.stat().st_size.bit_length())
+    )  # a wider window finds more matches; its tables grow with it
     command = ["xdelta3", "-9", "-D", "-f", "-e", "-B", window, "-W", str(XDELTA3_INPUT_WINDOW), "-I", "0"]
 
     def encode() -> None:
-        def trial(secondary: str) -> bytes:
+        def encode_with(secondary: str) -> bytes:
             run_program([*command, "-S", secondary, "-s", str(base), str(target), str(patch)])
             return patch.read_bytes()
 
-        patch.write_bytes(min((trial(secondary) for secondary in ("lzma", "djw")), key=len))
+        patch.write_bytes(min((encode_with(secondary) for secondary in ("lzma", "djw")), key=len))
 
     return encode, lambda: run_program(
         ["xdelta3", "-D", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)]
@@ -128,7 +131,9 @@ def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
     """Compress by the library with the base as dictionary, and by the program if installed; keep the smaller."""
     import zstandard
 
-    reach = base.stat().st_size + target.stat().st_size  # from the last byte of the target to the first of the base
+    reach = (
+        base.stat().st_size + target.stat().st_size
+    )  # distance from the last byte of the target to the first byte of the base
     window_log = min(31, max(10, reach.bit_length()))
 
     def library() -> bytes:
@@ -189,7 +194,7 @@ def hdiffpatch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
 def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
     import detools  # optional
 
-    def trial(algorithm: str, patch_type: str) -> bytes:
+    def encode_with(algorithm: str, patch_type: str) -> bytes:
         made = io.BytesIO()
         with base.open("rb") as old, target.open("rb") as new:
             detools.create_patch(old, new, made, algorithm=algorithm, patch_type=patch_type, match_score=0)
@@ -197,7 +202,7 @@ def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
     def encode() -> None:
         ways = (("bsdiff", "sequential"), ("hdiffpatch", "hdiffpatch"))
-        patch.write_bytes(min((trial(*way) for way in ways), key=len))
+        patch.write_bytes(min((encode_with(*way) for way in ways), key=len))
 
     def apply() -> None:
         with base.open("rb") as old, patch.open("rb") as made, out.open("wb") as new:
@@ -207,7 +212,7 @@ def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
 
 def airweights_codec(base: Path, target: Path, patch: Path, out: Path, *, codec: str = "auto") -> tuple[Run, Run]:
-    import pcodec  # noqa: F401 - an import of the codec: not to be counted as memory of the work
+    import pcodec  # noqa: F401 - imported first, so that it does not count as memory of the codec
 
     from packager.diff.bundle_folder import apply_to_directory, open_bundle
     from packager.diff.write.make_patch import make_patch
@@ -217,7 +222,7 @@ def airweights_codec(base: Path, target: Path, patch: Path, out: Path, *, codec:
             make_patch(open_bundle(base), open_bundle(target), made, codec=codec)
 
     def apply() -> None:
-        # open_bundle hashes the base, and the decoder the target: both digests are in the time.
+        # open_bundle hashes the base and the decoder the target: the time includes both digests
         apply_to_directory(base, patch, out)
 
     return encode, apply

@@ -1,10 +1,11 @@
-"""Measure the memory that applying a patch takes, by size of the model.
+"""Measure the memory that applying a patch needs, by model size.
 
     python -m benchmarks.patch_memory [--gib 0.25 --gib 1 --gib 5] [--json OUT]
 
-The model is an ONNX file whose weights are in a sparse external-data file of the requested size; one tensor in eight is
-fine-tuned. The patch is applied in a process of its own to a target that discards all bytes; the figure is VmHWM minus
-the process's memory after its imports. Both digests are checked, so the whole file is read and made.
+The model is an ONNX file whose weights are in a sparse external-data file of the requested size; every eighth tensor is
+fine-tuned. A separate process applies the patch to a target that discards all bytes. The figure is VmHWM minus the
+memory of the process after its imports. Both digests are checked, so the whole base is read and the whole target is
+computed.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 
 ROWS, COLUMNS = 4096, 4096
 TENSOR_BYTES = 4 * ROWS * COLUMNS
-REAL_ROWS = 64  # of each tensor; the rest is a hole in the file
+REAL_ROWS = 64  # rows of each tensor with values; the rest is a hole in the sparse file
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
 
 
 def measure_size(gib: float) -> dict[str, float]:
-    """Make a model and a fine-tune of it, patch them, and apply the patch."""
+    """Create a model of `gib` GiB and a fine-tune of it, create a patch between them, and measure applying it."""
     from packager.diff.bundle_folder import open_bundle
     from packager.diff.write.make_patch import make_patch
 
@@ -99,17 +100,19 @@ class DiscardingTarget:
 
 
 def apply(base: Path, patch: Path) -> None:
-    """Apply the patch, and print the peak memory above that after the imports; runs in a process of its own."""
-    import pcodec  # noqa: F401 - an import of the codec: not to be counted as memory of the work
+    """Apply the patch and print the peak memory above that after the imports; must run in its own process."""
+    import pcodec  # noqa: F401 - imported first, so that it does not count as memory of the decoder
 
     from benchmarks.patch_codecs import cpu_seconds, status_bytes
     from bundle.patch.apply import apply_patch
     from packager.diff.bundle_folder import DirectoryBase, open_bundle
 
-    held, before = status_bytes("VmRSS"), cpu_seconds()
+    resident_before, before = status_bytes("VmRSS"), cpu_seconds()
     with DirectoryBase(open_bundle(base)) as source, patch.open("rb") as stream:
         apply_patch(stream, source, DiscardingTarget())
-    print(json.dumps({"peak_bytes": status_bytes("VmHWM") - held, "cpu_s": round(cpu_seconds() - before, 2)}))
+    print(
+        json.dumps({"peak_bytes": status_bytes("VmHWM") - resident_before, "cpu_s": round(cpu_seconds() - before, 2)})
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of the patch benchmark: size ratio by pair, speed of applying, memory over the size of the model."""
+"""Plots of the patch benchmark: size ratio by pair, speed of applying, and memory by model size."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -30,9 +30,18 @@ Bar = tuple[str, float, float | None]
 
 
 def draw_plots(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
-    """Write the plots, the last one only if memory was measured; return the caption of each file."""
+    """Write the plots as PNG; the memory plot only if memory was measured.
+
+    Args:
+        folder: directory of the files.
+        rows: rows of benchmarks.patches.
+        memory: rows of benchmarks.patch_memory; may be empty.
+
+    Returns:
+        The caption of each file by its name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    # a ratio of a few bytes to a few bytes says nothing: such pairs are in the table only
+    # a ratio between very small patches has no meaning: such pairs are in the table only
     large = [row for row in rows if (best := find_best_generic(row)) and best[1] > 4 * SLACK_BYTES]
     sized = [(row, ratio) for row in large if (ratio := compute_ratio(row)) is not None]
     titles = {

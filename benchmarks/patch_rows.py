@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from benchmarks.patch_codecs import GENERIC
 
-# (pattern of the pair's name, goal for patch bytes over those of the best generic tool)
+# (pattern of the pair's name, goals by element type: patch bytes divided by those of the best generic tool)
 GOALS: Final = (
     (r"fine-tune|heavy", {"fp32": 0.62, "fp16": 0.62, "bf16": 0.60, "int8": 0.76}),
     (r"lora|adapter", {"fp32": 0.08, "fp16": 0.20, "int8": 0.45}),
@@ -15,15 +15,15 @@ GOALS: Final = (
 APPLY_MB_S: Final = {"fp32": 250, "fp16": 180, "int8": 120}
 RENAMED: Final = {"minilm-renamed-fp32": "minilm-fine-tune-fp32", "minilm-renamed-fp16": "minilm-adapter-fp16"}
 RENAMED_GOAL: Final = 1.02
-ENCODE_GOAL: Final = 50  # times less CPU than bsdiff4
-ENCODE_BYTES: Final = 80_000_000  # files that this goal is about: 90 MB in fp32
+ENCODE_GOAL: Final = 50  # bsdiff4's CPU time divided by ours
+ENCODE_BYTES: Final = 80_000_000  # minimum size of files with this goal: 90 MB in fp32
 MEMORY_MIB: Final = 12  # goal for applying any patch
 SLACK_BYTES: Final = 1024
 Row = dict[str, Any]
 
 
 def find_element_type(pair: str) -> str:
-    """Return fp32, fp16, bf16, int8 or text (configurations) by the pair's name; fp32 if it names none."""
+    """Return the element type in a pair's name: bf16, fp16, int8 or text (configurations), else fp32."""
     for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
         if re.search(pattern, pair):
             return kind
@@ -53,5 +53,5 @@ def compute_ratio(row: Row) -> float | None:
 
 
 def compute_apply_mb_s(row: Row) -> float:
-    """Return the megabytes of target that one CPU second makes."""
+    """Return the megabytes of target per CPU second of applying our patch."""
     return float(row["target_bytes"] / 1e6 / max(row["apply"]["airweights"]["cpu_s"], 1e-3))

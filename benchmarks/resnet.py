@@ -1,8 +1,8 @@
-"""A small residual network on drawn figures: trained in PyTorch, exported with its normalization folded into Conv.
+"""Train a small residual network on drawn figures in PyTorch, and export it with normalization folded into Conv.
 
-Images are float32 [images, 1, 20, 20]: ten classes, each a fixed set of strokes, drawn turned, moved, scaled and with
-noise. Checkpoints of late epochs differ as real ones do: weights a little, the folded running statistics by a factor
-for each channel.
+Images are float32 [images, 1, 20, 20] of ten classes. A class is a fixed set of strokes, drawn rotated, shifted, scaled
+and with noise. Checkpoints of late epochs differ as real ones do: the weights by small amounts, the folded running
+statistics by one factor per channel.
 """
 
 import copy
@@ -22,7 +22,7 @@ SIDE: Final = 20
 CLASSES: Final = 10
 STROKES: Final = 4
 WIDTHS: Final = (32, 64, 128, 256)
-BLOCKS: Final = 2  # for each width
+BLOCKS: Final = 2  # per width
 OPSET: Final = 17
 IMAGES: Final = 1200
 BATCH: Final = 32
@@ -35,7 +35,7 @@ Weights = dict[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """After one epoch: float32 weights with normalization folded in; accuracy on fresh images."""
+    """State after an epoch: float32 weights with folded normalization, and accuracy on images not used in training."""
 
     epoch: int
     weights: Weights
@@ -43,7 +43,10 @@ class Checkpoint:
 
 
 def draw_images(count: int, seed: int) -> tuple[Array, Array]:
-    """Images float32 [count, 1, 20, 20] and labels int64 [count]. The strokes of a class do not hang on the seed."""
+    """Return images float32 [count, 1, 20, 20] and labels int64 [count].
+
+    The strokes of a class do not depend on `seed`.
+    """
     ends = np.random.default_rng(77).uniform(-0.8, 0.8, (CLASSES, STROKES, 2, 2))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
@@ -63,18 +66,24 @@ def draw_images(count: int, seed: int) -> tuple[Array, Array]:
 
 
 def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
-    """SGD with momentum, the rate falling as a cosine to nothing; the checkpoints after the epochs `keep`."""
+    """Train with SGD with momentum, the rate falling as a cosine to zero.
+
+    Args:
+        epochs: number of epochs.
+        keep: epochs after which a checkpoint is returned.
+        seed: of initial weights, images and batch order.
+    """
     import torch
 
-    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    torch.set_num_threads(1)  # a fixed order of sums, on every machine
     torch.manual_seed(seed)
     network = _build_network()
     pictures, labels = (torch.from_numpy(a) for a in draw_images(IMAGES, seed))
-    fresh, answers = (torch.from_numpy(a) for a in draw_images(500, seed + 1000))
+    test_images, test_labels = (torch.from_numpy(a) for a in draw_images(500, seed + 1000))
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = epochs * (IMAGES // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    kept = []
+    checkpoints = []
     for epoch in range(1, epochs + 1):
         network.train()
         for rows in torch.randperm(IMAGES)[: IMAGES // BATCH * BATCH].view(-1, BATCH):
@@ -86,9 +95,9 @@ def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
         if epoch in keep:
             network.eval()
             with torch.no_grad():
-                right = float((network(fresh).argmax(1) == answers).float().mean())
-            kept.append(Checkpoint(epoch, _fold_normalization(copy.deepcopy(network)), right))
-    return kept
+                right = float((network(test_images).argmax(1) == test_labels).float().mean())
+            checkpoints.append(Checkpoint(epoch, _fold_normalization(copy.deepcopy(network)), right))
+    return checkpoints
 
 
 def _build_network() -> Any:
@@ -136,7 +145,7 @@ def _first_block_flags() -> tuple[bool, ...]:
 
 
 def _fold_normalization(network: Any) -> Weights:
-    """Weights and biases by module name; every BatchNorm has become part of the convolution before it."""
+    """Return weights and biases by module name, each BatchNorm folded into the convolution before it."""
     state = {name: tensor.detach().double().numpy() for name, tensor in network.state_dict().items()}
     out: Weights = {}
     for name in [n.removesuffix(".weight") for n in state if n.endswith(".weight") and state[n].ndim == 4]:
@@ -149,7 +158,7 @@ def _fold_normalization(network: Any) -> Weights:
 
 
 def build_onnx_model(weights: Weights, dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
-    """The network as a graph of opset 17; input `image` [batch, 1, 20, 20], output `logits` [batch, 10]."""
+    """Return the network as a graph of opset 17: `image` [batch, 1, 20, 20] -> `logits` [batch, 10]."""
     graph = GraphBuilder(dtype)
 
     def conv(x: str, name: str, stride: int = 1) -> str:

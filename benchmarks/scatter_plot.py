@@ -1,7 +1,7 @@
-"""A scatter plot as PNG, drawn with numpy alone: latency of every request over time, swap windows shaded.
+"""Draw a scatter plot as PNG with numpy only: the latency of every request over time, with shaded swap windows.
 
-The x axis is time in seconds; the y axis is latency in milliseconds, logarithmic. A dot is a request. Below the axis a
-black mark stands where a swap ended.
+The x axis is time in seconds; the y axis is latency in milliseconds, logarithmic. A dot is a request. A black mark
+below the axis is the end of a swap.
 """
 
 import struct
@@ -13,8 +13,8 @@ import numpy as np
 WIDTH, HEIGHT = 1400, 460
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 20, 60
 WHITE, GREY, SHADE, INK, BLACK = (255, 255, 255), (215, 215, 215), (255, 240, 215), (28, 78, 128), (40, 40, 40)
-SCALE = 2  # pixels of a glyph's dot
-# five rows of three dots, a bit each
+SCALE = 2  # pixels per dot of a glyph
+# five rows of three dots, one bit per dot
 _ROWS = {
     "0": (7, 5, 5, 5, 7),
     "1": (2, 6, 2, 2, 7),
@@ -33,12 +33,12 @@ Image = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def draw_latencies(path: Path, requests: list[tuple[float, float]], windows: list[tuple[float, float]]) -> None:
-    """Write the plot.
+    """Write the plot as PNG.
 
     Args:
-        path: of the PNG.
-        requests: start and latency, seconds.
-        windows: start and end of each swap, seconds.
+        path: file to write.
+        requests: start and latency of each request, in seconds.
+        windows: start and end of each swap, in seconds.
     """
     image = np.full((HEIGHT, WIDTH, 3), WHITE, np.uint8)
     times = np.array([start for start, _ in requests])
@@ -79,6 +79,8 @@ def _draw_text(image: Image, text: str, top: int, left: int) -> None:
 
 
 def encode_png(image: Image) -> bytes:
+    """Return a PNG file of an RGB image, uint8 [height, width, 3]."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

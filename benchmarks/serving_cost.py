@@ -1,9 +1,10 @@
-"""What serving costs: throughput and latency over HTTP, the price of a model process, and what is resident at rest.
+"""Measure serving: throughput and latency over HTTP, the overhead of a model process, and memory at rest.
 
     python -m benchmarks.serving_cost [--model MODEL.onnx] [--inputs X.npz] [--seconds S] [--json OUT]
 
-Without a model, a small one is made. The HTTP comparison is with `benchmarks.bare_asgi`, same client, same requests.
-The price of a model process is `ModelRuntime(isolation="worker")` against a bare `InferenceSession.run`.
+Without `--model`, a small model is used. HTTP is compared with `benchmarks.bare_asgi`, with the same client and the
+same requests. The overhead of a model process is `ModelRuntime(isolation="worker")` compared with
+`InferenceSession.run`.
 """
 
 import argparse
@@ -32,7 +33,14 @@ LARGE_ELEMENTS = 10 * 1024 * 1024 // 4
 
 
 def measure_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], seconds: float) -> dict[str, Any]:
-    """Requests a second at 4 connections and at 1, here and with the bare handler, in alternation."""
+    """Measure requests per second with 4 connections and with 1, alternating between our endpoint and the bare handler.
+
+    Args:
+        model: file for the bare handler.
+        bundle: the same model for our endpoint.
+        inputs: samples, of which the first is sent.
+        seconds: duration of each of three runs.
+    """
     request = build_infer_request("/v2/models/m/infer", inputs[0])
     bare = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.bare_asgi", str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -45,17 +53,17 @@ def measure_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]],
     try:
         front.publish("m", process)
         for connections in (4, 1):
-            here, there = [], []
+            ours, theirs = [], []
             for _ in range(3):
-                here.append(run_closed_loop(front.address, request, connections, seconds))
-                there.append(run_closed_loop(bare_address, request, connections, seconds))
-            mine, bares = (statistics.median(run[0] for run in runs) for runs in (here, there))
+                ours.append(run_closed_loop(front.address, request, connections, seconds))
+                theirs.append(run_closed_loop(bare_address, request, connections, seconds))
+            our_rate, bare_rate = (statistics.median(run[0] for run in runs) for runs in (ours, theirs))
             out[f"connections_{connections}"] = {
-                "requests_per_s": round(mine),
-                "bare_requests_per_s": round(bares),
-                "ratio": round(mine / bares, 3),
-                "p50_ms": round(statistics.median(run[1] for run in here) * 1e3, 3),
-                "bare_p50_ms": round(statistics.median(run[1] for run in there) * 1e3, 3),
+                "requests_per_s": round(our_rate),
+                "bare_requests_per_s": round(bare_rate),
+                "ratio": round(our_rate / bare_rate, 3),
+                "p50_ms": round(statistics.median(run[1] for run in ours) * 1e3, 3),
+                "bare_p50_ms": round(statistics.median(run[1] for run in theirs) * 1e3, 3),
             }
         out["at_rest"] = measure_at_rest(front, process)
     finally:
@@ -66,27 +74,33 @@ def measure_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]],
 
 
 def measure_at_rest(front: FrontHandle, process: ModelProcess) -> dict[str, Any]:
-    """Memory, processor share and wake-ups of front and model process while nobody asks."""
-    time.sleep(1.0)  # past the sweep after the last request
+    """Return memory, CPU use and wake-ups of front and model process without requests."""
+    time.sleep(1.0)  # the front's cleanup after the last request is over
     before = {
         name: (_count_context_switches(p.pid), _cpu_s(p.pid))
         for name, p in (("front", front), ("model_process", process))
     }
     time.sleep(REST_S)
     out: dict[str, Any] = {}
-    for name, holder in (("front", front), ("model_process", process)):
+    for name, handle in (("front", front), ("model_process", process)):
         switches, cpu = before[name]
         out[name] = {
-            "resident_mib": round(holder.resident_bytes() / 2**20, 1),
-            "wake_ups": _count_context_switches(holder.pid) - switches,
-            "cpu_percent": round((_cpu_s(holder.pid) - cpu) / REST_S * 100, 3),
+            "resident_mib": round(handle.resident_bytes() / 2**20, 1),
+            "wake_ups": _count_context_switches(handle.pid) - switches,
+            "cpu_percent": round((_cpu_s(handle.pid) - cpu) / REST_S * 100, 3),
             "seconds": REST_S,
         }
     return out
 
 
 def measure_worker_overhead(bundle: BundleFds, sample: dict[str, Array], runs: int) -> dict[str, float]:
-    """Median milliseconds of a bare run, and of one in a worker, in alternation."""
+    """Measure the median run time in this process and in a worker, alternating, in milliseconds.
+
+    Args:
+        bundle: the model.
+        sample: one input.
+        runs: number of runs of each kind.
+    """
     model = LoadedModel.load(bundle, threads=1)
     with ModelRuntime(isolation="worker", threads=1, tolerance_ppm=10**9) as runtime:
         runtime.swap(bundle)
@@ -119,7 +133,7 @@ def main() -> None:
         bundle = make_bundle(model, inputs)
         result: dict[str, Any] = {"http": measure_http(model, bundle, inputs, arguments.seconds)}
         if any(array.dtype.kind not in "biuf" for array in inputs[0].values()):
-            result["worker"] = {"skipped": "strings do not travel to a model process without HTTP"}
+            result["worker"] = {"skipped": "ModelRuntime does not send strings to a model process"}
         else:
             result["worker"] = measure_worker_overhead(bundle, inputs[0], 500)
         bundle.close()

@@ -1,12 +1,12 @@
-"""Swaps models under open-loop load and tells what the requests noticed.
+"""Swap models under open-loop load and report the effect on requests.
 
     python -m benchmarks.swap_latency --model OLD.onnx --model NEW.onnx [--inputs X.npz] --swaps N --rate RPS
                               --isolation worker|inproc --json OUT [--plot OUT.png] [--gap S]
 
-`inproc`: `device_agent.runtime.ModelRuntime` in this process, called by threads. `worker`: what the agent runs, the
-front and a model process per generation, asked over HTTP by a load process. A swap's window is from the start of the
-candidate's loading to the end of the destruction of the generation that goes. Everything outside the windows, after a
-warm-up, is the steady state that the windows are compared with. Latency counts from the planned start of a request.
+`inproc` measures `device_agent.runtime.ModelRuntime` in this process, called by threads. `worker` measures what the
+agent runs: the front and a model process per generation, with requests over HTTP from a load process. The window of a
+swap begins when the candidate starts to load and ends when the old generation is destroyed. Requests outside all
+windows, after a warm-up, are the steady state for comparison. Latency is measured from the planned start of a request.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from device_agent.runtime.tensors import Array
 CLIENTS = 2
 WARM_UP_S = 2.0
 GAP_S = 0.25
-ANY_ANSWER_PPM = 10**9  # goldens warm the candidate here; whether they are right is not what is measured
+ANY_ANSWER_PPM = 10**9  # golden vectors only warm up the candidate here; their accuracy is not measured
 
 
 class SwapTarget(Protocol):
-    """What is swapped on: one isolation level."""
+    """Something that serves a model and can swap it: one isolation level."""
 
     def start_load(self, rate: float) -> None: ...
 
@@ -52,7 +52,7 @@ class SwapTarget(Protocol):
 
 
 class InProcessTarget:
-    """ModelRuntime in this process."""
+    """A ModelRuntime in this process."""
 
     def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
         self._runtime = ModelRuntime(threads=threads, tolerance_ppm=ANY_ANSWER_PPM)
@@ -75,7 +75,7 @@ class InProcessTarget:
 
     def swap_and_back(self, bundle: BundleFds) -> float:
         self._runtime.swap(bundle)
-        # measured to the switch: the destruction of the bad generation is not waited for by any request
+        # measured until the switch: no request waits for the destruction of the rejected generation
         before = time.perf_counter()
         self._runtime.rollback()
         return time.perf_counter() - before
@@ -88,7 +88,7 @@ class InProcessTarget:
 
 
 class WorkerTarget:
-    """The front and a model process a generation, as the agent runs them."""
+    """The front and one model process per generation, as in the agent."""
 
     def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
         self._front = FrontHandle.start(ServeConfig("tcp:127.0.0.1:0"))
@@ -139,7 +139,7 @@ class WorkerTarget:
 
 @dataclass
 class SwapMeasurements:
-    """Of the swaps, in order."""
+    """Measurements of the swaps, in order."""
 
     windows: list[tuple[float, float]] = field(default_factory=list)
     publish_s: list[float] = field(default_factory=list)
@@ -150,13 +150,24 @@ class SwapMeasurements:
 def run_swaps(
     stage: SwapTarget, bundles: list[BundleFds], swaps: int, rate: float, gap_s: float = GAP_S
 ) -> tuple[SwapMeasurements, list[Row], float]:
-    """The swaps under load; the time from which requests count comes last."""
+    """Swap models under load.
+
+    Args:
+        stage: what serves the models; its load must not run yet.
+        bundles: models that are swapped in turn.
+        swaps: number of swaps.
+        rate: requests per second.
+        gap_s: seconds between two swaps.
+
+    Returns:
+        The measurements, all requests, and the time from which requests count.
+    """
     measured = SwapMeasurements()
     stage.swap(bundles[0])
     stage.start_load(rate)
     time.sleep(WARM_UP_S)
     counted_from = time.monotonic()
-    # as long steady before the first swap as the gaps are together, at the most a few seconds
+    # a steady phase as long as all gaps together, at least one and at most three seconds
     time.sleep(min(3.0, max(1.0, swaps * gap_s)))
     for number in range(swaps):
         start = time.monotonic()
@@ -173,19 +184,25 @@ def run_swaps(
 
 
 def summarize(measured: SwapMeasurements, rows: list[Row], counted_from: float) -> dict[str, Any]:
-    """The figures of `--json`."""
+    """Return the figures of `--json`.
+
+    Args:
+        measured: the swaps.
+        rows: all requests.
+        counted_from: planned start of the first request that counts.
+    """
     starts, ends = (np.array(times) for times in zip(*measured.windows, strict=True))
     counted = [row for row in rows if row[0] >= counted_from]
     planned = np.array([row[0] for row in counted])
     latency = np.array([row[1] for row in counted])
     began_in = ((planned[:, None] <= ends) & (planned[:, None] >= starts)).any(axis=1)
     touched = ((planned[:, None] <= ends) & ((planned + latency)[:, None] >= starts)).any(axis=1)
-    # a slow request touches a window more likely than a fast one: medians are of those that began in one
+    # slow requests overlap a window more often: medians use the requests that began in one
     steady, swapping, worst = latency[~touched] * 1e3, latency[began_in] * 1e3, latency[touched] * 1e3
     if not len(swapping) or not len(worst):
-        # swaps so short, or requests so few, that none met one
+        # the swaps were too short, or the requests too few, for an overlap
         swapping, worst = (values if len(values) else steady for values in (swapping, worst))
-    # the same number of swaps at both ends, alternating models in equal shares
+    # the same even number of swaps at both ends: the models alternate
     tenth = max(2, len(measured.resident_bytes) // 10 // 2 * 2)
     first, last = measured.resident_bytes[tenth : 2 * tenth], measured.resident_bytes[-tenth:]
     growth = statistics.mean(last) / statistics.mean(first) - 1 if first else 0.0
@@ -236,7 +253,7 @@ def main() -> None:
             out.write(f"{planned - counted_from:.6f},{latency * 1e3:.4f},{int(answered)},{int(swapping)}\n")
     result = {**summarize(measured, rows, counted_from), "latencies_csv": str(csv)}
     if arguments.plot is not None:
-        # up to the last swap: the rollbacks after it follow each other without a pause
+        # only until the last swap: the rollbacks after it have no pauses
         shift, last = counted_from, windows[-1][0]
         draw_latencies(
             arguments.plot,

@@ -1,8 +1,8 @@
-"""Labeled texts that every machine has: pieces of Python's standard library; the label is the module.
+"""Labeled texts that every machine has: pieces of Python's standard library, labeled by module.
 
-1. A piece is some whole lines of one module, about 64 word pieces long; pieces do not overlap.
-2. Pieces are shuffled with a fixed seed and split: held-out inputs and calibration inputs are never trained on.
-3. The texts are those of the running Python, so figures differ a little from one Python version to the next.
+A piece is a number of whole lines of one module, about 64 word pieces long; pieces do not overlap. They are shuffled
+with a fixed seed and split; held-out and calibration texts are never used in training. The texts come from the running
+Python, so figures differ slightly between Python versions.
 """
 
 import random
@@ -22,10 +22,10 @@ LABELS: Final = (
     *("inspect", "ipaddress", "logging", "mailbox", "multiprocessing", "pickletools", "pydoc", "subprocess"),
     *("tarfile", "typing", "unittest", "urllib", "xml", "zipfile"),
 )
-PIECE_CHARACTERS: Final = 230  # of code, about 64 word pieces
+PIECE_CHARACTERS: Final = 230  # about 64 word pieces of code
 HELD_OUT: Final = 1000
 CALIBRATION: Final = 512
-FIRST_SHARE: Final = 0.5  # of what may be trained on: the base's; the rest is for its updates
+FIRST_SHARE: Final = 0.5  # share of the training texts for the base; the rest is for its updates
 LONGEST_WORD: Final = 100
 
 Tokens = dict[str, np.ndarray[Any, Any]]
@@ -33,7 +33,12 @@ Tokens = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Texts of one split. tokens: int64 [texts, length] by model input; labels: int64 [texts]."""
+    """Texts of one split.
+
+    Attributes:
+        tokens: int64 [texts, length] by model input.
+        labels: int64 [texts].
+    """
 
     tokens: Tokens
     labels: np.ndarray[Any, Any]
@@ -50,7 +55,13 @@ class Splits:
 
 
 def split_texts(vocabulary: Sequence[str], length: int, seed: int) -> Splits:
-    """Every text, tokenized to `length`, in its split."""
+    """Tokenize all texts and split them.
+
+    Args:
+        vocabulary: word pieces; the index is the token.
+        length: tokens per text.
+        seed: of the shuffle.
+    """
     texts = [(piece, label) for label, name in enumerate(LABELS) for piece in _read_pieces(name)]
     random.Random(seed).shuffle(texts)
     tokenizer = WordPiece(tuple(vocabulary))
@@ -67,7 +78,7 @@ def _read_pieces(name: str) -> Iterator[str]:
     single = library / f"{name}.py"
     files = [single] if single.exists() else sorted((library / name).rglob("*.py"))
     if not files:
-        sys.exit(f"the standard library in {library} has no {name}; install the whole of Python")
+        sys.exit(f"the standard library in {library} has no {name}; install the complete standard library")
     for file in files:
         piece = ""
         for line in file.read_text("utf-8", "replace").splitlines():
@@ -79,7 +90,7 @@ def _read_pieces(name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class WordPiece:
-    """The uncased tokenizer of BERT: words and punctuation, then the longest pieces of the vocabulary."""
+    """The uncased BERT tokenizer: splits at spaces and punctuation, then into the longest known pieces."""
 
     vocabulary: tuple[str, ...]
 
@@ -92,7 +103,7 @@ class WordPiece:
         return {}
 
     def tokenize(self, texts: Sequence[str], length: int) -> Tokens:
-        """The model's three inputs, int64 [texts, length], padded with zeros."""
+        """Return the three model inputs, int64 [texts, length], padded with zeros."""
         ids, mask = (np.zeros((len(texts), length), np.int64) for _ in range(2))
         for row, text in enumerate(texts):
             pieces = [self._ids["[CLS]"], *self._tokenize_text(text)[: length - 2], self._ids["[SEP]"]]

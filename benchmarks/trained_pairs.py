@@ -1,10 +1,11 @@
-"""Pairs of models that were really trained, made here with PyTorch (the extra `bench`).
+"""Create pairs of trained models with PyTorch (the extra `bench`).
 
     python -m benchmarks.trained_pairs [--only PAIR]... [--out DIR]
 
-A fine-tune of MiniLM, a heavy one, a merged adapter (benchmarks/fine_tunes.py), a CNN two epochs later and one trained
-anew (benchmarks/resnet.py), and renamed tensors; in fp32, fp16 and bf16 by cast, and in int8 as onnxruntime's own
-dynamic quantizer makes it, a scale for each channel or each tensor. ONNX files, and safetensors where the name says so.
+The pairs are a light and a heavy fine-tune of MiniLM and a merged adapter (benchmarks/fine_tunes.py), a CNN two epochs
+later and one retrained from scratch (benchmarks/resnet.py), and renamed tensors. Element types are fp32, fp16 and bf16
+by cast, and int8 by onnxruntime's dynamic quantizer with a scale per channel or per tensor. Files are ONNX, or
+safetensors if the name of the pair says so.
 """
 
 import argparse
@@ -27,7 +28,7 @@ APART: Final = 2
 Side = Callable[[], bytes]
 
 
-INPUTS_FOR: Final = "cnn-fp32"  # calibration.npz and held.npz lie beside this pair, for benchmarks.update_aware_table
+INPUTS_FOR: Final = "cnn-fp32"  # this pair has calibration.npz and held.npz, for benchmarks.update_aware_table
 
 
 def main() -> None:
@@ -39,7 +40,12 @@ def main() -> None:
 
 
 def make_pairs(out: Path, names: tuple[str, ...] | None = None) -> None:
-    """The pairs in `out`, those that are not there yet."""
+    """Create the pairs that `out` does not contain yet.
+
+    Args:
+        out: directory of the pairs.
+        names: keys of PAIRS; all if None.
+    """
     for name in names or tuple(PAIRS):
         suffix = "safetensors" if name.endswith("safetensors") else "onnx"
         places = [out / name / f"{side}.{suffix}" for side in ("base", "target")]
@@ -50,9 +56,9 @@ def make_pairs(out: Path, names: tuple[str, ...] | None = None) -> None:
                 unfinished.write_bytes(side())
                 unfinished.rename(place)
         if name == INPUTS_FOR:
-            for what, (count, seed) in {"calibration": (1024, 2001), "held": (1000, 2002)}.items():
+            for split, (count, seed) in {"calibration": (1024, 2001), "held": (1000, 2002)}.items():
                 pictures, _ = resnet.draw_images(count, seed)
-                np.savez(out / name / f"{what}.npz", allow_pickle=False, image=pictures)
+                np.savez(out / name / f"{split}.npz", allow_pickle=False, image=pictures)
         print(f"{name}: {', '.join(f'{place.stat().st_size:,}' for place in places)} bytes", flush=True)
 
 
@@ -65,7 +71,7 @@ def _make_cnn(which: str, kind: str) -> bytes:
 
 
 def _build_with_type(model: Callable[[int], onnx.ModelProto], kind: str) -> bytes:
-    """The file in fp32, fp16, bf16, int8-channel or int8-tensor."""
+    """Return the file in fp32, fp16, bf16, int8-channel or int8-tensor."""
     floats = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
     built = model(floats.get(kind, TensorProto.FLOAT))
     return _quantize_dynamic(built, kind == "int8-channel") if kind.startswith("int8") else built.SerializeToString()
@@ -84,12 +90,12 @@ def _quantize_dynamic(model: onnx.ModelProto, is_per_channel: bool) -> bytes:
 
 
 def _make_checkpoint(run: str, kind: str) -> bytes:
-    """The parameters alone, as a safetensors file."""
+    """Return the parameters of a run as a safetensors file."""
     return make_safetensors((cast_to_bf16 if kind == "bf16" else cast_to_fp16)(fine_tunes.load_or_train(run)))
 
 
 def _make_renamed(run: str) -> bytes:
-    """Every initializer under a new name and in another order."""
+    """Return the model of a run with all initializers renamed and in another order."""
     model = minilm.build_onnx_model(fine_tunes.load_or_train(run))
     names = {tensor.name: f"tensor.{number}" for number, tensor in enumerate(model.graph.initializer)}
     for tensor in model.graph.initializer:
@@ -105,14 +111,14 @@ def _make_renamed(run: str) -> bytes:
 
 @cache
 def _load_or_train_cnn(which: str) -> resnet.Weights:
-    """`early` and `late` are of one training; `anew` is of another with the same settings and another seed."""
+    """Return a checkpoint: `early` and `late` are of one training, `anew` of another one with another seed."""
     place = CACHE.parent / "fine-tunes" / f"cnn-{which}.npz"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         names, seed = (("anew",), 6) if which == "anew" else (("early", "late"), 5)
         kept = resnet.train(EPOCHS, (EPOCHS,) if which == "anew" else (EPOCHS - APART, EPOCHS), seed)
         for name, checkpoint in zip(names, kept, strict=True):
-            print(f"cnn-{name}: {checkpoint.accuracy:.3f} of fresh images right", flush=True)
+            print(f"cnn-{name}: {checkpoint.accuracy:.3f} of new images correct", flush=True)
             np.savez(place.with_name(f"cnn-{name}.npz"), allow_pickle=False, **checkpoint.weights)
     with np.load(place) as archive:
         return dict(archive)

@@ -1,13 +1,13 @@
-"""Update a quantized model plainly and update-aware, and write the bytes and errors of each.
+"""Update a quantized model by the baseline and update-aware, and write the bytes and errors of both.
 
     python -m benchmarks.update_aware_table --base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz --json OUT
         [--plot CURVE.png]
 
-OLD and NEW are float models of one family; OLD may also be quantized: then it is the base itself. Both `.npz` have one
-array for each model input, first axis = sample. Ranges, moments and levels come from C only. Every error in OUT is on
-H, the held-out samples, which also choose the rate weight. `curve` has every solution of the search, and those at
-EXTRA_RATE_FACTORS times the chosen rate weight; nothing with `--no-curve`. `cpu_s` and `peak_bytes` are those of the
-update, its search included, without the curve and without the patches that are made to measure it.
+OLD and NEW are float models of one family. OLD may also be quantized; then it is the base itself. Both `.npz` files
+have one array per model input, first axis = sample. Ranges, moments and levels are computed from C only. Every error in
+OUT is measured on H, the held-out samples, which also decide the rate weight. `curve` contains every solution of the
+search and those at EXTRA_RATE_FACTORS times the chosen rate weight; it is empty with `--no-curve`. `cpu_s` and
+`peak_bytes` are the costs of the update with its search, without the curve and without creating the measured patches.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main() -> None:
 
 @dataclass(slots=True)
 class SolutionRecorder:
-    """Records every solution, and the cost of the update up to the last one of its search."""
+    """Records every solution, and the costs of the update until the last solution of its search."""
 
     usage: float = field(default_factory=lambda: cpu_s())
     started: float = field(default_factory=time.monotonic)
@@ -74,6 +74,7 @@ class SolutionRecorder:
     spent: dict[str, float] = field(default_factory=dict)
 
     def solution(self, point: RatePoint) -> None:
+        """Record a solution; extra points of the curve do not change the costs."""
         self.solutions.append(point)
         if not point.is_extra_point:
             self.record_cost()
@@ -86,7 +87,14 @@ class SolutionRecorder:
 def measure_update(
     arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path
 ) -> dict[str, object]:
-    """Return everything that OUT contains."""
+    """Measure the update and return the content of OUT.
+
+    Args:
+        arguments: the command's arguments.
+        calibration: the samples of `--calibration`.
+        held: the held-out samples.
+        folder: directory for temporary files.
+    """
     base = prepare_base(arguments, calibration, folder)
     reference = CachedSession(open_session(arguments.new))
     template = load_proto(base)
@@ -113,7 +121,7 @@ def measure_update(
         )
         reason = report.reason
     except (BaseIncompatible, QuantizationRefused) as error_:
-        # another graph: it is no update of the base, and ships like any other model
+        # the graph differs: the model is not an update of the base and is shipped like a first release
         reason = error_.message
         save_model(baseline, target)
     if not recorder.spent:
@@ -163,7 +171,7 @@ def measure_update(
 
 
 def draw_curve(found: dict[str, object], path: Path) -> None:
-    """Draw bits a weight against error, in units of the baseline's, labeled with bytes."""
+    """Draw bits per weight against the error divided by the baseline's, with patch bytes as labels."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -181,7 +189,7 @@ def draw_curve(found: dict[str, object], path: Path) -> None:
     labeled_at = 0.0
     for bits, ratio, point in points:
         if bits < 1.15 * labeled_at:
-            continue  # its label would overlap the one before
+            continue  # its label would overlap the previous one
         labeled_at = bits
         label = f"{point['patch_bytes'] / 1e3:.0f} kB"
         axes.annotate(label, (bits, ratio), xytext=(4, 6), textcoords="offset points", fontsize=8)
@@ -198,7 +206,7 @@ def draw_curve(found: dict[str, object], path: Path) -> None:
 
 
 def prepare_base(arguments: argparse.Namespace, calibration: Samples, folder: Path) -> Path:
-    """Return the base: OLD itself if it is quantized, else OLD quantized plainly."""
+    """Return the path of the base: OLD itself if it is quantized, else OLD after quantization."""
     old = load_proto(arguments.base)
     if is_quantized(old):
         path: Path = arguments.base
@@ -217,7 +225,7 @@ def prepare_base(arguments: argparse.Namespace, calibration: Samples, folder: Pa
 
 
 def measure_typed_patch(base: Path, target: Path, folder: Path) -> int:
-    """Return the bytes of our own patch between two model files."""
+    """Return the size of our patch between two model files, in bytes; `folder` gets temporary files."""
     buffer = io.BytesIO()
     make_patch(
         open_bundle(_copy_as_bundle(base, folder / "a")), open_bundle(_copy_as_bundle(target, folder / "b")), buffer

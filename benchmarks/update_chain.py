@@ -1,10 +1,10 @@
-"""Measure updates on top of updates: whether the error builds up, and whether the patches grow.
+"""Measure a chain of updates: whether errors accumulate, and whether patches grow.
 
     python -m benchmarks.update_chain --base OLD.onnx --new DAY1.onnx --new DAY2.onnx ...
         --calibration C.npz --held H.npz --json OUT [--max-over-baseline 1.1]
 
-Each update starts from the quantized model that the one before it left on the devices. It is compared with plain
-quantization of that day's float model, on inputs that were not used for calibration. Each update is one run of
+Each update starts from the quantized model of the update before it. It is compared with the baseline quantization of
+the same float model, on inputs that were not used for calibration. Each update is one run of
 benchmarks.update_aware_table.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
 def measure_day(
     arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int
 ) -> tuple[Path, dict[str, Any]]:
-    """Measure one update; return the quantized model that devices have after it, and its figures."""
+    """Measure one update; return the path of its quantized model, which is the next base, and its figures."""
     out, kept = folder / "update.json", folder / f"day-{number}.onnx"
     words = [
         *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(kept), "--no-curve"),

@@ -45,7 +45,7 @@ def test_a_change_takes_files_of_any_length(change: str) -> None:
 def test_the_sweep_applies_every_patch(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     command = [sys.executable, "-m", "benchmarks.any_file", "--json", str(out)]
-    for word in ("a few bytes, insertions", "a few bytes, nothing", "a few bytes, from nothing"):
+    for word in ("a few bytes, insertions", "a few bytes, nothing", "a few bytes, without a base"):
         command += ["--only", word]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     rows = json.loads(out.read_text())["files"]
