@@ -169,13 +169,13 @@ class VerifiedRelease:
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """The answer to: may this device activate a release now?
+    """The decision whether a device may activate a release now.
 
     Attributes:
         is_eligible: True if it may.
         reason: "eligible", "metadata-expired", "halted", "not-in-cohort", "not-in-percentage" or "outside-window".
         detail: one line for a person.
-        retry_at_s: Unix seconds from which time alone may change the answer, or None.
+        retry_at_s: Unix seconds from which time alone may change the result, or None.
     """
 
     is_eligible: bool

@@ -47,7 +47,7 @@ class DeviceReport:
         counter: counter of the candidate, or 0 if unknown.
         variant: name of the variant, or None if unknown.
         bundle: digest of the bundle, or None if unknown.
-        trigger: what started the attempt.
+        trigger: cause of the attempt: "poll", "operator", "start" or "rollback".
         finished_ms: end of the attempt by the device's clock, Unix milliseconds.
         agent: version of the agent.
         runtime: version of onnxruntime.

@@ -173,7 +173,7 @@ class DownloadFailed(Unavailable):
 
 
 class NotFound(DownloadFailed):
-    """The server has no such file: it answered 404, or 403 to hide it. Check the repository URL."""
+    """The server has no such file: it responded with 404 or 403. Check the repository URL."""
 
     reason = "not-found"
 

@@ -115,7 +115,7 @@ def parse_rollout(data: bytes) -> Rollout:
 
 
 def bucket(salt: str, device_id: str) -> int:
-    """Return the place of a device in the rollout, 0 to 9,999 basis points.
+    """Return the bucket of a device in the rollout, 0 to 9,999 basis points.
 
     Computed as the integer of SHA-256(salt ‖ 0x00 ‖ device id), big-endian, modulo 10,000.
 

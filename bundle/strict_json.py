@@ -169,11 +169,11 @@ class StrictObject:
         return self.text(name, pattern, max_length=max_length)
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        """Return a string that is one of a few words.
+        """Return a string that is one of the allowed values.
 
         Args:
             name: name of the field.
-            allowed: the valid words.
+            allowed: the valid values.
         """
         value = self.text(name)
         if value not in allowed:

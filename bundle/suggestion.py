@@ -11,8 +11,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """Return `, did you mean 'NEAREST'?`, or an empty string if no known word is near.
 
     Args:
-        word: what was typed.
-        known: the words that are valid.
+        word: the mistyped word.
+        known: the valid words.
     """
     nearest = get_close_matches(word, list(known), n=1, cutoff=MIN_SIMILARITY)
     return f", did you mean {nearest[0]!r}?" if nearest else ""

@@ -223,7 +223,7 @@ class WorkerTimeout(Unavailable):
 
 
 class AddressUnavailable(Unavailable):
-    """The endpoint's address is in use or not allowed. Change `serve.address`, or stop its user."""
+    """The endpoint's address is in use or not allowed. Change `serve.listen`, or free the address."""
 
     reason = "address-unavailable"
 

@@ -101,7 +101,7 @@ def load_private_key(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -
     Raises:
         CohortUnknown: the key file does not exist, or is not of the public key that the fleet document lists.
         WrongPassphrase: the passphrase does not open the key file.
-        KeyDamaged, KeyUnreadable: the file is no intact key file.
+        KeyDamaged, KeyUnreadable: the file is not an intact key file.
     """
     path = key_path(key_dir, cohort.name, cohort.epoch)
     try:

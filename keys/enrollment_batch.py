@@ -35,7 +35,7 @@ def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
         signer: the enrollment key.
 
     Raises:
-        Malformed, TooLarge: a file is no enrollment request.
+        Malformed, TooLarge: a file is not an enrollment request.
         EnrollmentRefused: a request does not prove its keys.
     """
     lines = []
@@ -59,7 +59,7 @@ def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ..
 
     Raises:
         EnrollmentRefused: none of the keys signed the batch, or a request does not prove its keys.
-        Malformed, TooLarge: the data is no batch file.
+        Malformed, TooLarge: the data is not a batch file.
     """
     body, _, last = data.removesuffix(b"\n").rpartition(b"\n")
     if not body or not data.endswith(b"\n"):

@@ -1,7 +1,7 @@
 """Errors about keys, tokens, cohorts and devices; docs/errors.md is generated from these classes.
 
 Choose the kind (bundle.errors) by how the caller must react, and the class by the cause: a missing or unreadable key is
-Invalid, because the caller named it; a token or a key service is Unavailable, because it may answer later. The class
+Invalid, because the caller named it; a token or a key service is Unavailable, because it may respond later. The class
 name is the reason in CamelCase. A docstring's first sentence is the meaning, the second one says what to do.
 """
 
@@ -25,7 +25,7 @@ class KeyExists(Invalid):
 
 
 class KeyUnreadable(Invalid):
-    """The file or URI is no key, or a key of an unsupported kind.
+    """The file or URI is not a key, or the key has an unsupported algorithm.
     Name a key of one of the listed algorithms.
     """
 
@@ -123,7 +123,7 @@ class WrongPin(TokenUnavailable):
 
 
 class KeyServiceUnavailable(Unavailable):
-    """The cloud key service cannot be used: no library, credentials, answer or key.
+    """The cloud key service cannot be used: no library, credentials, response or key.
     Check its library and credentials.
     """
 

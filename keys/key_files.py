@@ -13,7 +13,7 @@ A key file is text (docs/format.md, Key files):
 Rules:
 - The PKCS#8 password is scrypt(passphrase, salt) in hexadecimal. OpenSSL's own stretching (2,048 rounds of PBKDF2) is
   too weak: a graphics card tries millions of passphrases a second.
-- The checksum lets the owner distinguish a damaged file from a wrong passphrase. It is no protection against changes.
+- The checksum lets the owner distinguish a damaged file from a wrong passphrase. It does not detect deliberate changes.
 - A file is created with mode 0600 and never overwritten. It is written without encryption only if the caller sets
   `insecure_plaintext`.
 - PKCS#8 files of other programs are read too. They have no checksum, so damage looks like a wrong passphrase.
@@ -162,7 +162,7 @@ def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
 
     Raises:
         KeyMissing: the file does not exist.
-        KeyUnreadable: it is no signing key, or a key of an unsupported kind.
+        KeyUnreadable: it is not a signing key, or the key has an unsupported algorithm.
         KeyDamaged: the checksum or the content is wrong.
         WrongPassphrase: the passphrase does not open the file, or none was given for an encrypted file.
         TokenUnavailable, WrongPin: the token cannot be used (keys.tokens).

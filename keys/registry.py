@@ -4,7 +4,7 @@ The registry stays with the release team; the fleet document signs its digest.
 
 - It is a text file with one canonical JSON object per line, sorted by device id. Its digest is the SHA-256 of the file.
 - A label belongs to one pair of keys forever: the same label with other keys is refused. Enrolling the same request
-  again changes nothing and is no error.
+  again changes nothing and is not an error.
 - A device is enrolled only if a person confirmed its fingerprint, or from a batch that an enrollment key signed.
 - A revoked device stays in the registry, so that its keys cannot be enrolled again under another label.
 """
@@ -70,7 +70,7 @@ class Device:
             where: file and line number, for error messages.
 
         Raises:
-            Malformed, TooLarge: the line is no device's.
+            Malformed, TooLarge: the line does not describe a device.
             RegistryDamaged: the keys are not hexadecimal, or the device id is not that of the keys.
         """
         fields = StrictObject(strict_json.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
@@ -99,7 +99,7 @@ class Registry:
         path: the registry file; a missing file is an empty registry.
 
     Raises:
-        RegistryDamaged: a line is no device's, is out of order, or repeats a device id or label.
+        RegistryDamaged: a line does not describe a device, is out of order, or repeats a device id or label.
     """
 
     def __init__(self, path: Path) -> None:

@@ -87,7 +87,7 @@ def load_service(uri: str) -> Signer:
 
     Raises:
         KeyUnreadable: the URI is malformed, the key is of an unsupported kind, or the URI names an old version.
-        KeyServiceUnavailable: no library, no credentials, no answer, or no such key.
+        KeyServiceUnavailable: no library, no credentials, no response, or no such key.
     """
     service = SERVICES[uri.partition(":")[0]]
     try:

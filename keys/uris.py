@@ -23,7 +23,7 @@ def load_uri(uri: str, pin: Secret | None) -> Signer:
         KeyUnreadable: the scheme is unknown, the URI is malformed, or the key is of an unsupported kind.
         TokenUnavailable: there is no library, no token, or no such key on it.
         WrongPin: the token rejected the PIN.
-        KeyServiceUnavailable: no library, no credentials, no answer, or no such key.
+        KeyServiceUnavailable: no library, no credentials, no response, or no such key.
     """
     scheme = uri.partition(":")[0]
     if scheme == HSMSigner.SCHEME:

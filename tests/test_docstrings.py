@@ -1,36 +1,15 @@
 """Every docstring of the product follows the rules of tests/support/docstring_rules.py."""
 
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from tests.support.docstring_rules import ROOT, breaches, product_files
 
-# files and folders (without their subfolders) that still break rules; one that is revised is removed from here
-UNREVISED: Final = frozenset(
-    {
-        "packager/demo",
-    }
-)
 
-
-def is_unrevised(path: Path) -> bool:
-    name = path.relative_to(ROOT)
-    return name.as_posix() in UNREVISED or name.parent.as_posix() in UNREVISED
-
-
-@pytest.mark.parametrize(
-    "path", [path for path in product_files() if not is_unrevised(path)], ids=lambda path: str(path.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", product_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_state_a_contract_in_plain_words(path: Path) -> None:
     assert list(breaches(path)) == []
-
-
-@pytest.mark.parametrize("name", sorted(UNREVISED))
-def test_an_unrevised_folder_still_breaks_a_rule(name: str) -> None:
-    files = [ROOT / name] if name.endswith(".py") else list((ROOT / name).glob("*.py"))
-    assert any(list(breaches(path)) for path in files), f"{name} is revised: remove it from UNREVISED"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ Words:
     section         a run of bytes inside a payload, compressed or not
 
 Reading order:
-    limits          what a decoder is willing to hold, and what a patch declares
+    limits          memory limits of a decoder, and those that a patch declares
     container       header and frames with their checksums
     address_space   base and target as address spaces, and the bytes that wait
     apply           `apply_patch`, the entry point

@@ -151,8 +151,8 @@ class TargetBytes:
         target: takes the files.
         files: the file table of the patch's header.
         base: the source of copied ranges.
-        pending_bytes: most bytes that may wait ahead of the cursor.
-        max_items: most ranges that may wait ahead of the cursor.
+        pending_bytes: maximum number of bytes that may wait ahead of the cursor.
+        max_items: maximum number of ranges that may wait ahead of the cursor.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ def apply_patch(
         patch: decrypted patch bytes; may be a reader that decrypts.
         base: the bundle that the patch starts from; ignored if the patch needs no base.
         target: takes the files.
-        limits: the most memory that the decoder is willing to use.
+        limits: limits on the memory that the decoder may use.
 
     Raises:
         PatchRefused: the patch cannot be applied; the subclass is the reason.

@@ -36,7 +36,7 @@ def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
     """Fill `out` from the part at the cursor.
 
     Args:
-        cursor: at the start of a part.
+        cursor: positioned at the start of a part.
         out: signed integers [count]; the part must contain exactly as many.
 
     Raises:
@@ -52,7 +52,7 @@ def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
     """Fill the start of `out` from the part at the cursor, and return how many integers it contained.
 
     Args:
-        cursor: at the start of a part.
+        cursor: positioned at the start of a part.
         out: signed integers [count], at least as many as the part contains.
 
     Raises:
@@ -72,7 +72,7 @@ def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
     """Read `count` 32-bit integers, stored as runs of a length (varint) and a part.
 
     Args:
-        cursor: at the first run.
+        cursor: positioned at the first run.
         count: integers in all runs together.
 
     Returns:
@@ -96,8 +96,8 @@ def read_planes(cursor: Cursor, count: int, size: int) -> npt.NDArray[Any]:
     """Read unsigned integers from their byte planes.
 
     Args:
-        cursor: at the section of the lowest plane.
-        count: integers.
+        cursor: positioned at the section of the lowest plane.
+        count: number of integers.
         size: bytes of one integer.
 
     Returns:

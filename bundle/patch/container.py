@@ -89,7 +89,7 @@ class Header:
         base: file table of the base; empty if the patch needs no base (a bundle has at least one file).
         target: file table of the target.
         features: sorted names of the decoder features that the patch uses.
-        declared_limits: what the frames stay within.
+        declared_limits: limits that the frames keep.
     """
 
     base: tuple[BundleFile, ...]
@@ -105,9 +105,9 @@ class Frame:
     Attributes:
         number: 0 for the first frame.
         op: the instruction.
-        decoded_bytes: how many bytes the payload decodes to.
+        decoded_bytes: length of the decoded payload.
         decoded_sum: `word_sum` of these bytes.
-        payload: as stored.
+        payload: the frame's content, as stored in the patch.
     """
 
     number: int
@@ -151,11 +151,11 @@ def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
     """Read and check the header.
 
     Args:
-        patch: at its first byte.
+        patch: positioned at its first byte.
         limits: a header that declares more is refused.
 
     Raises:
-        PatchVersionUnsupported: this is no patch, or one of another version.
+        PatchVersionUnsupported: the data is not a patch, or has another format version.
         PatchTruncated: the patch ends inside its header.
         PatchCorrupt: a checksum or the document is wrong.
         PatchLimitExceeded: the patch needs more than `limits`.
@@ -194,8 +194,8 @@ def encode_frame(op: Op, payload: bytes, decoded: bytes | memoryview = b"") -> b
 
     Args:
         op: the instruction.
-        payload: as stored.
-        decoded: what the payload decodes to.
+        payload: the frame's content, as stored in the patch.
+        decoded: the decoded payload.
     """
     head = _FRAME.pack(op, len(payload), len(decoded), word_sum(decoded))
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
@@ -205,7 +205,7 @@ def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
     """Yield every frame before END, then check that nothing follows.
 
     Args:
-        patch: at the first frame.
+        patch: positioned at the first frame.
         header: declares the limits and features of the frames.
 
     Raises:

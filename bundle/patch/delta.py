@@ -30,8 +30,8 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
 
     Args:
         frame: the frame.
-        base: what the triples read.
-        declared_limits: of the header.
+        base: bundle that the triples read from.
+        declared_limits: limits from the header of the patch.
 
     Raises:
         PatchCorrupt: the payload is damaged or does not make the announced bytes.

@@ -9,7 +9,7 @@ int64 [E]; residuals d, signed integers of the type's width, [E].
 Theory of operation. Elements are counted through all ranges, so an edit is one number: the index of its element. Edits
 come in runs of neighbors; a run is the gap to the end of the run before it, and its length. Gaps of edits at random
 places are geometrically distributed, and pcodec codes them close to their entropy, for all arrays of a type together.
-Decoding inverts this: before run r lie G[r] = g[0] + … + g[r] elements that are no edits, so the k-th edit, in run r,
+Decoding inverts this: before run r lie G[r] = g[0] + … + g[r] unedited elements, so the k-th edit, in run r,
 is at p[k] = k + G[r].
 
 Rules:
@@ -80,8 +80,8 @@ def decode_edits(
 
     Args:
         frame: the frame.
-        declared_limits: of the header.
-        max_items: most ranges of the frame.
+        declared_limits: limits from the header of the patch.
+        max_items: maximum number of ranges in the frame.
 
     Raises:
         PatchCorrupt: the payload is damaged, or an edit lies outside the ranges.
@@ -119,7 +119,7 @@ def edit_positions(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) 
         lengths: int32 [R].
     """
     ends = np.cumsum(lengths, dtype=np.int64)
-    unedited_before = np.cumsum(gaps, dtype=np.int64)  # elements that are no edits
+    unedited_before = np.cumsum(gaps, dtype=np.int64)  # elements that are not edited
     positions: npt.NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(unedited_before, lengths)
     return positions
 

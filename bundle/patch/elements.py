@@ -109,7 +109,7 @@ def _mirror_negatives(values: Signed, kind: ElementType, out: Signed | None) -> 
 
 
 def exponent_fields(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
-    """Return the biased exponent field of each float, at least 1, as subnormal numbers have it.
+    """Return the biased exponent field of each float; 1 for subnormal numbers, whose stored field is 0.
 
     Args:
         bits: elements of a float type.

@@ -102,7 +102,7 @@ class KeyedResiduals:
     """The residuals of a block: all are read at once, and put into element order once all keys are known.
 
     Args:
-        cursor: at the coder's data; it is read to the end of the last part.
+        cursor: positioned at the coder's data; it is read to the end of the last part.
         kind: type of the elements.
         count: elements of the block.
         has_exponent, has_pattern, has_units: the block's flags.

@@ -12,7 +12,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class PatchLimits:
-    """The most that the decoder is willing to hold at one time.
+    """Limits on the memory that the decoder may use at one time.
 
     Attributes:
         payload_bytes: one frame as stored, and each of its sections decompressed, except for target bytes.
@@ -55,7 +55,7 @@ class DeclaredLimits:
     window_log: int
 
     def memory_bound_bytes(self) -> int:
-        """Return the most bytes that applying takes above an idle decoder: the manifest's `peak_memory`.
+        """Return the maximum memory, in bytes, that applying takes above an idle decoder (`peak_memory`).
 
         For each element, a TYPED frame needs base, prediction, residual and sorted residual (8 bytes each at most), the
         sort order (8) and three small arrays; an EDIT frame needs as much for each edit while it is decoded. Parameters

@@ -70,7 +70,7 @@ class Factor:
 
     Attributes:
         values: float64 [rank, rows or columns], the integers times 2^-shift.
-        shifts: of each rank.
+        shifts: binary shift of each rank.
         first_row: row of the tensor that the first value of each rank is for; 0 for the right side.
     """
 
@@ -98,7 +98,7 @@ class Parameters:
         """Apply the payload of a PARAM frame.
 
         Args:
-            payload: of the frame.
+            payload: content of the frame.
             where: name of the frame in errors.
 
         Raises:

@@ -97,8 +97,8 @@ def affine_computation(factor: float, offset: float) -> Computation:
     """Return the formula x * factor + offset: one multiplication and one addition.
 
     Args:
-        factor: as stored, a double.
-        offset: as stored, a double.
+        factor: float64, as stored in the patch.
+        offset: float64, as stored in the patch.
     """
 
     def run(values: Values, _: int) -> None:
@@ -112,7 +112,7 @@ def parameter_computation(parameters: Parameters, has_product: bool) -> Computat
     """Return the formula x * gain + product for the parameters in force.
 
     Args:
-        parameters: in force when the block is decoded.
+        parameters: parameters in force when the block is decoded.
         has_product: False leaves out the low-rank product.
     """
     gain = parameters.gain
@@ -135,7 +135,8 @@ def chunk_bounds(first: int, count: int, columns: int) -> list[tuple[int, int]]:
     Args:
         first: index of the block's first element in its tensor.
         count: elements of the block.
-        columns: of a low-rank product, or 0. Cuts then lie between rows, since a row that is cut is multiplied twice.
+        columns: columns of the low-rank product; 0 without one. Cuts then lie between rows, since a row that is cut is
+            multiplied twice.
     """
     step = max(1, CHUNK_ELEMENTS // columns) * columns if columns else CHUNK_ELEMENTS
     begin = step - first % columns if columns and first % columns else 0

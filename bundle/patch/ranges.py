@@ -31,9 +31,9 @@ def read_target_ranges(cursor: Cursor, max_items: int, limit: int) -> list[Range
     """Decode target ranges; whether they lie inside the target is checked when they are written.
 
     Args:
-        cursor: at the table.
-        max_items: most ranges.
-        limit: bytes, the most that all ranges may be together.
+        cursor: positioned at the table.
+        max_items: maximum number of ranges.
+        limit: maximum total size of all ranges, in bytes.
 
     Raises:
         PatchCorrupt: a range is empty or the table is damaged.
@@ -64,10 +64,10 @@ def read_base_ranges(cursor: Cursor, base: BaseBytes, max_items: int, limit: int
     """Decode base ranges, and check that each lies inside the base.
 
     Args:
-        cursor: at the table.
+        cursor: positioned at the table.
         base: the base's address space.
-        max_items: most ranges.
-        limit: bytes, the most that all ranges may be together.
+        max_items: maximum number of ranges.
+        limit: maximum total size of all ranges, in bytes.
 
     Raises:
         PatchCorrupt: a range is empty or the table is damaged.
@@ -100,8 +100,8 @@ def read_copied_ranges(cursor: Cursor, max_items: int) -> list[CopiedRange]:
     """Decode copied ranges up to the cursor's end; their bounds are checked when they are copied.
 
     Args:
-        cursor: at the table; nothing may follow it.
-        max_items: most ranges.
+        cursor: positioned at the table; nothing may follow it.
+        max_items: maximum number of ranges.
 
     Raises:
         PatchCorrupt: a range is empty, the table is damaged, or bytes follow it.
@@ -125,8 +125,8 @@ def read_count(cursor: Cursor, max_items: int) -> int:
     """Read the number of entries that follow.
 
     Args:
-        cursor: at the count.
-        max_items: the most that is allowed.
+        cursor: positioned at the count.
+        max_items: maximum number of entries.
 
     Raises:
         PatchLimitExceeded: the table has more entries.

@@ -37,8 +37,8 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
     """Decompress the section at the cursor.
 
     Args:
-        cursor: at the section.
-        limit: bytes, the most that the section may be uncompressed.
+        cursor: positioned at the section.
+        limit: maximum uncompressed size of the section, in bytes.
         what: its name in errors.
 
     Raises:
@@ -71,7 +71,7 @@ def write_section(data: bytes, level: int = 19, *, can_use_bzip2: bool = False, 
 
     Args:
         data: uncompressed bytes.
-        level: of zstd.
+        level: zstd compression level.
         can_use_bzip2: try bzip2 too.
         can_use_lzma: try LZMA too; the patch then needs the feature "lzma".
     """
@@ -122,7 +122,7 @@ def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
 
     Args:
         data: uncompressed bytes.
-        level: of zstd.
+        level: zstd compression level.
     """
     if len(data) == 0:
         return b""
@@ -225,7 +225,7 @@ def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, i
 
     Args:
         window_log: base-two logarithm of the dictionary.
-        preset: of the compressor; None to decompress.
+        preset: LZMA preset for compression; None to decompress.
     """
     filters = {"id": LZMA2_FILTER, "dict_size": 1 << window_log}
     return [filters if preset is None else {**filters, "preset": preset}]

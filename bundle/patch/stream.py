@@ -136,7 +136,7 @@ def decode_stream(
         frames: the frames after it.
         base: the source of form 1.
         target: the destination.
-        declared_limits: of the header.
+        declared_limits: limits from the header of the patch.
 
     Raises:
         PatchCorrupt: the stream is damaged, or has another length than stated.
@@ -175,7 +175,7 @@ def decode_stream(
 
 
 def max_triples(length: int) -> int:
-    """Return the most triples that a stream of `length` target bytes may have (rule 4)."""
+    """Return the maximum number of triples of a stream of `length` target bytes (rule 4)."""
     return length // BYTES_PER_TRIPLE + FREE_TRIPLES
 
 

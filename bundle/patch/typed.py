@@ -71,7 +71,7 @@ class Predictor(IntEnum):
 
 
 class Coder(IntEnum):
-    """The packing of the residuals."""
+    """The compression of the residuals."""
 
     PLANES = 0
     SINGLE_PART = 1
@@ -96,9 +96,9 @@ def decode_typed(
     Args:
         frame: the frame.
         base: the base's address space.
-        parameters: in force.
-        declared_limits: of the header.
-        max_items: most segments.
+        parameters: parameters in force at this frame.
+        declared_limits: limits from the header of the patch.
+        max_items: maximum number of segments.
 
     Raises:
         PatchCorrupt: the payload is damaged or breaks a rule.
@@ -166,7 +166,7 @@ class _BaseBlock:
         bits: the base's elements [n].
         compute: the formula; None if the elements are the predictions themselves.
         first: index of the first element in its tensor.
-        columns: of a low-rank product, or 0.
+        columns: columns of the low-rank product, or 0 without one.
     """
 
     bits: Bits

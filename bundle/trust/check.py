@@ -114,7 +114,7 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
     """Run one whole check and return the release that the channel runs now.
 
     Args:
-        request: what to check for, and where.
+        request: family, channel, URLs and clock of the check.
         fetch: the transport.
         store: the durable trust state; written during the check.
 
@@ -131,10 +131,10 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
 
 
 class TrustSession:
-    """The steps of one check, for callers that need them one by one. Use each session for one check only.
+    """One check in separate steps: `refresh`, then `verify_release`. Use each session only once.
 
     Args:
-        request: what to check for, and where.
+        request: family, channel, URLs and clock of the check.
         fetch: the transport.
         store: the durable trust state.
 
@@ -279,7 +279,7 @@ class TrustSession:
     def _current_time(self, root: Root) -> int:
         stored = self.trust_state.roles
         if stored and not is_still_signed(self._updater, "timestamp", stored.get("timestamp"), root):
-            # the timestamp keys were replaced: a thief of the old ones may have raised the floor, so it starts anew
+            # the timestamp keys were replaced: an attacker with the old ones may have raised the floor, so reset it
             reset = parse_time(root.unrecognized_fields.get(ISSUED_AT_FIELD)) or 0
             self._time_floor = TimeFloor(reset, self._request.clock.boot_id, self._request.clock.boot_elapsed_s)
         return current_time(self._request.clock, self._time_floor)

@@ -27,7 +27,7 @@ def check_pack_role(role: str, document: Signed, root: Root, metadata_url: str) 
         role: name of the role, for the error.
         document: its verified document.
         root: the verified root; `x-pack-max-days` limits the validity, in days.
-        metadata_url: where the metadata came from.
+        metadata_url: URL that the metadata came from.
 
     Raises:
         OfflinePackRefused: the document came from a server, or is valid for longer than root allows.

@@ -42,7 +42,7 @@ class RoleVersion:
     """The newest verified document of a role.
 
     Attributes:
-        version: of the document.
+        version: version of the document.
         digest: SHA-256 of its signed part in canonical form.
         signers: SHA-256 of each public key that signed it, sorted.
     """
@@ -60,7 +60,7 @@ class TrustState:
         repository_id: SHA-256 of the first root's bytes, hexadecimal; "" before the first check.
         roles: newest verified version by role name.
         floors: rollback floor by family.
-        known_releases: by family and counter, the digest of the manifest without its patches.
+        known_releases: digest of the manifest without its patches, by family and counter.
         time_floor: the latest time that signed metadata proved (bundle.trust.clock).
         sequence: number of the copy that the state was read from; 0 if it was never stored.
     """

@@ -41,7 +41,7 @@ Fetch = Callable[[str, int], bytes]
 """Return the whole file at a URL, of at most so many bytes.
 
 Raises:
-    NotFound: the server answers 404, or 403.
+    NotFound: the server responds with 404 or 403.
     DownloadFailed: the transfer failed otherwise.
     TooLarge: the file is longer.
 """

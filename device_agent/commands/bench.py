@@ -148,7 +148,7 @@ def measure_bundles(config: Config, *, duration_s: float, connections: int, mix:
     Raises:
         NothingToBenchmark: no bundle is stored.
         ConfigInvalid: `mix` is not a file of requests.
-        BenchFailed: a request was not answered with 200.
+        BenchFailed: a response has a status other than 200.
         Unfit, Refused, Unavailable: a bundle cannot be opened or loaded.
     """
     device = DeviceDirectory.for_family(config)
@@ -287,7 +287,7 @@ class _BenchEndpoint:
             energy: the machine's energy counters.
 
         Raises:
-            BenchFailed: a request was not answered with 200.
+            BenchFailed: a response has a status other than 200.
         """
         meters = [ProcessMeter.open(pid) for pid in (self._front.pid, self._process.pid)]
         failures: list[str] = []
@@ -315,7 +315,7 @@ class _BenchEndpoint:
         for meter in meters:
             meter.close()
         if failures:
-            raise BenchFailed(f"release {self._result.bundle.version} does not answer the requests: {failures[0]}")
+            raise BenchFailed(f"release {self._result.bundle.version} does not respond to the requests: {failures[0]}")
 
     def read_result(self) -> BenchResult:
         """Read the memory of the model process and return all measurements."""

@@ -28,19 +28,19 @@ def daemon_or_offline(
     timeout_s: float | None = None,
     **fields: Any,
 ) -> T:
-    """Return the running daemon's answer to a request; if no daemon runs, call `run_offline`.
+    """Return the running daemon's reply to a request; if no daemon runs, call `run_offline`.
 
     Args:
         path: path of the configuration file.
         command: name of the request (device_agent.daemon.request_handler).
         run_offline: does the same on the device directory.
-        parse: parses the answer, given it and the names of the families that the command is for.
-        timeout_s: seconds to wait for the answer; None waits until the daemon has finished.
+        parse: parses the reply, given it and the names of the families that the command is for.
+        timeout_s: seconds to wait for the reply; None waits until the daemon has finished.
         fields: fields of the request; `family` is None or missing if the command is for all families.
 
     Raises:
         ConfigInvalid, NotInitialized: the configuration is invalid, or the device directory was not created.
-        Malformed: the answer cannot be parsed.
+        Malformed: the reply cannot be parsed.
         AirweightsError: the daemon's or `run_offline`'s error.
     """
     from device_agent.daemon.control_socket import call_daemon
@@ -50,25 +50,25 @@ def daemon_or_offline(
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     try:
-        answer = call_daemon(device.control_path, command, timeout_s, **fields)
+        reply = call_daemon(device.control_path, command, timeout_s, **fields)
     except DaemonNotRunning:
         return run_offline(config)
     family = fields.get("family")
     try:
-        return parse(answer, config.families if family is None else (family,))
+        return parse(reply, config.families if family is None else (family,))
     except Malformed as error:
         raise Malformed(
-            f"answer of the daemon to {command!r}: {error.message}",
+            f"reply of the daemon to {command!r}: {error.message}",
             hint="restart the daemon: it may run another version of the agent",
         ) from error
 
 
-def plain_json(answer: dict[str, Any], families: tuple[str, ...]) -> dict[str, Any]:
-    """Return the answer as it is, for commands without a typed result.
+def plain_json(reply: dict[str, Any], families: tuple[str, ...]) -> dict[str, Any]:
+    """Return the reply unchanged, for commands without a typed result.
 
     Args:
-        answer: the daemon's answer.
+        reply: the daemon's reply.
         families: names of the families; not needed.
     """
     del families
-    return answer
+    return reply

@@ -58,7 +58,7 @@ def cli(context: click.Context, config: Path) -> None:
     Every command has --json: it prints one object on stdout, or one error object on stderr.
 
     \b
-    Exit codes:
+    Exit status:
       0    done
       2    invalid input: fix the command, file or configuration
       3    verification failed: do not retry the same bytes
@@ -165,7 +165,7 @@ def init(
 def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
     """Print the enrollment request of this device, and its fingerprint.
 
-    Send the request to the fleet officer, and confirm the fingerprint over another way, such as a phone call.
+    Send the request to the fleet officer, and confirm the fingerprint over another channel, such as a phone call.
     """
     from device_agent.identity.device_keys import create_enrollment_request
     from device_agent.storage.device_directory import DeviceDirectory
@@ -219,7 +219,7 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
         path,
         "update",
         lambda config: update_offline(config, family, console.progress_bar),
-        lambda answer, families: FamilyResults.parse(answer, families, UpdateResult.from_json),
+        lambda reply, families: FamilyResults.parse(reply, families, UpdateResult.from_json),
         family=family,
     )
     console.print_result(found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_text(result_text))
@@ -236,13 +236,15 @@ def status(path: Path, *, as_json: bool) -> None:
     from device_agent.policy.status_report import StatusReport
 
     report = daemon_or_offline(
-        path, "status", read_status, lambda answer, _: StatusReport.parse(answer), timeout_s=STATUS_TIMEOUT_S
+        path, "status", read_status, lambda reply, _: StatusReport.parse(reply), timeout_s=STATUS_TIMEOUT_S
     )
     console.print_result(report.as_json(), as_json=as_json, text=status_text(report))
 
 
 @cli.command(short_help="Show past update attempts, newest first.")
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="Show at most this many.")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="Show at most this many attempts."
+)
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
@@ -257,7 +259,7 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
         path,
         "history",
         lambda config: read_history(config, family),
-        lambda answer, families: FamilyResults.parse(answer, families, UpdateHistory.parse),
+        lambda reply, families: FamilyResults.parse(reply, families, UpdateHistory.parse),
         timeout_s=STATUS_TIMEOUT_S,
         family=family,
     )
@@ -281,7 +283,7 @@ def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
         path,
         "rollback",
         lambda config: roll_back_offline(config, family),
-        lambda answer, _: UpdateResult.from_json(StrictObject(answer, "result")),
+        lambda reply, _: UpdateResult.from_json(StrictObject(reply, "result")),
         family=family,
     )
     console.print_result(result.as_json(), as_json=as_json, text=result_text(result))
@@ -306,7 +308,7 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
         path,
         "plan",
         lambda config: plan_offline(config, family),
-        lambda answer, families: FamilyResults.parse(answer, families, Plan.parse),
+        lambda reply, families: FamilyResults.parse(reply, families, Plan.parse),
         family=family,
     )
     text = found.as_text(lambda one: plan_text(one, with_reasons=explain))

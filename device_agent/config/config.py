@@ -66,8 +66,8 @@ class UpdateSettings:
             kept for the next attempt.
         variant: the name of a variant, or "auto" to choose by the device's facts.
         metered: whether the connection is paid by volume.
-        metered_limit_bytes: most bytes that one update may download while `metered`, or None for no limit.
-        max_chain: most patches that one update may apply one after the other.
+        metered_limit_bytes: maximum download of one update while `metered`, in bytes; None for no limit.
+        max_chain: maximum number of patches in the chain of one update.
         automatic: whether the daemon polls by itself.
     """
 

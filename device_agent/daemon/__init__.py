@@ -11,7 +11,7 @@ Reading order:
     service_registry.py  the family services of all families
     serving_watchdog.py  keeps one family's model serving
     control_socket.py    the socket of the command line, and its client
-    request_handler.py   answers its requests
+    request_handler.py   handles its requests
     status.py            status and history, read from the journals
     update_metrics.py    counters of the updates
 """

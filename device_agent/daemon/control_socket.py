@@ -2,7 +2,7 @@
 
 Rules:
 - The socket is `control.sock` in the device directory, of mode 0600: only the owner of the device can connect.
-- A connection transports one request {"command": NAME, ...} and one answer {"ok": {...}} or {"error": {...}}
+- A connection transports one request {"command": NAME, ...} and one reply {"ok": {...}} or {"error": {...}}
   (device_agent.process.channel).
 """
 
@@ -21,7 +21,7 @@ from device_agent.process.channel import ChannelClosed, receive_message, send_me
 logger = logging.getLogger(__name__)
 
 BACKLOG_CONNECTIONS: Final = 8
-REQUEST_TIMEOUT_S: Final = 5.0  # for the arrival of the request; the answer has no limit
+REQUEST_TIMEOUT_S: Final = 5.0  # for the arrival of the request; the reply has no limit
 MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 
 RequestHandler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -32,8 +32,8 @@ class ControlServer:
 
     Args:
         path: path of the socket; a socket that a crashed daemon left is replaced.
-        handle_request: returns the answer to a request; called in the connections' threads. An AirweightsError that it
-            raises is sent as the answer.
+        handle_request: returns the reply to a request; called in the connections' threads. An AirweightsError that it
+            raises is sent as the reply.
     """
 
     def __init__(self, path: Path, handle_request: RequestHandler) -> None:
@@ -86,17 +86,17 @@ class ControlServer:
 
 
 def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
-    """Send a request to the daemon and return its answer.
+    """Send a request to the daemon and return its reply.
 
     Args:
         path: path of the socket.
         command: name of the request (device_agent.daemon.request_handler).
-        timeout_s: seconds to wait for the answer; None waits without a limit.
+        timeout_s: seconds to wait for the reply; None waits without a limit.
         fields: further fields of the request.
 
     Raises:
-        DaemonNotRunning: the socket does not exist, or the daemon does not answer.
-        AirweightsError: the error that the daemon answered with.
+        DaemonNotRunning: the socket does not exist, or the daemon does not reply.
+        AirweightsError: the error that the daemon replied with.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
@@ -107,7 +107,7 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
             reply = receive_message(connection)
         except (ChannelClosed, OSError) as error:
             raise DaemonNotRunning(
-                f"no daemon answers on {path}: {error}", hint="start one with `device-agent run`"
+                f"no daemon responds on {path}: {error}", hint="start one with `device-agent run`"
             ) from error
     reply.close()
     if isinstance(reply.value.get("ok"), dict):

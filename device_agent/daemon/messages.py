@@ -1,6 +1,6 @@
 """Messages that other threads queue for the supervisor's main thread: a closed union, `DaemonMessage`.
 
-A request has a `Reply`, on which the thread of the control socket waits. The other messages need no answer.
+A request has a `Reply`, on which the thread of the control socket waits. The other messages need no reply.
 """
 
 import threading
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Reply(Generic[T]):
-    """The answer to one request: set once by the main thread, awaited by one other thread."""
+    """The reply to one request: set once by the main thread, awaited by one other thread."""
 
     def __init__(self) -> None:
         self._done = threading.Event()
@@ -43,11 +43,11 @@ class Reply(Generic[T]):
             self._done.set()
 
     def cancel(self) -> None:
-        """Release the waiting thread without an answer."""
+        """Release the waiting thread without a reply."""
         self._done.set()
 
     def wait(self) -> T:
-        """Wait for the answer, without a limit.
+        """Wait for the reply, without a limit.
 
         Raises:
             AgentStopping: the request was canceled.
@@ -63,10 +63,10 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Request(Generic[T]):
-    """A message whose sender waits for the answer.
+    """A message whose sender waits for a reply.
 
     Attributes:
-        reply: the answer.
+        reply: set by the main thread.
     """
 
     reply: Reply[T] = field(default_factory=Reply, kw_only=True, repr=False)
@@ -111,14 +111,14 @@ class RollbackRequest(Request[UpdateResult]):
 
 @dataclass(frozen=True, slots=True)
 class ReportProbation:
-    """Answer a rollback request that has ended a probation with the result of that attempt."""
+    """Reply to a rollback request that has ended a probation, with the result of that attempt."""
 
     request: RollbackRequest
 
 
 @dataclass(frozen=True, slots=True)
 class PauseRequest(Request[bool]):
-    """Pause or resume the updates of all families; the answer is `is_paused`."""
+    """Pause or resume the updates of all families; the reply is `is_paused`."""
 
     is_paused: bool
 
@@ -132,7 +132,7 @@ class PlanRequest(Request["FamilyResults[Plan]"]):
 
 @dataclass(frozen=True, slots=True)
 class AdapterRequest(Request[dict[str, Any]]):
-    """Attach or detach the adapter of a family; the answer is the listing of adapters.
+    """Attach or detach the adapter of a family; the reply is the listing of adapters.
 
     Attributes:
         family: name of the family.
@@ -147,7 +147,7 @@ class AdapterRequest(Request[dict[str, Any]]):
 
 @dataclass(frozen=True, slots=True)
 class ClearQuarantineRequest(Request[int]):
-    """Remove bundles of the named families from quarantine; the answer is the number of removed rows.
+    """Remove bundles of the named families from quarantine; the reply is the number of removed rows.
 
     Attributes:
         families: names of the families.
@@ -173,7 +173,7 @@ DaemonMessage: TypeAlias = (
 
 
 def cancel_reply(message: DaemonMessage) -> None:
-    """Release the thread that waits for the answer to a message, if any."""
+    """Release the thread that waits for the reply to a message, if any."""
     request = message.request if isinstance(message, ReportProbation) else message
     if isinstance(request, Request):
         request.reply.cancel()

@@ -1,6 +1,6 @@
 """Answer the requests of the control socket, in that socket's threads.
 
-`status`, `history` and `adapter-list` only read: they are answered at once, also during an update. All other requests
+`status`, `history` and `adapter-list` only read: they are handled at once, also during an update. All other requests
 are queued for the supervisor's main thread, and the thread waits for the reply.
 """
 
@@ -45,7 +45,7 @@ class RequestHandler:
         self._enqueue, self._open_service, self._families = enqueue, open_service, families
 
     def handle_request(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the answer to one request.
+        """Return the reply to one request.
 
         Args:
             request: {"command": NAME, "family": NAME or None or missing, further fields of the command}.

@@ -200,7 +200,7 @@ class Supervisor:
     #   FrontCrashed     always                         restart now
     #   ModelCrashed     busy's candidate in probation  defer: the probation judges it
     #   ModelCrashed     any other                      restart now
-    #   RollbackRequest  of busy, interruptible         end the update; answer with its result
+    #   RollbackRequest  of busy, interruptible         end the update; reply with its result
     #   RollbackRequest  of busy, not interruptible     defer until the update ends
     #   RollbackRequest  of another family              run now
     #   all others                                      defer until the update ends
@@ -301,7 +301,7 @@ class Supervisor:
         return is_any
 
     def handle(self, message: DaemonMessage) -> None:
-        """Handle one message. An error is the answer to a request; without a request it is logged.
+        """Handle one message. An error is the reply to a request; without a request it is logged.
 
         Raises:
             Bug: a defect of the agent.

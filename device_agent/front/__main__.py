@@ -147,7 +147,7 @@ class FrontProcess:
         return {} if generation is None else _window(generation)
 
     def state(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
-        """Handle `state`: return what is loaded and current, and how many requests wait."""
+        """Handle `state`: return the loaded and current generations, and how many requests wait."""
         families = {
             family: {
                 "current": None if queue.current is None else queue.current.number,

@@ -47,7 +47,7 @@ class RequestFailed(Exception):
 
     Args:
         status: HTTP status.
-        message: for the client.
+        message: error message for the client.
         closes_connection: close the connection after the response.
     """
 
@@ -136,7 +136,7 @@ class Request:
 
         Args:
             status: HTTP status.
-            message: for the client.
+            message: error message for the client.
         """
         if not self.response.done():
             self.response.set_exception(RequestFailed(status, message))

@@ -45,19 +45,19 @@ class SystemdNotifier:
         except OSError as error:
             logger.warning("cannot notify systemd: %s", error)
 
-    def start_watchdog(self, is_answering: Callable[[], bool]) -> None:
-        """Start the thread that sends `WATCHDOG=1` as long as `is_answering` returns true."""
+    def start_watchdog(self, is_responding: Callable[[], bool]) -> None:
+        """Start the thread that sends `WATCHDOG=1` as long as `is_responding` returns true."""
         if self._interval_s is not None and self._address:
-            threading.Thread(target=self._send_keepalives, args=(is_answering,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._send_keepalives, args=(is_responding,), name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
         """Send `STOPPING=1` and end the watchdog messages."""
         self._stop_event.set()
         self.send("STOPPING=1")
 
-    def _send_keepalives(self, is_answering: Callable[[], bool]) -> None:
+    def _send_keepalives(self, is_responding: Callable[[], bool]) -> None:
         while not self._stop_event.wait(self._interval_s):
-            if is_answering():
+            if is_responding():
                 self.send("WATCHDOG=1")
             else:
                 logger.error("the model does not respond, no watchdog message sent")

@@ -269,7 +269,7 @@ def encode_key_file(use: str, key: Secret) -> bytes:
     """Encode a plain key file (rule 2 of this module).
 
     Args:
-        use: what the key is for.
+        use: purpose of the key.
         key: the private key.
     """
     return strict_json.encode(

@@ -38,7 +38,7 @@ class OpenKeyStorage(Protocol):
         """Seal a key; return the fields to write into its file.
 
         Args:
-            use: what the key is for; a token binds the result to it.
+            use: purpose of the key; a token binds the result to it.
             key: the private key.
         """
         ...
@@ -47,7 +47,7 @@ class OpenKeyStorage(Protocol):
         """Open a sealed key; the inverse of `seal`.
 
         Args:
-            use: what the key is for.
+            use: purpose of the key.
             sealed: the fields from its file.
 
         Raises:
@@ -87,7 +87,7 @@ def encode_sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
 
     Args:
         uri: the key storage that sealed the key.
-        use: what the key is for.
+        use: purpose of the key.
         sealed: the fields that `OpenKeyStorage.seal` returned.
     """
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": use, "home": uri, "sealed": sealed}

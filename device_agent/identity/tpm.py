@@ -73,7 +73,7 @@ class Tpm:
         """Seal a value under the current values of the PCRs.
 
         Args:
-            value: at most MAX_SEALED_BYTES.
+            value: the bytes to seal, at most MAX_SEALED_BYTES.
 
         Raises:
             TpmUnavailable: the TPM cannot be used.

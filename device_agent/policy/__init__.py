@@ -12,5 +12,5 @@ Reading order:
     journal_records  records of the journal beside attempts
     outcome_report   the signed report that follows a result
     poll_schedule    time until the next check
-    status_report    answer of `device-agent status`
+    status_report    the object that `device-agent status` prints
 """

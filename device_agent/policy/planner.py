@@ -109,7 +109,7 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
     Args:
         manifest: verified manifest of the release.
         requested: name of a variant, or "auto": the current one if it still fits, else the smallest that fits.
-        facts: of the device.
+        facts: processor, memory, runtime and decoders of the device.
         current: name of the active variant, or None.
 
     Raises:
@@ -135,7 +135,7 @@ def unmet_requirement(requires: Requirements, facts: DeviceFacts) -> str:
 
     Args:
         requires: signed requirements of a variant.
-        facts: of the device.
+        facts: processor, memory, runtime and decoders of the device.
     """
     if requires.arch and facts.arch not in requires.arch:
         return f"needs {' or '.join(requires.arch)}, this device is {facts.arch}"
@@ -182,7 +182,7 @@ def find_cheapest_path(
         edges: patches of all verified manifests.
         stored: bundles in the store that are not known to be damaged.
         spooled: bytes in the spool, by SHA-256 of the blob.
-        facts: of the device.
+        facts: processor, memory, runtime and decoders of the device.
         policy: limits of the path.
 
     Raises:

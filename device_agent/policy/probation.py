@@ -78,7 +78,7 @@ class ProbationLimits:
         """Create the limits from the signed health contract and the device's configuration.
 
         Args:
-            health: of the candidate.
+            health: signed health contract of the candidate.
             window_s: configured length in seconds, or None for the health contract's.
             min_requests: configured number of requests, or None for the health contract's.
         """
@@ -97,7 +97,7 @@ class ProbationDecision:
     """A decision about a candidate, with its reason.
 
     Attributes:
-        action: what to do.
+        action: the next step.
         detail: the reason in one line.
         is_inconclusive: COMMIT follows from the health contract, not from enough requests.
     """
@@ -113,7 +113,7 @@ def judge_probation(
     """Decide about a candidate in probation.
 
     Args:
-        limits: of the probation.
+        limits: thresholds and duration of the probation.
         observation: counters of the candidate since it serves.
         baseline: counters of the previous generation; all 0 without one.
         elapsed_s: seconds since the candidate serves.

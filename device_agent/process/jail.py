@@ -49,7 +49,8 @@ class JailPolicy:
     Attributes:
         sockets: "none", "unix" (AF_UNIX only) or "inet" (all).
         read, write: files and folders that it can read, or also write. Missing ones are ignored.
-        own_user: as root, become a user that no other process has. False for workers that write the device's files.
+        own_user: if the daemon is root, become a user that no other process has. False for workers that write the
+            device's files.
         memory_bytes: RLIMIT_AS, or None.
         cpu_s: RLIMIT_CPU in seconds, or None.
         file_bytes: RLIMIT_FSIZE, or None; it limits memfds too.

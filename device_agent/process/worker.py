@@ -149,7 +149,7 @@ def serve_calls(supervisor: SupervisorChannel, handlers: Mapping[str, Handler]) 
 
     Args:
         supervisor: the channel.
-        handlers: by operation.
+        handlers: the handler of each operation, by its name.
     """
     while True:
         try:
@@ -165,7 +165,7 @@ def handle_call(supervisor: SupervisorChannel, message: Message, handlers: Mappi
     Args:
         supervisor: the channel for the reply.
         message: the call.
-        handlers: by operation.
+        handlers: the handler of each operation, by its name.
 
     Raises:
         ChannelClosed: the supervisor ended.

@@ -107,7 +107,7 @@ class WorkerProcess:
         """Start `python -m MODULE` and wait until it is in its jail.
 
         Args:
-            module: for example "device_agent.workers.probe".
+            module: name of the worker's module, for example "device_agent.workers.probe".
             policy: the jail's policy.
             environment: further environment variables, for example a proxy.
             deadline_s: seconds from the start to the first reply.
@@ -181,7 +181,7 @@ class WorkerProcess:
         return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_request, on_idle)
 
     def is_alive(self) -> bool:
-        """Return whether the worker has not ended."""
+        """Return whether the worker is still running."""
         return self._process.poll() is None
 
     def fileno(self) -> int:

@@ -40,7 +40,8 @@ def decide_admission(available_bytes: int, candidate_peak_bytes: int, running_re
     """Choose the strategy for a candidate.
 
     Args:
-        available_bytes: of the system or the control group (device_agent.host.device_facts.available_memory_bytes).
+        available_bytes: available memory of the system or control group
+            (device_agent.host.device_facts.available_memory_bytes).
         candidate_peak_bytes: peak memory of the candidate's model, as probed.
         running_resident_bytes: resident memory of the running model's process; 0 if none runs.
     """

@@ -58,8 +58,8 @@ def compare_outputs(
     """Compare a candidate's outputs with the live model's (rules 1 and 2).
 
     Args:
-        outputs: of the candidate, by name.
-        live_outputs: of the live model, by name.
+        outputs: outputs of the candidate, by name.
+        live_outputs: outputs of the live model, by name.
         limit_ppm: relative RMS difference up to which float outputs agree, in parts per million.
 
     Returns:

@@ -33,7 +33,7 @@ class ServeConfig:
         listen: "unix:/path" or "tcp:HOST:PORT"; port 0 chooses a free one.
         families: families that must be loaded for the endpoint to be ready.
         awaited: those of them that an earlier front served; their requests wait until they are published again.
-        group: group that may use the Unix socket besides its owner, or None.
+        group: group that may use the Unix socket in addition to its owner, or None.
         max_body_bytes: largest request body.
         max_kept_bytes: largest sum of all request bodies in memory.
         max_waiting: requests of a family that may wait for its model; more are rejected with 503.
@@ -185,7 +185,7 @@ class FrontHandle:
         return float(reply.value["publish_ns"]) / 1e9
 
     def retire(self, family: str, generation: int, timeout_s: float) -> None:
-        """Send no more requests to a generation, and wait for its open ones. Then its process can be stopped.
+        """Stop sending requests to a generation and wait for its open ones. Then its process can be stopped.
 
         Args:
             family: name of the family.
@@ -260,7 +260,7 @@ class FrontHandle:
         self._worker.call("metrics", {"text": text}, deadline_s=CALL_DEADLINE_S)
 
     def state(self) -> dict[str, Any]:
-        """Return what is loaded and what waits.
+        """Return the loaded generations and the numbers of waiting requests.
 
         Returns:
             {"families": {FAMILY: {"current", "ready", "generations", "waiting", "refused"}}, "connections": COUNT}.
@@ -277,7 +277,7 @@ class FrontHandle:
         return self._worker.pid
 
     def is_alive(self) -> bool:
-        """Return whether the front has not ended."""
+        """Return whether the front is still running."""
         return self._worker.is_alive()
 
     def fileno(self) -> int:
@@ -312,7 +312,7 @@ def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str
 
     Args:
         listen: "unix:/path" or "tcp:HOST:PORT".
-        group: group that may use a Unix socket besides its owner (mode 0660), or None.
+        group: group that may use a Unix socket in addition to its owner (mode 0660), or None.
 
     Returns:
         The socket, its address as clients write it, and the path of a Unix socket.

@@ -180,7 +180,7 @@ class ModelProcess:
         return self._worker.jail.memory_locked
 
     def is_alive(self) -> bool:
-        """Return whether the process has not ended."""
+        """Return whether the process is still running."""
         return self._worker.is_alive()
 
     def fileno(self) -> int:

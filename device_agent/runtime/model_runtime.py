@@ -411,7 +411,7 @@ def bundle_from_files(model: Path, golden: Path | None = None, external: Sequenc
 
     Args:
         model: the ONNX file.
-        golden: file with golden vectors, which `swap` checks; None for none.
+        golden: file with golden vectors, which `swap` checks; None to check none.
         external: the model's external data files, from the same folder.
 
     Returns:

@@ -9,7 +9,7 @@ from bundle.contract import Contract, TensorSpec
 
 
 class DescribedModel(Protocol):
-    """A model that metadata can be made of; GenerationSpec is one."""
+    """A model that has metadata; GenerationSpec implements it."""
 
     @property
     def contract(self) -> Contract | None:

@@ -33,7 +33,7 @@ class ModelProcessHandle(Protocol):
         ...
 
     def is_alive(self) -> bool:
-        """Return whether the process has not ended."""
+        """Return whether the process is still running."""
         ...
 
     def fileno(self) -> int:
@@ -81,11 +81,11 @@ class ServingBackend(Protocol):
         ...
 
     def retire(self, generation: int) -> None:
-        """Direct no more requests to a generation, and wait until its requests are completed."""
+        """Stop directing requests to a generation, and wait until its open ones are completed."""
         ...
 
     def observation(self, generation: int) -> ServingObservation:
-        """Return what was observed of a generation since it was published."""
+        """Return the counters of a generation since it was published."""
         ...
 
     def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
@@ -99,7 +99,7 @@ class ServingBackend(Protocol):
         ...
 
     def shadow_observation(self) -> ShadowObservation:
-        """Return what was observed of the candidate in shadow mode so far."""
+        """Return the counters of the candidate in shadow mode so far."""
         ...
 
 
@@ -213,7 +213,7 @@ class FamilyServing:
         self._runtime.set_shadow(generation.process, share_ppm, limit_ppm)
 
     def shadow_observation(self, generation: Generation) -> ShadowObservation:
-        """Return what was observed of a candidate in shadow mode.
+        """Return the counters of a candidate in shadow mode.
 
         A crash of its process counts at once, before the front has noticed it.
         """
@@ -242,7 +242,7 @@ class FamilyServing:
         return standby
 
     def observation(self, generation: Generation) -> ServingObservation:
-        """Return what was observed of a generation since it was published."""
+        """Return the counters of a generation since it was published."""
         return self._runtime.observation(generation.number)
 
     def stop_unpublished(self, generation: Generation) -> None:
@@ -269,7 +269,7 @@ def call_on_exit(pidfd: int, callback: Callable[[], None]) -> None:
     """Call a function from another thread when a process ends.
 
     Args:
-        pidfd: of the process; owned by this function, which closes it.
+        pidfd: descriptor of the process; this function owns and closes it.
         callback: called once.
     """
 

@@ -222,14 +222,14 @@ class FamilyRuntime:
         return round(self._runtime.call_front(lambda front: front.publish(self._family, process)) * 1e6)
 
     def retire(self, generation: int) -> None:
-        """Direct no more requests to a generation; wait at most DRAIN_TIMEOUT_S for its open ones."""
+        """Stop directing requests to a generation; wait at most DRAIN_TIMEOUT_S for its open ones."""
         if self._published is not None and self._published.spec.generation == generation:
             self._published = None  # `is_responding` expects no responses until the next `publish`
         with contextlib.suppress(DrainTimeout):
             self._runtime.call_front(lambda front: front.retire(self._family, generation, DRAIN_TIMEOUT_S))
 
     def observation(self, generation: int) -> ServingObservation:
-        """Return what the front counted for a generation since it was published."""
+        """Return the front's counters of a generation since it was published."""
         window = self._runtime.call_front(lambda front: front.window(self._family, generation))
         return ServingObservation(
             requests=window.requests - window.client_errors,
@@ -252,7 +252,7 @@ class FamilyRuntime:
         self._runtime.call_front(lambda front: front.set_shadow(self._family, process, share_ppm, limit_ppm))
 
     def shadow_observation(self) -> ShadowObservation:
-        """Return what was observed in shadow mode; all zero after a restart of the front."""
+        """Return the counters of shadow mode; all zero after a restart of the front."""
         stats = self._runtime.call_front(lambda front: front.shadow_stats(self._family))
         return ShadowObservation(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 

@@ -30,7 +30,7 @@ class RecordDatabase:
         read_only: refuse a file of an older schema instead of migrating it.
 
     Raises:
-        JournalDamaged: the file is no database, or a record does not match its checksum. Any method can raise it.
+        JournalDamaged: the file is not a database, or a record does not match its checksum. Any method can raise it.
         JournalUnreadable: the file cannot be opened or written, or has another schema. Any method can raise it.
     """
 
@@ -151,9 +151,9 @@ class RecordDatabase:
 
     def _prepare(self, *, read_only: bool) -> None:
         self._db.execute("PRAGMA journal_mode = DELETE")
-        answer = self._db.execute("PRAGMA quick_check").fetchone()[0]
-        if answer != "ok":
-            raise JournalDamaged(f"{self._path}: SQLite reports damage: {str(answer)[:200]}")
+        findings = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        if findings != "ok":
+            raise JournalDamaged(f"{self._path}: SQLite reports damage: {str(findings)[:200]}")
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
             raise JournalUnreadable(

@@ -192,7 +192,7 @@ class Journal:
         """Record the target of an attempt and its bundle, in FETCHING.
 
         Args:
-            attempt: in CHECKING.
+            attempt: an attempt in the state CHECKING.
             bundle: the candidate.
         """
         with self._records.transaction():

@@ -6,7 +6,7 @@
 2. Each record has a checksum.
 3. Records, fields and states have the names of the glossary; the tables below list the old ones, and field `verdict`
    became `rejection`. Records of kind `report` keep their bytes, because each report contains the digest of the
-   previous one. The reasons in quarantine and history keep the words of the agent that wrote them.
+   previous one. Reasons in quarantine and history keep the names that the agent used when it wrote them.
 
 A migration runs inside one transaction, which its caller opens.
 """

@@ -11,7 +11,7 @@ from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInval
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.storage.adapter_store import DEFAULT_TOLERANCE_PPM, MAX_ADAPTER_BYTES, Adapter, AdapterStore
 from device_agent.update.context import UpdateContext
-from device_agent.workers.adapter_check import check_adapter, record_golden_answers, with_adapter
+from device_agent.workers.adapter_check import check_adapter, record_golden_outputs, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
 
@@ -19,9 +19,9 @@ def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, An
     """Attach or detach the adapter. After an error nothing has changed.
 
     Args:
-        context: of the family.
+        context: configuration, stores and workers of the family.
         command: "adapter-attach" or "adapter-detach".
-        fields: of "adapter-attach": `file` (path, or None for the stored adapter), `tolerance_ppm` (or None).
+        fields: for "adapter-attach": `file` (path, or None for the stored adapter), `tolerance_ppm` (or None).
 
     Raises:
         ConfigInvalid: the file is missing, empty or too large.
@@ -50,7 +50,7 @@ def _attach(
     fds = workers.unseal(active)
     try:
         both = with_adapter(fds, source)
-        golden = record_golden_answers(both, active.parse_manifest()[1], allow_unjailed=context.config.allow_unjailed)
+        golden = record_golden_outputs(both, active.parse_manifest()[1], allow_unjailed=context.config.allow_unjailed)
         try:
             sha256, size = workers.seal_adapter(source, golden)
         finally:

@@ -66,7 +66,7 @@ class Candidate:
     """One candidate on its way into service.
 
     Args:
-        context: of the family.
+        context: configuration, stores and workers of the family.
         workers: unseals bundles.
 
     Attributes:

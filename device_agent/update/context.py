@@ -89,11 +89,11 @@ def find_patch_path(
     """Find the cheapest path to a bundle, given the store, the spool and the configuration.
 
     Args:
-        context: of the family.
+        context: configuration, stores and workers of the family.
         manifest: verified manifest of the release.
         counter_epoch: epoch of the delegation that signed the release's counter.
         target: digest of the bundle.
-        facts: of the device.
+        facts: processor, memory, runtime and decoders of the device.
         excluded_blobs: SHA-256 of the blobs that failed in this attempt.
 
     Raises:

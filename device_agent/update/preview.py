@@ -119,7 +119,7 @@ class PlannedPath:
         steps: patches in the order of their use; empty if the bundle is stored.
         fetch_bytes: bytes still to download.
         full_download_bytes: size of the cheapest full download, 0 if there is none.
-        storage_bytes: most bytes that spool and bundle store need.
+        storage_bytes: peak size of spool and bundle store, in bytes.
     """
 
     steps: tuple[PlannedStep, ...]

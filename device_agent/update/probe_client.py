@@ -26,7 +26,7 @@ class ProbeClient:
     """Probes candidates and keeps the measurements by bundle.
 
     Args:
-        threads: of the model session, as in service.
+        threads: number of threads of the model session, as in service.
         allow_unjailed: probe without a jail if the kernel offers none.
 
     Attributes:

@@ -60,7 +60,7 @@ def run_update(context: UpdateContext, trigger: str) -> UpdateResult:
     """Run one attempt from its check on. An error of the attempt becomes its outcome.
 
     Args:
-        context: of the family; the state in its journal is IDLE or STAGED.
+        context: stores and workers of the family; the state in its journal is IDLE or STAGED.
         trigger: "poll", "operator" or "start".
 
     Raises:

@@ -1,6 +1,6 @@
 """Worker processes, and the supervisor's client of them.
 
-Words: call (a request of the supervisor with descriptors, answered once), jail (the restrictions of a worker),
+Words: call (a request of the supervisor with descriptors and one reply), jail (the restrictions of a worker),
 sealed bundle (a bundle encrypted under the device's storage key).
 
 Reading order:

@@ -34,7 +34,7 @@ def with_adapter(fds: BundleFds, adapter_fd: int) -> BundleFds:
     return replace(fds, files={**fds.files, ADAPTER_DIRECTORY_NAME: adapter_fd}, adapter=ADAPTER_DIRECTORY_NAME)
 
 
-def record_golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
+def record_golden_outputs(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
     """Run a bundle's golden inputs with its adapter.
 
     Args:
@@ -59,7 +59,7 @@ def check_adapter(
 
     Args:
         fds: result of `with_adapter`.
-        golden_fd: result of `record_golden_answers` for the bundle that the adapter was attached to.
+        golden_fd: result of `record_golden_outputs` for the bundle that the adapter was attached to.
         tolerance_ppm: allowed relative RMS error, in parts per million.
         variant: the bundle's variant, with its health contract.
         allow_unjailed: run without a jail if the kernel offers none.
@@ -79,8 +79,8 @@ def _call_probe(
     value, files = fds.to_message()
     request = {"bundle": value, "tolerance_ppm": tolerance_ppm}
     try:
-        with WorkerProcess.start(PROBE_MODULE, jail) as child:
-            return child.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
+        with WorkerProcess.start(PROBE_MODULE, jail) as probe:
+            return probe.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
     except WorkerCrashed as error:
         raise AdapterIncompatible(f"the check with the adapter crashed: {error.message}") from error
     except (Bug, Unavailable):

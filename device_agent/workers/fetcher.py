@@ -252,8 +252,8 @@ def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
             body.total_bytes is not None and body.total_bytes != part.size_bytes
         ):
             raise DownloadFailed(
-                f"{url}: answers with bytes {body.start_byte} on of {body.total_bytes}, expected "
-                f"{part.received_bytes} on of {part.size_bytes}"
+                f"{url}: the response starts at byte {body.start_byte} of {body.total_bytes}, expected "
+                f"{part.received_bytes} of {part.size_bytes}"
             )
         return 0
     if part.received_bytes and body.etag != part.read_etag():

@@ -50,7 +50,7 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         ModelDoesNotLoad: onnxruntime cannot load the model.
         ContractMismatch: its inputs or outputs are not those of the contract.
         GoldenMismatch: an output differs by more than the tolerance.
-        NanOutput: an output has NaN or infinity, the golden one has not.
+        NanOutput: an output has NaN or infinity, but the golden output does not.
         InferenceFailed: a run failed.
         MemoryLeak: the memory grows with every run.
         Malformed: the golden vectors are malformed.

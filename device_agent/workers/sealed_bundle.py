@@ -56,7 +56,7 @@ class SealedHead:
         """
         variant = parse_manifest(self.manifest.encode()).variant(self.variant)
         if variant is None:
-            raise StoreDamaged(f"a sealed bundle names variant {self.variant!r}, its manifest has none")
+            raise StoreDamaged(f"a sealed bundle names variant {self.variant!r}, which its manifest does not list")
         return variant
 
     def as_bytes(self) -> bytes:

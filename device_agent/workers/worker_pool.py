@@ -102,14 +102,14 @@ class WorkerPool:
     def interrupt(self) -> None:
         """Kill all workers, from another thread: the running call and all later calls raise AgentStopping."""
         self._is_interrupted = True
-        for child in list(self._workers.values()):
-            child.kill()
+        for process in list(self._workers.values()):
+            process.kill()
 
     def check_channel(self, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> VerifiedRelease:
         """Return the verified release that the channel runs now.
 
         Args:
-            persistent_state: of the family's journal; used if the trust state is lost.
+            persistent_state: content of the family's journal; used if the trust state is lost.
             bundles: recorded bundles; used if the trust state is lost.
 
         Raises:
@@ -399,18 +399,18 @@ class WorkerPool:
     def _call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
     ) -> Message:
-        child = self._workers.get(worker)
+        process = self._workers.get(worker)
         if self._is_interrupted:
             raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
-        if child is None:
+        if process is None:
             environment = self._worker_environment(worker)
-            child = self._workers[worker] = WorkerProcess.start(
+            process = self._workers[worker] = WorkerProcess.start(
                 f"device_agent.workers.{worker}", self._worker_jail(worker), environment=environment
             )
         try:
-            return child.call(operation, request, fds, on_idle=self._on_idle, **options)
+            return process.call(operation, request, fds, on_idle=self._on_idle, **options)
         except (WorkerCrashed, WorkerTimeout):
-            if self._workers.get(worker) is child:
+            if self._workers.get(worker) is process:
                 self._workers.pop(worker).stop()
             if self._is_interrupted:
                 raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None

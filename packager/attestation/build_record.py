@@ -56,7 +56,7 @@ class BuildRecord:
         """Parse the content of a record's file.
 
         Raises:
-            WorkspaceDamaged: the data is no build record.
+            WorkspaceDamaged: the data is not a build record.
         """
         try:
             value = json.loads(data)

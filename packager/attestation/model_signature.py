@@ -64,7 +64,7 @@ def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Pa
         ExtraMissing: the extra `oms` is not installed.
         FileNotFound: the folder does not exist.
         OutputExists: an output file exists, or would be inside the folder.
-        KeyUnreadable: the key is no elliptic-curve key.
+        KeyUnreadable: the key is not an elliptic-curve key.
         KeyMissing, KeyDamaged, WrongPassphrase: the key file cannot be opened.
         ModelSignatureRefused: the library refuses the folder, for example because of a symbolic link.
     """

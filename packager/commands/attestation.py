@@ -53,7 +53,7 @@ def create_command(
 ) -> None:
     """Write and sign the attestations of VERSION of FAMILY.
 
-    Of --keys, the keys of the family's release role sign.
+    Only the keys in --keys that belong to the family's release role are used.
 
     Exit status: 0 written, 2 invalid input, 4 a token is unavailable.
     """

@@ -52,7 +52,7 @@ def enroll_command(
 ) -> None:
     """Enroll the device that wrote REQUEST (`device-agent enroll`), and seal the cohort's key to it.
 
-    Exit status: 0 enrolled (also if it was before), 2 invalid input or another fingerprint, 3 the request does not
+    Exit status: 0 enrolled (or already enrolled), 2 invalid input or another fingerprint, 3 the request does not
     prove possession of its keys.
     """
     from packager.commands.options import read_key_passphrase
@@ -123,7 +123,7 @@ def enroll_batch_command(
 ) -> None:
     """Enroll all devices of the signed batch FILE, or none.
 
-    Exit status: 0 enrolled (also if they were before), 2 invalid input, 3 the batch is not signed by an enrollment key,
+    Exit status: 0 enrolled (or already enrolled), 2 invalid input, 3 the batch is not signed by an enrollment key,
     or a label is registered with other keys.
     """
     from keys.enrollment_batch import parse_batch
@@ -203,7 +203,7 @@ def revoke_command(
 @click.option(
     "--jobs", type=click.IntRange(1, 256), help="Number of processes that seal envelopes; default: one per CPU."
 )
-@click.option("--insecure-plaintext", is_flag=True, help="Write the cohort's key unencrypted. For trials only.")
+@click.option("--insecure-plaintext", is_flag=True, help="Write the cohort's key without encryption. For tests only.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION

@@ -41,7 +41,7 @@ MIN_TOP1_OPTION = click.option(
     help="Gate: smallest share of samples with the same top-1 class; 0 for embeddings.  [default: 0.95]",
 )
 METRIC_OPTION = click.option(
-    "--metric", "metric_text", help="Also compare this metric of yours: python:MODULE:FUNCTION, or a command."
+    "--metric", "metric_text", help="Also compare your own metric: python:MODULE:FUNCTION, or a command."
 )
 METRIC_LOSS_OPTION = click.option(
     "--max-metric-loss",

@@ -26,10 +26,13 @@ PATH: Final = click.Path(path_type=Path)
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @click.option(
-    "--from", "bases", multiple=True, help="Create patches from this version, not from those of the file. Repeatable."
+    "--from",
+    "bases",
+    multiple=True,
+    help="Create patches from this version instead of those in the release file. Repeatable.",
 )
 @click.option(
-    "--last", "newest", type=click.IntRange(0, MAX_BASES), help="Create patches from this many last releases instead."
+    "--last", "newest", type=click.IntRange(0, MAX_BASES), help="Create patches from this many latest releases instead."
 )
 @click.option("--until", help="Stop after this step; `sign` stages the release for signers.")
 @click.option("--dry-run", is_flag=True, help="Stop after the step diff: show all sizes, change nothing.")

@@ -50,7 +50,7 @@ repo.add_command(add_signatures_command)
     help="Public key of ROLE that is stored elsewhere: a PEM file (`keys public`), key file or URI. Repeatable.",
 )
 @click.option("--classical", is_flag=True, help="Use Ed25519 only, for clients without ML-DSA.")
-@click.option("--insecure-plaintext", is_flag=True, help="Write the keys unencrypted. For trials only.")
+@click.option("--insecure-plaintext", is_flag=True, help="Write the keys without encryption. For tests only.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def init_command(

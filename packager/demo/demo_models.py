@@ -109,7 +109,7 @@ def load_own_models(folder: Path, old: Path, new: Path, inputs: Path | None) -> 
         inputs: `.npz` with one array per model input, first axis = sample; None draws random samples.
 
     Raises:
-        Invalid: a file is no model, or the inputs do not fit it (packager.models.inputs).
+        Invalid: a file is not a model, or the inputs do not fit it (packager.models.inputs).
     """
     interface = ModelInterface.from_file(old)
     ModelInterface.from_file(new)

@@ -11,9 +11,9 @@ class DemoCheck:
     """One check of the demo.
 
     Attributes:
-        name: what should hold.
-        passed: whether it held.
-        observed: what was observed.
+        name: the expected behavior.
+        passed: whether the check passed.
+        observed: the observed behavior, as text.
     """
 
     name: str

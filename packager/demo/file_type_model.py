@@ -32,7 +32,7 @@ class FileTypeConfig:
 
     Attributes:
         labels: class names in the order of the model's output.
-        thresholds: by label, 0 to 1.
+        thresholds: minimum score of each label, 0 to 1.
         threshold: threshold of every other label.
         label_names: label → shown name.
         beg_size, end_size, block_size: in bytes.
@@ -50,7 +50,11 @@ class FileTypeConfig:
 
     @classmethod
     def read(cls, path: Path) -> "FileTypeConfig":
-        """Read the `config.json` of the bundle. Raises SamplesUnreadable: it is no such file."""
+        """Read the `config.json` of the bundle.
+
+        Raises:
+            SamplesUnreadable: the file is not such a configuration.
+        """
         try:
             raw = json.loads(path.read_text("utf-8"))
             return cls(

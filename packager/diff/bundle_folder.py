@@ -153,11 +153,11 @@ def open_bundle(path: Path, roles: dict[str, str] | None = None) -> BundleDirect
     """Scan a folder, or a single file, as a bundle.
 
     Args:
-        path: of the folder or file.
+        path: a bundle folder, or a single file.
         roles: role by file path; see `bundle.files.scan_directory`.
 
     Raises:
-        Invalid: the path is missing, or is no valid bundle.
+        Invalid: the path is missing, or is not a valid bundle.
     """
     if not path.is_file():
         return scan_directory(path, roles or {})

@@ -6,7 +6,7 @@
    TOLERANCE_HEADROOM * d)). The floor of a quantized model is higher: on another CPU a float sum may round to another
    level.
 3. The samples with the smallest and the largest inputs are always among them.
-4. A sample whose outputs are not finite, or differ in shape from run to run, is no golden vector.
+4. A sample whose outputs are not finite, or differ in shape from run to run, cannot be a golden vector.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class GoldenReport:
 
     Attributes:
         samples: number of samples.
-        tolerance_ppm: for the manifest, relative RMS in parts per million.
+        tolerance_ppm: relative RMS that the manifest allows, in parts per million.
         spread_ppm: largest deviation that was observed, in parts per million.
         bytes: size of the file.
         sha256: hexadecimal SHA-256 of the file.
@@ -79,7 +79,7 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
         model: the shipped model file.
         samples: inputs, real ones if there are any.
         path: the file to write (safetensors, docs/format.md).
-        count: at most this many samples.
+        count: maximum number of samples.
 
     Raises:
         GoldenUnstable: no sample has the same finite outputs from run to run.

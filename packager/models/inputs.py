@@ -33,9 +33,9 @@ class TensorInfo:
     """One input or output of a model.
 
     Attributes:
-        name: of the value.
+        name: name of the input or output.
         dtype: name of the numpy dtype.
-        shape: for each axis, its size, its symbol, or None if the model names neither.
+        shape: size or symbol of each axis; None if the model names neither.
         is_ranked: False if the model does not even declare the number of axes; `shape` is empty then.
     """
 
@@ -63,8 +63,8 @@ class ModelInterface:
         """Read the interface of an ONNX file, without its external data.
 
         Raises:
-            ModelUnreadable: the file is no ONNX model.
-            InputUnsupported: an input or output is no tensor, or an input has strings.
+            ModelUnreadable: the file is not an ONNX model.
+            InputUnsupported: an input or output is not a tensor, or an input has strings.
             Unavailable: the file cannot be read.
         """
         return cls.from_proto(load_proto(path, external_data=False))
@@ -74,7 +74,7 @@ class ModelInterface:
         """Return the interface of a parsed model.
 
         Raises:
-            InputUnsupported: an input or output is no tensor, or an input has strings.
+            InputUnsupported: an input or output is not a tensor, or an input has strings.
         """
         fixed = {tensor.name for tensor in model.graph.initializer}
         return cls(
@@ -98,7 +98,7 @@ def check_sample(sample: Sample, interface: ModelInterface, where: str) -> None:
 
     Args:
         sample: arrays by name.
-        interface: of the model.
+        interface: inputs and outputs of the model.
         where: the sample's origin, for messages.
 
     Raises:
@@ -119,7 +119,7 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         external_data: whether to load the tensors of external data files too.
 
     Raises:
-        ModelUnreadable: the file does not exist, or is no ONNX model.
+        ModelUnreadable: the file does not exist, or is not an ONNX model.
         ExternalDataMissing: an external data file is missing or damaged.
         Unavailable: the file cannot be read.
     """

@@ -48,7 +48,7 @@ def contract_of(model: Path) -> Contract:
 
     Raises:
         ModelDoesNotRun: the model does not load.
-        InputUnsupported: an input or output is no tensor of a known type, has too many axes, or there are too many.
+        InputUnsupported: an input or output is not a tensor of a known type, has too many axes, or there are too many.
     """
     running = open_session(model)
     inputs, outputs = running.get_inputs(), running.get_outputs()
@@ -70,7 +70,7 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
         plain_bytes: uncompressed size of the whole bundle.
 
     Raises:
-        ModelUnreadable: the file is no ONNX model.
+        ModelUnreadable: the file is not an ONNX model.
         ModelDoesNotRun: the model does not load, or does not run on a sample.
         ModelCrashes: the model ended its process.
     """

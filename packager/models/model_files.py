@@ -41,7 +41,7 @@ def external_files(model: Path) -> set[str]:
     """Return the names of the files beside a model in which its tensors are stored, in any graph.
 
     Raises:
-        ModelUnreadable: the file is no ONNX model.
+        ModelUnreadable: the file is not an ONNX model.
         Unavailable: the file cannot be read.
     """
     from packager.models.graphs import all_tensors

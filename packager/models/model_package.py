@@ -72,13 +72,13 @@ def build_package(
         model: an ONNX file with its external data beside it.
         out: the folder to make; must not exist.
         family: name of the family, for the package's own files.
-        version: of the release.
+        version: version of the release.
         variant: name of the variant.
         files: further files.
         golden: the file of golden vectors, or None.
 
     Raises:
-        ModelUnreadable: the model is no ONNX model.
+        ModelUnreadable: the model is not an ONNX model.
         ExternalDataMissing: an external data file of the model is missing.
         BundleNameInvalid: a name cannot be in a bundle, or two files have one path.
         InputFileMissing: an extra file does not exist.
@@ -122,7 +122,7 @@ def external_data(model: Path) -> tuple[str, ...]:
     """Return the names of the files beside `model` that contain its external data, sorted.
 
     Raises:
-        ModelUnreadable: the model is no ONNX model.
+        ModelUnreadable: the model is not an ONNX model.
         ExternalDataMissing: a file is missing.
         BundleNameInvalid: a name cannot be in a bundle.
     """

@@ -1,8 +1,8 @@
-"""Measure the peak memory of a model: a child loads it, runs samples on it, and reports its peak.
+"""Measure the peak memory of a model: a subprocess loads it, runs samples on it, and reports its peak.
 
-1. The child imports the same as a device's model process, numpy and onnxruntime; `onnx` would add 40 MB.
-2. The peak is the whole `VmHWM` of the child; `ru_maxrss` is inherited from the parent and wrong.
-3. A model that crashes ends only the child.
+1. The subprocess imports the same as a device's model process, numpy and onnxruntime; `onnx` would add 40 MB.
+2. The peak is the whole `VmHWM` of the subprocess; `ru_maxrss` is inherited from the parent and wrong.
+3. A model that crashes ends only the subprocess.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ def measure_peak_memory(model: Path, samples: "Samples") -> int:
 
     Raises:
         ModelDoesNotRun: the model does not load, or does not run on a sample.
-        ModelCrashes: the model ended the child, or took too long.
+        ModelCrashes: the model crashed its process, or took too long.
     """
     with tempfile.TemporaryDirectory() as folder:
         names: list[str] = []

@@ -1,10 +1,10 @@
-"""Find random inputs that a model runs on: sizes are tried in a child until one runs.
+"""Find random inputs that a model runs on: sizes are tried in a subprocess until one runs.
 
-1. The model runs only in the child: one that crashes, hangs or exhausts memory ends only the child.
+1. The model runs only in the subprocess: one that crashes, hangs or exhausts memory ends only the subprocess.
 2. Sizes 1..MAX_SIZE are tried, likely ones first. The first axis of an input with two or more axes is a batch of size
    1, unless nothing runs that way.
 3. Unknown values are kept small: integers below 64 (then below 2), masks of ones, lengths equal to the size.
-4. The child prints each attempt before it starts, so that after a crash the search continues behind it.
+4. The subprocess prints each attempt before it starts, so that after a crash the search continues behind it.
 """
 
 import json
@@ -86,9 +86,9 @@ def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int
     """Draw one random sample; the same arguments give the same sample, and other numbers other samples.
 
     Args:
-        interface: of the model.
+        interface: inputs and outputs of the model.
         recipe: the choices.
-        seed: of all samples.
+        seed: seed that all samples share.
         index: number of the sample.
     """
     rng = np.random.default_rng([seed, index])
@@ -99,7 +99,7 @@ def with_rank(interface: ModelInterface, rank: int) -> ModelInterface:
     """Return the interface with `rank` axes of unknown size for inputs that do not declare their number.
 
     Args:
-        interface: of the model.
+        interface: inputs and outputs of the model.
         rank: number of axes.
     """
     inputs = (i if i.is_ranked else replace(i, shape=(None,) * rank, is_ranked=True) for i in interface.inputs)
@@ -107,16 +107,16 @@ def with_rank(interface: ModelInterface, rank: int) -> ModelInterface:
 
 
 def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
-    """Draw random samples that a model runs on; a child finds the sizes.
+    """Draw random samples that a model runs on; a subprocess finds the sizes.
 
     Args:
         model: an ONNX file.
         count: number of samples.
-        seed: of the random numbers.
+        seed: seed of the random number generator.
         limit_s: seconds of the search.
 
     Raises:
-        ModelUnreadable: the file is no ONNX model.
+        ModelUnreadable: the file is not an ONNX model.
         InputUnsupported: an input has an unsupported type.
         NoWorkingInput: nothing ran within `limit_s` seconds.
         ModelCrashes: the model crashed its process MAX_CRASHES times.
@@ -133,7 +133,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
 
     Args:
         model: an ONNX file.
-        interface: of the model.
+        interface: inputs and outputs of the model.
         limit_s: seconds of the search.
 
     Raises:
@@ -240,7 +240,7 @@ def _run_child(command: list[str], limit_s: float) -> "_ChildOutput":
         output, is_complete = error.stdout or b"", False
     lines = []
     for line in output.splitlines():
-        # skip the cut last line of a child that was killed, and messages of the runtime, which are no JSON
+        # skip the cut last line of a child that was killed, and messages of the runtime, which are not JSON
         try:
             event = json.loads(line)
         except ValueError:

@@ -48,7 +48,7 @@ class Samples:
     Iterating yields one dict of arrays a sample, read again from the source each time.
 
     Attributes:
-        source: of the samples.
+        source: reads the samples.
         indices: numbers of the samples in the source.
         origin: "npz:<sha256>", "folder:<sha256>", "random:<seed>" or "memory".
         digest: hexadecimal SHA-256 of the source.
@@ -150,10 +150,10 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
 
     Args:
         path: the file; each array is named like a model input, and its first axis counts samples.
-        interface: of the model.
+        interface: inputs and outputs of the model.
 
     Raises:
-        SamplesUnreadable: the file is no `.npz`, or has an array in an unsupported layout.
+        SamplesUnreadable: the file is not an `.npz`, or has an array in an unsupported layout.
         SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: an array does not fit the model.
         TooFewSamples: there is no sample.
     """
@@ -187,10 +187,10 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
 
     Args:
         folder: each `.npz` in it is one sample (one array an input); each `.npy` one, for models with one input.
-        interface: of the model.
+        interface: inputs and outputs of the model.
 
     Raises:
-        SamplesUnreadable: the folder does not exist, or a file is no numpy file.
+        SamplesUnreadable: the folder does not exist, or a file is not a numpy file.
         SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: a sample does not fit the model.
         TooFewSamples: there is no file.
     """

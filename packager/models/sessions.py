@@ -2,7 +2,7 @@
 
 1. All sessions have the same settings (threads, optimization level, no spinning), so that two runs can be compared.
 2. Errors of onnxruntime become ModelDoesNotRun, with a message of one line.
-3. `run_in_child` tries a model in its own process first: a model that crashes ends only the child.
+3. `run_in_child` tries a model in its own process first: a model that crashes ends only the subprocess.
 4. A quantized model is judged, and its golden vectors are made, with the settings of `settings_for`.
 """
 
@@ -72,7 +72,7 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
 
     Args:
         model: an ONNX file, or its bytes.
-        settings: of the session.
+        settings: threads and optimization of the session.
 
     Raises:
         ModelDoesNotRun: onnxruntime does not load the model.
@@ -102,7 +102,7 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
 
     Args:
         model: the model.
-        settings: of the session.
+        settings: threads and optimization of the session.
 
     Raises:
         ModelDoesNotRun: onnxruntime does not load the model.
@@ -132,7 +132,7 @@ class Runnable(Protocol):
         """Return the outputs `names`, or all of them.
 
         Args:
-            names: of outputs; None for all.
+            names: names of the wanted outputs; None for all.
             sample: arrays by input name.
         """
 
@@ -157,7 +157,7 @@ class CachedSession:
         """Return the outputs `names`, or all of them, from the cache if the sample was run before.
 
         Args:
-            names: of outputs; None for all.
+            names: names of the wanted outputs; None for all.
             sample: arrays by input name.
         """
         digest = hashlib.sha256(repr(names).encode())
@@ -183,7 +183,7 @@ def run_session(
     Args:
         running: the session.
         sample: arrays by input name.
-        names: of outputs; None for all.
+        names: names of the wanted outputs; None for all.
         where: the model's name, for messages.
 
     Raises:
@@ -208,7 +208,7 @@ def run_in_child(model: Path, samples: Samples) -> None:
 
     Raises:
         ModelDoesNotRun: the model does not load, or does not run on the sample.
-        ModelCrashes: the model ended the child, or took longer than CHILD_TIMEOUT_S.
+        ModelCrashes: the model crashed its process, or took longer than CHILD_TIMEOUT_S.
     """
     sample = next(iter(samples.take(1)))
     with tempfile.TemporaryDirectory() as folder:

@@ -3,7 +3,7 @@
 With a = the reference output and b = the candidate's, arrays of one shape, over all samples:
 
     relative RMS    sqrt(mean (b - a)^2) / spread; spread^2 = mean over elements of the variance of a over samples;
-                    1 is the error of always answering the mean
+                    1 is the error of always predicting the mean
     cosine p1       first percentile over samples of <a, b> / (|a| |b|)
     top-1           share of rows with the same largest element; rows within NEAR_TIE_MARGIN of a tie are left out
     KL              mean over rows of sum a log(a / b), if the rows are distributions
@@ -37,7 +37,7 @@ class OutputFidelity:
     """Figures of one output; None if a figure has no meaning for it.
 
     Attributes:
-        name: of the output.
+        name: name of the output.
         varies: False if the output proves nothing.
         relative_rms: error over spread; None for integers.
         cosine_p1: cosine at the first percentile of samples.
@@ -144,8 +144,8 @@ class OutputAgreement:
         """Add the outputs of one sample.
 
         Args:
-            a: of the reference model, any shape and dtype.
-            b: of the candidate.
+            a: output of the reference model, any shape and dtype.
+            b: the candidate's output for the same sample.
         """
         if a.shape != b.shape:
             self.reshaped_samples += 1

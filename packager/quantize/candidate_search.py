@@ -66,7 +66,7 @@ class MetricReference:
         """Return `report` with the metric measured, unless the gate failed already.
 
         Args:
-            report: of the gate.
+            report: result of the gate.
             candidate: the quantized model.
             samples: held-out samples.
             max_loss: share of the float model's value that the candidate may lose.
@@ -90,7 +90,7 @@ class QuantizedCandidate:
     """A candidate that was built and judged on calibration samples.
 
     Attributes:
-        method: how it was made.
+        method: quantization method and its settings.
         model: the quantized model.
         float_nodes: nodes whose weights stay float.
         calibration_gate: verdict on the calibration samples.
@@ -116,14 +116,14 @@ class CandidateSearch:
     """One search; `trials` and `node_errors` have what was tried and measured afterwards.
 
     Attributes:
-        builder: of candidates.
+        builder: builds the candidates.
         reference: session of the float model.
         judged_samples: calibration samples on which trials are judged.
         held_out: samples of the verdict.
-        thresholds: of the gate.
+        thresholds: limits of the gate.
         metric_reference: the user's metric, or None.
         trials: every candidate tried, in order.
-        node_errors: by method, node errors, worst first; only of methods that were repaired.
+        node_errors: node errors of each repaired method, worst first.
     """
 
     builder: CandidateBuilder

@@ -64,7 +64,7 @@ class CandidateBuilder:
     _ranges: dict[str, ActivationRange] | None = field(default=None, repr=False)
 
     def numerics_of(self, method: Method) -> str:
-        """Return what the kernels multiply: "u8u8", "u8s7", "s8s8", "u8s8" (activations, weights) or "float"."""
+        """Return the types that the kernels multiply, for example "u8s8": uint8 activations, int8 weights."""
         if method not in ("static", "dynamic"):
             return "float"
         if self.signed_activations:

@@ -44,7 +44,7 @@ class Thresholds:
     """Limits of the gate, with the defaults of docs/quantization.md.
 
     Attributes:
-        max_relative_rms: error over the spread of the reference output; 1 is the error of always answering the mean.
+        max_relative_rms: error over the spread of the reference output; 1 is the error of always predicting the mean.
         min_top1_agreement: share of rows with the same class, near-ties left out; of equal values for integers.
         min_cosine_p1: cosine of reference and candidate output at the first percentile of samples.
         max_over_baseline: relative RMS over the baseline's.
@@ -72,7 +72,7 @@ class GateReport:
         explanation: one sentence.
         outputs: figures of each output.
         samples: number of samples judged.
-        origin: of the samples (`Samples.origin`).
+        origin: origin of the samples (`Samples.origin`).
         metric: the user's metric, if there is one.
     """
 

@@ -140,7 +140,7 @@ def render_page(report: QuantizationReport, title: str, layers: list[LayerError]
     """Return the page as HTML.
 
     Args:
-        report: of the quantization.
+        report: figures of the quantization.
         title: name of the model.
         layers: rows of the table of layers; empty if no model was written.
     """
@@ -210,7 +210,7 @@ def write_page(report: QuantizationReport, float_model: Path, quantized: Path, s
     """Measure the layers, if there is a quantized model, and write the page.
 
     Args:
-        report: of the quantization.
+        report: figures of the quantization.
         float_model: the reference model.
         quantized: the quantized model; need not exist.
         samples: inputs.

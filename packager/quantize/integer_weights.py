@@ -50,7 +50,7 @@ def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.nd
 
     Args:
         weight: float array.
-        axis: of the channels; None for one scale.
+        axis: axis of the channels; None for one scale.
         levels: level range.
 
     Returns:
@@ -70,7 +70,7 @@ def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: 
     Args:
         weight: float array.
         scales: float32 [channels] or [].
-        axis: of the channels; None for one scale.
+        axis: axis of the channels; None for one scale.
         levels: level range.
     """
     exact = weight.astype(np.float64) / broadcast_along(scales, axis, weight.ndim)
@@ -83,7 +83,7 @@ def broadcast_along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarr
 
     Args:
         values: [channels], or [].
-        axis: of the channels; None for one value.
+        axis: axis of the channels; None for one value.
         rank: number of axes of the array.
     """
     if axis is None or values.ndim == 0:
@@ -108,11 +108,11 @@ def add_levels(
     Args:
         use: the node that reads the weight; new names derive from the weight's.
         weight: float array to quantize, perhaps transposed.
-        axis: of the channels, or None for one scale.
+        axis: axis of the channels; None for one scale.
         taken: names in use; the new ones are added.
         levels: level range.
         min_scales: float [channels] or [], below which no scale falls; None for no limit.
-        scale_dtype: of the scales in the file; float32 if None.
+        scale_dtype: dtype of the scales in the file; float32 if None.
     """
     scales = to_scales(weight, axis, levels)
     if min_scales is not None:
@@ -130,7 +130,7 @@ def drop_unread_initializers(model: onnx.ModelProto, names: set[str]) -> None:
 
     Args:
         model: changed in place.
-        names: of the initializers to consider.
+        names: names of the initializers to consider.
     """
     from packager.models.graphs import scopes
 

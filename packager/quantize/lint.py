@@ -49,7 +49,7 @@ def lint(path: Path) -> list[Finding]:
     """Return all findings, warnings first.
 
     Raises:
-        ModelUnreadable: the file is no ONNX model.
+        ModelUnreadable: the file is not an ONNX model.
         Unavailable: the file cannot be read.
     """
     model = load_proto(path)

@@ -73,7 +73,7 @@ def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> Prepa
         optimize: whether to do step 4.
 
     Raises:
-        ModelUnreadable: the file is no ONNX model.
+        ModelUnreadable: the file is not an ONNX model.
         AlreadyQuantized: the model has quantized operators.
         WeightsNotFinite: a weight has NaN or infinity.
         ModelDoesNotRun: the model does not load, or does not run on the sample.

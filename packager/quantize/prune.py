@@ -58,7 +58,7 @@ def prune_model(
         samples: inputs; the held-out half is judged.
         sparsity: share of weights that become zero, between 0 and 1; for "unstructured".
         pattern: "unstructured" or "2:4".
-        thresholds: of the gate.
+        thresholds: limits of the gate.
 
     Raises:
         QuantizationRefused: there is nothing to prune, or the sparsity is not between 0 and 1.

@@ -15,7 +15,7 @@ class Trial:
     """One candidate that was tried.
 
     Attributes:
-        method: how it was made.
+        method: quantization method and its settings.
         float_nodes: names of nodes that stayed float.
         promoted: names of nodes with more bits than the method gives, but not float.
         bytes: size of the model; None if it could not be built.
@@ -81,12 +81,13 @@ class QuantizationReport:
     Attributes:
         scheme: int8, int4, fp16 or fp32.
         float_bytes: bytes of the float model, external data included.
-        origin: of the samples (`Samples.origin`).
+        origin: origin of the samples (`Samples.origin`).
         outcome: "quantized" (the file was written), "refused" or "inconclusive" (no file was written).
         reason: one line.
         method: "static", "dynamic", "weights", "int4", "fp16", "float", or "none" before one was chosen.
-        numerics: what the kernels multiply, activations before weights: "u8u8", "u8s7", "s8s8", "u8s8" or "float".
-        bytes: of the quantized model.
+        numerics: types that the kernels multiply, activations before weights: "u8u8", "u8s7", "s8s8", "u8s8" or
+            "float".
+        bytes: size of the quantized model.
         gate: on the held-out samples.
         calibration_gate: on the calibration samples.
         float_nodes: names of nodes with float weights.
@@ -95,7 +96,7 @@ class QuantizationReport:
         trials: all candidates that were tried, in order.
         sensitivity: node errors of the chosen method, worst first; empty if no repair was needed.
         notes: steps that were skipped, and advice.
-        latency: of both models; None if it was not measured.
+        latency: latency of both models; None if it was not measured.
         calibration_samples: number of calibration samples.
         oldest_runtime: first version of onnxruntime with all operators of the quantized model.
     """

@@ -52,8 +52,8 @@ class QuantizeOptions:
         signed_activations: int8 activations and full int8 weights, for ARM: x86 CPUs without VNNI compute other
             numbers.
         optimize: simplify the graph first, at the level that does not depend on the hardware.
-        thresholds: of the gate.
-        max_calibration_samples: at most this many are used.
+        thresholds: limits of the gate.
+        max_calibration_samples: maximum number of samples for calibration.
         methods: methods to choose from; None for all of the scheme.
         measure_latency: run both models at the end.
         metric: the user's own metric, or None.
@@ -83,7 +83,7 @@ def quantize_model(
         out: the file to write; written only if the report's outcome is "quantized".
         scheme: one of SCHEMES.
         samples: inputs; half of them are held out from calibration.
-        options: how to quantize.
+        options: settings of the quantization.
 
     Returns:
         A report; a model that cannot be quantized, or does not pass, is a report with outcome "refused".

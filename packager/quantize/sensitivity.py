@@ -52,7 +52,8 @@ def node_errors(
 
     Args:
         build: makes a model in which the given nodes stay float.
-        node_groups: names of all nodes that `build` can quantize, in graph order, those that share a weight together.
+        node_groups: names of all nodes that `build` can quantize, in graph order; nodes that share a weight are one
+            group.
         reference: session of the float model.
         samples: inputs; SENSITIVITY_SAMPLES of them are used.
     """
@@ -115,7 +116,7 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
 
     Args:
         model: any model.
-        names: of values of the top graph.
+        names: names of values of the top graph.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

@@ -91,7 +91,7 @@ def quantize_static(
 
     Args:
         model: the float model after `prepare`.
-        ranges: of activations, by name; a node without one stays float.
+        ranges: ranges of activations, by name; a node without one stays float.
         per_channel: one scale a channel, else one a weight.
         levels: level range of the weights.
         signed_activations: int8 activations instead of uint8.

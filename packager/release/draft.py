@@ -212,7 +212,7 @@ class Draft:
 
     Attributes:
         plan: the contents of the release file.
-        repository: where the release is published.
+        repository: repository that the release is published in.
         signers: private keys on this machine.
         workspace: stores plain bundles and content keys.
         counter: counter of the release.

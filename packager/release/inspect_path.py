@@ -33,7 +33,7 @@ class Inspection:
     """The result of an inspection.
 
     Attributes:
-        kind: for example "manifest" or "patch".
+        kind: type of the file, for example "manifest" or "patch".
         facts: fields for `--json`.
         lines: text for a terminal.
     """

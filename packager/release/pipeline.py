@@ -141,7 +141,7 @@ def run_release(
         clock: returns the time of the manifest's `created`, in Unix seconds.
 
     Raises:
-        InvalidUsage: `until` is no step.
+        InvalidUsage: `until` is not the name of a step.
         VersionTaken: the version is already released or staged.
         NoVariantLeft: every variant was left out.
         PublishConflict: another process creates a release in this repository.
@@ -188,7 +188,7 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
         ReleaseFileInvalid: min_counter is above `counter`, or a scheme is unknown.
         CohortUnknown: the rollout names a cohort that the fleet does not have.
         BaseMissing: a listed base was never released.
-        ModelUnreadable: a model is no ONNX model.
+        ModelUnreadable: a model is not an ONNX model.
         ExternalDataMissing: a file with a model's external weights is missing.
         BundleNameInvalid: a file name is not allowed in a bundle.
         FamilyUnknown: the repository delegates no such family.

@@ -94,7 +94,7 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         FileNotFound: the parent of the output folder does not exist.
         InputFileMissing: a further file does not exist.
         BundleNameInvalid: a file name is not allowed in a bundle.
-        ModelUnreadable: the model is no ONNX model.
+        ModelUnreadable: the model is not an ONNX model.
         ExternalDataMissing: a file with the model's external weights is missing.
         ModelDoesNotRun: the model does not run on an input.
         ModelCrashes: the model crashes its process.
@@ -233,7 +233,7 @@ def read_manifest(path: Path) -> Manifest:
 
     Raises:
         UnknownFormat: the file does not exist.
-        Malformed: it is no valid manifest.
+        Malformed: it is not a valid manifest.
         TooLarge: it exceeds MAX_MANIFEST_BYTES.
         Unavailable: it cannot be read.
     """

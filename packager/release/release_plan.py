@@ -106,7 +106,7 @@ class ReleasePlan:
         golden: number of golden vectors; 0 records none.
         metric: the user's metric beside the gate (packager.quantize.user_metric), or None.
         files: further files of the bundle.
-        variants: in the order of the file.
+        variants: the variants, in the order of the file.
         bases: number of last releases to create patches from, or their versions.
         rollout: None publishes the release without pointing any channel at it.
         override_gate: reason for ignoring a failed gate; recorded in the release.

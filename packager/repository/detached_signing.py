@@ -211,7 +211,7 @@ def add_signatures(
     Raises:
         SignatureRefused: a signature is of another repository, of a document that is not staged, or invalid.
         NothingStaged: there are no staged changes.
-        Malformed, TooLarge: a file is no signature file.
+        Malformed, TooLarge: a file is not a signature file.
         PublishConflict: another process holds the repository's lock.
     """
     with lock_repository(layout):

@@ -71,7 +71,7 @@ def check_reports(
         is_recorded: store the numbers and digests of accepted reports.
 
     Raises:
-        Malformed, TooLarge: a line is no report.
+        Malformed, TooLarge: a line is not a report.
         ReportRefused: the registry is not the signed one, the device is unknown or revoked, or a signature is invalid.
         ReportForked: another report with the same number was accepted before.
         ReportGap: reports are missing, and `allow_gap` is not set.

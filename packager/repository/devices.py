@@ -63,7 +63,7 @@ def enroll_device(
     Raises:
         FingerprintMismatch: the fingerprint is not the request's.
         EnrollmentRefused: the request does not prove its keys, or its label or keys are registered otherwise.
-        Malformed, TooLarge: the request is no enrollment request.
+        Malformed, TooLarge: the request is not an enrollment request.
         CohortUnknown: there is no such cohort, or its private key is missing.
         WrongPassphrase, KeyDamaged, KeyUnreadable: the key file cannot be opened.
     """

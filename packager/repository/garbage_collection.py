@@ -56,10 +56,10 @@ def collect_garbage(
 
     Args:
         layout: the repository's paths; the caller has locked it.
-        published: what devices see now.
+        published: the published state, as devices see it now.
         releases: every release that is listed or staged.
         epochs: cohort → current epoch.
-        dry_run: only report what would be deleted.
+        dry_run: report the files to delete, but delete nothing.
         grace_s: keep files younger than this many seconds; None for GRACE_S.
     """
     cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)

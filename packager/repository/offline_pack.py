@@ -81,7 +81,7 @@ def create_pack(
         FamilyUnknown: a family is not delegated.
         StagingInvalid: root does not allow that many days, or the signers of a rollout role are missing.
         BelowThreshold: the signers of snapshot or timestamp are missing.
-        AirweightsError: what a device would raise when it checks the pack.
+        AirweightsError: a device would raise this error when it checks the pack.
     """
     if out.exists():
         raise OutputExists(f"{out} exists already", hint="name a folder that does not exist")

@@ -58,7 +58,7 @@ class PublishedDocuments:
         files: role → (version, bytes of the file).
 
     Raises:
-        RepositoryDamaged: a file is missing, no TUF metadata, or not what timestamp and snapshot name.
+        RepositoryDamaged: a file is missing, is not TUF metadata, or is not the one that timestamp and snapshot list.
     """
 
     def __init__(self, layout: RepositoryLayout) -> None:
@@ -158,7 +158,7 @@ def effective_document(published: PublishedDocuments, staged: Mapping[str, Docum
     """Return the staged document of a role, else the published one, else None.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staged: role → staged document.
         role: name of the role.
     """
@@ -169,7 +169,7 @@ def delegator_of(published: PublishedDocuments, staged: Mapping[str, Document], 
     """Return the document whose keys count for a role: root or targets, staged if there is a staged one.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staged: role → staged document.
         role: name of the role.
 
@@ -193,7 +193,7 @@ def check_signatures(
     A new root also needs the threshold of the published root.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staged: role → staged document, whose keys take precedence.
         role: name of the role.
         document: the document to count.
@@ -216,7 +216,7 @@ def sign_document(
     """Sign a staged document with those signers that may still sign it.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staged: role → staged document; the document of `role` gets the signatures.
         role: name of the role.
         signers: any signers; those that the role does not list are skipped.
@@ -256,7 +256,7 @@ def parse_document(data: bytes, where: str) -> Document:
         where: the file's name, for the error message.
 
     Raises:
-        RepositoryDamaged: the data is no TUF metadata.
+        RepositoryDamaged: the data is not TUF metadata.
     """
     try:
         return Metadata.from_bytes(data)

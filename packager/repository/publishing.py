@@ -48,7 +48,7 @@ class PublishReport:
     Attributes:
         timestamp_version: version of the publication's timestamp.
         roles: role → version, for each new document.
-        client_checks: what the devices of each channel do with it; empty if the check was skipped.
+        client_checks: reaction of the devices of each channel; empty if the check was skipped.
     """
 
     timestamp_version: int
@@ -79,16 +79,16 @@ def publish(
 
     Args:
         layout: the repository's paths; the caller has locked it.
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the documents and targets to publish.
-        check_clients: run the client check; False only to publish what devices must refuse, in tests and drills.
+        check_clients: run the client check; False only for tests and drills that publish releases to be refused.
         is_renewal: only versions and expiries change. Then an expired role does not stop the publication; it is
             reported as the channel's refusal.
 
     Raises:
         PublishConflict: the documents do not build on the published timestamp.
         BelowThreshold: a signature is missing, or something was staged after the last signature.
-        AirweightsError: what a device would raise in the client check.
+        AirweightsError: the client check failed with the error that a device would raise.
     """
     if staging.base not in (-1, published.timestamp_version):
         raise PublishConflict(
@@ -121,7 +121,7 @@ def stage_renewal(
 
     Args:
         layout: the repository's paths.
-        published: what devices see now.
+        published: the published state, as devices see it now.
         signers: the signers of snapshot and timestamp, and of any rollout roles.
         ahead: difference of the new versions to the published ones.
         pack_valid_s: validity in seconds, for an offline pack (packager.repository.offline_pack); None otherwise.
@@ -147,7 +147,7 @@ def stage_rollout_change(
 
     Args:
         layout: the repository's paths.
-        published: what devices see now.
+        published: the published state, as devices see it now.
         rollout: the channel's new rollout.
         signers: the signers of the family's rollout role, snapshot and timestamp.
 
@@ -170,7 +170,7 @@ def check_complete(published: PublishedDocuments, documents: Mapping[str, Docume
     """Check that every document has its threshold, and that snapshot and timestamp are among them.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         documents: role → new document.
 
     Raises:

@@ -235,13 +235,13 @@ class Repository(RepositoryListing):
         """Check and publish the signed changes; the steps are those of `packager.repository.publishing`.
 
         Args:
-            check_clients: run the client check; False only to publish what devices must refuse, in tests and drills.
+            check_clients: run the client check; False only for tests and drills that publish releases to be refused.
 
         Raises:
             NothingStaged: there are no staged changes.
             BelowThreshold: a signature is missing, or something was staged after the last signature.
             PublishConflict: another publisher was first, or holds the lock.
-            AirweightsError: what a device would raise in the client check.
+            AirweightsError: the client check failed with the error that a device would raise.
         """
         with lock_repository(self._layout):
             published, staging = PublishedDocuments(self._layout), Staging(self._layout)
@@ -259,7 +259,7 @@ class Repository(RepositoryListing):
         Raises:
             BelowThreshold: the signers of snapshot or timestamp are missing.
             PublishConflict: another publisher was first, or holds the lock.
-            AirweightsError: what a device would raise in the client check.
+            AirweightsError: the client check failed with the error that a device would raise.
         """
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
@@ -279,7 +279,7 @@ class Repository(RepositoryListing):
             FamilyUnknown: the family is not delegated.
             StagingInvalid: there is no such release, its counter or digest differs, or it is not made for the channel.
             BelowThreshold: signers are missing.
-            AirweightsError: what a device would raise in the client check.
+            AirweightsError: the client check failed with the error that a device would raise.
         """
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
@@ -307,7 +307,7 @@ class Repository(RepositoryListing):
         """Delete published files that devices no longer need (packager.repository.garbage_collection).
 
         Args:
-            dry_run: only report what would be deleted.
+            dry_run: report the files to delete, but delete nothing.
             grace_s: keep files younger than this many seconds; None for the default of one day.
         """
         with lock_repository(self._layout):

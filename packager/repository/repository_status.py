@@ -44,7 +44,7 @@ class RoleStatus:
         keys: each distinct public key, and whether it signed the published document.
         signatures: number of valid signatures of the published document.
         problems: one line for each broken rule of keys.roles, and for missing signatures.
-        still_needed: how many keys an attacker must still steal after one algorithm is broken.
+        still_needed: number of keys that an attacker must still steal after one algorithm is broken.
     """
 
     name: str
@@ -121,7 +121,7 @@ def repository_status(published: PublishedDocuments, staging: Staging, now_s: in
     """Return the status of a repository.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the staged changes.
         now_s: current time, in Unix seconds.
     """

@@ -241,7 +241,7 @@ def next_root(published: PublishedDocuments, staging: Staging) -> Root:
     """Return a copy of the staged root without signatures, or a successor of the published root.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the staged changes.
     """
     staged = staging.documents.get("root")
@@ -254,7 +254,7 @@ def next_targets(published: PublishedDocuments, staging: Staging) -> Targets:
     """Return a copy of the staged `targets` without signatures, or a successor of the published one.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the staged changes.
     """
     staged = staging.documents.get("targets")

@@ -102,7 +102,7 @@ def make_request(published: PublishedDocuments, staging: Staging) -> SigningRequ
     """Create the request for the staged documents.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the staged changes, prepared (`Staging.prepare`).
 
     Raises:
@@ -117,7 +117,7 @@ def first_root_of(published: PublishedDocuments, staging: Staging) -> bytes:
     """Return the bytes of root 1: the published file, or the staged document without signatures.
 
     Args:
-        published: what devices see now.
+        published: the published state, as devices see it now.
         staging: the staged changes.
 
     Raises:
@@ -137,7 +137,7 @@ def repository_identity_of(first_root: bytes) -> str:
     """Return a repository's identity: the SHA-256 of its first root's signed part, hexadecimal.
 
     Raises:
-        RepositoryDamaged: the bytes are no TUF metadata.
+        RepositoryDamaged: the bytes are not TUF metadata.
     """
     return content_digest(parse_document(first_root, "the first root"))
 
@@ -151,7 +151,7 @@ def parse_request(data: bytes) -> SigningRequest:
     """Parse a request file.
 
     Raises:
-        Malformed: the data is no signing request, or a document has no canonical form.
+        Malformed: the data is not a signing request, or a document has no canonical form.
         TooLarge: the data has more than MAX_REQUEST_BYTES.
     """
     fields = StrictObject(
@@ -196,7 +196,7 @@ def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
     """Parse a signature file; return the repository's identity and the unverified signatures.
 
     Raises:
-        Malformed: the data is no signature file.
+        Malformed: the data is not a signature file.
         TooLarge: the data has more than MAX_REQUEST_BYTES.
     """
     fields = StrictObject(

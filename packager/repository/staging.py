@@ -138,7 +138,7 @@ class Staging:
 
         Args:
             role: name of the role.
-            document: for example a root or targets with other keys.
+            document: the document, for example a root or targets with other keys.
         """
         self.documents[role] = document
         write_file(self._folder / "metadata" / f"{role}.json", tuf_documents.serialize(document))
@@ -147,7 +147,7 @@ class Staging:
         """Create or keep the document of each role that changes, except snapshot and timestamp.
 
         Args:
-            published: what devices see now.
+            published: the published state, as devices see it now.
             now_s: current time, in Unix seconds.
         """
         if self.base != published.timestamp_version:
@@ -166,7 +166,7 @@ class Staging:
         """Sign the documents; once all of them are complete, create and sign snapshot and timestamp.
 
         Args:
-            published: what devices see now.
+            published: the published state, as devices see it now.
             signers: any signers; each signs the documents of the roles that list it.
             now_s: current time, in Unix seconds.
             is_renewal: create snapshot and timestamp even if there are no other documents.

@@ -196,7 +196,7 @@ class Workspace:
         Args:
             family: name of the family.
             listed: digests of the bundles to keep.
-            dry_run: only report what would be deleted.
+            dry_run: report the files to delete, but delete nothing.
 
         Returns:
             The digests of the deleted bundles, sorted.
@@ -217,7 +217,7 @@ class Workspace:
 
         Args:
             listed: family → manifests of its listed releases; families that are missing here are not touched.
-            dry_run: only report what would be deleted.
+            dry_run: report the files to delete, but delete nothing.
 
         Returns:
             The digests of the deleted bundles.

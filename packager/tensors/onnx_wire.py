@@ -47,7 +47,7 @@ class ExternalRegion:
 
     Attributes:
         location: path relative to the model.
-        region: of that file.
+        region: place of the array in that file.
     """
 
     location: str
@@ -215,7 +215,7 @@ def find_onnx(data: Buffer) -> tuple[list[Region], list[ExternalRegion]]:
     """Find the regions of an ONNX file, and those that it says are in other files.
 
     Raises:
-        MalformedFile: the file is no ONNX model.
+        MalformedFile: the file is not an ONNX model.
     """
     finder = _Finder(data)
     finder.visit_model()

@@ -47,7 +47,7 @@ def keep_valid_regions(regions: Iterable[Region], file_bytes: int) -> list[Regio
     """Return the regions that follow rule 1, sorted by offset.
 
     Args:
-        regions: as a parser reported them.
+        regions: regions that a parser reported.
         file_bytes: size of the file.
     """
     out: list[Region] = []

@@ -54,11 +54,11 @@ def test_a_model_that_does_not_answer_earns_no_watchdog_message(systemd: socket.
     answers = iter([False, False, True])
     states = []
 
-    def is_answering() -> bool:
+    def is_responding() -> bool:
         states.append(next(answers, True))
         return states[-1]
 
-    notifier.start_watchdog(is_answering)
+    notifier.start_watchdog(is_responding)
     assert systemd.recv(100) == b"WATCHDOG=1"
     assert states[:3] == [False, False, True]
     notifier.stop()

@@ -13,6 +13,6 @@ Reading order:
     encode_edits                arrays of which few elements differ, to frames EDIT
     encode_untyped, zstd_prefix    untyped bytes to frames BYTES with a dictionary
     encode_stream, encode_delta    frames STREAM and DELTA
-    encode_file                 a whole file that is no model, by the smallest of all these
+    encode_file                 a whole file that is not a model, by the smallest of all these
     size_estimate               quick estimates that decide whether generic codecs are tried
 """

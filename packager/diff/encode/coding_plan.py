@@ -28,10 +28,10 @@ class CodingPlan:
     Attributes:
         predictor: NONE, BASE or PARAM.
         fit: the parameters; None unless the predictor is PARAM.
-        coder: packing of the residuals.
+        coder: compression of the residuals.
         sub_block: elements of a sub-block of KEYED.
         has_rounding_class: sets the flag ROUNDING_CLASS.
-        name: of the predictor, for the report.
+        name: name of the predictor in the report.
         period: sets the flag PATTERN.
         has_units: sets the flag UNIT.
     """
@@ -53,7 +53,7 @@ class PlanSampler:
         tensor: the whole tensor.
 
     Attributes:
-        slices: of the sampled elements.
+        slices: the ranges of elements that make up the sample.
         ordered_target: the sampled target elements as ordered integers [m].
         count: m, the number of sampled elements.
     """

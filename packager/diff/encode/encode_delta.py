@@ -32,9 +32,9 @@ class _Triple:
     """A bsdiff match: `add` target bytes from base bytes plus a difference, then `extra` new bytes.
 
     Attributes:
-        position: of the base bytes, from the start of the base.
-        add: bytes.
-        extra: bytes.
+        position: offset of the base bytes, from the start of the base.
+        add: number of bytes made from base bytes.
+        extra: number of new bytes.
     """
 
     position: int
@@ -53,7 +53,7 @@ class BsdiffResult:
     """The matches of a whole file.
 
     Attributes:
-        triples: in target order.
+        triples: the triples, in target order.
         difference: the difference bytes of all triples, joined.
         extra: the new bytes of all triples, joined.
     """
@@ -69,7 +69,7 @@ class DeltaFrame:
 
     Attributes:
         frame: the bytes.
-        target_bytes: how many target bytes it makes.
+        target_bytes: number of target bytes that it makes.
         has_lzma: True if the decoder needs the feature "lzma".
     """
 
@@ -100,11 +100,11 @@ def encode_delta_frames(
     """Encode the DELTA frames that make a file.
 
     Args:
-        matches: of the file.
+        matches: bsdiff matches of the file.
         target: content of the file.
         base_start: address of the base file's first byte.
         target_start: address of the target file's first byte.
-        frame_limit: most target bytes of a frame; None chooses by rule 1.
+        frame_limit: maximum number of target bytes in a frame; None chooses by rule 1.
     """
     frames = list(_encode_frames(matches, target, base_start, target_start, frame_limit or MAX_FRAME_BYTES))
     if frame_limit is None and len(frames) > 1:

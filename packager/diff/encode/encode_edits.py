@@ -59,9 +59,9 @@ class ArrayDiff:
 
     Attributes:
         is_float: True if the elements are floats.
-        elements: of the array.
-        runs: of consecutive changed elements.
-        byte_runs: of consecutive changed bytes.
+        elements: number of elements of the array.
+        runs: number of runs of consecutive changed elements.
+        byte_runs: number of runs of consecutive changed bytes.
         value_bits: sum of log2(|residual| + 1) over the changed elements.
         changed_counts: changed elements in each `COUNT_STEP_ELEMENTS` elements, int64.
         changed_byte_counts: changed bytes in each `COUNT_STEP_ELEMENTS` elements, int64.
@@ -115,7 +115,7 @@ class EditJob:
     Attributes:
         kind: name of the type of the elements.
         edited_ranges: ascending by target address.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
 
     kind: str
@@ -154,7 +154,7 @@ def compare_arrays(
         target: bytes of the target array.
         base: bytes of the base array; equally many.
         kind: type of the elements.
-        max_share: of the elements.
+        max_share: largest share of changed elements, 0 to 1.
     """
     target_bits, base_bits = np.frombuffer(target, kind.bits), np.frombuffer(base, kind.bits)
     count = len(target_bits)
@@ -191,7 +191,7 @@ def choose_edit_type(kind: ElementType, diffs: Iterable[ArrayDiff]) -> ElementTy
 
     Args:
         kind: type of the arrays.
-        diffs: of all edited arrays of that type.
+        diffs: differences of all edited arrays of that type.
     """
     if kind.size == 1:
         return ELEMENT_TYPE_BY_NAME["u8"]
@@ -218,7 +218,7 @@ def split_edited_array(
         base: position of the base array.
         kind: type of the array.
         unit: type that it is coded as.
-        diff: of the array.
+        diff: differences of the array.
     """
     step, size = COUNT_STEP_ELEMENTS * kind.size, diff.elements * kind.size
     counts = diff.changed_counts if unit is kind else diff.changed_byte_counts
@@ -273,8 +273,8 @@ def make_edit_jobs(
     Args:
         kind: name of the type of the elements.
         edited_ranges: ascending by target address.
-        options: of the encoder.
-        max_edits: of one job.
+        options: encoder settings, such as the zstd level.
+        max_edits: largest number of edits of one job.
     """
     group: list[EditedRange] = []
     edits = size = ranges = 0

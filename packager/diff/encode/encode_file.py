@@ -1,4 +1,4 @@
-"""Encode a whole file that is no model, by the smallest of several encodings.
+"""Encode a whole file that is not a model, by the smallest of several encodings.
 
 Rules:
 1. The smallest of these is used, so a patch is never larger than zstd, zstd --patch-from or bsdiff by more than the
@@ -66,7 +66,7 @@ def encode_file(job: UntypedJob, target: bytes, base: bytes) -> UntypedFrames:
     """Encode a whole file by the smallest of all encodings.
 
     Args:
-        job: of the file.
+        job: the job that covers the file.
         target: the job's target bytes.
         base: the job's base bytes.
     """

@@ -27,7 +27,7 @@ def encode_stream_frames(chunks: Iterable[bytes], start: int, length: int, level
         chunks: the content.
         start: target address of the first byte.
         length: bytes of the content, above zero.
-        level: of zstd.
+        level: zstd compression level.
     """
     window_log = choose_window_log(length)
     parameters = zstandard.ZstdCompressionParameters.from_level(

@@ -51,13 +51,13 @@ class EncodedTensor:
     """The frames of a tensor job.
 
     Attributes:
-        frames: in order.
+        frames: encoded frames, in order.
         predictor: name for the report.
         coder: name for the report.
         features: decoder features that the frames need.
         dtype: type of the elements in the frames.
-        parameter_bytes: most bytes of parameters in force in the decoder.
-        window_log: of a stream; 0 without one.
+        parameter_bytes: maximum size of the parameters in force in the decoder, in bytes.
+        window_log: base-two logarithm of a stream's window; 0 without a stream.
     """
 
     frames: tuple[bytes, ...]

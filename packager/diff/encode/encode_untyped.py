@@ -2,7 +2,7 @@
 
 Rules:
 1. Structure becomes BYTES frames with the base's structure as dictionary.
-2. A whole file that is no model takes the smallest of several encodings (packager/diff/encode/encode_file.py).
+2. A whole file that is not a model takes the smallest of several encodings (packager/diff/encode/encode_file.py).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class UntypedJob:
         target: ascending; structure has at most `MAX_FRAME_BYTES` in one job.
         base: ranges of similar bytes.
         is_file: True for a whole file (rule 2), False for structure (rule 1).
-        options: of the encoder, for frames TYPED and EDIT.
+        options: encoder settings for frames TYPED and EDIT.
     """
 
     target: tuple[ByteRange, ...]
@@ -49,12 +49,12 @@ class UntypedFrames:
     """The frames of an untyped job.
 
     Attributes:
-        frames: in order.
+        frames: encoded frames, in order.
         coder: name for the report.
         features: decoder features that the frames need.
-        largest_frame_bytes: most target bytes of a frame.
+        largest_frame_bytes: target bytes of the largest frame.
         dictionary_bytes, window_log, block_elements: limits that the frames need.
-        waiting_bytes: most bytes that wait in the decoder beside those of other jobs.
+        waiting_bytes: maximum number of bytes that wait in the decoder, without those of other jobs.
     """
 
     frames: tuple[bytes, ...]
@@ -76,9 +76,9 @@ def split_ranges(ranges: list[ByteRange], limit: int, items: int) -> list[tuple[
     """Group ranges into runs of bounded size; long ranges are cut.
 
     Args:
-        ranges: to group, in order.
-        limit: most bytes of a run.
-        items: most ranges of a run.
+        ranges: ranges to group, in order.
+        limit: maximum size of a run, in bytes.
+        items: maximum number of ranges in a run.
     """
     out: list[tuple[ByteRange, ...]] = []
     run: list[ByteRange] = []

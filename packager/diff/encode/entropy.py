@@ -66,7 +66,7 @@ class EncoderOptions:
     Attributes:
         has_pcodec: code parts by pcodec; False for devices without it.
         has_fitting: try predictor parameters.
-        zstd_level: for sections.
+        zstd_level: zstd compression level of sections.
     """
 
     has_pcodec: bool = True
@@ -79,7 +79,7 @@ def write_part(numbers: Signed, options: EncoderOptions) -> bytes:
 
     Args:
         numbers: signed integers, at least one.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
     if options.has_pcodec:
         body, coder = _pack_pcodec(numbers), PCODEC
@@ -93,8 +93,8 @@ def write_numbers(numbers: npt.NDArray[np.int32], options: EncoderOptions, lengt
 
     Args:
         numbers: int32.
-        options: of the encoder.
-        length: of a part; the last one may have up to twice as many.
+        options: encoder settings, such as the zstd level.
+        length: numbers in a part; the last part may have up to twice as many.
     """
     out = []
     starts = list(range(0, max(len(numbers) - length + 1, 1), length))
@@ -108,7 +108,7 @@ def write_planes(numbers: npt.NDArray[Any], options: EncoderOptions) -> bytes:
 
     Args:
         numbers: unsigned integers.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
     planes = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), -1).T
     return b"".join(write_section(plane.tobytes(), options.zstd_level) for plane in planes)
@@ -158,10 +158,10 @@ def write_keyed(
 
     Args:
         residual: d, signed integers [n].
-        prediction: for the same elements; None without a base.
+        prediction: prediction for the same elements; None without a base.
         kind: type of the elements.
         sub_block: s, elements of a sub-block.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
         period: adds a pattern to the key.
         phase: index of the first element in its tensor.
         has_units: divide residuals by units (flag UNIT).
@@ -236,10 +236,10 @@ def keyed_flags(
     """Return the flags that a frame with the data of `write_keyed` needs.
 
     Args:
-        prediction: as given to `write_keyed`.
-        kind: as given to `write_keyed`.
-        period: as given to `write_keyed`.
-        has_units: as given to `write_keyed`.
+        prediction: see `write_keyed`.
+        kind: see `write_keyed`.
+        period: see `write_keyed`.
+        has_units: see `write_keyed`.
     """
     flags = Flag(0) if period is None else Flag.PATTERN
     if has_units:

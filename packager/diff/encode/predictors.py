@@ -63,10 +63,10 @@ class Fit:
     """Parameters for the prediction base * gain + left · right.
 
     Attributes:
-        gain: as the decoder will use it; None for no gain.
+        gain: factors as the decoder will use them; None for no gain.
         left: factor [rank, rows]; None for no product.
         right: factor [rank, columns]; None for no product.
-        name: for the report.
+        name: name of the fit in the report.
         cost_bits: estimated size of the parameters in a patch.
     """
 
@@ -88,7 +88,7 @@ def propose_gains(base: Doubles, target: Doubles, shape: tuple[int, ...]) -> Ite
     Args:
         base: float64 [n].
         target: float64 [n].
-        shape: of the tensor.
+        shape: shape of the tensor.
     """
     for axis_name, count, inner in _channel_axes(shape):
         with np.errstate(all="ignore"):
@@ -142,7 +142,7 @@ def refit_robustly(fit: Fit, base: Doubles, target: Doubles) -> Fit | None:
     """Refit gains so that a few elements that moved far count less; return None if a gain is not finite.
 
     Args:
-        fit: with a gain.
+        fit: a fit that has a gain.
         base: float64 [n].
         target: float64 [n].
     """
@@ -168,7 +168,7 @@ def propose_low_rank(update_spectrum: Spectrum, floor: float) -> Iterator[Fit]:
     """Propose low-rank approximations of the most promising ranks.
 
     Args:
-        update_spectrum: of the update.
+        update_spectrum: leading components of the update.
         floor: mean variance of the elements' own rounding, which no prediction removes.
     """
     rows, columns = update_spectrum.matrix.shape
@@ -186,7 +186,7 @@ def propose_exact_low_rank(update_spectrum: Spectrum, variance: Doubles) -> Iter
     """Propose the factors of an update that is of low rank except for rounding.
 
     Args:
-        update_spectrum: of the update.
+        update_spectrum: leading components of the update.
         variance: v, float64 [n].
     """
     rank = _sharp_rank(update_spectrum.values)
@@ -246,8 +246,8 @@ def matrix_row_count(shape: tuple[int, ...], elements: int) -> int:
     """Return R for a tensor, the length of its first axis that is longer than one; 0 for vectors.
 
     Args:
-        shape: of the tensor.
-        elements: of the tensor.
+        shape: shape of the tensor.
+        elements: number of elements of the tensor.
     """
     longer = [dimension for dimension in shape if dimension > 1]
     if len(longer) < 2:

@@ -46,11 +46,11 @@ class TensorJob:
 
     Attributes:
         dtype: name of the element type.
-        segments: in target order, all with a base or all without.
-        shape: of the elements of all segments together; () if several tensors share the job.
+        segments: arrays or parts in target order, all with a base or all without.
+        shape: shape of all segments together; () if several tensors share the job.
         is_transposed: True if the single segment's base has rows and columns exchanged.
         can_fit: try predictor parameters.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
 
     dtype: str
@@ -125,7 +125,7 @@ class Tensor:
 
 
 def block_elements(dtype: str) -> int:
-    """Return the most elements of a block of a type, by its name."""
+    """Return the maximum number of elements in a block, by the name of their type."""
     return NARROW_BLOCK_ELEMENTS if ELEMENT_TYPE_BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
 
 

@@ -25,7 +25,7 @@ def compress_with_prefix(prefix: bytes, data: bytes, level: int) -> bytes:
     Args:
         prefix: the decoder's raw content dictionary; ignored below `MIN_DICTIONARY_BYTES`.
         data: uncompressed bytes.
-        level: of zstd.
+        level: zstd compression level.
     """
     if not data:
         return b""

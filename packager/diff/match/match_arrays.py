@@ -33,7 +33,7 @@ class Array:
 
     Attributes:
         file: index in the bundle's table.
-        address: of the first byte in the bundle's address space.
+        address: address of the first byte in the bundle's address space.
         region: type, name, shape and position in the file.
     """
 

@@ -9,7 +9,7 @@ def matching_file(file: BundleFile, base: tuple[BundleFile, ...]) -> BundleFile 
     The order of preference is same content, same path, same role and nearest size.
 
     Args:
-        file: of the target.
+        file: a file of the target bundle.
         base: the base's file table.
 
     Returns:

@@ -17,7 +17,7 @@ class PatchFrameWriter:
         file: takes the frames.
         size: bytes written.
         features: decoder features that the frames need.
-        rows: of the report.
+        rows: one row of the report for each job.
         payload_bytes, pending_bytes, dictionary_bytes, parameter_bytes, block_elements, window_log: as in
             `DeclaredLimits`.
     """

@@ -54,7 +54,7 @@ class MappedBundle:
         """Return bytes of the address space, or None if they do not lie in one file.
 
         Args:
-            address: of the first byte.
+            address: address of the first byte.
             size: bytes.
         """
         for file in self.directory.files:
@@ -67,7 +67,7 @@ class MappedBundle:
         """Return the position of a byte of an array.
 
         Args:
-            array: of this bundle.
+            array: an array of this bundle.
             offset: bytes from the start of the array.
         """
         file = self.directory.files[array.file]

@@ -40,8 +40,8 @@ def write_html(report: PatchReport, path: Path) -> None:
     """Write the report of a patch to a file, replacing it if it exists.
 
     Args:
-        report: of the patch.
-        path: of the HTML file.
+        report: figures of the patch.
+        path: the HTML file to write.
     """
     path.write_text(render_html(report), encoding="utf-8")
 

@@ -51,7 +51,7 @@ class PatchReport:
         codec: name for the manifest: "zstd", "bsdiff4" or "typed".
         features: sorted names of the decoder features that the patch needs.
         plain_size: bytes of the patch before encryption.
-        peak_memory_bytes: most bytes that applying takes above an idle decoder.
+        peak_memory_bytes: maximum memory that applying takes above an idle decoder, in bytes.
         target_bytes: bytes of the target bundle.
         rows: one per job.
     """

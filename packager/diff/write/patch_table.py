@@ -13,7 +13,7 @@ def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> str
     """Format the rows that take the most bytes of the patch, largest first, and the rest as one line.
 
     Args:
-        report: of the patch.
+        report: figures of the patch.
         max_rows: rows shown in full.
     """
     rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))

@@ -60,7 +60,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
     Args:
         base: None for a full download.
         target: the bundle that the patch makes.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
     target_bundle = MappedBundle(target)
     base_bundle = MappedBundle(base) if base is not None else None
@@ -132,7 +132,7 @@ def _sort_key(planned_job: PlannedJob) -> tuple[int, bool]:
 
 
 def max_pending_bytes(planned_jobs: list[PlannedJob]) -> int:
-    """Return the most bytes that ever wait in the decoder if each job makes all its bytes at once."""
+    """Return the maximum number of bytes that wait in the decoder if each job makes all its bytes at once."""
     peak = waiting = cursor = 0
     pending_ranges: dict[int, tuple[int, int]] = {}
     for plan in planned_jobs:

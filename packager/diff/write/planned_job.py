@@ -17,10 +17,10 @@ class PlannedJob:
     Attributes:
         start: address of the first target byte.
         job: the work.
-        path: of the file; "" if several files share the job.
-        name: for the report.
-        dtype: of the elements; "" for untyped bytes.
-        shape: of the elements; () if unknown.
+        path: path of the target file; "" if several files share the job.
+        name: name of the job in the report.
+        dtype: type of the elements; "" for untyped bytes.
+        shape: shape of the array; () if unknown.
     """
 
     start: int

@@ -40,9 +40,9 @@ def plan_tensor_jobs(
 
     Args:
         match: the tensor and its base.
-        target_bundle: of the tensor.
+        target_bundle: bundle that contains the tensor.
         base_bundle: None for a full download.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
     """
     region = match.target.region
     path = target_bundle.directory.files[match.target.file].path
@@ -182,10 +182,10 @@ def plan_grouped_jobs(
 
     Args:
         matches: small tensors and their bases, in target order.
-        target_bundle: of the tensors.
+        target_bundle: bundle that contains the tensors.
         base_bundle: None for a full download.
-        options: of the encoder.
-        limit: most elements of a job, except for its last tensor.
+        options: encoder settings, such as the zstd level.
+        limit: maximum number of elements in a job, without its last tensor.
     """
     open_groups: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
     for match in matches:

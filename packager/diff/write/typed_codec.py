@@ -38,7 +38,7 @@ def write_typed(
         base: None for a full download.
         target: the bundle that the patch makes.
         writer: takes the frames.
-        options: of the encoder.
+        options: encoder settings, such as the zstd level.
         executor: runs the jobs; None runs them in this thread.
         progress: called with (target bytes done, target bytes in all).
     """

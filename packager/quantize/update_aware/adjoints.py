@@ -36,7 +36,7 @@ class NodeRun:
         node: the node.
         inputs: its inputs; None for those left out.
         outputs: its outputs; None for those left out.
-        needs_gradient: for each input, whether its gradient is of use.
+        needs_gradient: whether the gradient of each input is used.
         opset: version of the standard operator set.
         sessions: cache of single-node sessions, shared by all nodes of a model.
     """
@@ -52,7 +52,7 @@ class NodeRun:
         """Return a float attribute of the node.
 
         Args:
-            name: of the attribute.
+            name: name of the attribute.
             default: if the node does not have it.
         """
         return next((float(a.f) for a in self.node.attribute if a.name == name), default)
@@ -61,7 +61,7 @@ class NodeRun:
         """Return an integer attribute of the node.
 
         Args:
-            name: of the attribute.
+            name: name of the attribute.
             default: if the node does not have it.
         """
         return next((int(a.i) for a in self.node.attribute if a.name == name), default)
@@ -98,7 +98,7 @@ def sum_to_shape(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
     Args:
         gradient: float array of the broadcast shape.
-        shape: of the array before the broadcast.
+        shape: shape of the array before the broadcast.
     """
     extra = gradient.ndim - len(shape)
     if extra:

@@ -40,9 +40,9 @@ class UpdateChoice:
     """The numbers that an update changes in the template.
 
     Attributes:
-        levels: by (graph, levels tensor): int16 levels in the layout of the weight.
-        scales: by (graph, levels tensor): float64 scales in the shape of the stored scales, if refitted.
-        corrections: by bias name: float64 [channels], mean errors that the bias takes up.
+        levels: int16 levels in the layout of the weight, by (graph, levels tensor).
+        scales: refitted float64 scales in the shape of the stored ones, by (graph, levels tensor).
+        corrections: mean errors that a bias takes up, float64 [channels], by name of the bias.
     """
 
     levels: Levels = field(default_factory=dict)

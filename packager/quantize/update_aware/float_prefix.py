@@ -9,7 +9,7 @@ Each node therefore runs once a solution, not once a layer: 45 s instead of 320 
 
 1. Activations stay in float. Levels that compensate for the rounding of activations shrink the layer's output, as a
    Wiener filter does: that costs bits, and the rounding noise of other inputs is another one.
-2. A value that is no tensor cannot be stored: the walk then stays where it is, and runs the nodes from there again.
+2. A value that is not a tensor cannot be stored: the walk then stays where it is, and runs the nodes from there again.
 3. Samples run side by side, with one runtime thread each.
 """
 
@@ -33,7 +33,7 @@ Values = dict[str, np.ndarray]
 
 
 class FloatPrefix:
-    """A walk through a copy of the float model.
+    """A copy of the float model that is run node by node.
 
     Args:
         prepared: the new float model.
@@ -59,7 +59,7 @@ class FloatPrefix:
         """Replace a weight of the float model by the numbers of its chosen levels.
 
         Args:
-            weight: of the template.
+            weight: a weight of the template.
             values: float64 in the layout of its levels.
         """
         values = values / weight.factor
@@ -70,7 +70,7 @@ class FloatPrefix:
         """Add a correction to a bias of the float model.
 
         Args:
-            name: of the bias.
+            name: name of the bias.
             correction: float64, as many elements as the bias.
         """
         exact = array_of(self._exact[name])
@@ -85,7 +85,7 @@ class FloatPrefix:
 
         Args:
             before_node: number of a node, not below that of the last call.
-            names: of values.
+            names: names of values.
         """
         names = list(names)
         self._advance(before_node)

@@ -121,7 +121,7 @@ def conv_input_rows(
         node: the Conv.
         kernel: its spatial sizes.
         group: number of the group.
-        groups: how many groups there are.
+        groups: number of groups.
         positions: int64 [positions], flat indices into [batch, *output sizes].
     """
     rank = len(kernel)
@@ -160,7 +160,7 @@ def position_count(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
     """Return the number of output positions of a Conv, batch included.
 
     Args:
-        shape: of the image, (batch, channels, *spatial).
+        shape: shape of the image, (batch, channels, *spatial).
         weight: the Conv's weight.
     """
     kernel = tuple(weight.float_tensor.dims[2:])

@@ -44,7 +44,7 @@ class OutputSensitivity:
         It is the mean over outputs o of E[(o' - o)^2] / variance of o.
 
         Args:
-            name: of the initializer.
+            name: name of the initializer.
             values: its new values, in its own shape.
         """
         fed = np.asarray(values, np.float32, order="C")

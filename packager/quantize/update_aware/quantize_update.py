@@ -76,7 +76,7 @@ class UpdateReport:
     Attributes:
         method: "joint" (near the base), or "baseline" (quantized without the base).
         reason: one sentence for the choice of the method.
-        gate: of the model that was written.
+        gate: verdict on the model that was written.
         baseline: gate of plain quantization of the new model.
         unchanged_base: gate of the base against the new float model.
         rate_weight: the chosen lambda, in relative error energy a bit; 0 for rounding to nearest, None for the
@@ -158,7 +158,7 @@ def quantize_update(
         out: the file to write; the baseline if no update near the base passes the gate.
         calibration: inputs for moments, gradients and ranges; at most MAX_SAMPLES are used.
         held_out: inputs that only the gates see; they choose the rate weight.
-        thresholds: of the final gate.
+        thresholds: limits of the final gate.
         max_over_baseline: allowed relative RMS over the baseline's, at which the search aims. If None, the gate allows
             `thresholds.max_over_baseline` and the search aims at DEFAULT_ERROR_RATIO.
         on_solution: called with each solution of the search.

@@ -113,7 +113,7 @@ class RateSearch:
     """One search; `points` has every solution afterwards.
 
     Args:
-        solver: of the update.
+        solver: solves the update at a rate weight.
         gate_of: the gate on the held-out samples.
         error_of: relative RMS on calibration samples.
         baseline: the baseline's gate on the held-out samples.

@@ -53,11 +53,11 @@ class RowSelection:
     """The rows that are used of each layer's input, in the order of the samples, and how much they count.
 
     Attributes:
-        positions: by layer number, for each sample: int64 [rows], positions of the rows.
-        weights: by layer number, for each sample: float32 [rows], mean 1 over all samples.
-        channels: by weight: float64 [channels], mean 1; missing if the influence is unknown.
-        lookup_counts: by table: float64 [table rows], look-ups of each row, weighed with mean 1.
-        local: by layer number, for each sample: float32 [few rows], weights of the rows stored by `local_path`.
+        positions: positions of the rows, int64 [rows], by layer number and sample.
+        weights: weights of the rows, float32 [rows] with mean 1 over all samples, by layer number and sample.
+        channels: influence of each channel, float64 [channels] with mean 1, by weight; missing if it is unknown.
+        lookup_counts: weighed look-ups of each row, float64 [table rows] with mean 1, by table.
+        local: weights of the rows stored by `local_path`, float32 [few rows], by layer number and sample.
     """
 
     positions: dict[int, list[np.ndarray]]
@@ -291,7 +291,7 @@ def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list
     Args:
         running: a session with the other names as outputs (`open_watching_session`).
         sample: the inputs.
-        names: of the values.
+        names: names of the values.
     """
     outputs = [name for name in names if name not in sample]
     found = dict(zip(outputs, run_session(running, sample, outputs), strict=True)) if outputs else {}
@@ -305,8 +305,8 @@ def open_watching_session(
 
     Args:
         model: any float model.
-        names: of values; inputs are left out, since they need no run.
-        settings: of the session.
+        names: names of values; inputs are left out, since they need no run.
+        settings: threads and optimization of the session.
     """
     inputs = {value.name for value in model.graph.input}
     wanted = {name for name in names if name not in inputs}

@@ -20,7 +20,7 @@ Per weight, with G groups (one for a MatMul; a Conv's groups; a recurrent layer'
 relative error energy of the model's outputs, for all weights.
 
 Treatment of a weight, from its change in levels |W/s + z - Q0|:
-    median above REQUANTIZE_STEPS             requantized: it is no update of its base
+    median above REQUANTIZE_STEPS             requantized: it is not an update of its base
     a channel leaves the level range by more than HALF_STEP_LEVELS   that channel gets a new scale
     MIN_JOINT_ELEMENTS or more, input known   levels are chosen jointly (tables: row by row)
     anything else, small heads included       rounded to nearest on the base's grid

@@ -31,9 +31,9 @@ class QuantizedWeight:
     """One quantized weight of the template and its counterpart in the float model.
 
     Attributes:
-        name: of the float weight.
+        name: name of the float weight.
         graph: number of the graph, in the order of `graphs.scopes`.
-        kind: how the layout maps to matrices (`to_matrices`).
+        kind: mapping from the layout to matrices (`to_matrices`).
         levels: initializer of the levels.
         scale: initializer of the scales.
         zero: initializer of the zero points; None for symmetric levels.
@@ -268,7 +268,7 @@ def to_matrices(values: np.ndarray, kind: Kind, groups: int) -> list[np.ndarray]
 
     Args:
         values: array in the layout of the weight.
-        kind: of the weight.
+        kind: layout of the weight.
         groups: number of groups of a Conv.
     """
     match kind:
@@ -288,8 +288,8 @@ def from_matrices(matrices: list[np.ndarray], kind: Kind, shape: tuple[int, ...]
 
     Args:
         matrices: [inputs, channels] for each group or direction.
-        kind: of the weight.
-        shape: of the weight.
+        kind: layout of the weight.
+        shape: shape of the weight.
     """
     match kind:
         case "transposed" | "nbits":

@@ -92,7 +92,7 @@ def _quantization_record(
 
 
 def _ppm(value: float | None) -> int | None:
-    """Return a share in parts per million, or None if it is no finite number."""
+    """Return a share in parts per million, or None if it is not a finite number."""
     if value is None or value != value or value == float("inf"):
         return None
     return round(min(value, 1_000_000.0) * PPM)

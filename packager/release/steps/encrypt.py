@@ -44,7 +44,7 @@ def encrypt_patch(patch: PlainPatch, out: Path, content_key: Secret, context: Fr
         patch: the patch to encrypt.
         out: the blob to write.
         content_key: the variant's content key.
-        context: what the frames are bound to (docs/format.md, encrypted frames).
+        context: the use that the frames are bound to (docs/format.md, encrypted frames).
     """
     with patch.path.open("rb") as plain, out.open("wb") as stream:
         sink = _HashingSink(stream)

@@ -54,7 +54,7 @@ def run(draft: Draft) -> None:
         GateFailed: a required variant differs too much from the float model.
         GateInconclusive: the samples cannot judge a required variant.
         QuantizationRefused: a required variant cannot be quantized.
-        ModelUnreadable: a model is no ONNX model.
+        ModelUnreadable: a model is not an ONNX model.
         ModelDoesNotRun: a model does not run on a sample.
         ModelCrashes: a model crashes its process.
     """

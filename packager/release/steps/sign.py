@@ -87,7 +87,7 @@ def rollouts_of(plan: RolloutPlan | None, manifest: Manifest) -> tuple[Rollout, 
             counter=manifest.counter,
             manifest_digest=manifest.digest_without_patches(),
             percent_bp=plan.percent_bp,
-            salt=f"{manifest.family}-{manifest.counter}",  # so that each release chooses its first devices anew
+            salt=f"{manifest.family}-{manifest.counter}",  # so that each release starts with other devices
             cohorts=plan.cohorts,
             note=plan.note,
         )
