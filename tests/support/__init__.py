@@ -1,1 +1,1 @@
-"""Helpers that tests share; test modules import helpers from here only."""
+"""Helpers for tests; test modules import shared helpers from this package only."""

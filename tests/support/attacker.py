@@ -1,4 +1,4 @@
-"""Somebody with a mirror and some of the keys: what they allow is signed, what they do not allow is tried anyway."""
+"""An attacker with a mirror of a repository and some of its keys, who signs and publishes forged metadata."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,19 @@ from packager.repository.layout import RepositoryLayout
 from packager.repository.published import PublishedDocuments
 from tests.support.metadata_publisher import NOW_S, MetadataPublisher
 
-VERSIONS_AHEAD = 100  # versions that the thief is ahead of the honest publisher
+VERSIONS_AHEAD = 100  # how much higher the attacker's versions are than the publisher's
 
 
 @dataclass
 class Attacker:
-    """Holds `signers`, and a copy of the published files in `mirror` to change."""
+    """An attacker who controls a mirror.
+
+    Attributes:
+        publisher: the honest publisher.
+        signers: the stolen keys, which sign everything.
+        mirror: the attacker's copy of the published files.
+        changed_documents: the changed metadata by role; `publish` signs it.
+    """
 
     publisher: MetadataPublisher
     signers: Sequence[Signer]
@@ -31,7 +38,7 @@ class Attacker:
 
     @classmethod
     def from_publisher(cls, publisher: MetadataPublisher, *roles: str, each: int = 9) -> "Attacker":
-        """With up to `each` keys of every role named."""
+        """Create an attacker with up to `each` keys of every role in `roles`."""
         signers = [signer for role in roles for signer in publisher.signers_of(role)[:each]]
         mirror = publisher.folder / f"attacker-{len(list(publisher.folder.glob('attacker-*')))}"
         shutil.copytree(publisher.published, mirror)
@@ -42,13 +49,15 @@ class Attacker:
         return PublishedDocuments(RepositoryLayout(self.publisher.repository.root))
 
     def list_target(self, role: str, name: str, data: bytes) -> None:
-        """Let a role list a target with this content."""
-        held: Targets = self.changed_documents.get(role) or self.published.role(role)
+        """List a target with this content in a role's metadata."""
+        targets: Targets = self.changed_documents.get(role) or self.published.role(role)
         target = tuf_documents.target_file(name, data)
         place = self.mirror / "targets" / tuf_documents.target_path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(data)
-        self.changed_documents[role] = tuf_documents.next_targets(held, role, {**held.targets, name: target}, NOW_S)
+        self.changed_documents[role] = tuf_documents.next_targets(
+            targets, role, {**targets.targets, name: target}, NOW_S
+        )
 
     def release(self, manifest: Manifest) -> None:
         self.list_target(
@@ -61,7 +70,11 @@ class Attacker:
         )
 
     def publish(self, *, signed_at_s: Mapping[str, int] | None = None) -> Path:
-        """Sign with what there is, under snapshot and timestamp; returns the mirror. `dated`: role → Unix seconds."""
+        """Sign the changed metadata, a snapshot and a timestamp with the stolen keys, and return the mirror.
+
+        Args:
+            signed_at_s: signing times by role, Unix seconds; only `timestamp` is used.
+        """
         files = {
             role: entry for role, entry in self.published.files.items() if role not in ("root", "snapshot", "timestamp")
         }

@@ -1,10 +1,8 @@
-"""Rules for the docstrings and words of the product's code; `python -m tests.support.docstring_rules PATH...` lists
-breaches.
+"""Check docstrings and words of the product's code: `python -m tests.support.docstring_rules PATH...` lists breaches.
 
 Rules, for public functions, methods, classes and modules:
 1. A function's docstring begins with a verb in the imperative (VERBS). A property, a class and a module begin with a
-   noun phrase or
-   a verb; nothing begins with a preposition, a conjunction or a relative pronoun.
+   noun phrase or a verb; nothing begins with a preposition, a conjunction or a relative pronoun.
 2. The first paragraph ends with a period, and its first line has at most 100 characters of text.
 3. It has more than three words, and is no bare reference to a rule.
 4. A public function with two or more parameters has an `Args` section that names each of them.

@@ -1,4 +1,4 @@
-"""Asks a device's served model over its Unix socket, with the standard library alone."""
+"""Send requests to a device's endpoint over its Unix socket, with the standard library only."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 def get(device: DeviceUnderTest, path: str, expected_status: int = 200) -> bytes:
-    """The body of what is at a path."""
+    """Return the body of a GET request; assert its status."""
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:
         connection.request("GET", path)
@@ -32,7 +32,7 @@ def get(device: DeviceUnderTest, path: str, expected_status: int = 200) -> bytes
 
 
 def infer(device: DeviceUnderTest, value: float = 0.5, family: str = FAMILY) -> dict[str, Any]:
-    """One inference; the answer's JSON. Raises AssertionError for a status other than 200."""
+    """Send one inference request and return the JSON of its response; assert status 200."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [value] * 64}]}
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:

@@ -1,9 +1,9 @@
-"""The fetcher with a rate window of a fifth of a second and one try, so that a test need not wait."""
+"""Run the fetcher worker with a rate window of 0.2 seconds and a single attempt, so that tests do not wait."""
 
 from device_agent.process.worker import serve_calls, start_worker
 from device_agent.workers import fetcher
 
-fetcher.RATE_WINDOW_S = 0.2  # type: ignore[misc]  # the test's whole point
+fetcher.RATE_WINDOW_S = 0.2  # type: ignore[misc]  # what the test changes
 fetcher.MAX_TRIES = 1  # type: ignore[misc]
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Serves a folder on loopback, with ranges and ETags, and lies where it is told to."""
+"""An HTTP server on loopback for a folder, with ranges and ETags, and faults that tests add to `Site.faults`."""
 
 import hashlib
 import threading
@@ -14,7 +14,7 @@ Fault = Callable[["Exchange"], bool]
 
 @dataclass
 class Exchange:
-    """One request. A fault may change it, or answer it (then it returns True)."""
+    """One request and its planned response. A fault may change it, or send a response itself and return True."""
 
     handler: "_Handler"
     path: str
@@ -37,13 +37,13 @@ class Exchange:
         self.handler.wfile.flush()
 
     def cut(self) -> None:
-        """End the connection."""
+        """Close the connection after this response."""
         self.handler.close_connection = True
 
 
 @dataclass
 class ReceivedRequest:
-    """One request that came in: path, where it began, and bytes of body sent."""
+    """A received request: path, first byte of the range, and bytes of the body that were sent."""
 
     path: str
     start: int
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
+        """Do not log."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -109,16 +109,19 @@ class _Server(ThreadingHTTPServer):
     site: "Site"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that goes away is no news."""
+        """Ignore clients that disconnect."""
 
 
 @dataclass
 class Site:
-    """A folder on an address.
+    """A served folder.
 
     Attributes:
-        faults: asked in order for each request of a file that is there.
-        seen: what was asked for.
+        etags: whether responses have an ETag.
+        ranges: whether range requests are supported.
+        faults: called in order for each request of an existing file.
+        requests: the received requests, in order.
+        url: address of the server.
     """
 
     folder: Path
@@ -129,13 +132,13 @@ class Site:
     url: str = ""
 
     def bytes_sent(self, prefix: str) -> int:
-        """Body bytes of the answers below a path."""
+        """Return the body bytes of all responses for paths with this prefix."""
         return sum(seen.sent for seen in self.requests if seen.path.startswith(prefix))
 
 
 @contextmanager
 def serve_folder(folder: Path) -> Iterator[Site]:
-    """Serve a folder on a free port."""
+    """Serve a folder on a free port until the block ends."""
     site = Site(folder)
     server = _Server(("127.0.0.1", 0), _Handler)
     server.site = site
@@ -154,7 +157,7 @@ def serve_folder(folder: Path) -> Iterator[Site]:
 
 
 def replace_body(path: str, data: bytes) -> Fault:
-    """Other bytes for one path."""
+    """Return a fault that sends other bytes for one path."""
 
     def fault(exchange: Exchange) -> bool:
         if exchange.path == path:
@@ -165,7 +168,7 @@ def replace_body(path: str, data: bytes) -> Fault:
 
 
 def only_first(times: int, fault: Fault) -> Fault:
-    """A fault that happens so many times."""
+    """Return a fault that occurs only the first `times` times."""
     left = [times]
 
     def wrapped(exchange: Exchange) -> bool:
@@ -178,12 +181,12 @@ def only_first(times: int, fault: Fault) -> Fault:
 
 
 def only_below(prefix: str, fault: Fault) -> Fault:
-    """A fault for paths below a prefix."""
+    """Return a fault that occurs only for paths with a prefix."""
     return lambda exchange: exchange.path.startswith(prefix) and fault(exchange)
 
 
 def cut_after(count: int) -> Fault:
-    """The connection ends after so many bytes of the body."""
+    """Return a fault that closes the connection after `count` bytes of the body."""
 
     def fault(exchange: Exchange) -> bool:
         body = exchange.data[exchange.start :]
@@ -200,7 +203,7 @@ def cut_after(count: int) -> Fault:
 
 
 def respond_with_status(code: int, headers: dict[str, str] | None = None) -> Fault:
-    """An HTTP status without a body."""
+    """Return a fault that sends an HTTP status without a body."""
 
     def fault(exchange: Exchange) -> bool:
         exchange.head(code, {"Content-Length": "0", **(headers or {})})
@@ -210,7 +213,7 @@ def respond_with_status(code: int, headers: dict[str, str] | None = None) -> Fau
 
 
 def hang(release: threading.Event, arrived: threading.Event | None = None) -> Fault:
-    """No answer until `release` is set, or a minute has passed; `arrived` is set when a request is here."""
+    """Return a fault that sends nothing until `release` is set, at most for a minute; a request sets `arrived`."""
 
     def fault(exchange: Exchange) -> bool:
         if arrived is not None:
@@ -223,7 +226,7 @@ def hang(release: threading.Event, arrived: threading.Event | None = None) -> Fa
 
 
 def send_endless_body(exchange: Exchange) -> bool:
-    """A body without length that does not end."""
+    """Send a body without a length that does not end."""
     exchange.head(200, {"Connection": "close"})
     exchange.cut()
     try:
@@ -235,7 +238,7 @@ def send_endless_body(exchange: Exchange) -> bool:
 
 
 def trickle(pause_s: float) -> Fault:
-    """A byte at a time."""
+    """Return a fault that sends the body byte by byte with pauses."""
 
     def fault(exchange: Exchange) -> bool:
         body = exchange.data[exchange.start :]

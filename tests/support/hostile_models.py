@@ -1,4 +1,4 @@
-"""Models that a device must survive: each does one harm, and most are smaller than a kilobyte."""
+"""Hostile models that a device must survive; each does one kind of harm, and most have less than a kilobyte."""
 
 import numpy as np
 import onnx
@@ -8,7 +8,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def make_hanging_model() -> onnx.ModelProto:
-    """x: float32 [4] -> y: float32 [4]; a Loop of 2^60 turns."""
+    """x: float32 [4] -> y: float32 [4]; a Loop of 2^60 iterations."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["cond_in"], ["cond_out"]),
@@ -23,8 +23,8 @@ def make_hanging_model() -> onnx.ModelProto:
         ],
         [_make_value("cond_out", [], TensorProto.BOOL), _make_value("acc_out", [4])],
     )
-    turns, go_on = _make_constant("n", np.array(2**60)), _make_constant("c", np.array(True))
-    return _make_model([helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)], [4], [4], [turns, go_on])
+    iterations, condition = _make_constant("n", np.array(2**60)), _make_constant("c", np.array(True))
+    return _make_model([helper.make_node("Loop", ["n", "c", "x"], ["y"], body=body)], [4], [4], [iterations, condition])
 
 
 def make_huge_kernel_model() -> onnx.ModelProto:
@@ -45,7 +45,7 @@ def make_64_gib_model() -> onnx.ModelProto:
 
 
 def make_memory_intensive_model(megabytes: int) -> onnx.ModelProto:
-    """x: float32 [4] -> y: float32 [4]; an answer that takes that much memory on the way."""
+    """x: float32 [4] -> y: float32 [4]; a run needs so many megabytes for an intermediate tensor."""
     nodes = [
         helper.make_node("ReduceSum", ["x"], ["s"], keepdims=1),
         helper.make_node("Expand", ["s", "shape"], ["a"]),
@@ -57,40 +57,40 @@ def make_memory_intensive_model(megabytes: int) -> onnx.ModelProto:
 
 
 def make_nan_model() -> onnx.ModelProto:
-    """x: float32 [4] -> y: float32 [4]; the logarithm of what may be negative."""
+    """x: float32 [4] -> y: float32 [4]; the logarithm, which is NaN for negative inputs."""
     return _make_model([helper.make_node("Log", ["x"], ["y"])], [4], [4])
 
 
 def make_slow_model(turns: int) -> onnx.ModelProto:
-    """x: float32 [4] -> y: float32 [4]; a Loop of that many turns, some 2 us each."""
+    """x: float32 [4] -> y: float32 [4]; a Loop of `turns` iterations, about 2 us each."""
     model = make_hanging_model()
     model.graph.initializer[0].CopyFrom(_make_constant("n", np.array(turns)))
     return model
 
 
 def make_unknown_opset_model() -> onnx.ModelProto:
-    """Operator set 10,000."""
+    """A model of operator set 10,000."""
     model = make_nan_model()
     model.opset_import[0].version = 10_000
     return model
 
 
 def make_unknown_ir_model() -> onnx.ModelProto:
-    """IR version 10,000."""
+    """A model of IR version 10,000."""
     model = make_nan_model()
     model.ir_version = 10_000
     return model
 
 
 def make_unknown_domain_model() -> onnx.ModelProto:
-    """An operator that only a native library of somebody's could run."""
+    """An operator of an unknown domain, which needs a native library."""
     model = _make_model([helper.make_node("Run", ["x"], ["y"], domain="com.example.native")], [4], [4])
     model.opset_import.append(helper.make_opsetid("com.example.native", 1))
     return model
 
 
 def make_file_reading_model(location: str) -> onnx.ModelProto:
-    """x: float32 [4] -> y: float32 [4]; a weight that is 16 bytes of a file of the device."""
+    """x: float32 [4] -> y: float32 [4]; its weight is 16 bytes of a file of the device."""
     tensor = TensorProto(name="w", dims=[4], data_type=FLOAT, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", location), ("offset", "0"), ("length", "16")):
         tensor.external_data.add(key=key, value=value)
@@ -98,12 +98,12 @@ def make_file_reading_model(location: str) -> onnx.ModelProto:
 
 
 def make_excessive_operator_models() -> dict[str, onnx.ModelProto]:
-    """x: float32 [4] -> y: float32 [4]; each loads, and its one run asks for what cannot be had."""
+    """x: float32 [4] -> y: float32 [4]; each model loads, and a run fails because it needs too much or is invalid."""
     total = [helper.make_node("ReduceSum", ["a"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
 
     def through(nodes: list[onnx.NodeProto], **constants: "np.typing.ArrayLike") -> onnx.ModelProto:
-        held = [_make_constant(name, np.asarray(value)) for name, value in constants.items()]
-        return _make_model([*nodes, *total], [4], [4], held)
+        initializers = [_make_constant(name, np.asarray(value)) for name, value in constants.items()]
+        return _make_model([*nodes, *total], [4], [4], initializers)
 
     doubling = [
         helper.make_node("Concat", [f"c{n}" if n else "x"] * 2, [f"c{n + 1}" if n < 49 else "a"], axis=0)
@@ -140,7 +140,7 @@ def make_excessive_operator_models() -> dict[str, onnx.ModelProto]:
 
 
 def make_broken_models() -> dict[str, onnx.ModelProto | bytes]:
-    """Each is refused while it is loaded."""
+    """Models that are refused while they are loaded, by their defect."""
     good = _make_model([helper.make_node("Add", ["x", "x"], ["y"])], [4], [4])
     twice, recursive, sparse = onnx.ModelProto(), onnx.ModelProto(), onnx.ModelProto()
     twice.CopyFrom(good)
@@ -151,10 +151,12 @@ def make_broken_models() -> dict[str, onnx.ModelProto | bytes]:
     again = helper.make_node("R", ["a"], ["b"], domain="f")
     recursive.functions.append(helper.make_function("f", "R", ["a"], ["b"], [again], opsets))
     sparse.CopyFrom(_make_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4]))
-    held = sparse.graph.sparse_initializer.add()
-    held.values.CopyFrom(TensorProto(name="w", dims=[2], data_type=FLOAT, raw_data=bytes(8)))
-    held.indices.CopyFrom(TensorProto(dims=[2], data_type=TensorProto.INT64, raw_data=np.array([2**40, -7]).tobytes()))
-    held.dims.append(4)
+    weights = sparse.graph.sparse_initializer.add()
+    weights.values.CopyFrom(TensorProto(name="w", dims=[2], data_type=FLOAT, raw_data=bytes(8)))
+    weights.indices.CopyFrom(
+        TensorProto(dims=[2], data_type=TensorProto.INT64, raw_data=np.array([2**40, -7]).tobytes())
+    )
+    weights.dims.append(4)
 
     def weight(dims: list[int], data_type: int = FLOAT) -> onnx.ModelProto:
         tensor = TensorProto(name="w", dims=dims, data_type=data_type, raw_data=bytes(16))
@@ -182,7 +184,7 @@ def make_broken_models() -> dict[str, onnx.ModelProto | bytes]:
 
 
 def make_models_of_other_contracts() -> dict[str, onnx.ModelProto]:
-    """Sound models that are not float32 [4] -> float32 [4]."""
+    """Valid models whose contract is not float32 [4] -> float32 [4], by the difference."""
 
     def shaped(
         node: onnx.NodeProto, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
@@ -218,7 +220,7 @@ def make_models_of_other_contracts() -> dict[str, onnx.ModelProto]:
 
 
 def make_slow_loading_models() -> dict[str, onnx.ModelProto]:
-    """A few kilobytes each, but for the chain of nodes: work without end before the first inference."""
+    """Small models (except the chain of nodes) whose loading takes almost forever."""
     folding = [helper.make_node("ConstantOfShape", ["n"], ["a0"])]
     folding += [helper.make_node("Tanh", [f"a{n}"], [f"a{n + 1}"]) for n in range(40)]
     folding += [helper.make_node("ReduceSum", ["a40"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
@@ -238,7 +240,7 @@ def make_slow_loading_models() -> dict[str, onnx.ModelProto]:
 
 
 def make_nested_model(depth: int) -> bytes:
-    """If within If, beyond what a parser's stack may take; written byte by byte, since onnx itself refuses to."""
+    """Nested If nodes, too deep for a parser's stack; written as bytes, since onnx refuses to write them."""
     graph = _make_field(2, b"g")
     for _ in range(depth):
         attribute = _make_field(1, b"then_branch") + _make_field(6, graph) + b"\xa0\x01\x05"  # its type is GRAPH
@@ -249,7 +251,7 @@ def make_nested_model(depth: int) -> bytes:
 
 
 def _make_field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of protobuf's wire format."""
+    """Return a length-delimited field of the protobuf wire format."""
     length, size = len(content), b""
     while length >= 0x80:
         size += bytes([length & 0x7F | 0x80])

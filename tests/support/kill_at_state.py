@@ -1,8 +1,9 @@
-"""The daemon, killed with SIGKILL at the moment when its journal has recorded a state: `python -m
-tests.support.kill_at_state
-STATE TIMES CONFIG`.
+"""Run the daemon and kill it with SIGKILL as soon as its journal has recorded a state.
 
-The product has no switch for this: the journal's transactions are wrapped from outside, as a debugger would.
+    python -m tests.support.kill_at_state STATE TIMES CONFIG
+
+The daemon is killed when it enters STATE for the TIMES-th time. The agent has no option for this: the module replaces
+the journal's transactions.
 """
 
 import os
@@ -33,5 +34,5 @@ def transaction_with_kill(self: RecordDatabase) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-RecordDatabase.transaction = transaction_with_kill  # type: ignore[method-assign]  # see above
+RecordDatabase.transaction = transaction_with_kill  # type: ignore[method-assign]  # see the module's docstring
 sys.exit(run.main([CONFIG]))

@@ -1,4 +1,4 @@
-"""Clients that keep asking while a test changes what answers."""
+"""Clients that send requests in the background while a test swaps or stops the model."""
 
 import http.client
 import json
@@ -28,14 +28,14 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def connect(address: str) -> http.client.HTTPConnection:
-    """A connection to "unix:/path" or "http://HOST:PORT"."""
+    """Return a connection to "unix:/path" or "http://HOST:PORT"."""
     if address.startswith("unix:"):
         return UnixConnection(address.removeprefix("unix:"))
     return http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
 
 
 def post(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """One request on a connection of its own: status, header fields in lower case, body."""
+    """Send one POST on a new connection; return status, header fields by lower-case name, and body."""
     connection = connect(address)
     try:
         connection.request("POST", path, body, headers)
@@ -47,16 +47,18 @@ def post(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str)
 
 
 def wait_until(condition: Callable[[], object], deadline_s: float = 60) -> None:
-    """Ask again and again until it holds; a test that waits for what never comes fails."""
+    """Call `condition` repeatedly until it is true; fail after the deadline."""
     end = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < end, "it never came to that"
+        assert time.monotonic() < end, f"the condition is still false after {deadline_s} s"
 
 
 class Load:
-    """Threads that send REQUEST one after the other; `answers` counts (status, first value or error).
+    """Threads that send REQUEST repeatedly.
 
-    `wait_for` waits until so many more answers have come: tests pace themselves by requests, not by time.
+    Attributes:
+        responses: number of responses by (status, first value or error).
+        order: first value or error of each response, in order.
     """
 
     def __init__(self, address: str, clients: int = 3) -> None:
@@ -68,14 +70,14 @@ class Load:
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
 
     def wait_for_responses(self, more: int, deadline_s: float = 30) -> None:
-        """Until `more` answers have come from now."""
+        """Wait until `more` further responses have arrived, so that tests are paced by requests and not by time."""
         with self._changed:
             goal = len(self.order) + more
             assert self._changed.wait_for(lambda: len(self.order) >= goal, deadline_s), self.responses
 
     @property
     def failures(self) -> dict[tuple[int, float | str], int]:
-        """Answers other than 200."""
+        """The responses with a status other than 200."""
         return {key: count for key, count in self.responses.items() if key[0] != 200}
 
     def __enter__(self) -> "Load":

@@ -1,4 +1,4 @@
-"""Plain bundles in memfds, made of models that are made here and now."""
+"""Create decrypted bundles in memfds from models that tests build, and front processes to serve them."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -36,22 +36,22 @@ ENUMS = {name: number for number, name in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class MemfdBundle:
-    """A bundle and what its manifest would say of it."""
+    """A bundle in memfds and the contract from its manifest."""
 
     fds: BundleFds
     contract: Contract
 
     def make_spec(self, generation: int, *, family: str = "toy", version: str | None = None) -> GenerationSpec:
-        """The spec of a generation; version "1.0.<generation>" unless given."""
+        """Return the spec of a generation; the default version is "1.0.GENERATION"."""
         return GenerationSpec(family, generation, version or f"1.0.{generation}", "fp32", self.contract, threads=1)
 
     def start_process(self, generation: int, *, family: str = "toy") -> ModelProcess:
-        """A loaded process."""
+        """Start a model process with this bundle."""
         return ModelProcess.start(self.fds, self.make_spec(generation, family=family))
 
 
 def read_contract(model: onnx.ModelProto) -> Contract:
-    """As the graph says."""
+    """Return the contract of a model's graph."""
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     return Contract(tuple(map(_read_tensor_spec, inputs)), tuple(map(_read_tensor_spec, model.graph.output)))
@@ -66,7 +66,15 @@ def create_memfd_bundle(
     external: Mapping[str, bytes] | None = None,
     damage: Callable[[dict[str, Array]], None] | None = None,
 ) -> Iterator[MemfdBundle]:
-    """A bundle of a model; its golden answers are its own, `damage` changes them."""
+    """Yield a bundle of a model.
+
+    Args:
+        model: the model or its bytes.
+        samples: inputs of golden vectors; the outputs are the model's own.
+        contract: the contract; required if `model` is bytes.
+        external: external-data files by name.
+        damage: changes the golden outputs of each sample in place.
+    """
     data = model if isinstance(model, bytes) else model.SerializeToString()
     if contract is None:
         assert isinstance(model, onnx.ModelProto)
@@ -108,7 +116,7 @@ def add_arbitrary_golden(bundle: MemfdBundle, size: int) -> Iterator[MemfdBundle
 
 @contextmanager
 def start_front(**settings: object) -> Iterator[FrontHandle]:
-    """A front on a free loopback port."""
+    """Start a front on a free loopback port; stop it when the block ends."""
     started = FrontHandle.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
     try:
         yield started
@@ -117,7 +125,7 @@ def start_front(**settings: object) -> Iterator[FrontHandle]:
 
 
 def make_scale_model(factor: float, *, size: int | str = 4, dtype: str = "float32", opset: int = 17) -> onnx.ModelProto:
-    """x [size] -> y [size] = factor * x; a generation can be told by its answers."""
+    """Return a model x [size] -> y [size] = factor * x, so that outputs identify the generation."""
     enum = ENUMS[dtype]
     constant = helper.make_tensor("factor", enum, [], [factor])
     node = helper.make_node("Mul", ["x", "factor"], ["y"])
@@ -131,7 +139,7 @@ def make_graph_model(
     constants: list[TensorProto] | None = None,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """A model of one graph."""
+    """Return a model of one graph; inputs and outputs are (name, dtype, shape)."""
     body = helper.make_graph(
         nodes,
         "toy",
@@ -143,7 +151,7 @@ def make_graph_model(
 
 
 def floats(*values: float) -> Array:
-    """float32 [n]."""
+    """Return the values as float32 [n]."""
     return np.array(values, np.float32)
 
 

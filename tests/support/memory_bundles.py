@@ -1,4 +1,4 @@
-"""Bundles in memory and folders for the patch tests: what the decoder reads from and writes to."""
+"""Bundles in memory and in folders for the patch tests: bases, targets and patches between them."""
 
 import hashlib
 import io
@@ -13,7 +13,7 @@ Files = dict[str, bytes]
 
 
 def make_file_table(files: Files, role: str = "other") -> tuple[BundleFile, ...]:
-    """The file table of `files`."""
+    """Return the file table of `files`."""
     return tuple(
         BundleFile(path, role, len(data), hashlib.sha256(data).hexdigest()) for path, data in sorted(files.items())
     )
@@ -33,7 +33,7 @@ class MemoryBase:
 
 
 class MemoryTarget:
-    """Takes a bundle into memory and insists on the order of calls."""
+    """A target in memory that asserts the order of calls."""
 
     def __init__(self) -> None:
         self.files: Files = {}
@@ -56,7 +56,7 @@ class MemoryTarget:
 
 
 def write_bundle(root: Path, files: Files) -> BundleDirectory:
-    """`files` as a plain bundle in a folder."""
+    """Write `files` into a folder and return them as a bundle."""
     for path, data in files.items():
         place = root / path
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def write_bundle(root: Path, files: Files) -> BundleDirectory:
 
 
 def make_patch_between(root: Path, base: Files | None, target: Files, codec: str = "auto") -> tuple[bytes, PatchReport]:
-    """The patch from `base` to `target`, and its report."""
+    """Create a patch from `base` to `target`; return it with its report. `root` gets both bundles."""
     out = io.BytesIO()
     source = None if base is None else write_bundle(root / "base", base)
     report = make_patch(source, write_bundle(root / "target", target), out, codec=codec)
@@ -73,7 +73,7 @@ def make_patch_between(root: Path, base: Files | None, target: Files, codec: str
 
 
 def apply_to_memory(patch: bytes, base: Files | None) -> Files:
-    """The files that `patch` makes."""
+    """Apply a patch and return the files of the target."""
     target = MemoryTarget()
     files = apply_patch(io.BytesIO(patch), None if base is None else MemoryBase(base), target)
     assert files == tuple(sorted(files))

@@ -1,4 +1,4 @@
-"""A small release team for tests: real keys, a real repository, and the trust checks of real devices.
+"""A publisher of metadata with real keys and a real repository, and the trust check of a device.
 
 Key files and the first repository are created once per test run and copied, since scrypt and ML-DSA are slow.
 """
@@ -44,7 +44,7 @@ class MetadataPublisher:
     Attributes:
         folder: contains `repository/` and `keys/`.
         signers: the keys that `publish` signs with; a test may change the list.
-        made: the keys of all key files, sorted by file name.
+        all_signers: the keys of all key files, sorted by file name; tests do not change it.
     """
 
     folder: Path
@@ -104,7 +104,7 @@ class MetadataPublisher:
         return manifest
 
     def publish(self, *, check_clients: bool = True) -> PublishReport:
-        """Sign with all keys and publish; without the client check, what devices must refuse."""
+        """Sign with `signers` and publish. Without the client check, metadata that devices refuse can be published."""
         assert self.repository.sign(self.signers).is_complete
         return self.repository.publish(check_clients=check_clients)
 
@@ -149,8 +149,6 @@ class CheckClient:
     channel: str = CHANNEL
     agent_version: str = "0.1.0"
     clock: ClockFacts = field(default_factory=lambda: ClockFacts(NOW_S, True, 0, 1000, "boot"))
-
-    __test__ = False
 
     @property
     def trust_states(self) -> TrustStateStore:

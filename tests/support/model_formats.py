@@ -1,4 +1,4 @@
-"""Small model files of every format that the packager knows, made from arrays."""
+"""Write small model files of every format that the packager supports, from arrays."""
 
 import io
 import json
@@ -16,7 +16,7 @@ TFLITE = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8"
 
 
 def to_safetensors(arrays: Arrays) -> bytes:
-    """In the order of `arrays`."""
+    """Return a safetensors file with the arrays in their order."""
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     offset = 0
     for name, array in arrays.items():
@@ -29,7 +29,7 @@ def to_safetensors(arrays: Arrays) -> bytes:
 
 
 def to_gguf(arrays: Arrays) -> bytes:
-    """Version 3 with a few keys."""
+    """Return a GGUF file of version 3 with three metadata keys."""
 
     def text(value: str) -> bytes:
         return struct.pack("<Q", len(value)) + value.encode()
@@ -51,14 +51,14 @@ def to_gguf(arrays: Arrays) -> bytes:
 
 
 def to_npz(arrays: Arrays) -> bytes:
-    """As numpy writes it, not deflated."""
+    """Return an uncompressed `.npz` file."""
     out = io.BytesIO()
-    np.savez(out, **arrays)  # type: ignore[arg-type] # the stub takes the arrays for its own arguments
+    np.savez(out, **arrays)  # type: ignore[arg-type] # the stub takes the arrays for other parameters
     return out.getvalue()
 
 
 def to_tflite(arrays: Arrays) -> bytes:
-    """A model with one subgraph whose tensors are `arrays`."""
+    """Return a TFLite model with one subgraph whose tensors are `arrays`."""
     import flatbuffers  # type: ignore[import-untyped] # it has no stubs
 
     b = flatbuffers.Builder(1024)
@@ -104,7 +104,7 @@ def to_tflite(arrays: Arrays) -> bytes:
 
 
 def to_onnx(arrays: Arrays) -> bytes:
-    """Initializers of one graph."""
+    """Return an ONNX model whose initializers are `arrays`."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = helper.make_graph(
@@ -121,7 +121,7 @@ FORMATS = {"safetensors": to_safetensors, "gguf": to_gguf, "npz": to_npz, "tflit
 
 
 def make_weights(seed: int, scale: float = 0.05) -> Arrays:
-    """What a small network holds."""
+    """Return the weights of a small network, in several element types."""
     rng = np.random.default_rng(seed)
     return {
         "embedding": rng.normal(0, scale, (600, 48)).astype(np.float32),
@@ -134,7 +134,7 @@ def make_weights(seed: int, scale: float = 0.05) -> Arrays:
 
 
 def fine_tune(arrays: Arrays, seed: int) -> Arrays:
-    """The same network a few steps later: a low-rank update, a moved statistic, rows that were not touched."""
+    """Return the network after some training steps: a low-rank update, scaled rows, and rows without changes."""
     rng = np.random.default_rng(seed)
     out = dict(arrays)
     embedding = arrays["embedding"].copy()
@@ -150,7 +150,7 @@ def fine_tune(arrays: Arrays, seed: int) -> Arrays:
 
 
 def make_tiny_file(seed: int) -> bytes:
-    """A model of a few hundred bytes."""
+    """Return a safetensors file of about 1.5 KB; seeds differ in small amounts."""
     rng = np.random.default_rng(7)
     base = rng.normal(0, 0.05, (24, 12)).astype(np.float32)
     step = np.random.default_rng(seed).normal(0, 1e-4, base.shape).astype(np.float32)

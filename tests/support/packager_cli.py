@@ -1,4 +1,4 @@
-"""Runs the command line in this process, and looks at what it says."""
+"""Run `packager` in this process, and check its output."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from packager.commands.root import main
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What one command said, and how it ended."""
+    """Exit code and output of a command."""
 
     code: int
     stdout: str
@@ -20,18 +20,18 @@ class CommandResult:
 
     @property
     def json(self) -> Any:
-        """The one object on stdout."""
+        """The JSON object on stdout."""
         return json.loads(self.stdout)
 
     @property
     def error(self) -> dict[str, Any]:
-        """The one error object on stderr."""
+        """The JSON error object on stderr."""
         found: dict[str, Any] = json.loads(self.stderr)["error"]
         return found
 
 
 def run_packager(*words: object) -> CommandResult:
-    """Run `packager` with these words."""
+    """Run `packager` with these arguments."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([str(word) for word in words])
@@ -39,12 +39,19 @@ def run_packager(*words: object) -> CommandResult:
 
 
 def read_all_files(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its content, hidden ones too: to see that nothing was left behind."""
+    """Return the content of every file below a folder by relative path, hidden files included."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def assert_refused(result: CommandResult, *, code: int, reason: str, words: tuple[str, ...] = ()) -> None:
-    """A failure under rules 2 and 3 of bundle.console, told with --json."""
+    """Assert that a command with --json failed: nothing on stdout, one line with the error object on stderr.
+
+    Args:
+        result: of the command.
+        code: expected exit code.
+        reason: expected reason of the error.
+        words: strings that the message must contain.
+    """
     assert result.stdout == "", result.stdout
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr

@@ -1,4 +1,4 @@
-"""A publisher and its devices, for tests: a real repository with real keys, real models, a real server on loopback."""
+"""A publisher of releases and its devices: a real repository, real keys, real models and the real agent."""
 
 import json
 import os
@@ -54,7 +54,7 @@ percent = 100
 
 
 class Publisher:
-    """A repository below a folder; `copy` makes an independent one."""
+    """A repository, its keys and its models below a folder; `copy` creates an independent publisher."""
 
     def __init__(self, folder: Path, families: Sequence[str] = (FAMILY,)) -> None:
         self.folder, self.keys = folder, folder / "keys"
@@ -92,7 +92,17 @@ class Publisher:
         model: onnx.ModelProto | None = None,
         family: str = FAMILY,
     ) -> Manifest:
-        """Make, sign, publish and offer a release to all devices; `model` instead of one by seed and size."""
+        """Create, sign and publish a release, and roll it out to all devices.
+
+        Args:
+            version: of the release.
+            seed: of the model.
+            extra: further lines of release.toml.
+            drill: kind of drill; empty for none.
+            size: hidden width of the model, a multiple of 128.
+            model: used instead of a model by seed and size.
+            family: of the release.
+        """
         onnx.save(model or similar_model(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
@@ -101,7 +111,7 @@ class Publisher:
         return self.manifest(version, family)
 
     def publish_release_file(self) -> None:
-        """Release what stands in release.toml now."""
+        """Release as the current release.toml says."""
         run_release(parse_release_file(self.folder / "release.toml"), self.repository, self.signers)
 
     def manifest(self, version: str, family: str = FAMILY) -> Manifest:
@@ -110,13 +120,13 @@ class Publisher:
         return found
 
     def digest(self, version: str) -> BundleDigest:
-        """Of the fp32 variant."""
+        """Return the bundle digest of the fp32 variant."""
         variant = self.manifest(version).variant("fp32")
         assert variant is not None
         return variant.digest
 
     def blobs(self, version: str) -> list[str]:
-        """Paths of a release's blobs below the served folder."""
+        """Return the paths of a release's blobs below the published folder."""
         variant = self.manifest(version).variant("fp32")
         assert variant is not None
         return [f"blobs/{patch.blob[:2]}/{patch.blob}" for patch in variant.patches]
@@ -133,19 +143,19 @@ class Publisher:
         self.publish()
 
     def publish(self) -> None:
-        """Without the rehearsal, which is tested where it belongs, and which would not let a test publish nonsense."""
+        """Sign and publish without the client check, which would refuse metadata that some tests need."""
         self.repository.sign(self.signers)
         self.repository.publish(check_clients=False)
 
     def enroll(self, device: DeviceDirectory, request: tuple[EnrollmentRequest, bytes] | None = None) -> None:
-        """Enroll a device; `request` is its request if its keys are not in files."""
+        """Enroll a device; `request` is needed only if its keys are not in files."""
         parsed, data = request or create_enrollment_request(device)
         enroll_device(self.repository, data, parsed.fingerprint, COHORT, self.keys, None)
         self.publish()
 
 
 def similar_model(seed: int, size: int = 128) -> onnx.ModelProto:
-    """A model; seeds differ in a few weights only, so that a patch is much smaller than the model."""
+    """Return a model; seeds differ in a few weights only, so that a patch is much smaller than the model."""
     model = tiny_models.mlp(0)
     for tensor in model.graph.initializer:
         values = onnx.numpy_helper.to_array(tensor).copy()
@@ -162,7 +172,14 @@ def similar_model(seed: int, size: int = 128) -> onnx.ModelProto:
 
 @dataclass
 class DeviceUnderTest:
-    """One device below a folder."""
+    """A device below a folder.
+
+    Attributes:
+        folder: contains the device directory, the configuration file and the socket of the endpoint.
+        config: the configuration; `write_config` writes it.
+        results: results of `update`, in order.
+        daemon: the running daemon, or None.
+    """
 
     folder: Path
     config: Config
@@ -182,12 +199,12 @@ class DeviceUnderTest:
             probation=ProbationSettings(window_s=0, min_requests=0),
         )
         device = cls(folder, config)
-        initialize_device(device.directory, root, f"lab-{os.urandom(4).hex()}")
+        initialize_device(device.directory, root, f"device-{os.urandom(4).hex()}")
         device.write_config()
         return device
 
     def copy(self, folder: Path, url: str) -> "DeviceUnderTest":
-        """The same device elsewhere, with another repository URL."""
+        """Copy the device to another folder, with another repository URL."""
         folder.mkdir(parents=True)
         config = replace(
             self.config,
@@ -218,7 +235,7 @@ class DeviceUnderTest:
         return Journal(self.directory.journal_path)
 
     def update(self, *, open_workers: Callable[[], WorkerPool] | None = None, **changes: Any) -> UpdateResult:
-        """One update by hand in this process, with its children; recovers first."""
+        """Recover, then run one update in this process with its workers; `changes` are of the configuration."""
         store, journal = BundleStore(self.directory.root), self.journal()
         config = replace(self.config, **changes)
         try:
@@ -233,16 +250,16 @@ class DeviceUnderTest:
                 read_facts=device_facts,
                 open_workers=open_workers or (lambda: WorkerPool(config, self.directory, store)),
             )
-            ended = run_update(agent, "operator")
+            result = run_update(agent, "operator")
         finally:
             journal.close()
-        self.results.append(ended)
-        return ended
+        self.results.append(result)
+        return result
 
     # the daemon
 
     def start(self, command: list[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Start the daemon and wait until what it has serves; returns the line that says so."""
+        """Start the daemon, wait for its log record `started`, and return it."""
         words = command or [sys.executable, "-m", "device_agent", "--config", str(self.config_path), "run"]
         self.daemon = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
         for line in iter(self._stderr.readline, b""):
@@ -253,7 +270,7 @@ class DeviceUnderTest:
 
     @property
     def daemon_pid(self) -> int:
-        """0 while there is none."""
+        """The process id of the daemon, or 0 if none is running."""
         return 0 if self.daemon is None else self.daemon.pid
 
     @property
@@ -265,7 +282,7 @@ class DeviceUnderTest:
         return call_daemon(self.directory.control_path, command, 120, **fields)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End the daemon; its exit code."""
+        """Stop the daemon by a signal and return its exit code."""
         if self.daemon is None:
             return 0
         self.daemon.send_signal(number)
@@ -276,12 +293,12 @@ class DeviceUnderTest:
         return code
 
     def close_after_kill(self) -> None:
-        """After the daemon was killed from elsewhere."""
+        """Close the log pipe of a daemon that another process has killed."""
         self._stderr.close()
         self.daemon = None
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
-        """Run the command line."""
+        """Run `device-agent` with these arguments."""
         return subprocess.run(
             [sys.executable, "-m", "device_agent", "--config", str(self.config_path), *words],
             capture_output=True,

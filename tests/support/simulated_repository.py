@@ -1,6 +1,7 @@
-"""A TUF repository of single keys, of any shape, on loopback: for what the specification allows and ours never makes.
+"""A TUF repository on loopback for metadata that the specification allows and that our publisher never creates.
 
-`publish` signs and serves what `documents` holds; a test changes those documents first, and damages `served` after.
+`publish` signs the metadata in `documents` and puts it into `served`. A test changes `documents` before `publish`, or
+damages `served` after it.
 """
 
 import threading
@@ -29,19 +30,19 @@ TOP_LEVEL_ROLES = ("root", "timestamp", "snapshot", "targets")
 
 
 def in_days(days: int) -> datetime:
-    """An expiry."""
+    """Return the time in so many days, as an expiry."""
     return datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
 
 
 class SimulatedRepository:
-    """One repository, published once.
+    """A repository with one key per role; version 1 is published.
 
     Attributes:
-        documents: role → what the next `publish` signs.
-        signers: role → who signs it.
-        served: path below the repository's address → bytes.
+        documents: metadata by role, which the next `publish` signs.
+        signers: keys by role.
+        served: content by path below the repository's address.
         asked: paths in the order that they were asked for.
-        with_hashes: whether snapshot and timestamp name lengths and hashes.
+        with_hashes: whether snapshot and timestamp contain lengths and hashes.
     """
 
     def __init__(self) -> None:
@@ -65,19 +66,19 @@ class SimulatedRepository:
         return document
 
     def targets(self, role: str = "targets") -> Targets:
-        """The document of a targets role."""
+        """Return the metadata of a targets role."""
         document: Targets = self.documents[role]
         return document
 
     def add_signer(self, role: str, signer: CryptoSigner | None = None) -> CryptoSigner:
-        """One more key of a top-level role."""
+        """Add a key to a top-level role; generate it if it is None."""
         signer = signer or CryptoSigner.generate_ecdsa()
         self.root.add_key(signer.public_key, role)
         self.signers.setdefault(role, []).append(signer)
         return signer
 
     def replace_keys(self, role: str, signers: list[CryptoSigner], threshold: int = 1) -> None:
-        """These keys, and no others."""
+        """Replace the keys of a top-level role."""
         for keyid in list(self.root.roles[role].keyids):
             self.root.revoke_key(keyid, role)
         self.root.roles[role].threshold = threshold
@@ -86,21 +87,21 @@ class SimulatedRepository:
             self.add_signer(role, signer)
 
     def delegate(self, delegator: str, role: DelegatedRole, signer: CryptoSigner | None = None) -> CryptoSigner:
-        """`delegator` trusts a key of `role`; the role's document is made where there is none."""
+        """Delegate a role with one key; create the role's metadata if it does not exist."""
         signer = signer or CryptoSigner.generate_ecdsa()
-        holder = self.targets(delegator)
-        if holder.delegations is None:
-            holder.delegations = Delegations({}, roles={})
-        assert holder.delegations.roles is not None
-        holder.delegations.roles[role.name] = role
-        holder.add_key(signer.public_key, role.name)
+        delegating = self.targets(delegator)
+        if delegating.delegations is None:
+            delegating.delegations = Delegations({}, roles={})
+        assert delegating.delegations.roles is not None
+        delegating.delegations.roles[role.name] = role
+        delegating.add_key(signer.public_key, role.name)
         if role.name not in self.documents:
             self.documents[role.name] = Targets(expires=in_days(30))
             self.signers[role.name] = [signer]
         return signer
 
     def delegate_bins(self, bits: int, prefix: str) -> list[str]:
-        """Hash bins below targets; their names."""
+        """Delegate from targets to hash bins, and return their names."""
         bins = SuccinctRoles([], 1, bits, prefix)
         signer = CryptoSigner.generate_ecdsa()
         self.targets().delegations = Delegations({}, None, bins)
@@ -111,7 +112,7 @@ class SimulatedRepository:
         return names
 
     def add_target(self, name: str, data: bytes, role: str = "targets", hashes: tuple[str, ...] = ("sha256",)) -> None:
-        """A role lists a target, and it is served."""
+        """List a target in a role's metadata and serve it."""
         target = TargetFile.from_data(name, data, list(hashes))
         self.targets(role).targets[name] = target
         folder, slash, base = name.rpartition("/")
@@ -120,8 +121,10 @@ class SimulatedRepository:
         self.served[f"targets/{name}"] = data
 
     def publish(self, *roles: str, version: int | None = None) -> None:
-        """Sign and serve these roles, each one version on (or at `version`), in this order: root, the targets roles,
-        snapshot, timestamp."""
+        """Sign and serve roles, each with the next version or with `version`.
+
+        The order is root, delegated roles, targets, snapshot, timestamp.
+        """
         delegated = [role for role in roles if role not in TOP_LEVEL_ROLES]
         for role in [name for name in ("root", *delegated, "targets", "snapshot", "timestamp") if name in roles]:
             document = self.documents[role]
@@ -142,13 +145,13 @@ class SimulatedRepository:
                 self.documents["snapshot"].meta[f"{role}.json"] = entry
 
     def path_of(self, role: str, version: int | None = None) -> str:
-        """Where a role's document is served."""
+        """Return the served path of a role's metadata, of its current version by default."""
         if role == "timestamp":
             return "metadata/timestamp.json"
         return f"metadata/{self.documents[role].version if version is None else version}.{role}.json"
 
     def damage(self, role: str, change: Any) -> None:
-        """Damage the served document: `change` gets its JSON object. The signatures stay as they are."""
+        """Change the JSON object of the served metadata by `change`, and keep its signatures."""
         import json
 
         document = json.loads(self.served[self.path_of(role)])
@@ -157,7 +160,7 @@ class SimulatedRepository:
 
     @contextmanager
     def serve(self) -> Iterator[str]:
-        """On loopback; yields its address."""
+        """Serve the repository on loopback until the block ends; yield its URL."""
         repository = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -171,7 +174,7 @@ class SimulatedRepository:
                 self.wfile.write(found or b"")
 
             def log_message(self, *words: Any) -> None:
-                """Silence."""
+                """Do not log."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)

@@ -40,9 +40,9 @@ with token.open(user_pin="1234", rw=True) as session:
 
 
 def make_token(folder: Path, label: str = "test", *, with_keys: bool = True) -> dict[str, str]:
-    """Initialize a token in `folder`. Returns the environment that it needs.
+    """Initialize a token in `folder`, and return the environment variables that it needs.
 
-    SoftHSM reads its folder once in a process: what an earlier test loaded into this one is let go.
+    SoftHSM reads its folder once per process, so a library that an earlier test loaded is unloaded first.
     """
     if "pkcs11" in sys.modules:
         sys.modules["pkcs11"].unload(SOFTHSM)

@@ -1,4 +1,4 @@
-"""A real TPM 2.0 in software (swtpm) for tests, on a Unix socket."""
+"""A software TPM 2.0 (swtpm) on a Unix socket."""
 
 import importlib.util
 import shutil
@@ -23,7 +23,7 @@ START_DEADLINE_S = 20.0
 
 @contextmanager
 def run_tpm(folder: Path) -> Iterator[str]:
-    """A TPM whose state is in `folder`; its TCTI. It starts from power-on: resettable PCRs are as new."""
+    """Run a TPM with its state in `folder` until the block ends; yield its TCTI. It starts like after power-on."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "s"
     words = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags", "not-need-init,startup-clear"]
@@ -32,7 +32,7 @@ def run_tpm(folder: Path) -> Iterator[str]:
     try:
         until = time.monotonic() + START_DEADLINE_S
         while not (_listens(path.with_name("s.ctrl")) and _listens(path)):
-            assert process.poll() is None, "swtpm ended"
+            assert process.poll() is None, "swtpm exited"
             assert time.monotonic() < until, "swtpm does not listen"
             time.sleep(0.01)
         yield f"swtpm:path={path}"
@@ -53,7 +53,7 @@ def _listens(path: Path) -> bool:
 
 
 def extend_pcr(tcti: str, pcr: int) -> None:
-    """Extend a PCR, as other firmware or another kernel would."""
+    """Extend a PCR, as a boot with other firmware or another kernel does."""
     import tpm2_pytss
 
     with tpm2_pytss.ESAPI(tcti) as tpm:
@@ -61,7 +61,7 @@ def extend_pcr(tcti: str, pcr: int) -> None:
 
 
 def undefine_counter(tcti: str, nv_index: int) -> None:
-    """Remove the NV index of the counter, as a TPM owner could."""
+    """Remove the NV index of the counter, as a TPM owner can."""
     import tpm2_pytss
 
     with tpm2_pytss.ESAPI(tcti) as tpm:
@@ -69,6 +69,6 @@ def undefine_counter(tcti: str, nv_index: int) -> None:
 
 
 def count_transient_handles(tcti: str) -> int:
-    """Objects and sessions that are not flushed."""
+    """Return the number of objects and sessions that are not flushed."""
     with Tpm(TpmSettings(tcti)) as tpm:
         return tpm.transient_handles()

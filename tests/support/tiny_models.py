@@ -1,8 +1,8 @@
-"""Small models, made here and now, for every kind of graph that a stranger may bring; weights come from a seed.
+"""Build small models for every kind of graph that users may have; weights come from a seed.
 
 Rules:
-1. Each function gives a whole ModelProto that onnxruntime runs; weights are large enough to be worth quantizing.
-2. Weights are scaled so that outputs depend on inputs: a gate must be able to tell a good model from a bad one.
+1. Each function returns a ModelProto that onnxruntime runs, with weights that are large enough to be quantized.
+2. Weights are scaled so that outputs depend on inputs: a gate must distinguish a good model from a bad one.
 """
 
 from pathlib import Path
@@ -86,7 +86,7 @@ def recurrent(kind: str = "LSTM", seed: int = 0) -> onnx.ModelProto:
 
 
 def branching(seed: int = 0) -> onnx.ModelProto:
-    """x: float32 [1, 64], rate: int64 scalar -> y: float32 [1, 64]; all weights live in the branches of an If."""
+    """x: float32 [1, 64], rate: int64 scalar -> y: float32 [1, 64]; all weights are in the branches of an If."""
     rng = np.random.default_rng(seed)
 
     def branch(name: str) -> onnx.GraphProto:
@@ -108,7 +108,7 @@ def branching(seed: int = 0) -> onnx.ModelProto:
 
 
 def looping(seed: int = 0) -> onnx.ModelProto:
-    """x: float32 [1, 48] -> y: float32 [1, 48]; a Loop runs a weight of its own three times."""
+    """x: float32 [1, 48] -> y: float32 [1, 48]; a Loop multiplies by its own weight three times."""
     rng = np.random.default_rng(seed)
     body = helper.make_graph(
         [
@@ -127,7 +127,7 @@ def looping(seed: int = 0) -> onnx.ModelProto:
 
 
 def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers: int = 2) -> onnx.ModelProto:
-    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; a table, residual blocks."""
+    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; embedding and residual blocks."""
     rng = np.random.default_rng(seed)
     weights = [
         _tensor("table", rng.standard_normal((vocabulary, width))),
@@ -171,7 +171,7 @@ def einsum(seed: int = 0) -> onnx.ModelProto:
 
 
 def with_function(seed: int = 0) -> onnx.ModelProto:
-    """x: float32 [batch, 64] -> y: float32 [batch, 32]; the layers are calls of a function of the model's own."""
+    """x: float32 [batch, 64] -> y: float32 [batch, 32]; the layers are calls of a function in the model."""
     rng = np.random.default_rng(seed)
     body = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
     dense = helper.make_function("own", "Dense", ["x", "w"], ["y"], body, [helper.make_opsetid("", 17)])
@@ -186,8 +186,10 @@ def with_function(seed: int = 0) -> onnx.ModelProto:
 
 
 def with_outlier_feature(size: float, seed: int = 0) -> onnx.ModelProto:
-    """x: float32 [batch, 32] -> y: float32 [batch, 16]; one hidden feature is `size` times as large as the others, and
-    does not matter: 8-bit activations lose all but it."""
+    """x: float32 [batch, 32] -> y: float32 [batch, 16]; one hidden feature is `size` times as large as the others.
+
+    The output does not depend on it, but with 8-bit activations it hides all other features.
+    """
     rng = np.random.default_rng(seed)
     first, second = rng.standard_normal((32, 64)) / 6, rng.standard_normal((64, 16)) / 8
     first[:, 0] *= size
@@ -205,7 +207,7 @@ def with_outlier_feature(size: float, seed: int = 0) -> onnx.ModelProto:
 
 
 def detector(seed: int = 0) -> onnx.ModelProto:
-    """x: float32 [1, 64] -> found: float32 [how many]: as a detector, the answer's shape depends on values."""
+    """x: float32 [1, 64] -> found: float32 [many]; like a detector's, the shape of the output depends on values."""
     rng = np.random.default_rng(seed)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["scores"]),
@@ -218,7 +220,7 @@ def detector(seed: int = 0) -> onnx.ModelProto:
 
 
 def fixed_length(size: int) -> onnx.ModelProto:
-    """x: float32 [batch, length] -> y: float32 [batch, 32]; runs only where length is `size`."""
+    """x: float32 [batch, length] -> y: float32 [batch, 32]; runs only if length is `size`."""
     rng = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     weights = [_weight("w", rng, size, 32)]
@@ -226,7 +228,7 @@ def fixed_length(size: int) -> onnx.ModelProto:
 
 
 def constant_output() -> onnx.ModelProto:
-    """x: float32 [1, 64] -> y: float32 [1, 32]: the same answer for every input, though weights are there."""
+    """x: float32 [1, 64] -> y: float32 [1, 32]: the output is the same for every input, although there are weights."""
     rng = np.random.default_rng(0)
     weights = [_weight("w", rng, 64, 32), _tensor("zero", np.zeros(1, np.float32)), _row("b", rng, 32)]
     nodes = [
@@ -244,7 +246,7 @@ def without_weights() -> onnx.ModelProto:
 
 
 def save(model: onnx.ModelProto, path: Path) -> Path:
-    """Write and return `path`."""
+    """Write a model to `path`, and return `path`."""
     path.write_bytes(model.SerializeToString())
     return path
 

@@ -41,6 +41,7 @@ ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "defaul
 
 
 def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTEXT) -> bytes:
+    """Return a frame file of `plain`, with the fixed salt and frames of MIN_FRAME_BYTES."""
     out = io.BytesIO()
     writer = FrameWriter(out, key, context, frame_bytes=MIN_FRAME_BYTES, salt=SALT)
     writer.write(plain)
@@ -49,7 +50,7 @@ def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTE
 
 
 def frames() -> dict[str, tuple[bytes, str]]:
-    """Return each frame file by its name, with the expected reason or the SHA-256 of its plaintext."""
+    """Return each frame file by its name, with its expected reason or the SHA-256 of its plaintext."""
     good = frame_file(PLAIN)
     head, body = good[:HEADER_BYTES], good[HEADER_BYTES:]
     one, two, three = body[:STEP], body[STEP : 2 * STEP], body[2 * STEP :]
@@ -57,8 +58,8 @@ def frames() -> dict[str, tuple[bytes, str]]:
     exact = PLAIN[: 2 * MIN_FRAME_BYTES]
     empty_last = aead.encrypt(bytes(10) + b"\x01" + b"\x01", b"", head)
 
-    def flipped(data: bytes, place: int) -> bytes:
-        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    def flip_bit(data: bytes, position: int) -> bytes:
+        return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
     def digest(data: bytes) -> str:
         return hashlib.sha256(data).hexdigest()
@@ -75,9 +76,9 @@ def frames() -> dict[str, tuple[bytes, str]]:
         "frame-size-too-small": (good[:8] + (2048).to_bytes(4, "big") + good[12:], "malformed"),
         "frame-size-too-large": (good[:8] + (2**21).to_bytes(4, "big") + good[12:], "malformed"),
         "frame-size-changed": (good[:8] + (8192).to_bytes(4, "big") + good[12:], "not-authentic"),
-        "salt-flipped": (flipped(good, 12), "not-authentic"),
-        "first-frame-flipped": (flipped(good, HEADER_BYTES), "not-authentic"),
-        "last-tag-flipped": (flipped(good, len(good) - 1), "not-authentic"),
+        "salt-flipped": (flip_bit(good, 12), "not-authentic"),
+        "first-frame-flipped": (flip_bit(good, HEADER_BYTES), "not-authentic"),
+        "last-tag-flipped": (flip_bit(good, len(good) - 1), "not-authentic"),
         "last-frame-missing": (head + one + two, "not-authentic"),
         "last-byte-missing": (good[:-1], "not-authentic"),
         "byte-added": (good + b"\0", "not-authentic"),
@@ -100,7 +101,7 @@ def envelopes() -> dict[str, tuple[bytes, str | None]]:
     good = seal(SECRET, public, ENVELOPE_CONTEXT)
     other_recipient = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1))))
 
-    def elsewhere(**fields: object) -> bytes:
+    def seal_for(**fields: object) -> bytes:
         return seal(SECRET, public, replace(ENVELOPE_CONTEXT, **fields))  # type: ignore[arg-type]  # by the table below
 
     return {
@@ -114,13 +115,13 @@ def envelopes() -> dict[str, tuple[bytes, str | None]]:
         "encapsulation-flipped": (good[:8] + bytes([good[8] ^ 1]) + good[9:], "not-authentic"),
         "ciphertext-flipped": (good[:-1] + bytes([good[-1] ^ 1]), "not-authentic"),
         "to-another-recipient": (seal(SECRET, other_recipient, ENVELOPE_CONTEXT), "not-authentic"),
-        "of-another-purpose": (elsewhere(purpose="airweights cohort key v1"), "not-authentic"),
-        "of-another-repository": (elsewhere(repository="b" * 64), "not-authentic"),
-        "of-another-cohort": (elsewhere(cohort="beta"), "not-authentic"),
-        "of-another-epoch": (elsewhere(epoch=2), "not-authentic"),
-        "of-another-family": (elsewhere(family="vision"), "not-authentic"),
-        "of-another-counter": (elsewhere(counter=6), "not-authentic"),
-        "of-another-variant": (elsewhere(variant="fp32"), "not-authentic"),
+        "of-another-purpose": (seal_for(purpose="airweights cohort key v1"), "not-authentic"),
+        "of-another-repository": (seal_for(repository="b" * 64), "not-authentic"),
+        "of-another-cohort": (seal_for(cohort="beta"), "not-authentic"),
+        "of-another-epoch": (seal_for(epoch=2), "not-authentic"),
+        "of-another-family": (seal_for(family="vision"), "not-authentic"),
+        "of-another-counter": (seal_for(counter=6), "not-authentic"),
+        "of-another-variant": (seal_for(variant="fp32"), "not-authentic"),
     }
 
 

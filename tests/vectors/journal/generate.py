@@ -1,6 +1,6 @@
 """Write the vectors of this folder: `python -m tests.vectors.journal.generate`.
 
-Files of old schemas are written by the statements and rows of the agent of that time, never by today's code.
+Files of old schemas are written by the statements and rows of the agent of that time, never by the current code.
 
 - schema-1.db: written by an agent of schema 1, with 1.0.0 active; records had no checksum yet.
 - schema-2.db: written by an agent of schema 2: three reports, five attempts in the history, one bundle in quarantine, a
@@ -32,7 +32,7 @@ def schema_2_rows() -> list[tuple[str, str, str, str]]:
 
 
 def main() -> None:
-    """Write all files."""
+    """Write all files of this folder."""
     for path in FOLDER.glob("*.db"):
         path.unlink()
     rows = [(*key, json.dumps(body, sort_keys=True, separators=(",", ":"))) for key, body in RECORDS.items()]
