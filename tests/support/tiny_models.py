@@ -127,7 +127,7 @@ def looping(seed: int = 0) -> onnx.ModelProto:
 
 
 def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers: int = 2) -> onnx.ModelProto:
-    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; embedding and residual blocks."""
+    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; residual blocks."""
     rng = np.random.default_rng(seed)
     weights = [
         _tensor("table", rng.standard_normal((vocabulary, width))),

@@ -32,7 +32,8 @@ Change = Callable[[dict[str, Any]], object]
 Vectors = dict[str, tuple[bytes, str | None]]
 
 
-def good_manifest() -> Manifest:
+def make_manifest() -> Manifest:
+    """Return a valid manifest."""
     files = (
         BundleFile("labels.txt", "labels", 5, hashlib.sha256(b"a\nb\n\n").hexdigest()),
         BundleFile("model/model.onnx", "model", 4, hashlib.sha256(b"onnx").hexdigest()),
@@ -50,7 +51,8 @@ def good_manifest() -> Manifest:
     return Manifest("kws", "1.2.0", 7, 3, ("beta", "stable"), "0.1.0", "2026-01-01T00:00:00Z", (("int8", variant),))
 
 
-def good_rollout() -> Rollout:
+def make_rollout() -> Rollout:
+    """Return a valid rollout."""
     return Rollout(
         "kws",
         "stable",
@@ -66,25 +68,27 @@ def good_rollout() -> Rollout:
     )
 
 
-def good_fleet() -> Fleet:
+def make_fleet() -> Fleet:
+    """Return a valid fleet document."""
     return Fleet("d" * 64, 12, (Cohort("default", 3, derive_public_key(X_WING_PRIVATE)),))
 
 
-def good_enrollment() -> bytes:
+def make_enrollment() -> bytes:
+    """Return a valid, signed enrollment request."""
     public = ED25519_PRIVATE.public_key().public_bytes_raw()
     return EnrollmentRequest("cam-1", derive_public_key(X_WING_PRIVATE), public, (("class", "camera"),)).encode(
         ED25519_PRIVATE
     )
 
 
-def changed(data: bytes, change: Change) -> bytes:
+def change_document(data: bytes, change: Change) -> bytes:
     """Return the document with one change, in canonical form if the changed document has one."""
     value = json.loads(data)
     change(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def spoiled_text(data: bytes) -> Vectors:
+def make_text_vectors(data: bytes) -> Vectors:
     """Return vectors with the textual defects that every kind of document can have."""
     text = data.decode()
     deep = "[" * 900 + "]" * 900
@@ -100,11 +104,14 @@ def spoiled_text(data: bytes) -> Vectors:
         "truncated": (data[: len(data) // 2], "malformed"),
         "not-an-object": (b"[" + data + b"]", "malformed"),
         "duplicate-key": ((text[:-1] + ',"schema":"x"}').encode(), "malformed"),
-        "unknown-field": (changed(data, lambda v: v.update(extra=1)), "malformed"),
-        "unknown-field-of-no-character": (changed(data, lambda v: v.update({"\ud800": 1})), "malformed"),
-        "schema-of-tomorrow": (changed(data, lambda v: v.update(schema=v["schema"].replace("/1", "/2"))), "malformed"),
-        "schema-missing": (changed(data, lambda v: v.pop("schema")), "malformed"),
-        "schema-a-number": (changed(data, lambda v: v.update(schema=1)), "malformed"),
+        "unknown-field": (change_document(data, lambda v: v.update(extra=1)), "malformed"),
+        "unknown-field-of-no-character": (change_document(data, lambda v: v.update({"\ud800": 1})), "malformed"),
+        "schema-of-tomorrow": (
+            change_document(data, lambda v: v.update(schema=v["schema"].replace("/1", "/2"))),
+            "malformed",
+        ),
+        "schema-missing": (change_document(data, lambda v: v.pop("schema")), "malformed"),
+        "schema-a-number": (change_document(data, lambda v: v.update(schema=1)), "malformed"),
         "nan": ((text[:-1] + ',"x":NaN}').encode(), "malformed"),
         "float": ((text[:-1] + ',"x":1.0}').encode(), "malformed"),
         "exponent": ((text[:-1] + ',"x":1e3}').encode(), "malformed"),
@@ -115,20 +122,22 @@ def spoiled_text(data: bytes) -> Vectors:
     }
 
 
-def _shadowed(manifest: Any, **changes: int) -> None:
+def _enable_shadow_mode(manifest: Any, **changes: int) -> None:
+    """Enable shadow mode in a manifest; `changes` replace its default settings."""
     shadow = {"shadow_ppm": 100_000, "shadow_agreement_ppm": 950_000, "shadow_relative_rms_ppm": 50_000}
     manifest["variants"]["int8"]["health"].update({**shadow, **changes})
 
 
-def manifest_vectors() -> Vectors:
-    data = good_manifest().as_bytes()
-    out = spoiled_text(data)
+def make_manifest_vectors() -> Vectors:
+    """Return the vectors of manifests by file name."""
+    data = make_manifest().as_bytes()
+    out = make_text_vectors(data)
 
     def top(**fields: Any) -> tuple[bytes, str]:
-        return changed(data, lambda v: v.update(fields)), "malformed"
+        return change_document(data, lambda v: v.update(fields)), "malformed"
 
     def variant(change: Change) -> tuple[bytes, str]:
-        return changed(data, lambda v: change(v["variants"]["int8"])), "malformed"
+        return change_document(data, lambda v: change(v["variants"]["int8"])), "malformed"
 
     def file(**fields: Any) -> tuple[bytes, str]:
         return variant(lambda v: v["files"][0].update(fields))
@@ -137,7 +146,7 @@ def manifest_vectors() -> Vectors:
         return variant(lambda v: v["patches"][0].update(fields))
 
     out |= {
-        "too-large": (changed(data, lambda v: v.update(created="x" * 262_144)), "too-large"),
+        "too-large": (change_document(data, lambda v: v.update(created="x" * 262_144)), "too-large"),
         "family-with-a-slash": top(family="kws/../x"),
         "family-in-capitals": top(family="KWS"),
         "version-of-one-number": top(version="1"),
@@ -154,7 +163,7 @@ def manifest_vectors() -> Vectors:
         "created-no-time": top(created="yesterday"),
         "no-variants": top(variants={}),
         "variant-name-in-capitals": (
-            changed(data, lambda v: v["variants"].update(INT8=v["variants"].pop("int8"))),
+            change_document(data, lambda v: v["variants"].update(INT8=v["variants"].pop("int8"))),
             "malformed",
         ),
         "variant-no-object": top(variants={"int8": []}),
@@ -202,11 +211,11 @@ def manifest_vectors() -> Vectors:
         "shape-of-17-dimensions": variant(lambda v: v["contract"]["outputs"][0].update(shape=[1] * 17)),
         "health-missing": variant(lambda v: v.pop("health")),
         "health-ratio-above-one": variant(lambda v: v["health"].update(shadow_ppm=1_000_001)),
-        "good-with-shadow": (changed(data, _shadowed), None),
+        "good-with-shadow": (change_document(data, _enable_shadow_mode), None),
         "health-shadow-without-its-limits": variant(lambda v: v["health"].update(shadow_ppm=1)),
         "health-shadow-limit-without-shadow": variant(lambda v: v["health"].update(shadow_agreement_ppm=1)),
         "health-shadow-limit-above-one": (
-            changed(data, lambda v: _shadowed(v, shadow_agreement_ppm=1_000_001)),
+            change_document(data, lambda v: _enable_shadow_mode(v, shadow_agreement_ppm=1_000_001)),
             "malformed",
         ),
         "health-deadline-zero": variant(lambda v: v["health"].update(probe_deadline_s=0)),
@@ -223,15 +232,16 @@ def manifest_vectors() -> Vectors:
     return out
 
 
-def rollout_vectors() -> Vectors:
-    data = good_rollout().as_bytes()
+def make_rollout_vectors() -> Vectors:
+    """Return the vectors of rollouts by file name."""
+    data = make_rollout().as_bytes()
 
     def top(**fields: Any) -> tuple[bytes, str]:
-        return changed(data, lambda v: v.update(fields)), "malformed"
+        return change_document(data, lambda v: v.update(fields)), "malformed"
 
-    return spoiled_text(data) | {
-        "too-large": (changed(data, lambda v: v.update(note="x" * 40_000)), "too-large"),
-        "channel-missing": (changed(data, lambda v: v.pop("channel")), "malformed"),
+    return make_text_vectors(data) | {
+        "too-large": (change_document(data, lambda v: v.update(note="x" * 40_000)), "too-large"),
+        "channel-missing": (change_document(data, lambda v: v.pop("channel")), "malformed"),
         "channel-with-a-slash": top(channel="a/b"),
         "counter-zero": top(counter=0),
         "percent-above-all": top(percent_bp=10_001),
@@ -253,15 +263,16 @@ def rollout_vectors() -> Vectors:
     }
 
 
-def fleet_vectors() -> Vectors:
-    data = good_fleet().as_bytes()
-    key = good_fleet().cohorts[0].public_key.hex()
+def make_fleet_vectors() -> Vectors:
+    """Return the vectors of fleet documents by file name."""
+    data = make_fleet().as_bytes()
+    key = make_fleet().cohorts[0].public_key.hex()
 
     def cohort(**fields: Any) -> tuple[bytes, str]:
-        return changed(data, lambda v: v["cohorts"]["default"].update(fields)), "malformed"
+        return change_document(data, lambda v: v["cohorts"]["default"].update(fields)), "malformed"
 
-    return spoiled_text(data) | {
-        "good-without-cohorts": (changed(data, lambda v: v.update(cohorts={})), None),
+    return make_text_vectors(data) | {
+        "good-without-cohorts": (change_document(data, lambda v: v.update(cohorts={})), None),
         "epoch-zero": cohort(epoch=0),
         "epoch-a-string": cohort(epoch="3"),
         "key-short": cohort(public_key=key[:-2]),
@@ -270,23 +281,24 @@ def fleet_vectors() -> Vectors:
         "key-no-hexadecimal": cohort(public_key="g" + key[1:]),
         "cohort-unknown-field": cohort(private_key="00"),
         "cohort-name-with-a-slash": (
-            changed(data, lambda v: v["cohorts"].update({"a/b": v["cohorts"].pop("default")})),
+            change_document(data, lambda v: v["cohorts"].update({"a/b": v["cohorts"].pop("default")})),
             "malformed",
         ),
-        "devices-negative": (changed(data, lambda v: v.update(devices=-1)), "malformed"),
-        "registry-digest-missing": (changed(data, lambda v: v.pop("registry_digest")), "malformed"),
+        "devices-negative": (change_document(data, lambda v: v.update(devices=-1)), "malformed"),
+        "registry-digest-missing": (change_document(data, lambda v: v.pop("registry_digest")), "malformed"),
     }
 
 
-def enrollment_vectors() -> Vectors:
-    data = good_enrollment()
+def make_enrollment_vectors() -> Vectors:
+    """Return the vectors of enrollment requests by file name."""
+    data = make_enrollment()
 
     def top(reason: str, **fields: Any) -> tuple[bytes, str]:
-        return changed(data, lambda v: v.update(fields)), reason
+        return change_document(data, lambda v: v.update(fields)), reason
 
     other = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1)))).hex()
     signature = json.loads(data)["signature"]
-    return spoiled_text(data) | {
+    return make_text_vectors(data) | {
         "too-large": (data + b" " * 20_000, "too-large"),
         "label-changed": top("enrollment-refused", label="cam-2"),
         "label-with-a-space": top("malformed", label="cam 1"),
@@ -299,11 +311,12 @@ def enrollment_vectors() -> Vectors:
         "signature-flipped": top("enrollment-refused", signature=f"{int(signature[0], 16) ^ 1:x}" + signature[1:]),
         "signature-short": top("malformed", signature=signature[:-2]),
         "signature-in-capitals": top("malformed", signature=signature.upper()),
-        "signature-missing": (changed(data, lambda v: v.pop("signature")), "malformed"),
+        "signature-missing": (change_document(data, lambda v: v.pop("signature")), "malformed"),
     }
 
 
-def good_report() -> bytes:
+def make_report() -> bytes:
+    """Return a valid, signed device report."""
     report = DeviceReport(
         log="1" * 32,
         sequence=2,
@@ -323,14 +336,15 @@ def good_report() -> bytes:
     return report.encode("c" * 64, ED25519_PRIVATE.sign(report.signed_bytes("c" * 64)))
 
 
-def report_vectors() -> Vectors:
-    data = good_report()
+def make_report_vectors() -> Vectors:
+    """Return the vectors of device reports by file name."""
+    data = make_report()
     signature = json.loads(data)["signature"]
 
     def top(refusal: str | None = "malformed", **fields: Any) -> tuple[bytes, str | None]:
-        return changed(data, lambda v: v.update(fields)), refusal
+        return change_document(data, lambda v: v.update(fields)), refusal
 
-    return spoiled_text(data) | {
+    return make_text_vectors(data) | {
         "good-first": top(None, sequence=1, previous=None),
         "good-without-a-release": top(None, family=None, release=None, variant=None, bundle=None, counter=0),
         "too-large": (data + b" " * 20_000, "too-large"),
@@ -347,16 +361,16 @@ def report_vectors() -> Vectors:
         "agent-with-escape-sequence": top(agent="\x1b[2J"),
         "signature-short": top(signature=signature[:-2]),
         "signature-in-capitals": top(signature=signature.upper()),
-        "signature-missing": (changed(data, lambda v: v.pop("signature")), "malformed"),
+        "signature-missing": (change_document(data, lambda v: v.pop("signature")), "malformed"),
     }
 
 
 GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
-    "manifest": manifest_vectors,
-    "rollout": rollout_vectors,
-    "fleet": fleet_vectors,
-    "enrollment": enrollment_vectors,
-    "report": report_vectors,
+    "manifest": make_manifest_vectors,
+    "rollout": make_rollout_vectors,
+    "fleet": make_fleet_vectors,
+    "enrollment": make_enrollment_vectors,
+    "report": make_report_vectors,
 }
 
 

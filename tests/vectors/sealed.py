@@ -40,7 +40,7 @@ SECRET: Final = Secret(bytes(range(32, 64)))
 ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "default", 3, "kws", 7, "int8")
 
 
-def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTEXT) -> bytes:
+def make_frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTEXT) -> bytes:
     """Return a frame file of `plain`, with the fixed salt and frames of MIN_FRAME_BYTES."""
     out = io.BytesIO()
     writer = FrameWriter(out, key, context, frame_bytes=MIN_FRAME_BYTES, salt=SALT)
@@ -49,9 +49,9 @@ def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTE
     return out.getvalue()
 
 
-def frames() -> dict[str, tuple[bytes, str]]:
+def make_frame_vectors() -> dict[str, tuple[bytes, str]]:
     """Return each frame file by its name, with its expected reason or the SHA-256 of its plaintext."""
-    good = frame_file(PLAIN)
+    good = make_frame_file(PLAIN)
     head, body = good[:HEADER_BYTES], good[HEADER_BYTES:]
     one, two, three = body[:STEP], body[STEP : 2 * STEP], body[2 * STEP :]
     aead: AESGCM = _derive_cipher(KEY, CONTEXT, head)
@@ -66,8 +66,8 @@ def frames() -> dict[str, tuple[bytes, str]]:
 
     return {
         "good": (good, digest(PLAIN)),
-        "good-empty": (frame_file(b""), digest(b"")),
-        "good-whole-frames": (frame_file(exact), digest(exact)),
+        "good-empty": (make_frame_file(b""), digest(b"")),
+        "good-whole-frames": (make_frame_file(exact), digest(exact)),
         "nothing": (b"", "malformed"),
         "header-cut": (head[:-1], "malformed"),
         "header-alone": (head, "not-authentic"),
@@ -87,15 +87,18 @@ def frames() -> dict[str, tuple[bytes, str]]:
         "first-frame-missing": (head + two + three, "not-authentic"),
         "last-frame-twice": (good + three, "not-authentic"),
         "empty-last-frame-added": (head + one + empty_last, "not-authentic"),
-        "key-of-another": (frame_file(PLAIN, key=Secret(bytes(32))), "not-authentic"),
-        "family-of-another": (frame_file(PLAIN, context=replace(CONTEXT, family="vision")), "not-authentic"),
-        "counter-of-another": (frame_file(PLAIN, context=replace(CONTEXT, counter=8)), "not-authentic"),
-        "variant-of-another": (frame_file(PLAIN, context=replace(CONTEXT, variant="fp32")), "not-authentic"),
-        "label-of-another": (frame_file(PLAIN, context=replace(CONTEXT, label="airweights store v1")), "not-authentic"),
+        "key-of-another": (make_frame_file(PLAIN, key=Secret(bytes(32))), "not-authentic"),
+        "family-of-another": (make_frame_file(PLAIN, context=replace(CONTEXT, family="vision")), "not-authentic"),
+        "counter-of-another": (make_frame_file(PLAIN, context=replace(CONTEXT, counter=8)), "not-authentic"),
+        "variant-of-another": (make_frame_file(PLAIN, context=replace(CONTEXT, variant="fp32")), "not-authentic"),
+        "label-of-another": (
+            make_frame_file(PLAIN, context=replace(CONTEXT, label="airweights store v1")),
+            "not-authentic",
+        ),
     }
 
 
-def envelopes() -> dict[str, tuple[bytes, str | None]]:
+def make_envelope_vectors() -> dict[str, tuple[bytes, str | None]]:
     """Return each envelope by its name, with the expected reason, or None if it must open."""
     public = derive_public_key(PRIVATE)
     good = seal(SECRET, public, ENVELOPE_CONTEXT)
@@ -127,7 +130,10 @@ def envelopes() -> dict[str, tuple[bytes, str | None]]:
 
 def main() -> None:
     """Write all files of both folders."""
-    tables: dict[str, dict[str, tuple[bytes, str | None]]] = {"frames": {**frames()}, "envelope": envelopes()}
+    tables: dict[str, dict[str, tuple[bytes, str | None]]] = {
+        "frames": {**make_frame_vectors()},
+        "envelope": make_envelope_vectors(),
+    }
     for kind, vectors in tables.items():
         folder = FOLDER / kind
         for path in folder.glob("*.bin"):
