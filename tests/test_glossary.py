@@ -14,7 +14,9 @@ from tests.support.docstring_rules import old_words, product_files
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 SCHEMAS = sorted((ROOT / "docs" / "schemas").glob("*.json"))
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")]
+)
 PAGES = [page for page in PAGES if "adr" not in page.parts]  # decisions keep the words of their time
 
 
@@ -49,7 +51,7 @@ def test_every_row_has_a_meaning_that_ends_with_a_period() -> None:
     assert [line for line in lines if not re.fullmatch(r"\| [^|]+ \| [A-Z][^|]+\. \|", line)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_uses_no_replaced_word(page: Path) -> None:
     assert old_words(page.read_text()) == []
 
