@@ -1,4 +1,4 @@
-"""What the docs promise is there: links, configuration keys, make targets, tests named as evidence."""
+"""Links, configuration keys, make targets and test paths in the docs exist."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Two releases of a small model are made once; each test gets a copy of the publisher, a server and a device."""
+"""Fixtures of the agent tests: two releases, created once and copied for each test, a server and a device."""
 
 from collections.abc import Iterator
 from pathlib import Path

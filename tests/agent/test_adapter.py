@@ -1,4 +1,4 @@
-"""A user's own adapter: attached, kept across an update that it fits, away while it does not, back after a rollback."""
+"""A user's LoRA adapter stays attached across compatible updates, and is detached by incompatible ones."""
 
 import json
 from pathlib import Path

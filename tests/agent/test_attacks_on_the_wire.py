@@ -1,4 +1,4 @@
-"""The attacks on a download that TUF and Uptane name, by name; those on signatures are in tests/trust."""
+"""Every attack on downloads that TUF and Uptane name is refused; tests/trust has those on signatures."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What stands between a good probe and the swap: the shadow that a contract asks for, and room in memory."""
+"""Between probe and swap: shadow mode as the contract requires it, and memory admission."""
 
 import json
 import threading

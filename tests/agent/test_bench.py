@@ -1,4 +1,4 @@
-"""`device-agent bench` and `plan` on a real device."""
+"""`device-agent bench` and `plan` report correct figures of a real device."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line `device-agent`: what it prints, its exit codes, its errors in one line."""
+"""The output, exit codes and one-line errors of `device-agent`."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The configuration file: what it says, and how it is refused."""
+"""The configuration file is read strictly, and each mistake is refused with its position."""
 
 from dataclasses import replace
 from pathlib import Path

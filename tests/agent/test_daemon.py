@@ -1,4 +1,4 @@
-"""The daemon, as a process: it serves, updates under way, goes back, obeys the control socket, and ends."""
+"""The daemon process serves, updates under load, rolls back, obeys the control socket, and stops."""
 
 import contextlib
 import json

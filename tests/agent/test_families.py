@@ -1,4 +1,4 @@
-"""Several families on one device: one front, one daemon, one memory budget, and none that stops another."""
+"""Several families share one daemon, one front and one memory budget, and do not disturb each other."""
 
 import contextlib
 import json

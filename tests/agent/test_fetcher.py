@@ -1,4 +1,4 @@
-"""Downloads against a server that misbehaves: the fetcher's own child process, real sockets, real files."""
+"""The fetcher worker downloads from servers that misbehave, with real sockets and files."""
 
 import hashlib
 import os

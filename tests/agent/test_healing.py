@@ -1,4 +1,4 @@
-"""Bits that rot in the field: noticed before they are used, and healed from what is left and from the repository."""
+"""Flipped bits on the device are detected before use, and repaired from other copies or by a download."""
 
 import shutil
 import sqlite3

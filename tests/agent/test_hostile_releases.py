@@ -1,4 +1,4 @@
-"""Properly signed releases whose model does harm: refused for their own reason, while the old one goes on answering."""
+"""Signed releases with harmful models are refused for their own reason while the old model serves."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The journal: its vectors, its transactions, its history and quarantine."""
+"""The journal reads its vectors, commits whole transactions, and keeps history and quarantine."""
 
 import shutil
 import sqlite3

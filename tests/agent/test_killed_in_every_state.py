@@ -1,4 +1,4 @@
-"""The agent is killed as soon as its journal has recorded a state: a restarted one serves, and an update completes."""
+"""An agent that is killed in any state serves after a restart, and its update completes."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""The state machine: its table, its recovery and its picture."""
+"""The state machine: its table, its total recovery, and its diagram in the docs."""
 
 from pathlib import Path
 

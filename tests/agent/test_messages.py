@@ -1,4 +1,4 @@
-"""Replies of the supervisor's main thread: a value, an error, or neither."""
+"""Replies of the main thread: a value, an error, or the end of the wait for messages that are never handled."""
 
 import threading
 

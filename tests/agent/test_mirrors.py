@@ -1,4 +1,4 @@
-"""Some of the mirrors are stale, poisoned, empty or gone: one honest one is enough, and none is believed."""
+"""One honest mirror is enough among stale, damaged, empty or unreachable ones, and no mirror is trusted."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""systemd's side of the daemon: a real notify socket, the real daemon, and the unit file."""
+"""The daemon reports to systemd over a real notify socket, and the unit file matches it."""
 
 import configparser
 import os

@@ -1,4 +1,4 @@
-"""No plain model on the device's disk: every file, after and during an update, and the search itself is searched."""
+"""No file on the device contains a decrypted model, after an update or during one."""
 
 import os
 from collections.abc import Iterator

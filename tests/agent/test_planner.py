@@ -1,4 +1,4 @@
-"""The planner: cheapest paths, policy, variants. Pure values."""
+"""The planner chooses the cheapest path and the variant that the policy allows."""
 
 import json
 from dataclasses import replace

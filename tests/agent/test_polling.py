@@ -1,4 +1,4 @@
-"""When a device asks again. Pure values."""
+"""The time of a device's next poll."""
 
 import pytest
 

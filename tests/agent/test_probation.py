@@ -1,4 +1,4 @@
-"""Probation: what is seen of a candidate, and what is made of it. Pure values."""
+"""The decision of probation depends on counts, latency and time as documented."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The device's own reports: one for each terminal outcome, in a chain, and accepted by the release team."""
+"""A device writes one chained report per terminal outcome, and the release team accepts them."""
 
 import json
 import shutil

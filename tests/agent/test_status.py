@@ -1,4 +1,4 @@
-"""What `status` says of time, of freshness and of memory."""
+"""`status` reports time, metadata expiry and memory."""
 
 import json
 import re

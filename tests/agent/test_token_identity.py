@@ -1,4 +1,4 @@
-"""The device's keys wrapped by a key in a real PKCS#11 token (SoftHSM)."""
+"""The device keys can be wrapped by a key in a real PKCS#11 token (SoftHSM)."""
 
 from dataclasses import replace
 from pathlib import Path

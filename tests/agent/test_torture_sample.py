@@ -1,4 +1,4 @@
-"""A sample of `make torture`: each class of faults at a few points, spread evenly."""
+"""A sample of `make torture`: each class of faults at a few evenly spread points."""
 
 import tempfile
 from collections.abc import Iterator

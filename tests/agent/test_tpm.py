@@ -1,4 +1,4 @@
-"""The device's keys in a real TPM 2.0, and its counter behind the floor."""
+"""The device keys are sealed by a real TPM 2.0, and its counter protects the rollback floor."""
 
 import json
 import shutil

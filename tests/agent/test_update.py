@@ -1,4 +1,4 @@
-"""Updates by hand, without a daemon: from a repository on loopback to a sealed bundle that waits for the next start."""
+"""Updates without a daemon: from a repository on loopback to a sealed bundle that is staged."""
 
 from dataclasses import replace
 from pathlib import Path

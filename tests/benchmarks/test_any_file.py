@@ -1,4 +1,4 @@
-"""The sweep over files of any kind: what it makes is real, and no patch in a sample is far above the best tool."""
+"""The benchmark of any file creates real files, and no patch of a sample is far above the best tool."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The epoch benchmark measures what it says, and its plan is the line through two measurements."""
+"""The cohort benchmark writes the documented fields, and extrapolates linearly."""
 
 import json
 import os

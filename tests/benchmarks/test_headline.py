@@ -1,4 +1,4 @@
-"""The headline table says bytes, share and error of each way."""
+"""The headline table contains bytes, share and error of each way to ship an update."""
 
 from benchmarks.headline import format_markdown
 

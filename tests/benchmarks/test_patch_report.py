@@ -1,4 +1,4 @@
-"""The patch benchmark's tables say what was measured, and take their place in a page."""
+"""The tables of the patch benchmark contain what was measured, and are written into a page."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The entropy that the coder is held to is that of known distributions."""
+"""The residual entropy of known distributions is computed correctly."""
 
 from pathlib import Path
 

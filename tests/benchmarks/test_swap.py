@@ -1,4 +1,4 @@
-"""The swap benchmark, as it is called: on models of many kinds, with figures that add up."""
+"""The swap benchmark runs on models of many kinds, and its figures are consistent."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the benchmarks train is exported as a model that onnxruntime runs, on texts and images that stay apart."""
+"""The models that benchmarks train are exported for onnxruntime, and their data splits are disjoint."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""The benchmark of updates writes its JSON for models that it has not seen, also where there is nothing to update."""
+"""The update benchmark writes its JSON for new models, also if there is nothing to update."""
 
 import json
 import sys

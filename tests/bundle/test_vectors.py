@@ -1,4 +1,4 @@
-"""Every reader reads every vector: valid files come out the same, each defect is refused with its reason."""
+"""Every reader accepts the valid vectors unchanged, and refuses each defect with its reason."""
 
 import hashlib
 import io

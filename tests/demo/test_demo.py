@@ -1,4 +1,4 @@
-"""The whole story on models that the demo has never seen, and its parts on the published one."""
+"""The demo works on models that it has not seen, and its parts work on the published model."""
 
 import json
 import subprocess

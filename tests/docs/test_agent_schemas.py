@@ -1,4 +1,4 @@
-"""What `device-agent … --json` prints is what docs/schemas says, without a daemon and with one."""
+"""The output of `device-agent ... --json` matches docs/schemas, with and without a daemon."""
 
 import json
 import os

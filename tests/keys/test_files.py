@@ -1,4 +1,4 @@
-"""Key files: encrypted, private, and honest about what is wrong with them, to their owner."""
+"""Key files are encrypted and private, and errors about them are specific for their owner."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Enrollment and the registry: a label belongs to its keys for good, and a person confirms whose keys they are."""
+"""A label in the registry belongs to its keys permanently, and a person confirms the fingerprint."""
 
 from pathlib import Path
 

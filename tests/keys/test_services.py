@@ -1,4 +1,4 @@
-"""Keys in a cloud's key service: Vault over real HTTP; every service's library, where it is missing, by its extra."""
+"""Keys in cloud key services: Vault over real HTTP, and a clear error for every missing library."""
 
 import json
 import subprocess

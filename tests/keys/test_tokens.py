@@ -1,4 +1,4 @@
-"""Keys in a PKCS#11 token: a real SoftHSM signs, and every way to be without it has its own word."""
+"""Keys in a PKCS#11 token: a real SoftHSM signs, and every problem has its own error."""
 
 import pytest
 

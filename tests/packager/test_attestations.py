@@ -1,4 +1,4 @@
-"""Provenance and bill of materials: what others' tools read, held to the formats' own schemas and to the release."""
+"""Provenance and SBOM follow their formats' schemas, match the release, and are verified."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""`packager bundle …`: build, diff, apply, inspect, verify; every kind of bad input is one line."""
+"""`packager bundle` builds, compares, applies, inspects and verifies; each bad input is a one-line error."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""How the command line speaks, whatever the command."""
+"""All commands share one form of help, errors, exit codes and JSON output."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A drill answers wrongly for certain, where it should and only there."""
+"""A drill changes the outputs of a model exactly where it should."""
 
 from pathlib import Path
 

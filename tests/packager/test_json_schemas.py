@@ -1,4 +1,4 @@
-"""What `--json` prints is what docs/schemas says, for real outputs of every command."""
+"""The `--json` output of release, bundle and quantization commands matches docs/schemas."""
 
 import json
 from pathlib import Path

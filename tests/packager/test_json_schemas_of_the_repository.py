@@ -1,4 +1,4 @@
-"""What the commands about repositories, rollouts, devices and keys print with `--json` is what docs/schemas says."""
+"""The `--json` output of repository, rollout, device and key commands matches docs/schemas."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A bundle's inner layout: ONNX Runtime's own reader opens it, and roles follow from paths."""
+"""ONNX Runtime opens a bundle by its inner layout, and file roles follow from paths."""
 
 from pathlib import Path
 

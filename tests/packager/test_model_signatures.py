@@ -1,4 +1,4 @@
-"""OpenSSF model signatures: made here, checked by the library's own command line, which knows nothing of us."""
+"""OpenSSF model signatures that we create are verified by the independent command line of that library."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Whatever kind of model somebody brings, without inputs: it is released, or told why not."""
+"""Any kind of model without inputs is released, or refused with its reason."""
 
 from pathlib import Path
 

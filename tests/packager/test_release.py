@@ -1,4 +1,4 @@
-"""From a release.toml to published files: real models, real keys, a real repository, read back as a device would."""
+"""A release from release.toml to published files, with real models, keys and repository, read like a device does."""
 
 import hashlib
 import sys

@@ -1,4 +1,4 @@
-"""`packager release`: each bad input is one line, and neither repository nor folder is touched by it."""
+"""Each bad input of `packager release` is a one-line error and changes neither repository nor folder."""
 
 from pathlib import Path
 

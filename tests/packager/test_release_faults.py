@@ -1,4 +1,4 @@
-"""A release that fails at any write to the repository leaves what devices see as it was, and the next try completes."""
+"""A release that fails at any write leaves the published files unchanged, and the next attempt completes."""
 
 import errno
 from dataclasses import replace

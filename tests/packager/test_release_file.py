@@ -1,4 +1,4 @@
-"""release.toml is read strictly: every mistake is told with its place."""
+"""release.toml is read strictly, and every mistake is reported with its position."""
 
 from pathlib import Path
 

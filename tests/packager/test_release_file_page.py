@@ -1,4 +1,4 @@
-"""The page about release.toml names every key that the reader takes, and its example is one that the reader reads."""
+"""The page about release.toml lists every key that the reader accepts, and its example is valid."""
 
 import re
 from dataclasses import fields

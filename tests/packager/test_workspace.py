@@ -1,4 +1,4 @@
-"""The private folder: bundles under their digest, keys in files that only the owner reads."""
+"""The private folder stores bundles by digest, and keys in files that only the owner can read."""
 
 from pathlib import Path
 

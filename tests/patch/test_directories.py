@@ -1,4 +1,4 @@
-"""Patches applied to folders: whole or not at all."""
+"""A patch is applied to a folder completely or not at all."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Edits anywhere in a model: exact, close to their entropy, and within the decoder's limits."""
+"""Edits at any positions of a model are exact, near their entropy, and within the decoder's limits."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Arithmetic on which device and packager agree bit for bit, and cuts and streams of residuals."""
+"""Arithmetic that device and packager share is bit-exact, also across cuts and streams of residuals."""
 
 from dataclasses import replace
 from pathlib import Path

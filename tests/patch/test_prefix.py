@@ -1,4 +1,4 @@
-"""Bytes compressed after a prefix decompress exactly, and are as small as by `zstd --patch-from`."""
+"""Bytes compressed with a prefix decompress exactly, and are as small as by `zstd --patch-from`."""
 
 import shutil
 import subprocess

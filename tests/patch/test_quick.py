@@ -1,4 +1,4 @@
-"""The quick estimates that decide whether generic codecs are tried."""
+"""Quick estimates decide correctly whether generic codecs are tried."""
 
 from pathlib import Path
 

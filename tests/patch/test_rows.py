@@ -1,4 +1,4 @@
-"""Rows that were inserted or removed: the rows after them keep their base rows."""
+"""Rows after inserted or removed rows are predicted from their own base rows."""
 
 from itertools import pairwise
 from pathlib import Path

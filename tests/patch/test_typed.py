@@ -1,4 +1,4 @@
-"""The typed codec on models of every format and elements of every type: exact, and smaller than generic tools."""
+"""The typed codec is exact for all formats and element types, and smaller than generic tools."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Every checked-in patch is applied, or refused for its one defect."""
+"""Every patch vector is applied, or refused for its one defect."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""Ranges of activations: levels go where the answers depend on them, and pinned ranges stay where they serve."""
+"""Activation ranges use levels where outputs depend on them, and pinned ranges stay if they are adequate."""
 
 from pathlib import Path
 

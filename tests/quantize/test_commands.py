@@ -1,4 +1,4 @@
-"""`packager quantize`, `compare` and `lint` as a person or a script calls them."""
+"""`packager quantize`, `compare` and `lint` work for people and for scripts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models of every kind go through `quantize` with random inputs: quantized, or a reason; never a silent no-op."""
+"""Every kind of model is quantized with random inputs, or refused with a reason."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The fidelity gate passes what is as good as the float model, fails what is broken, and says when it cannot tell."""
+"""The gate passes accurate models, fails broken ones, and reports when it cannot decide."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Golden vectors come from the shipped file, hold under other threads and optimization levels, and catch damage."""
+"""Golden vectors come from the shipped file, hold for other threads and optimization levels, and detect damage."""
 
 from pathlib import Path
 

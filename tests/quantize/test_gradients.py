@@ -1,4 +1,4 @@
-"""Gradients of a model's answers with respect to inner values, against finite differences."""
+"""Gradients of a model's outputs with respect to inner values match finite differences."""
 
 from pathlib import Path
 from typing import Any

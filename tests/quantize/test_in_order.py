@@ -1,4 +1,4 @@
-"""Work side by side comes out in order, is not done far ahead, and fails where it was asked for."""
+"""Parallel work returns results in order, with bounded lookahead, and raises errors at the right item."""
 
 import threading
 from collections.abc import Iterator

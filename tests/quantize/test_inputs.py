@@ -1,4 +1,4 @@
-"""Inputs are checked before a model runs: names, shapes, dtypes, counts; what is wrong is one line."""
+"""Names, shapes, dtypes and counts of inputs are checked before a model runs, with one-line errors."""
 
 from pathlib import Path
 

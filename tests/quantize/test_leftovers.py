@@ -1,4 +1,4 @@
-"""Float leftovers of an update move in steps whose bit patterns a patch can hold cheaply (`candidate`, rule 2)."""
+"""Weights of an update that stay float move in steps whose bit patterns are cheap to patch."""
 
 import numpy as np
 from hypothesis import given

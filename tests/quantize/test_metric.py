@@ -1,4 +1,4 @@
-"""A user's own measure stands beside the gate: it can fail what the gate passed, and speak where the gate cannot."""
+"""A user's metric can fail what the gate passes, and can decide where the gate cannot."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A model asks for the runtime that its operators came with, and a release file cannot claim an older one."""
+"""A model needs the runtime of its operators, and a release file cannot claim an older one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The HTML page has the whole report in one file, no name from a model breaks out of it, and a browser shows it."""
+"""The HTML report is complete in one file, escapes names from the model, and a browser shows it."""
 
 import json
 import re

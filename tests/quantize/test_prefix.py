@@ -1,4 +1,4 @@
-"""A walk through a model tells the same values as whole runs, whatever lies on the way."""
+"""Executing a model in steps gives the same values as complete runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pruning sets the asked share of weights to zero, under the gate, and writes nothing where the gate fails."""
+"""Pruning sets the requested share of weights to zero if the gate passes, and writes nothing otherwise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where plain int8 fails, the nodes that spoil most get more bits; the report says which, and what each trial cost."""
+"""If plain int8 fails, the nodes with the largest errors get more bits, and the report lists every candidate."""
 
 import re
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""An update is quantized near its base: small difference, same quality; a retrained model is recognized."""
+"""An update is quantized near its base with a small patch and equal accuracy; a retrained model is recognized."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, cached outputs."""
+"""Parts of the update search: blocks of rows, target outputs, retries after the gate, cached outputs."""
 
 import math
 import resource

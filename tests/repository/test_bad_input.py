@@ -1,4 +1,4 @@
-"""Every wrong key, wrong order and wrong file, as it is typed: its own reason, its own exit code, and a hint."""
+"""Every wrong key, order and file on the command line has its own reason, exit code and hint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A factory's list admits its devices whole, once, and only if the enrollment key signed it."""
+"""A signed batch enrolls all its devices at once, and only if the enrollment key signed it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The commands of a release team, as it types them."""
+"""The commands of a release team change and show the repository, keys, devices and rollouts."""
 
 import json
 import os

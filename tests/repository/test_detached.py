@@ -1,4 +1,4 @@
-"""Signing away from the build machine: who signs sees what it signs, whatever the build machine says."""
+"""Signers on another machine review what they sign, independent of the build machine's description."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`repo verify` on published repositories that no command of ours would have made."""
+"""`repo verify` finds the defects of published repositories that our commands never create."""
 
 import copy
 import json

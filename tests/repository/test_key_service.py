@@ -1,4 +1,4 @@
-"""An online key that lives in a key service, with its ML-DSA partner in a file: both sign, by command."""
+"""An online key in a key service and its ML-DSA partner in a file sign together."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""No passphrase, PIN or private key shows in what the commands print, not even with a traceback."""
+"""Commands never print a passphrase, PIN or private key, not even in a traceback."""
 
 import base64
 import logging

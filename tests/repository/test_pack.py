@@ -1,4 +1,4 @@
-"""An offline pack updates a device that has no network, and no other way."""
+"""An offline pack updates a device without a network, under the same checks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A publication is signed by enough keys, tried by devices, and whole; or it does not happen."""
+"""A publication is complete, signed by enough keys and checked like a device does, or it does not happen."""
 
 import errno
 import os

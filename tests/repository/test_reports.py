@@ -1,4 +1,4 @@
-"""Reports of devices at the release team's: right device, right signature, none replayed, missing or forged."""
+"""The release team accepts device reports only from the right device, signed, complete and not replayed."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A malicious build server against those who sign: what it asks for is refused, or shown; never hidden."""
+"""What a malicious build machine requests is refused or shown to the signers, never hidden."""
 
 import copy
 import hashlib

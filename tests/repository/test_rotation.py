@@ -1,4 +1,4 @@
-"""Roles change over the years, and a device that was away for all of it still follows."""
+"""A device that was offline during many key rotations still follows the repository."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two publishers in processes of their own: one wins, and the other is told who."""
+"""Of two concurrent publishers one succeeds, and the other one gets an error that names the first."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Leases, the switch and the queue of a family: each rule by an example, and all of them against a model."""
+"""Leases, switches and the queue of a family, by examples and against a model."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The pauses between the steps of background work."""
+"""Background work pauses between steps in proportion to its CPU time."""
 
 from device_agent.process.throttle import MAX_WAIT_S, WAIT_TO_WORK_RATIO, Throttle
 

@@ -1,4 +1,4 @@
-"""ModelRuntime against a model of it in a few lines: sequences of swaps, rollbacks, leases and crashes."""
+"""ModelRuntime agrees with a small model of it for sequences of swaps, rollbacks, leases and crashes."""
 
 import os
 import signal
