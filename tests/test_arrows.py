@@ -140,7 +140,7 @@ def _name(path: Path) -> str:
 
 
 def _loaded(names: list[str]) -> set[str]:
-    """`sys.modules` of a fresh process that imported these."""
+    """Return `sys.modules` of a new process that imported these modules."""
     load = f"for name in {names!r}: importlib.import_module(name)"
     code = f"import importlib, json, sys\n{load}\nprint(json.dumps(list(sys.modules)))"
     done = subprocess.run(

@@ -65,7 +65,7 @@ def test_every_command_line_of_the_page_is_one(name: str) -> None:
 
 
 def commands_of(text: str) -> list[str]:
-    """Every `packager …` line of the fenced blocks, continued lines joined, without redirections and placeholders."""
+    """Return every `packager ...` line of the fenced blocks, joined, without redirections and placeholders."""
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     joined = "\n".join(blocks).replace("\\\n", " ")
     found = re.findall(r"^(?:\s*(?:- )?(?:run: )?|DIGEST=\$\()(packager [^|>#\n]+)", joined, re.MULTILINE)
@@ -167,7 +167,7 @@ def test_the_pictures_of_the_architecture_page_name_every_folder() -> None:
 
 
 def _tables(text: str) -> tuple[list[list[str]], list[list[str]]]:
-    """The first two tables of a page, by row and cell, without the line below their heads."""
+    """Return the first two tables of a page by row and cell, without the line below the head."""
     found: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
@@ -203,7 +203,7 @@ def test_no_committed_file_names_a_registry_host_or_a_path_of_one_machine() -> N
 
 
 def commands_in(page: str) -> Iterator[list[str]]:
-    """What a page says to type: in code spans and in blocks, up to a pipe, a redirection or a comment."""
+    """Return the commands of a page's code spans and blocks, up to a pipe, a redirection or a comment."""
     joined = page.replace("\\\n", " ")
     for text in (*re.findall(r"`([^`\n]+)`", joined), *joined.splitlines()):
         found = re.match(r"(?:\$ |> )?(?:[A-Z_]+=\S+ )*((?:packager|device-agent) [^|<>#;&…]*)", text.strip())
@@ -212,7 +212,7 @@ def commands_in(page: str) -> Iterator[list[str]]:
 
 
 def resolve(words: list[str]) -> str | None:
-    """Why this cannot be typed, or None."""
+    """Return why a command is not valid, or None."""
     command: click.Command = PROGRAMS[words[0]]
     rest = words[1:]
     while isinstance(command, click.Group):

@@ -11,7 +11,7 @@ from tests.support.publisher import DeviceUnderTest, Publisher
 
 @pytest.fixture(scope="session")
 def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
-    """With releases 1.0.0 and 1.1.0, the channel at 1.0.0, and one device admitted."""
+    """Return a publisher of 1.0.0 and 1.1.0 with the channel at 1.0.0 and one enrolled device."""
     publisher = Publisher(tmp_path_factory.mktemp("publisher") / "site")
     publisher.release("1.0.0", seed=0)
     publisher.release("1.1.0", seed=1)
@@ -21,7 +21,7 @@ def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
 
 @pytest.fixture(scope="session")
 def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> DeviceUnderTest:
-    """Admitted, with 1.0.0 installed and committed."""
+    """Return the enrolled device with 1.0.0 installed and committed."""
     folder = tmp_path_factory.mktemp("device")
     with serve_folder(first_publisher.published) as site:
         device = DeviceUnderTest.create(folder, site.url, first_publisher.root)
@@ -38,7 +38,7 @@ def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFa
 def first_update(
     first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Publisher, DeviceUnderTest]:
-    """The channel at 1.1.0, and a device with 1.1.0 active and 1.0.0 previous; both to be copied."""
+    """Return a publisher with the channel at 1.1.0, and a device with 1.1.0 active and 1.0.0 previous."""
     folder = tmp_path_factory.mktemp("update")
     publisher = first_publisher.copy(folder / "site")
     publisher.offer("1.1.0")
@@ -56,7 +56,7 @@ def first_update(
 def updated(
     first_update: tuple[Publisher, DeviceUnderTest], tmp_path: Path
 ) -> Iterator[tuple[Publisher, DeviceUnderTest]]:
-    """A copy of the publisher that offers 1.1.0, and of the device that has it; stopped."""
+    """Return copies of the publisher that offers 1.1.0 and of the stopped device that has installed it."""
     publisher = first_update[0].copy(tmp_path / "updated-site")
     with serve_folder(publisher.published) as site:
         device = first_update[1].copy(tmp_path / "updated", site.url)
@@ -68,7 +68,7 @@ def updated(
 def installed(
     first_device: DeviceUnderTest, publisher: Publisher, site: Site, tmp_path: Path
 ) -> Iterator[DeviceUnderTest]:
-    """A copy of the device that serves 1.0.0, stopped."""
+    """Return a copy of the stopped device that has installed 1.0.0."""
     device = first_device.copy(tmp_path / "lab", site.url)
     yield device
     device.stop()
@@ -76,20 +76,20 @@ def installed(
 
 @pytest.fixture
 def publisher(first_publisher: Publisher, tmp_path: Path) -> Publisher:
-    """A copy that the test may change."""
+    """Return a copy of the publisher that the test may change."""
     return first_publisher.copy(tmp_path / "site")
 
 
 @pytest.fixture
 def site(publisher: Publisher) -> Iterator[Site]:
-    """Serves the publisher's files."""
+    """Serve the publisher's files."""
     with serve_folder(publisher.published) as site:
         yield site
 
 
 @pytest.fixture
 def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
-    """An enrolled device that has nothing yet."""
+    """Return an enrolled device without any bundle."""
     device = DeviceUnderTest.create(tmp_path / "lab", site.url, publisher.root)
     publisher.enroll(device.directory)
     yield device

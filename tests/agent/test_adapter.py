@@ -25,7 +25,7 @@ X = np.full((1, 64), 0.5, np.float32)
 
 
 def make_base_model(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
-    """y = x W + x A B, where A and B are empty unless an adapter gives them; `prefix` names them."""
+    """Return a model y = x W + x A B; A and B, named with `prefix`, are empty without an adapter."""
     value, a, b = helper.make_tensor_value_info, f"{prefix}_a", f"{prefix}_b"
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["own"]),
@@ -51,7 +51,7 @@ def make_base_model(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
 
 @pytest.fixture
 def write_adapter(tmp_path: Path) -> Path:
-    """An adapter file with LORA_A and LORA_B."""
+    """Write an adapter file with LORA_A and LORA_B."""
     file = ort.AdapterFormat()
     file.set_adapter_version(1)
     file.set_model_version(1)

@@ -22,7 +22,7 @@ SHADOW += "shadow_agreement_ppm = 990_000\n"
 
 @contextmanager
 def send_requests(device: DeviceUnderTest) -> Iterator[Counter[str]]:
-    """Asks all the time; counts answers by version, and failures."""
+    """Send requests in the background; yield the number of responses by version, and of failures."""
     answers: Counter[str] = Counter()
     stop = threading.Event()
 
@@ -54,9 +54,9 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUn
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with send_requests(installed) as answers:
-        ended = installed.call("update")
-    assert ended["outcome"] == "updated", ended
-    assert list(ended["phases_ms"]) == ["check", "fetch", "patch", "probe", "swap", "shadow", "probation"]
+        update_result = installed.call("update")
+    assert update_result["outcome"] == "updated", update_result
+    assert list(update_result["phases_ms"]) == ["check", "fetch", "patch", "probe", "swap", "shadow", "probation"]
     assert set(answers) == {"1.0.0", "1.2.0"}, answers
 
 
@@ -64,9 +64,9 @@ def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderT
     publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with send_requests(installed) as answers:
-        ended = installed.call("update")
-    assert (ended["outcome"], ended["reason"]) == ("unfit", "shadow-failed"), ended
-    assert "agree" in ended["detail"]
+        update_result = installed.call("update")
+    assert (update_result["outcome"], update_result["reason"]) == ("unfit", "shadow-failed"), update_result
+    assert "agree" in update_result["detail"]
     assert set(answers) == {"1.0.0"}, answers
     assert installed.call("status")["quarantine"][0]["reason"] == "shadow-failed"
     assert read_metric(installed, "swaps_total", result="failed") == 1
@@ -95,28 +95,32 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
     _start(installed, requests=5, serve=f"memory_bytes = {budget}")
     with send_requests(installed) as answers:
-        ended = installed.call("update")
+        update_result = installed.call("update")
     good = "1.0.0" if drill else "1.2.0"
-    assert ended["outcome"] == ("rolled-back" if drill else "updated"), ended
-    assert 0 < ended["downtime_ms"] < 60_000
+    assert update_result["outcome"] == ("rolled-back" if drill else "updated"), update_result
+    assert 0 < update_result["downtime_ms"] < 60_000
     assert infer(installed)["model_version"] == good
     assert set(answers) == {"1.0.0", "1.2.0"}, "requests wait for the next model, they do not fail"
     status = json.loads(installed.command("status", "--json").stdout)
-    assert status["last_update"]["downtime_ms"] == ended["downtime_ms"]
-    assert read_metric(installed, "swap_downtime_seconds_total") == pytest.approx(ended["downtime_ms"] / 1000)
+    assert status["last_update"]["downtime_ms"] == update_result["downtime_ms"]
+    assert read_metric(installed, "swap_downtime_seconds_total") == pytest.approx(update_result["downtime_ms"] / 1000)
     assert read_metric(installed, "swaps_total", result="rolled-back" if drill else "committed") == 1
 
 
 def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _start(installed, requests=0, serve=f"memory_bytes = {2**20}")
-    ended = installed.call("update")
-    assert (ended["outcome"], ended["reason"], ended["downtime_ms"]) == ("unavailable", "out-of-memory", 0), ended
+    update_result = installed.call("update")
+    assert (update_result["outcome"], update_result["reason"], update_result["downtime_ms"]) == (
+        "unavailable",
+        "out-of-memory",
+        0,
+    ), update_result
     assert infer(installed)["model_version"] == "1.0.0"
 
 
 def read_metric(device: DeviceUnderTest, name: str, **labels: str) -> float:
-    """One value of /metrics; `labels` beside the family."""
+    """Return one value of /metrics; `labels` are added to the family."""
     wanted = ",".join(f'{key}="{value}"' for key, value in {"family": "kws", **labels}.items())
     for line in get(device, "/metrics").decode().splitlines():
         if line.startswith(f"airweights_{name}{{{wanted}}} "):

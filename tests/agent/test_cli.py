@@ -24,7 +24,7 @@ def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 
 
 def _run_refused(capsys: pytest.CaptureFixture[str], code: int, reason: str, *words: object) -> str:
-    """A failure: nothing on stdout, one line of JSON on stderr."""
+    """Run a command that fails: nothing on stdout, one line of JSON on stderr; return the message."""
     found, out, err = _run(capsys, *words, "--json")
     error = json.loads(err)["error"]
     assert (found, out, error["reason"], error["exit_code"]) == (code, "", reason, code), err
@@ -33,7 +33,7 @@ def _run_refused(capsys: pytest.CaptureFixture[str], code: int, reason: str, *wo
 
 @pytest.fixture
 def words(publisher: Publisher, tmp_path: Path) -> list[str]:
-    """`init` with everything that it needs."""
+    """Return the arguments of a complete `init`."""
     return [
         *("--config", str(tmp_path / "config.toml"), "init", "--directory", str(tmp_path / "device")),
         *("--root", str(publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", "kws"),
@@ -215,8 +215,8 @@ def test_a_rollback_without_a_daemon_moves_the_pointers(
 ) -> None:
     _, device = updated
     config = ("--config", device.config_path)
-    ended = json.loads(_run(capsys, *config, "rollback", "--json")[1])
-    assert (ended["outcome"], ended["release"]) == ("rolled-back", "1.1.0")
+    update_result = json.loads(_run(capsys, *config, "rollback", "--json")[1])
+    assert (update_result["outcome"], update_result["release"]) == ("rolled-back", "1.1.0")
     status = json.loads(_run(capsys, *config, "status", "--json")[1])
     assert (status["active"]["release"], status["previous"]) == ("1.0.0", None)
 

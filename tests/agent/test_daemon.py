@@ -55,7 +55,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
 
 
 def _start_with_probation(device: DeviceUnderTest, requests: int) -> None:
-    """Restart with a probation that needs so many requests."""
+    """Start the device with a probation that needs so many requests."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
     device.write_config()
     device.start()
@@ -67,9 +67,13 @@ def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(
     publisher.release("1.2.0", seed=2, drill="live-nan")
     _start_with_probation(installed, requests=1000)
     with _send_requests(installed) as versions:
-        ended = installed.call("update")
-    assert (ended["outcome"], ended["reason"], ended["release"]) == ("rolled-back", "probation-failed", "1.2.0")
-    assert "NaN" in ended["detail"]
+        update_result = installed.call("update")
+    assert (update_result["outcome"], update_result["reason"], update_result["release"]) == (
+        "rolled-back",
+        "probation-failed",
+        "1.2.0",
+    )
+    assert "NaN" in update_result["detail"]
     assert "1.2.0" in versions
     assert infer(installed)["model_version"] == "1.0.0"
     assert installed.call("status")["quarantine"][0]["reason"] == "probation-failed"
@@ -145,8 +149,12 @@ def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwar
 def test_a_first_install_that_fails_is_told_and_tried_again(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     device.start()
-    ended = device.call("update")
-    assert (ended["outcome"], ended["reason"], ended["exit_code"]) == ("unfit", "golden-mismatch", 5)
+    update_result = device.call("update")
+    assert (update_result["outcome"], update_result["reason"], update_result["exit_code"]) == (
+        "unfit",
+        "golden-mismatch",
+        5,
+    )
     assert device.call("status")["ready"] is False
     publisher.offer("1.1.0")
     assert device.call("update")["outcome"] == "updated"
@@ -221,7 +229,7 @@ def _update_ignoring_errors(device: DeviceUnderTest) -> None:
 
 
 def _wait_for_probation(device: DeviceUnderTest) -> int:
-    """The process of the candidate, once it is on probation."""
+    """Return the process id of the candidate as soon as it is on probation."""
     deadline = time.monotonic() + 60
     while True:
         status = device.call("status")
@@ -232,7 +240,7 @@ def _wait_for_probation(device: DeviceUnderTest) -> int:
 
 @contextlib.contextmanager
 def _send_requests(device: DeviceUnderTest) -> Iterator[list[str]]:
-    """Requests one after the other in a thread; the versions that answered."""
+    """Send requests in a thread, one after the other; yield the versions of the responses."""
     versions: list[str] = []
     done = threading.Event()
 

@@ -35,8 +35,8 @@ NEXT = {FAMILY: "1.1.0", OTHER: "2.1.0"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnderTest]:
-    """Two families with two releases each, the channels at the first; a device that has installed both."""
+def installed_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnderTest]:
+    """Return a publisher of two families with two releases each, and a device that has installed the first ones."""
     folder = tmp_path_factory.mktemp("families")
     publisher = Publisher(folder / "site", families=(FAMILY, OTHER))
     for seed, versions in ((0, FIRST), (1, NEXT)):
@@ -65,21 +65,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnd
 
 
 @pytest.fixture
-def publisher(made: tuple[Publisher, DeviceUnderTest], tmp_path: Path) -> Publisher:
-    """A copy that the test may change."""
-    return made[0].copy(tmp_path / "site")
+def publisher(installed_pair: tuple[Publisher, DeviceUnderTest], tmp_path: Path) -> Publisher:
+    """Return a copy of the publisher that the test may change."""
+    return installed_pair[0].copy(tmp_path / "site")
 
 
 @pytest.fixture
-def device(made: tuple[Publisher, DeviceUnderTest], site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
-    """A copy of the device, stopped."""
-    device = made[1].copy(tmp_path / "lab", site.url)
+def device(installed_pair: tuple[Publisher, DeviceUnderTest], site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
+    """Return a stopped copy of the device."""
+    device = installed_pair[1].copy(tmp_path / "lab", site.url)
     yield device
     device.stop()
 
 
 def serving_versions(device: DeviceUnderTest) -> dict[str, str]:
-    """What answers."""
+    """Return the serving version of both families."""
     return {family: infer(device, family=family)["model_version"] for family in (FAMILY, OTHER)}
 
 
@@ -89,7 +89,7 @@ def rows_by_family(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def send_requests(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]:
-    """Asks both families all the time; counts answers by family and version, and failures."""
+    """Send requests to both families; yield the number of responses by family and version, and of failures."""
     answers: Counter[tuple[str, str]] = Counter()
     stop = threading.Event()
 
@@ -114,10 +114,10 @@ def send_requests(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]
 def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publisher: Publisher) -> None:
     device.start()
     assert serving_versions(device) == FIRST
-    said = json.loads(device.command("status", "--json").stdout)
-    check_schema("agent-status", said)
-    assert (said["family"], said["ready"], said["active"]["release"]) == (FAMILY, True, "1.0.0")
-    assert {name: row["serving"]["release"] for name, row in rows_by_family(said).items()} == FIRST
+    printed = json.loads(device.command("status", "--json").stdout)
+    check_schema("agent-status", printed)
+    assert (printed["family"], printed["ready"], printed["active"]["release"]) == (FAMILY, True, "1.0.0")
+    assert {name: row["serving"]["release"] for name, row in rows_by_family(printed).items()} == FIRST
     for words, texts in (("status",), ("kws on", "vision on")), (("history",), ("updated 1.0.0", "updated 2.0.0")):
         text = device.command(*words).stdout
         assert all(found in text for found in texts), text
@@ -181,9 +181,9 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUn
     publisher.offer("2.1.0", family=OTHER)
     device.start()
     done = device.command("update", "--json")
-    said = json.loads(done.stdout)
-    check_schema("agent-families", said)
-    rows = rows_by_family(said)
+    printed = json.loads(done.stdout)
+    check_schema("agent-families", printed)
+    rows = rows_by_family(printed)
     assert (rows[FAMILY]["outcome"], rows[FAMILY]["reason"]) == ("unfit", "golden-mismatch")
     assert rows[OTHER]["outcome"] == "updated"
     assert done.returncode == 5
@@ -191,7 +191,7 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUn
 
 
 def _start_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, Any]]:
-    """Start a device that updates FAMILY and waits in a probation; the update, and where its end is told."""
+    """Start an update of FAMILY that waits in probation; return its thread and the dict that gets its result."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
     device.write_config()
     device.start()
@@ -254,13 +254,13 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderT
     device.start()
     assert device.call("update", family=OTHER)["outcome"] == "updated"
     device.stop()
-    update, ended = _start_probation(device)
+    update, update_result = _start_probation(device)
     assert device.call("rollback", family=OTHER)["outcome"] == "rolled-back"
     assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
     assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
     device.call("rollback", family=FAMILY)
     update.join(60)
-    assert ended["outcome"] == "rolled-back"
+    assert update_result["outcome"] == "rolled-back"
     assert serving_versions(device) == FIRST
 
 
@@ -283,8 +283,8 @@ def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room
     assert _count_model_processes(device) == (4 if standby else 2)
     before = _model_process_pid(device, OTHER)
     with send_requests(device) as answers:
-        ended = device.call("update", family=FAMILY)
-    assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", not standby), ended
+        update_result = device.call("update", family=FAMILY)
+    assert (update_result["outcome"], update_result["downtime_ms"] > 0) == ("updated", not standby), update_result
     assert set(answers) == {(FAMILY, "1.0.0"), (FAMILY, "1.1.0"), (OTHER, "2.0.0")}, answers
     assert _model_process_pid(device, OTHER) == before
 
@@ -409,15 +409,15 @@ def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(devic
 
 
 def _model_process_pid(device: DeviceUnderTest, family: str) -> int:
-    """Of the model process that serves."""
+    """Return the process id of the serving model process."""
     return int(rows_by_family(device.call("status"))[family]["serving"]["pid"])
 
 
 def _count_model_processes(device: DeviceUnderTest) -> int:
-    """Model processes of the daemon."""
+    """Return the number of the daemon's model processes."""
     count = 0
     for pid in _list_workers(device):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has just done its errand
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a worker that has just exited
             count += b"device_agent.workers.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return count
 

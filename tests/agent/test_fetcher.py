@@ -37,14 +37,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 class PartialDownload:
-    """A part file and its note, as the store passes them."""
+    """The part file and the note of a download, as the bundle store passes them."""
 
     def __init__(self, child: WorkerProcess, folder: Path, site: Site) -> None:
         self.child, self.site = child, site
         self.part, self.note = folder / "part", folder / "note"
 
     def fetch(self, *, size: int = len(DATA), sha256: str = SHA256, deadline_s: float = 60, min_rate: int = 0) -> int:
-        """Bytes that came over the wire."""
+        """Fetch the blob and return the bytes received over the network."""
         fds = [os.open(path, os.O_RDWR | os.O_CREAT, 0o600) for path in (self.part, self.note)]
         request = {"url": f"{self.site.url}/blob", "sha256": sha256, "size": size, "backoff_ms": 1}
         rates = {"min_rate_bytes_s": min_rate, "max_rate_bytes_s": None}

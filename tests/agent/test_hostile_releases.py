@@ -20,7 +20,7 @@ SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
 
 
 def add_large_tensor(size: int) -> Callable[[onnx.ModelProto], bytes]:
-    """The genuine model, with a tensor of size × size elements on the way to its answer."""
+    """Return a function that adds a tensor of size x size elements before the output of a model."""
 
     def burden(model: onnx.ModelProto) -> bytes:
         out = model.graph.output[0].name
@@ -40,7 +40,7 @@ def add_large_tensor(size: int) -> Callable[[onnx.ModelProto], bytes]:
 
 
 def add_endless_loop(model: onnx.ModelProto) -> bytes:
-    """The genuine model, with a loop without end before its answer."""
+    """Add a loop of almost endless iterations before the output of a model."""
     out = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = [f"{name}_before" if name == out else name for name in node.output]
@@ -99,7 +99,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
 
 @contextmanager
 def send_requests(device: DeviceUnderTest) -> Iterator[set[str]]:
-    """Requests one after the other in the background; the versions that answered. A request that fails is raised."""
+    """Send requests in the background; yield the versions of the responses, and raise the first failure at the end."""
     versions: set[str] = set()
     failures: list[BaseException] = []
     stop = threading.Event()

@@ -18,7 +18,7 @@ WAYS = dict.fromkeys(State, UPDATE) | {State.REJECTING: DAMAGED, State.ROLLING_B
 SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.STAGED: "1.1.0", State.IDLE: "1.1.0"}
 
 
-def _killed(device: DeviceUnderTest, state: State, command: str = "update", times: int = 1) -> None:
+def _run_until_killed(device: DeviceUnderTest, state: State, command: str = "update", times: int = 1) -> None:
     """Run the daemon until it is killed in `state`."""
     device.start(
         [sys.executable, "-m", "tests.support.kill_at_state", state.value, str(times), str(device.config_path)]
@@ -36,20 +36,20 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
     match WAYS[state]:
         case "damaged":
             publisher.release("1.2.0", seed=2, drill="damaged-weights")
-            _killed(device, state)
+            _run_until_killed(device, state)
             publisher.offer("1.1.0")
         case "rollback":
             publisher.offer("1.1.0")
             device.start()
             assert device.call("update")["outcome"] == "updated"
             device.stop()
-            _killed(device, state, "rollback")
+            _run_until_killed(device, state, "rollback")
         case "staged":
             publisher.offer("1.1.0")
             assert device.update().outcome == "staged"
         case _:
             publisher.offer("1.1.0")
-            _killed(device, state)
+            _run_until_killed(device, state)
     device.start()
     assert infer(device)["model_version"] == SERVED[state]
     assert device.call("status")["state"] == State.IDLE
@@ -64,7 +64,7 @@ def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
 ) -> None:
     publisher.offer("1.1.0")
     for _ in range(MAX_CRASHES):
-        _killed(installed, state)
+        _run_until_killed(installed, state)
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
     last = installed.call("status")["last_update"]
@@ -77,7 +77,7 @@ def test_the_store_holds_nothing_that_no_pointer_names_after_a_kill(
     installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
 ) -> None:
     publisher.offer("1.1.0")
-    _killed(installed, State.PATCHING)
+    _run_until_killed(installed, State.PATCHING)
     store = installed.directory.root / "store"
     (store / ("f" * 64 + ".incoming")).write_bytes(b"cut off")
     (store / ("e" * 64 + ".sealed")).write_bytes(b"of nobody")

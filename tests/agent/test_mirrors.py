@@ -45,7 +45,7 @@ LIES: dict[str, Lie] = {
 
 @pytest.fixture
 def mirrors(publisher: Publisher, tmp_path: Path) -> Iterator[list[Site]]:
-    """Three mirrors of what the channel offers: 1.1.0."""
+    """Serve three mirrors of a publisher whose channel is at 1.1.0."""
     publisher.offer("1.1.0")
     with ExitStack() as stack:
         yield [stack.enter_context(serve_folder(publisher.published)) for _ in range(3)]

@@ -14,13 +14,13 @@ MIN_DISTINCT = 32  # windows of zeros or of one repeated value are in every file
 
 
 def distinctive_windows(data: bytes) -> set[bytes]:
-    """Every window of a plain model that is worth looking for, on the grid of WINDOW_BYTES."""
+    """Return the windows of a plain model with enough distinct bytes, every WINDOW_BYTES."""
     cut = (data[start : start + WINDOW_BYTES] for start in range(0, len(data) - WINDOW_BYTES, WINDOW_BYTES))
     return {window for window in cut if len(set(window)) >= MIN_DISTINCT}
 
 
 def contains_any(data: bytes, windows: set[bytes]) -> bool:
-    """Does a window occur anywhere in `data`, at any offset?"""
+    """Return whether a window occurs in `data` at any offset."""
     heads = {window[:8] for window in windows}
     for start in range(len(data) - WINDOW_BYTES + 1):
         if data[start : start + 8] in heads and data[start : start + WINDOW_BYTES] in windows:
@@ -29,7 +29,7 @@ def contains_any(data: bytes, windows: set[bytes]) -> bool:
 
 
 def list_files(*folders: Path) -> Iterator[Path]:
-    """Regular files, hidden ones too; those that vanish meanwhile are skipped."""
+    """Yield regular files, also hidden ones; skip those that disappear meanwhile."""
     for folder in folders:
         for path in folder.rglob("*"):
             if path.is_file() and not path.is_symlink():

@@ -46,7 +46,7 @@ A, B, C = (make_variant(name).digest for name in "abc")
 
 
 def make_edges(*patches: tuple[str, PatchEntry]) -> list[PatchEdge]:
-    """One manifest a target."""
+    """Return one manifest per target."""
     out = []
     for name in {name for name, _ in patches}:
         entries = [entry for target, entry in patches if target == name]

@@ -19,16 +19,16 @@ BEFORE = ServingObservation(requests=1000, p50_us=1000)
 
 
 def _decide(
-    seen: ServingObservation,
+    observation: ServingObservation,
     elapsed_s: float = 50,
     limits: ProbationLimits = LIMITS,
     before: ServingObservation = BEFORE,
 ) -> ProbationAction:
-    return judge_probation(limits, seen, before, elapsed_s).action
+    return judge_probation(limits, observation, before, elapsed_s).action
 
 
 @pytest.mark.parametrize(
-    ("seen", "expected"),
+    ("observation", "expected"),
     [
         (ServingObservation(), ProbationAction.WATCH),
         (ServingObservation(requests=1, crashes=1), ProbationAction.ROLL_BACK),
@@ -42,8 +42,8 @@ def _decide(
         (ServingObservation(requests=49, p50_us=90_000), ProbationAction.WATCH),
     ],
 )
-def test_within_the_window(seen: ServingObservation, expected: ProbationAction) -> None:
-    assert _decide(seen) is expected
+def test_within_the_window(observation: ServingObservation, expected: ProbationAction) -> None:
+    assert _decide(observation) is expected
 
 
 def test_a_window_with_enough_good_requests_ends_in_a_commit() -> None:
@@ -51,7 +51,7 @@ def test_a_window_with_enough_good_requests_ends_in_a_commit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "elapsed_s", "expected"),
+    ("inconclusive_action", "elapsed_s", "expected"),
     [
         ("commit", 100, ProbationAction.COMMIT),
         ("rollback", 100, ProbationAction.INCONCLUSIVE),
@@ -59,8 +59,13 @@ def test_a_window_with_enough_good_requests_ends_in_a_commit() -> None:
         ("extend", 100 * MAX_EXTENSIONS, ProbationAction.INCONCLUSIVE),
     ],
 )
-def test_too_few_requests_become_what_the_contract_says(says: str, elapsed_s: float, expected: ProbationAction) -> None:
-    assert _decide(ServingObservation(requests=49), elapsed_s, replace(LIMITS, inconclusive=says)) is expected
+def test_too_few_requests_become_what_the_contract_says(
+    inconclusive_action: str, elapsed_s: float, expected: ProbationAction
+) -> None:
+    assert (
+        _decide(ServingObservation(requests=49), elapsed_s, replace(LIMITS, inconclusive=inconclusive_action))
+        is expected
+    )
 
 
 def test_a_failure_counts_after_the_window_too() -> None:

@@ -25,8 +25,8 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     with serve_folder(publisher.published) as site:
         device = first_device.copy(tmp_path / "lab", site.url)
-        ended = device.update()
-        assert (ended.outcome, ended.reason) == (Outcome.UNFIT, "golden-mismatch")
+        update_result = device.update()
+        assert (update_result.outcome, update_result.reason) == (Outcome.UNFIT, "golden-mismatch")
         assert device.update().reason == "bundle-quarantined"
         assert device.update().reason == "bundle-quarantined"  # the same again is no news
     result = device.command("report", "list", "--json")

@@ -23,7 +23,7 @@ def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI; the variables that SoftHSM is set up by are those of this process, as a service's would be."""
+    """Return the key's URI, and set the environment of SoftHSM in this process."""
     for name, value in token.items():
         monkeypatch.setenv(name, value)
     pin = tmp_path / "pin"

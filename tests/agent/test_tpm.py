@@ -29,7 +29,7 @@ PCR = 16  # for debugging: a test may extend it
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """A folder with a short name: a Unix socket's address has 107 bytes."""
+    """Return a folder with a short name, since the address of a Unix socket has at most 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="tpm"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,8 +60,8 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
         publisher.enroll(device.directory, (request, data))
         device.start()
         try:
-            ended = device.call("update")
-            assert ended["outcome"] == "updated", ended
+            update_result = device.call("update")
+            assert update_result["outcome"] == "updated", update_result
             status = device.call("status")
             assert (status["key_storage"], status["rollback_floor_unproven"], status["ready"]) == ("tpm", False, True)
         finally:
@@ -86,8 +86,8 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
         device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         extend_pcr(tcti, PCR)
-        ended = device.update()
-        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy-mismatch")
+        update_result = device.update()
+        assert (update_result.outcome, update_result.reason) == (Outcome.UNAVAILABLE, "tpm-policy-mismatch")
         assert not device.journal().quarantine_records()
         with pytest.raises(TpmPolicyMismatch, match=str(PCR)):
             open_signing_key(device.directory, device.config.key_storage)
@@ -133,9 +133,9 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
     with serve_folder(publisher.published) as site:
         device = create_tpm_device(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
         publisher.enroll(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
-        ended = device.update(key_storage="file")
-        assert ended.reason == "identity-invalid"
-        assert "is sealed, but `key_storage` in the configuration is file" in ended.detail
+        update_result = device.update(key_storage="file")
+        assert update_result.reason == "identity-invalid"
+        assert "is sealed, but `key_storage` in the configuration is file" in update_result.detail
         assert not device.journal().quarantine_records()
         device.config = replace(device.config, key_storage="file")
         device.write_config()
@@ -197,11 +197,11 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         with Tpm(TpmSettings(tcti)) as tpm:
             risen = tpm.read_counter()
         assert device.journal().tpm_counter.counter == risen > 1
-        # the thief puts the old copy back and comes with a stick
+        # the attacker restores the old copy and brings an offline pack
         shutil.rmtree(device.config.directory)
         shutil.copytree(old, device.config.directory)
-        ended = device.update(repository_url=publisher.published.as_uri())
-        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "rollback-floor-unproven")
+        update_result = device.update(repository_url=publisher.published.as_uri())
+        assert (update_result.outcome, update_result.reason) == (Outcome.UNAVAILABLE, "rollback-floor-unproven")
         assert "floor unproven" in device.command("status").stdout
         assert device.update().outcome is Outcome.STAGED
         assert not device.journal().tpm_counter.is_unproven

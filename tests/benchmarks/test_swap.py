@@ -16,7 +16,7 @@ FIGURES = {
 
 
 def make_echo_model(elem_type: int, shape: list[int | str]) -> onnx.ModelProto:
-    """y is x."""
+    """Return a model whose output is its input."""
     value = helper.make_tensor_value_info
     node = helper.make_node("Identity", ["x"], ["y"])
     graph = helper.make_graph([node], "echo", [value("x", elem_type, shape)], [value("y", elem_type, shape)])

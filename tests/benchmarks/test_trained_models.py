@@ -12,7 +12,7 @@ CLASSES = 3
 
 
 def make_small_encoder() -> minilm.Arrays:
-    """Random parameters of MiniLM's shape, with a vocabulary of 40 pieces."""
+    """Return random parameters of MiniLM's shapes with a vocabulary of 40 word pieces."""
     rng = np.random.default_rng(3)
     wide, inner = minilm.WIDTH, 1536
     shapes = {

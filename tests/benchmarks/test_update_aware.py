@@ -15,7 +15,7 @@ from tests.support.model_pairs import fine_tune
 
 
 def write_inputs(path: Path, count: int, seed: int) -> Path:
-    """An `.npz` without a batch axis, as most people save one."""
+    """Write an `.npz` file of samples without a batch axis."""
     ids = np.random.default_rng(seed).integers(0, 50, (count, 12))
     np.savez(path, allow_pickle=False, input_ids=ids, attention_mask=np.ones((count, 12), np.int64))
     return path

@@ -72,9 +72,9 @@ def test_live_inputs_are_never_those_that_the_release_was_built_with(tmp_path: P
     write_npz(tmp_path / "x.npz", {"x": rows})
     subject = load_own_models(tmp_path, model, model, tmp_path / "x.npz")
     with np.load(subject.build_inputs) as built, np.load(subject.live_inputs) as live:
-        rehearsed = {row.tobytes() for row in built["x"]}
+        release_rows = {row.tobytes() for row in built["x"]}
         assert len(live["x"])
-        assert not any(row.tobytes() in rehearsed for row in live["x"])
+        assert not any(row.tobytes() in release_rows for row in live["x"])
 
 
 def test_a_damaged_model_file_is_told(tmp_path: Path) -> None:

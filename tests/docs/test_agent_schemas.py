@@ -18,26 +18,26 @@ START_LIMIT_S = 60
 
 
 class Agent:
-    """The agent's command line, for one device below a folder."""
+    """The command line of the agent for one device below a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._words = [sys.executable, "-P", "-m", "device_agent", "--config", str(folder / "device.toml")]
 
     def run(self, *words: str, code: int = 0) -> Any:
-        """The object that a command prints."""
+        """Run a command and return the object that it prints."""
         done = subprocess.run([*self._words, *words, "--json"], capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout or done.stderr)
 
     def start_daemon(self, log: Path) -> subprocess.Popen[str]:
-        """The daemon."""
+        """Start the daemon with its log in a file."""
         with log.open("w") as stream:
             return subprocess.Popen([*self._words, "run"], stdin=subprocess.DEVNULL, stderr=stream, text=True)
 
 
 @pytest.fixture
 def agent(tmp_path: Path) -> Agent:
-    """An enrolled device of a repository with one release, read from the file system."""
+    """Return an enrolled device of a repository with one release, read from the file system."""
     site = create_site(tmp_path)
     release = tmp_path / "small-1.0.0.toml"
     release.write_text(release.read_text().replace("percent = 10", "percent = 100"))

@@ -26,7 +26,7 @@ REPOSITORY = "a" * 64
 
 
 class DeviceKeys:
-    """What a device makes for itself."""
+    """The keys and the enrollment request of a device."""
 
     def __init__(self, label: str) -> None:
         self.private = generate_private_key()

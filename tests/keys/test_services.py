@@ -25,7 +25,7 @@ URIS = {
 
 @pytest.fixture
 def transit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    """A Vault with the key `release`, as this process's environment names it."""
+    """Run a Vault with the key `release`, and set its environment variables in this process."""
     with run_vault() as running:
         running.rotate("release")
         monkeypatch.setenv("VAULT_ADDR", running.url)

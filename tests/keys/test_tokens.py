@@ -14,7 +14,7 @@ MESSAGE = b"message"
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a token."""
+    """Return the environment variables of a token with keys."""
     return make_token(tmp_path_factory.mktemp("softhsm") / "token")
 
 

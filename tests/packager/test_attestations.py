@@ -24,7 +24,7 @@ from tests.support.release_fixtures import ReleaseSite
 
 @pytest.fixture(scope="module")
 def folder(site: ReleaseSite, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The attestations of 1.1.0."""
+    """Return a folder with the attestations of 1.1.0."""
     out = tmp_path_factory.mktemp("attested") / "attestations"
     result = run_packager(*create_command(site, out))
     assert result.code == 0, result.stderr

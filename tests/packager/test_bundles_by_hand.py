@@ -13,7 +13,7 @@ from tests.support.packager_cli import assert_refused, read_all_files, run_packa
 
 
 def write_models() -> None:
-    """Two models and what belongs to them, in the folder where the test is."""
+    """Write two models, labels and inputs into the current folder."""
     for seed, name in enumerate(("old", "new")):
         onnx.save(tiny_models.mlp(seed), f"{name}.onnx")
     Path("labels.txt").write_text("a\nb\n")
@@ -21,8 +21,8 @@ def write_models() -> None:
 
 
 @pytest.fixture(scope="module")
-def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, a bundle and a patch, and damaged ones of each."""
+def damaged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with models, a bundle and a patch, and with damaged copies of each."""
     folder = tmp_path_factory.mktemp("damages")
     with contextlib.chdir(folder):
         write_models()
@@ -44,15 +44,15 @@ def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(damages: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`damages`, where commands run: none of the cases may change it."""
-    monkeypatch.chdir(damages)
-    return damages
+def damaged(damaged_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run commands in `damaged_inputs`, which no test may change."""
+    monkeypatch.chdir(damaged_inputs)
+    return damaged_inputs
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two models, where commands run."""
+    """Run commands in a folder with two models."""
     monkeypatch.chdir(tmp_path)
     write_models()
     return tmp_path

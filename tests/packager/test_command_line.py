@@ -16,7 +16,7 @@ HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "secu
 
 
 def list_commands() -> Iterator[tuple[str, click.Command]]:
-    """Every command below the root, with its words."""
+    """Yield every command below the root with its name."""
 
     def walk(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
         if isinstance(command, click.Group):

@@ -14,14 +14,14 @@ from tests.support.release_fixtures import PASSPHRASE, create_site
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, and the passphrase in the environment."""
+    """Run commands in an empty folder, with the passphrase in the environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", PASSPHRASE)
     return tmp_path
 
 
 def run_successfully(*words: object) -> CommandResult:
-    """A command that succeeds."""
+    """Run a command that must succeed."""
     result = run_packager(*words, "--json")
     assert result.code == 0, result.stderr
     return result

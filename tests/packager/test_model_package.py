@@ -16,7 +16,7 @@ from tests.support.packager_cli import read_all_files
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A model with external data in a folder below it."""
+    """Return a model with external data in a subfolder."""
     (tmp_path / "made").mkdir()
     path = tmp_path / "made" / "net.onnx"
     onnx.save(tiny_models.mlp(), path, save_as_external_data=True, location="net.bin", size_threshold=0)

@@ -29,7 +29,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def bundle(site: ReleaseSite, tmp_path: Path) -> Path:
-    """A copy of a plain bundle, as it was released."""
+    """Return a copy of a released bundle."""
     workspace = Workspace(site.folder / "repo")
     stored = workspace.find_variant("kws", 2, "int8")
     assert stored is not None

@@ -31,7 +31,7 @@ scheme = "int8"
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Nothing is ever published to it."""
+    """Return a repository to which nothing is published."""
     folder = tmp_path_factory.mktemp("any")
     return create_repository_with_new_keys(
         folder / "repo", folder / "keys", None, families=["any"], cohort="default", insecure_plaintext=True
@@ -39,14 +39,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
 
 
 def release_until_diff(repository: Repository, folder: Path, model: onnx.ModelProto) -> ReleaseReport:
-    """All steps up to the diff."""
+    """Run all release steps up to the diff."""
     onnx.save(model, folder / "model.onnx")
     (folder / "release.toml").write_text(RELEASE)
     return run_release(parse_release_file(folder / "release.toml"), repository, [], until="diff")
 
 
 def make_one_node_model(op: str, output: onnx.ValueInfoProto, **attributes: int) -> onnx.ModelProto:
-    """A model of one operator on x: float32 [n, 8]."""
+    """Return a model of one operator on x: float32 [n, 8]."""
     node = helper.make_node(op, ["x"], ["y"])
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", FLOAT, ["n", 8])], [output])
@@ -54,7 +54,7 @@ def make_one_node_model(op: str, output: onnx.ValueInfoProto, **attributes: int)
 
 
 def make_model_with_slashes() -> onnx.ModelProto:
-    """Names as some exporters write them."""
+    """Return a model with slashes and colons in its names, as some exporters write them."""
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["in/x:0", "w"], ["out/y:0"])],

@@ -70,7 +70,7 @@ golden = 2
 
 
 class ReleaseBench:
-    """A repository with its keys, and a folder to write release files in."""
+    """A repository with its keys and a folder for release files."""
 
     def __init__(self, site: ReleaseSite) -> None:
         self.folder, self.keys = site.folder, site.folder / "keys"
@@ -86,14 +86,14 @@ class ReleaseBench:
         model: onnx.ModelProto | None = None,
         until: str = "publish",
     ) -> ReleaseReport:
-        """Make one release, of `model` or of one drawn from `seed`."""
+        """Create one release of `model`, or of a model drawn from `seed`."""
         onnx.save(model or tiny_models.mlp(seed), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         place.write_text(f'family = "kws"\nversion = "{version}"\n{body}')
         return run_release(parse_release_file(place), self.repository, self.signers, until=until)
 
     def published_manifest(self, version: str) -> Manifest:
-        """As it is published, under the name that its digest gives it."""
+        """Return a published manifest, and assert that its file has the name of its digest."""
         listed = self.repository.manifest("kws", version)
         assert listed is not None
         data = listed.as_bytes()
@@ -102,7 +102,7 @@ class ReleaseBench:
         return listed
 
     def open_content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
-        """The way of a device: its cohort's private key, the envelope, the commitment."""
+        """Open the envelope with the cohort's private key, check the commitment, and return the content key."""
         cohort = self.repository.fleet().cohort(COHORT)
         assert cohort is not None
         context = EnvelopeContext(
@@ -115,7 +115,7 @@ class ReleaseBench:
         return key
 
     def install(self, manifest: Manifest, name: str, base: Path | None, out: Path) -> Path:
-        """Apply the published patch from `base`, decrypting; returns `out`."""
+        """Decrypt and apply the published patch from `base`; return `out`."""
         variant = manifest.variant(name)
         assert variant is not None
         start = bundle_digest(open_package(base).files) if base is not None else None
@@ -139,13 +139,13 @@ class ReleaseBench:
 
 @pytest.fixture
 def shared(site: ReleaseSite) -> ReleaseBench:
-    """With releases 1.0.0 and 1.1.0; for tests that leave it as it is."""
+    """Return the repository with releases 1.0.0 and 1.1.0; tests must not change it."""
     return ReleaseBench(site)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> ReleaseBench:
-    """With nothing released."""
+    """Return a repository without releases."""
     return ReleaseBench(create_site(tmp_path))
 
 

@@ -35,7 +35,7 @@ WRITES = ("put_blob", "put_envelope", "stage_manifest", "stage_rollout", "sign",
 
 
 class FaultyRepository:
-    """A repository whose n-th write fails: before it is done, or right after."""
+    """A repository whose n-th write fails, either before or after the write."""
 
     def __init__(self, real: Repository, number: int, *, is_done_first: bool) -> None:
         self._real, self._left, self._is_done_first = real, number, is_done_first
@@ -60,7 +60,7 @@ class FaultyRepository:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Keys lie beside it, unencrypted."""
+    """Return a repository with unencrypted keys beside it."""
     onnx.save(tiny_models.mlp(), tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 1, 64), np.float32))
     (tmp_path / "release.toml").write_text(RELEASE)
@@ -122,7 +122,7 @@ def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(reposito
     plan, signers = parse_release_file(tmp_path / "release.toml"), load_folder_signers(tmp_path / "keys", None)
 
     class Overtaken(FaultyRepository):
-        """While the first one puts its blob, the second one begins."""
+        """A repository with a second release that starts while the first one stores its blob."""
 
         def __getattr__(self, name: str) -> Any:
             if name == "put_blob":

@@ -37,7 +37,7 @@ def list_operations(patch: bytes) -> list[Op]:
 
 
 def edit_elements(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArray[Any]:
-    """Numbers moved a little, or by 1, at places that follow no rule."""
+    """Return the array with small changes (floats) or changes by 1 (integers) at random positions."""
     dice = np.random.default_rng(seed)
     out = array.copy().reshape(-1)
     places = np.flatnonzero(dice.random(out.size) < share)
@@ -49,7 +49,7 @@ def edit_elements(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArr
 
 
 def edit_entropy_bytes(elements: int, share: float, bits: float) -> float:
-    """Of places that follow no rule, and of `bits` for each."""
+    """Return the entropy of random positions and of `bits` per edit, in bytes."""
     places = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
     return float((places + share * bits) * elements / 8)
 

@@ -34,7 +34,7 @@ def test_periodic_values_are_those_of_the_formula(values: int, inner: int, count
 
 
 def _make_hard_doubles(name: str) -> np.ndarray[Any, Any]:
-    """All values of the type, all ties between neighbors, what lies just beside them, and numbers of every size."""
+    """Return all values of the type, all ties between neighbors and their neighbors, and numbers of every magnitude."""
     kind = ELEMENT_TYPE_BY_NAME[name]
     values = np.sort(to_doubles(np.arange(1 << 16, dtype=np.uint16), kind))
     values = values[np.isfinite(values)]
@@ -130,7 +130,7 @@ def test_products_of_any_size_are_those_of_doubles(shift: int) -> None:
 
 
 def _check_again(parameters: Parameters) -> Parameters:
-    """The same, checked anew."""
+    """Return new parameters with the same factors, checked again."""
     fresh = Parameters(1 << 20)
     fresh.left, fresh.right = parameters.left, parameters.right
     fresh.product_columns(0, 1 << 17, "here")

@@ -17,7 +17,7 @@ from tests.support import tiny_models
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
-    """(float model, its int8 model, samples)."""
+    """Return (float model, its int8 model, samples)."""
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
@@ -26,7 +26,7 @@ def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
 
 
 def scale_initializer(source: Path, out: Path, name: str, change: float) -> Path:
-    """`source` with the initializer `name` multiplied by `change`."""
+    """Write `source` with one initializer multiplied by `change`."""
     model = onnx.load(source)
     tensor = next(t for t in model.graph.initializer if t.name == name)
     values = array_of(tensor)

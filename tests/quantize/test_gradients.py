@@ -22,7 +22,7 @@ STEP = 1e-3
 def make_chain_model(
     nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], shape: list[int]
 ) -> onnx.ModelProto:
-    """x -> x + offset -> nodes -> y; `offset` is the inner value that gradients are asked for."""
+    """Return a model x -> x + offset -> nodes -> y; gradients are computed for `offset`."""
     start = helper.make_node("Add", ["x", "offset"], ["h"])
     rng = np.random.default_rng(5)
     offset = numpy_helper.from_array((0.1 * rng.standard_normal(shape)).astype(np.float32), "offset")

@@ -33,7 +33,7 @@ document.body.innerHTML = "<pre id=found>" + JSON.stringify(found) + "</pre>";
 
 
 class TagCollector(HTMLParser):
-    """Counts tags, and remembers what was left open."""
+    """Collects tags, and asserts that no external or active element occurs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TagCollector(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report_and_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, Path]:
-    """(report, page) of a network with a hostile name in it."""
+    """Return (report, page) of a network with HTML in a node name."""
     folder = tmp_path_factory.mktemp("page")
     model = tiny_models.conv_net()
     model.graph.node[1].name = "<script>alert(1)</script>"

@@ -108,14 +108,14 @@ def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
 
 
 def optimize_levels(layer: Layer, inputs: np.ndarray, price: float, rows: float | None = None) -> np.ndarray:
-    """Levels for what the layer reads [rows, inputs], which counts as `rows` rows where they are told."""
+    """Return the optimal levels for inputs [rows, inputs], weighted as `rows` rows if given."""
     h = (inputs.T @ inputs / len(inputs)).astype(np.float32)
     wanted = h @ layer.weight.astype(np.float32)
     return choose_levels(layer, h, wanted, float(np.sum(layer.weight * wanted)), price, rows or len(inputs))
 
 
 def layer_error(layer: Layer, levels: np.ndarray, inputs: np.ndarray) -> float:
-    """Energy of the layer's error over those inputs [rows, inputs]."""
+    """Return the mean squared error of a layer's outputs for inputs [rows, inputs]."""
     return float(np.square(inputs @ (levels * layer.scale - layer.weight)).mean())
 
 
@@ -133,7 +133,7 @@ def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
 
 
 def make_moved_layer(inputs: int, steps: float) -> Layer:
-    """A layer whose weights moved by so many steps (standard deviation)."""
+    """Return a layer whose weights moved by a standard deviation of `steps` steps."""
     rng = np.random.default_rng(1)
     base = rng.integers(-90, 90, (inputs, 96)).astype(np.int32)
     scale = np.full((1, 96), 1e-3)

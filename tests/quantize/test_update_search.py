@@ -84,7 +84,7 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
 
 @pytest.fixture(scope="module")
 def text_update(text_base: QuantizedBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
-    """(base, new, samples) of a text encoder."""
+    """Return (base, new, samples) of a text encoder."""
     return text_base.path, text_base.write_fine_tuned(tmp_path_factory.mktemp("update"), 0.1), text_base.samples
 
 
@@ -173,11 +173,11 @@ class CountingSession:
         self.runs = 0
 
     def get_outputs(self) -> list[Any]:
-        """Descriptions of the outputs."""
+        """Return descriptions of the outputs."""
         return list(self._session.get_outputs())
 
     def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
-        """The outputs `names`, or all."""
+        """Run the session; return the outputs `names`, or all."""
         self.runs += 1
         return list(self._session.run(names, sample))
 

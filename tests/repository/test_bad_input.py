@@ -22,7 +22,7 @@ RELEASE = f"release-{FAMILY}"
 
 
 class CommandRunner:
-    """Types commands and reads how they fail."""
+    """Runs commands and checks how they fail."""
 
     def __init__(self, publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
         self.publisher, self._capfd = publisher, capfd

@@ -21,7 +21,7 @@ pytestmark = needs_softhsm
 
 
 class CommandRunner:
-    """The people of the page, in one folder; each command is run as it would be typed."""
+    """Runs the commands of the page in one folder."""
 
     def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
         self._capfd = capfd
@@ -35,7 +35,7 @@ class CommandRunner:
     def release(
         self, publisher: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str
     ) -> None:
-        """A release of the family, signed by the build machine and the engineer, each with its own signing history."""
+        """Create a release that the build machine and the engineer sign with separate signing histories."""
         manifest = publisher.make_manifest(version, counter)
         publisher.repository.stage_manifest(manifest)
         publisher.repository.stage_rollout(make_rollout(manifest))

@@ -31,7 +31,7 @@ def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Terminal:
-    """Runs a command line and reads what it prints."""
+    """Runs commands and returns their output."""
 
     def __init__(self, publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
         self._shop, self._capfd = publisher, capfd
@@ -89,9 +89,9 @@ def test_without_keys_a_change_waits_for_sign_and_publish(publisher: MetadataPub
     assert "staged file rollouts/vision/stable.json" in terminal.text("repo", "status")
     key = publisher.keys / "rollout-vision-ed25519-1.key"
     assert not terminal.json("repo", "sign", "--key", os.fspath(key))["complete"]
-    stranger = publisher.keys / "root-ed25519-1.key"
+    root_key = publisher.keys / "root-ed25519-1.key"
     assert (
-        terminal.json("repo", "sign", "--key", os.fspath(stranger), status=2)["error"]["reason"] == "signer-not-in-role"
+        terminal.json("repo", "sign", "--key", os.fspath(root_key), status=2)["error"]["reason"] == "signer-not-in-role"
     )
     assert terminal.json("repo", "publish", status=2)["error"]["reason"] == "below-threshold"
     assert terminal.json("repo", "sign", keys=True)["complete"]

@@ -153,11 +153,11 @@ def test_signatures_of_something_else_are_not_merged(publisher: MetadataPublishe
     layout = publisher.repository.layout
     value = json.loads(file)
     row = value["signatures"][0]
-    stranger = CryptoSigner.generate_ed25519()
+    unknown_signer = CryptoSigner.generate_ed25519()
     wrong = {
         "repository": {**value, "repository": "0" * 64},
         "role": {**value, "signatures": [{**row, "role": "fleet"}]},
-        "key": {**value, "signatures": [{**row, "key_id": stranger.public_key.keyid}]},
+        "key": {**value, "signatures": [{**row, "key_id": unknown_signer.public_key.keyid}]},
         "signature": {**value, "signatures": [{**row, "signature": "00" * 64}]},
     }
     for changed in wrong.values():

@@ -18,7 +18,7 @@ from tests.support.metadata_publisher import NOW_S, MetadataPublisher, build_pub
 
 
 def change_root(publisher: MetadataPublisher, change: Any) -> None:
-    """Publish a root that is changed past all checks, signed by the keys of the old and the new one."""
+    """Publish a changed root without checks, signed by the old and the new keys."""
     published = PublishedDocuments(publisher.repository.layout)
     root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
     change(root)
@@ -64,7 +64,7 @@ def test_one_key_under_two_ids_counts_once(publisher: MetadataPublisher, capfd: 
     twin = Key.from_dict(twin_id, copy.deepcopy(signer.public_key.to_dict()))
 
     class Twin(Signer):
-        """Signs with the same private key, under the other id."""
+        """A signer with the same private key under another key id."""
 
         @classmethod
         def from_priv_key_uri(cls, priv_key_uri: str, public_key: Key, secrets_handler: object = None) -> Signer:

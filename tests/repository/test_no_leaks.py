@@ -19,12 +19,12 @@ WRONG = "a wrong passphrase, also secret"
 
 @pytest.fixture(scope="module")
 def secrets(pristine_publisher: MetadataPublisher) -> list[str]:
-    """Of every copy of the shop."""
+    """Return the secret strings of every copy of the publisher."""
     return private_strings(pristine_publisher)
 
 
 def private_strings(publisher: MetadataPublisher) -> list[str]:
-    """What must not show: raw private bytes of every key file as hexadecimal and base64, and the passphrases."""
+    """Return the strings that must not be printed: private keys as hexadecimal, base64 and repr, and passphrases."""
     found = [PASSPHRASE.value.decode(), WRONG]
     for path in sorted(publisher.keys.rglob("*.key")):
         for key in read_key_file(path, PASSPHRASE)[1]:

@@ -57,7 +57,7 @@ RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 
 @dataclass
 class IncidentCase:
-    """A shop with release 1.1.0 out, a device that has it, and commands as they are typed."""
+    """A publisher of release 1.1.0, a device that accepted it, and the commands of the page."""
 
     publisher: MetadataPublisher
     device: CheckClient
@@ -66,7 +66,7 @@ class IncidentCase:
         assert main([*words, "--repo", str(self.publisher.repository.root)]) == 0, words
 
     def new_key(self, algorithm: str) -> str:
-        """A new key file; its signer joins those at hand."""
+        """Create a key file and add its signer to the publisher's."""
         path = self.publisher.folder / "new" / f"{len(list(self.publisher.folder.glob('new/*')))}.key"
         generate_key_file(path, algorithm, PASSPHRASE)
         self.publisher.signers.append(load_signer(path, PASSPHRASE))
@@ -76,11 +76,11 @@ class IncidentCase:
         return ["--key", self.new_key("ed25519"), "--key", self.new_key("ml-dsa-65")]
 
     def drop_signers(self, *gone: Signer) -> None:
-        """They sign nothing any more."""
+        """Remove signers from the publisher, as if their keys were lost."""
         self.publisher.signers = [signer for signer in self.publisher.signers if signer not in gone]
 
     def replace_key(self, role: str) -> Signer:
-        """The command of a lost or stolen key: the first of the role is replaced. Returns the old one."""
+        """Replace the first key of a role by the command, and return the old one."""
         old = self.publisher.signers_of(role)[0]
         self.run("keys", "role", "replace", role, old.public_key.keyid, "--key", self.new_key("ed25519"))
         self.drop_signers(old)
@@ -88,7 +88,7 @@ class IncidentCase:
         return old
 
     def replace_all(self, *roles: str) -> list[Signer]:
-        """The command of stolen roles: all their keys are replaced. Returns the old ones."""
+        """Replace all keys of the roles by the command, and return the old ones."""
         for role in roles:
             self.run("keys", "role", "replace", role, *self.new_pair())
         old = self.publisher.signers_of(*roles)
@@ -104,17 +104,17 @@ class IncidentCase:
         )
 
     def copy_device(self) -> CheckClient:
-        """A device that remembers the same; what a thief with online keys says about versions stays with it."""
+        """Return a copy of the device, since the attacker's versions change its state."""
         place = self.publisher.folder / f"twin-{len(list(self.publisher.folder.glob('twin-*')))}"
         return replace(self.device, folder=Path(shutil.copytree(self.device.folder, place, symlinks=True)))
 
     def assert_refused(self, attacker: Attacker, error: type[AirweightsError] = UntrustedMetadata) -> None:
-        """A device does not follow the thief's mirror."""
+        """Assert that a device refuses the attacker's mirror."""
         with pytest.raises(error):
             self.copy_device().check(attacker.publish())
 
     def assert_updates_continue(self, version: str = "2.0.0", counter: int = 10) -> None:
-        """A new release reaches the device."""
+        """Assert that a device accepts a new release."""
         self.publisher.release(version, counter)
         assert self.device.check(self.publisher.published).manifest.version == version
 
@@ -127,7 +127,7 @@ def evil_release(attacker: Attacker) -> Attacker:
 
 
 def evil_root(attacker: Attacker) -> Attacker:
-    """A root of the thief's own keys."""
+    """Forge a root with the attacker's own keys."""
     published = attacker.published
     root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
     for role in tuf_documents.TOP_LEVEL:
@@ -139,7 +139,7 @@ def evil_root(attacker: Attacker) -> Attacker:
 
 
 def evil_targets(attacker: Attacker) -> Attacker:
-    """Targets that give the family to the thief."""
+    """Forge targets that delegate the family to the attacker."""
     targets_before = attacker.published.targets
     targets = tuf_documents.next_targets(targets_before, "targets", {}, NOW_S)
     assert targets.delegations is not None
@@ -198,7 +198,7 @@ def family_key_stolen(case: IncidentCase) -> None:
 
 def family_stolen(case: IncidentCase) -> None:
     case.assert_refused(evil_release(case.create_attacker(*case.publisher.signers_of(RELEASE))))
-    # worst: the thief's huge release went through the build machine before anybody noticed
+    # worst: the attacker's release with a huge counter passed the build machine unnoticed
     case.publisher.release("6.6.6", 2**50, min_counter=2**50)
     assert case.device.check(case.publisher.published).floor == ReleaseCounter(1, 2**50)
     case.run("repo", "withdraw", FAMILY, "6.6.6")
@@ -244,7 +244,7 @@ def fleet_stolen(case: IncidentCase) -> None:
     case.assert_refused(attacker)
     attacker.signers = [*attacker.signers, *case.publisher.signers_of("snapshot", "timestamp")]
     assert case.device.check(attacker.publish()).fleet == evil
-    # the thief had the online keys too: both are replaced
+    # the attacker had the online keys, too: both are replaced
     stolen = case.replace_all("fleet", *ONLINE)
     case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
     case.publisher.publish()
@@ -258,7 +258,7 @@ def fleet_stolen(case: IncidentCase) -> None:
 
 
 def enroll(case: IncidentCase, label: str) -> Secret:
-    """A device of the default cohort. Returns its private key."""
+    """Enroll a device in the default cohort, and return its private key."""
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest(label, derive_public_key(private), signing.public_key().public_bytes_raw())
     data = request.encode(signing)
@@ -268,21 +268,21 @@ def enroll(case: IncidentCase, label: str) -> Secret:
 
 
 def envelope_of(case: IncidentCase, private: Secret) -> Path:
-    """Where a device's envelope of the current epoch lies."""
+    """Return the path of a device's envelope of the current epoch."""
     (cohort,) = case.publisher.repository.fleet().cohorts
     folder = case.publisher.published / "envelopes" / "cohorts" / "default" / str(cohort.epoch)
     return folder / envelope_name(derive_public_key(private), cohort.epoch)
 
 
 def cohort_key(case: IncidentCase, private: Secret) -> Secret:
-    """What a device gets out of its envelope."""
+    """Return the cohort key that a device gets from its envelope."""
     (cohort,) = case.publisher.repository.fleet().cohorts
     context = EnvelopeContext(COHORT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch)
     return open_envelope(envelope_of(case, private).read_bytes(), private, context)
 
 
 def sealed_release(case: IncidentCase) -> tuple[bytes, EnvelopeContext]:
-    """The content envelope of a release that is made now."""
+    """Return the content envelope of a new release."""
     (cohort,) = case.publisher.repository.fleet().cohorts
     context = EnvelopeContext(
         CONTENT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
@@ -353,7 +353,7 @@ def passphrase_lost(case: IncidentCase) -> None:
 
 
 def algorithm_broken(case: IncidentCase) -> None:
-    """Every classical key of every role in the thief's hand, then every ML-DSA key."""
+    """Give the attacker all classical keys of all roles, then all ML-DSA keys."""
     for kind in ("ed25519", "ml-dsa"):
         broken = [signer for signer in case.publisher.all_signers if signer.public_key.keytype == kind]
         assert len(broken) == 9

@@ -102,14 +102,14 @@ def test_what_was_staged_after_the_signature_is_not_forgotten(publisher: Metadat
 
 
 def test_a_strangers_key_signs_nothing(publisher: MetadataPublisher, tmp_path: Path) -> None:
-    stranger = MetadataPublisher(tmp_path / "stranger", [])
-    create_repository_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
+    other_publisher = MetadataPublisher(tmp_path / "stranger", [])
+    create_repository_with_new_keys(other_publisher.folder / "repository", other_publisher.keys, PASSPHRASE, [FAMILY])
     from keys.signers import load_folder_signers
 
-    strange = load_folder_signers(stranger.keys, PASSPHRASE)
+    other_signers = load_folder_signers(other_publisher.keys, PASSPHRASE)
     publisher.repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
-    report = publisher.repository.sign(strange)
-    assert len(report.unused) == len(strange)
+    report = publisher.repository.sign(other_signers)
+    assert len(report.unused) == len(other_signers)
     assert not report.is_complete
 
 

@@ -18,7 +18,7 @@ from tests.support.packager_cli import CommandResult, run_packager
 
 
 class ReportingDevice:
-    """A device as the registry sees it, and its log."""
+    """A device of the registry and its chain of reports."""
 
     def __init__(self, label: str) -> None:
         self.label, self.x_wing, self.private = label, generate_private_key(), Ed25519PrivateKey.generate()
@@ -120,10 +120,10 @@ def test_a_file_is_accepted_whole_or_not_at_all(repository: Repository, camera: 
 
 
 def test_nobody_reports_for_another(repository: Repository, camera: ReportingDevice) -> None:
-    stranger, microphone = ReportingDevice("stranger"), enroll(repository, ReportingDevice("microphone"))
+    unregistered_device, microphone = ReportingDevice("stranger"), enroll(repository, ReportingDevice("microphone"))
     cases = {
-        "unregistered": stranger.lines(),
-        "key-of-a-stranger": camera.line(camera.log[0], stranger.private),
+        "unregistered": unregistered_device.lines(),
+        "key-of-a-stranger": camera.line(camera.log[0], unregistered_device.private),
         "key-of-another-device": camera.line(camera.log[0], microphone.private),
         "moved-to-another-device": camera.line(camera.log[0]).replace(
             camera.device_id.encode(), microphone.device_id.encode()

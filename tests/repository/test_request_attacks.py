@@ -41,7 +41,7 @@ Change = Callable[[Any], object]
 
 
 def prepare_honest_request(publisher: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
-    """What the build server should ask for: a release, its rollout, and renewed offline roles."""
+    """Return an honest signing request: a release, its rollout and renewed offline roles."""
     manifest = publisher.make_manifest(version, counter)
     publisher.repository.stage_manifest(manifest)
     publisher.repository.stage_rollout(make_rollout(manifest))
@@ -50,7 +50,7 @@ def prepare_honest_request(publisher: MetadataPublisher, version: str = "1.1.0",
 
 
 def tamper(request: SigningRequest, role: str, change: Change) -> SigningRequest:
-    """The same request with one document changed, as it arrives."""
+    """Return the request with one changed document, as signers receive it."""
     document: Document = Metadata.from_bytes(request.new_documents[role].to_bytes())
     change(document.signed)
     return parse_request(replace(request, new_documents={**request.new_documents, role: document}).as_bytes())
@@ -88,7 +88,7 @@ def hash_bins(targets: Targets) -> None:
 
 
 def steal_key_id(signed: Any, role: str) -> None:
-    """Another public key under the id of a key that people know."""
+    """List another public key under the id of a known key."""
     holder = signed if isinstance(signed, Root) else delegations(signed)
     known = signed.get_delegated_role(role).keyids[0]
     holder.keys[known] = Key.from_dict(known, CryptoSigner.generate_ed25519().public_key.to_dict())
@@ -112,7 +112,7 @@ def list_file(signed: Targets, name: str, data: bytes = b"{}") -> None:
     signed.targets[name] = target_file(name, data)
 
 
-STRANGER = CryptoSigner.generate_ed25519().public_key
+UNKNOWN_KEY = CryptoSigner.generate_ed25519().public_key
 REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
     # targets: who may sign what
     "an-added-delegation-of-another-kind": (
@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
     ),
     "a-key-added-so-that-one-kind-suffices": (
         "targets",
-        lambda t: add_key(t, RELEASE, STRANGER),
+        lambda t: add_key(t, RELEASE, UNKNOWN_KEY),
         ThresholdInvalid,
         "classical keys alone (2)",
     ),
@@ -303,7 +303,7 @@ def public_keys(signers: list[Signer]) -> list[Key]:
 def shared_request(
     pristine_publisher: MetadataPublisher, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[MetadataPublisher, SigningRequest]:
-    """A shop and its honest request, for tests that change neither."""
+    """Return a publisher and its honest request; tests must not change either."""
     publisher = copy_publisher(pristine_publisher, tmp_path_factory.mktemp("request") / "publisher")
     return publisher, prepare_honest_request(publisher)
 
@@ -351,9 +351,9 @@ def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
     result = review_request(claimed, public_keys(keys), history(publisher), NOW_S, new_repository=True)
     assert any("FIRST TIME" in line for line in result.lines)
     # a key that never signed here is free to begin
-    strangers = other.signers_of(RELEASE)
+    other_signers = other.signers_of(RELEASE)
     there = prepare_honest_request(other)
-    assert review_request(there, public_keys(strangers), history(publisher), NOW_S).roles == (RELEASE,)
+    assert review_request(there, public_keys(other_signers), history(publisher), NOW_S).roles == (RELEASE,)
 
 
 def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(publisher: MetadataPublisher) -> None:
@@ -405,7 +405,7 @@ def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(publisher: Metadata
 
 
 def tamper_with_fleet(publisher: MetadataPublisher, fleet: Fleet) -> SigningRequest:
-    """A request for a fleet document that nobody staged."""
+    """Return a request for a fleet document that was not staged."""
     renew(publisher.repository.layout, ["fleet"])
     request = prepare_request(publisher.repository.layout, NOW_S)
     earlier = {"fleet/fleet.json": request.new_contents["fleet/fleet.json"]}

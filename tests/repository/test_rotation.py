@@ -231,7 +231,7 @@ def test_a_fast_forward_heals_by_rotating_the_online_keys(publisher: MetadataPub
 
 
 def build_attacker_mirror(publisher: MetadataPublisher) -> Path:
-    """A mirror whose owner has the snapshot and timestamp keys, and signs huge versions dated far ahead."""
+    """Create a mirror with huge versions and far dates, signed by the snapshot and timestamp keys."""
     from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
     from packager.repository import tuf_documents

@@ -66,15 +66,17 @@ def test_publishers_at_the_same_time_leave_one_whole_history(publisher: Metadata
         ("rollout", "halt", FAMILY, CHANNEL, *keys),
     ]
     processes = [start_packager(publisher, *job) for job in jobs]
-    ended = [wait_for_result(process) for process in processes]
-    assert {code for code, _ in ended} <= {0, 4}
-    assert all(result["error"]["reason"] == "publish-conflict" for code, result in ended if code)
-    won = sorted(result.get("published", result)["timestamp_version"] for code, result in ended if not code)
+    results = [wait_for_result(process) for process in processes]
+    assert {code for code, _ in results} <= {0, 4}
+    assert all(result["error"]["reason"] == "publish-conflict" for code, result in results if code)
+    won = sorted(result.get("published", result)["timestamp_version"] for code, result in results if not code)
     assert won == list(range(before + 1, before + 1 + len(won)))
     assert publisher.repository.status().timestamp_version == won[-1]
     assert publisher.repository.status().is_sound
     last = next(
-        result for code, result in ended if not code and result.get("published", result)["timestamp_version"] == won[-1]
+        result
+        for code, result in results
+        if not code and result.get("published", result)["timestamp_version"] == won[-1]
     )
     seen = create_client(publisher, "witness").check(publisher.published).rollout
     if "rollout" in last:

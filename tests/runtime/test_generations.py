@@ -12,7 +12,7 @@ from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
 
 
 class Process:
-    """A model process that responds when the test calls `Bench.respond`."""
+    """A model process that responds when the test calls `QueueHarness.respond`."""
 
     def __init__(self) -> None:
         self.inbox: list[Request] = []

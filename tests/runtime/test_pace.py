@@ -4,7 +4,7 @@ from device_agent.process.throttle import MAX_WAIT_S, WAIT_TO_WORK_RATIO, Thrott
 
 
 class FakeClock:
-    """Processor time that the test advances, and the pauses that were made."""
+    """CPU time that the test advances, and the recorded pauses."""
 
     def __init__(self) -> None:
         self.now, self.waits = 5.0, list[float]()

@@ -29,7 +29,7 @@ FACTORS = (2.0, 3.0, 5.0)
 
 
 class RuntimeModel(RuleBasedStateMachine):
-    """A model of the runtime: the current factor, the previous one, and leases on either."""
+    """A model of the runtime: the current factor, the previous one, and leases on both."""
 
     isolation = "inproc"
     models: dict[float, MemfdBundle]

@@ -40,7 +40,7 @@ def may_choose_a_release(stolen: set[str]) -> bool:
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublisher, CheckClient, list[Signer]]:
-    """A repository with 1.0.0 and 1.1.0, a device that accepted 1.1.0, and the attacker's own keys."""
+    """Return a repository with 1.0.0 and 1.1.0, a device that accepted 1.1.0, and the attacker's own keys."""
     from tests.support.metadata_publisher import build_publisher
 
     publisher = build_publisher(tmp_path_factory.mktemp("attacked") / "publisher")

@@ -17,7 +17,7 @@ TARGET = rollout_target(FAMILY, CHANNEL)
 
 
 class ConformanceClient:
-    """The command line of the suite, in one metadata folder."""
+    """The command line of the conformance suite with one metadata folder."""
 
     def __init__(self, folder: Path, url: str, root: Path) -> None:
         self.metadata, self.targets = folder / "metadata", folder / "targets"

@@ -34,7 +34,7 @@ def node_version() -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def modules(pytestconfig: pytest.Config) -> Path:
-    """The directory of node modules with tuf-js; it is kept between test runs."""
+    """Return the directory of node modules with tuf-js; it is kept between test runs."""
     node = node_version()
     version = next((version for least, version in VERSIONS if node >= least), None)
     if version is None:
@@ -54,7 +54,7 @@ def modules(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture(scope="module")
 def classical(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
-    """A classical repository with Ed25519 and P-256 keys in every role, a release, and a rotated root."""
+    """Return a classical repository with Ed25519 and P-256 keys in every role, a release and a rotated root."""
     folder = tmp_path_factory.mktemp("classical")
 
     def group(role: str) -> list[Signer]:
