@@ -4,7 +4,7 @@
         [--page README.md] [--keep DIR]
 
 Without files, the pair is the MiniLM classifier of benchmarks/fine_tunes.py and its next fine-tune. The rows are the
-float file in full and as a bsdiff4 patch; the baseline quantization with bsdiff4 and with the typed patch; and the
+float file as a full download and as a bsdiff4 patch; the baseline quantization with bsdiff4 and with the typed patch; and the
 update-aware quantization with the typed patch. An error is the RMS error of the outputs divided by their spread,
 against the new float model, on texts that calibration did not see. bsdiff4 on 90 MB takes minutes; with `--keep DIR`
 its result is stored and used again.
@@ -84,11 +84,11 @@ def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
         update = json.loads(out.read_text())
     baseline, chosen = update["baseline"], update["chosen"]
     ways = [
-        ("fp32, in full", row["target_bytes"], 0.0),
-        ("fp32, in full, zstd -19", row["sizes"]["zstd_full"], 0.0),
+        ("fp32, full download", row["target_bytes"], 0.0),
+        ("fp32, full download, zstd -19", row["sizes"]["zstd_full"], 0.0),
         ("fp32, bsdiff4", row["sizes"]["bsdiff4"], 0.0),
         ("fp32, typed patch", row["sizes"]["airweights"], 0.0),
-        ("int8, in full", update["quantized_bytes"], baseline["relative_rms"]),
+        ("int8, full download", update["quantized_bytes"], baseline["relative_rms"]),
         ("int8, bsdiff4", baseline["bsdiff4_bytes"], baseline["relative_rms"]),
         ("int8, typed patch", baseline["typed_bytes"], baseline["relative_rms"]),
         ("int8 quantized for the update, typed patch", chosen["patch_bytes"], chosen["relative_rms"]),
@@ -105,13 +105,13 @@ def format_markdown(found: dict[str, Any]) -> str:
     """Return the table, one row for each way to ship the update."""
     full = found["ways"][0]["bytes"]
     lines = [
-        "| to bring a fine-tuned model to a device | bytes | of the fp32 file | error |",
+        "| way to ship a fine-tuned model | bytes | share of the fp32 file | error |",
         "| --- | --: | --: | --: |",
     ]
     for way in found["ways"]:
         share = f"1 / {full / way['bytes']:,.0f}" if way["bytes"] * 2 < full else f"{way['bytes'] / full:.2f}"
         lines.append(f"| {way['way']} | {way['bytes']:,} | {share} | {way['relative_rms']:.3f} |")
-    lines.append(f"| nothing: the old model stays | 0 | | {found['unchanged_base_relative_rms']:.3f} |")
+    lines.append(f"| no update: the old model stays | 0 | | {found['unchanged_base_relative_rms']:.3f} |")
     return "\n".join(lines)
 
 

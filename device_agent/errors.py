@@ -14,7 +14,7 @@ from bundle.errors import InvalidUsage as InvalidUsage
 from bundle.errors import OsFailure as OsFailure
 
 REASON_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-MAX_MESSAGE_CHARACTERS: Final = 2000  # of an error that a worker sends
+MAX_MESSAGE_CHARACTERS: Final = 2000  # length of an error that a worker sends
 _CLASSES_OF_UNLOADED_REASONS: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
 
 

@@ -236,7 +236,7 @@ class FamilyService:
 
         change_adapter(self.context, command, fields)
         active, current = self.journal.bundle(self.journal.pointers.active), self.serving.current
-        self.serving.drop_standby()  # it was loaded with the adapter of before
+        self.serving.drop_standby()  # it was loaded with the previous adapter
         if (
             active is not None
             and current is not None

@@ -27,9 +27,9 @@ from device_agent.workers.worker_pool import WorkerPool
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S: Final = 1.0  # the first pause; each further one is twice as long
-MAX_FAST_RESTARTS: Final = 5  # restarts in a row with a pause of at most RESTART_PAUSE_S
+MAX_FAST_RESTARTS: Final = 5  # consecutive restarts with a pause of at most RESTART_PAUSE_S
 MAX_START_PAUSE_S: Final = 300.0
-STABLE_AFTER_S: Final = 60.0  # a crash after this service time starts a new row of restarts
+STABLE_AFTER_S: Final = 60.0  # a crash after this service time starts a new series of restarts
 
 
 class ServingWatchdog:

@@ -27,7 +27,9 @@ from bundle.manifest import Manifest, PatchEntry, Requirements, Variant
 from bundle.version import parse_dotted_version
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 
-FRAME_HEADER_BYTES: Final = 44  # of a frame file, as in bundle.frames, which the supervisor does not load
+FRAME_HEADER_BYTES: Final = (
+    44  # bytes of a frame file's header, as in bundle.frames, which the supervisor does not load
+)
 FRAME_BYTES: Final = 64 * 1024
 FRAME_TAG_BYTES: Final = 16
 MAX_HEAD_BYTES: Final = 600 * 1024  # largest head of a sealed bundle: its manifest as an escaped JSON string

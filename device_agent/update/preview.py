@@ -18,7 +18,7 @@ from device_agent.update.context import UpdateContext, find_patch_path
 EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
 EXPLANATION_SMALLEST: Final = "the smallest compatible variant"
 EXPLANATION_REQUESTED: Final = "compatible, and requested by the configuration"
-MAX_ROWS: Final = 1000  # of variants and of steps; manifests and max_chain allow fewer
+MAX_ROWS: Final = 1000  # variants, and steps; manifests and max_chain allow fewer
 # the longest detail names 32 variants and 64 processor features of 32 characters for each: about 73,000 characters
 MAX_TEXT_CHARACTERS: Final = 128 * 1024
 

@@ -144,7 +144,7 @@ class SealedBundle:
         start = _LENGTH.size + length
         self._file_offsets = list(accumulate((file.size for file in self._files), initial=start))
         if bundle_digest(self._files) != digest or self._file_offsets[-1] != self._frames.size:
-            raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is incomplete or of another bundle")
+            raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is incomplete or belongs to another bundle")
 
     @property
     def files(self) -> tuple[BundleFile, ...]:

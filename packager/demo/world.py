@@ -68,7 +68,7 @@ class DemoWorld:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="release")
         self._scene_number = 0
         self._installed_variant = ""
-        self._variants_toml = FP32_TOML + INT8_TOML  # of releases that quantize
+        self._variants_toml = FP32_TOML + INT8_TOML  # the next release builds these variants
 
     @property
     def _repo(self) -> Repository:

@@ -22,7 +22,7 @@ from packager.models.peak_memory import measure_peak_memory
 from packager.models.samples import Samples
 from packager.models.sessions import open_session
 
-MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
+MAX_NAME_CHARACTERS: Final = 64  # name of a dynamic size (bundle.manifest.TensorSpec)
 
 # onnxruntime's names of element types; a contract has no others (sequences, maps, 4-bit and 8-bit floats)
 DTYPES: Final = {

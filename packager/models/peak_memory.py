@@ -66,7 +66,7 @@ def own_peak_bytes() -> int:
 
 
 def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
-    import onnxruntime  # only the child needs it
+    import onnxruntime  # only the subprocess needs it
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4

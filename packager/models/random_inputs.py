@@ -240,7 +240,7 @@ def _run_child(command: list[str], limit_s: float) -> "_ChildOutput":
         output, is_complete = error.stdout or b"", False
     lines = []
     for line in output.splitlines():
-        # skip the cut last line of a child that was killed, and messages of the runtime, which are not JSON
+        # skip the cut last line of a subprocess that was killed, and messages of the runtime, which are not JSON
         try:
             event = json.loads(line)
         except ValueError:
@@ -329,7 +329,7 @@ def _search_in_child(model: str, skip: int) -> None:
     limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from packager.models.sessions import RUNTIME_ERRORS, open_session  # only the child needs the runtime
+    from packager.models.sessions import RUNTIME_ERRORS, open_session  # only the subprocess needs the runtime
 
     interface = ModelInterface.from_file(Path(model))
     try:

@@ -234,7 +234,7 @@ def _check_known_repository(history: SigningHistory, keys: Sequence[Key]) -> Non
     others = history.other_repositories(keys)
     if others:
         raise RepositoryUnknown(
-            "the request is of a repository that is new on this machine,"
+            "the request is for a repository that is new on this machine,"
             f" and one of the keys signed here for repository {others[0][:16]}…",
             hint="if the key really is to sign for another repository too, pass --new-repository",
         )
@@ -244,7 +244,7 @@ def _add_signature_file(published: PublishedDocuments, staging: Staging, data: b
     repository, rows = parse_signatures(data)
     if repository != identity:
         raise SignatureRefused(
-            f"the signature file is of repository {repository[:16]}…, expected {identity[:16]}…",
+            f"the signature file is for repository {repository[:16]}…, expected {identity[:16]}…",
             hint="name the repository of the request with --repo",
         )
     for row in rows:

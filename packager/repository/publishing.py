@@ -264,7 +264,7 @@ def _check_clients(
             try:
                 out.append(client_check.check_channel(family, channel))
             except AirweightsError as error:
-                # a problem of another family, such as an expired role, must not stop this publication
+                # a problem in another family, such as an expired role, must not stop this publication
                 is_concerned = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(documents))
                 if is_concerned and not (is_renewal and isinstance(error, MetadataExpired)):
                     raise
