@@ -197,7 +197,7 @@ def draw_curve(found: dict[str, object], path: Path) -> None:
     baseline_label = f"baseline, bsdiff4 {baseline['bsdiff4_bytes'] / 1e3:.0f} kB"
     axes.annotate(baseline_label, (1, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("bits a weight (entropy of the changed levels)")
+    axes.set_xlabel("bits per weight (entropy of the changed levels)")
     axes.set_ylabel("error / error of the baseline")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), frameon=False)

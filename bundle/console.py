@@ -36,7 +36,7 @@ def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> N
     Args:
         result: the object to print with `as_json`.
         as_json: whether to print JSON.
-        text: the text to print otherwise.
+        text: the text to print if `as_json` is false.
     """
     print(json.dumps(result, indent=2, ensure_ascii=not _is_unicode(sys.stdout)) if as_json else text)
 

@@ -155,7 +155,7 @@ class Registry:
 
         Raises:
             FingerprintMismatch: the fingerprint is not the request's.
-            EnrollmentRefused: the device was revoked, or the label or the keys are registered otherwise.
+            EnrollmentRefused: the device was revoked, or the label or the keys are registered with other values.
         """
         confirmed = "".join(fingerprint.split()).lower()
         if not hmac.compare_digest(confirmed.encode(), request.fingerprint.replace(" ", "").encode()):
@@ -176,7 +176,7 @@ class Registry:
             The device; if it was enrolled before, with its earlier cohort.
 
         Raises:
-            EnrollmentRefused: the device was revoked, or the label or the keys are registered otherwise.
+            EnrollmentRefused: the device was revoked, or the label or the keys are registered with other values.
         """
         known = self._devices.get(request.device_id)
         if known is not None and known.is_revoked:

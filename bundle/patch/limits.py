@@ -18,7 +18,7 @@ class PatchLimits:
         payload_bytes: one frame as stored, and each of its sections decompressed, except for target bytes.
         pending_bytes: target bytes of one frame, and target bytes that wait ahead of the cursor.
         dictionary_bytes: base bytes that one frame may use as a dictionary.
-        parameter_bytes: predictor parameters in force, at eight bytes a number.
+        parameter_bytes: predictor parameters in force, at eight bytes per number.
         block_elements: elements of one TYPED frame; edits of one EDIT frame.
         items: ranges that wait ahead of the cursor, and ranges of one frame.
         window_log: base-two logarithm of the window of a stream.

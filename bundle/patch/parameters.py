@@ -20,7 +20,7 @@ Rules:
 2. The sums of products are exact in doubles, in any order: with u = max over k of (l[k] + r[k]), the products are
    multiples of 2^-u, and the decoder refuses factors whose sums may reach 2^(52 - u). So neither the order of a BLAS
    nor a fused multiply changes a bit. If the sums stay below 2^(23 - u), singles are exact too, and twice as fast.
-3. All parameters in force, at eight bytes a number, stay within the announced `parameter_bytes`.
+3. All parameters in force, at eight bytes per number, stay within the announced `parameter_bytes`.
 """
 
 from dataclasses import dataclass

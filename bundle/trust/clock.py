@@ -76,7 +76,7 @@ def raise_floor(floor: TimeFloor, issued_at_s: int | None, expiries_s: Iterable[
 
     Args:
         floor: the stored time floor.
-        issued_at_s: signing time of the verified timestamp role, Unix seconds, or None if it does not say so.
+        issued_at_s: signing time of the verified timestamp role, Unix seconds, or None if it has none.
         expiries_s: expiries of root, targets and the release role, Unix seconds; the floor stays below all of them.
         clock: the clock readings of this check.
     """

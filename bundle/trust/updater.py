@@ -42,7 +42,7 @@ Fetch = Callable[[str, int], bytes]
 
 Raises:
     NotFound: the server responds with 404 or 403.
-    DownloadFailed: the transfer failed otherwise.
+    DownloadFailed: the transfer failed for another reason.
     TooLarge: the file is longer.
 """
 

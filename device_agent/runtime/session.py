@@ -83,7 +83,7 @@ class LoadedModel:
             threads: intra-op threads; 0 for one per processor, at most MAX_THREADS.
 
         Raises:
-            ModelDoesNotLoad: with onnxruntime's message.
+            ModelDoesNotLoad: onnxruntime cannot load the model; the message contains its error.
             AdapterIncompatible: the personal adapter does not load.
             ContractMismatch: an input or output is not a tensor.
         """

@@ -160,7 +160,7 @@ class Candidate:
 
         Args:
             serving: generations of the family.
-            candidate: loaded, not serving.
+            candidate: a generation that is loaded but does not serve.
 
         Raises:
             ShadowFailed: it crashed, failed, produced NaN, or disagrees with the running model.
@@ -186,7 +186,7 @@ class Candidate:
 
         Args:
             serving: generations of the family.
-            candidate: loaded, not serving.
+            candidate: a generation that is loaded but does not serve.
 
         Returns:
             Duration of the switch, in microseconds.

@@ -97,7 +97,8 @@ class _RateLimit:
         if elapsed >= RATE_WINDOW_S:
             if self.window_bytes < self.min_bytes_s * elapsed:
                 raise ServerTooSlow(
-                    f"{url}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.min_bytes_s} bytes a second"
+                    f"{url}: {self.window_bytes} bytes in {elapsed:.0f} s,"
+                    f" less than {self.min_bytes_s} bytes per second"
                 )
             self.window_started_s, self.window_bytes = now, 0
         if self.max_bytes_s is not None:

@@ -80,7 +80,7 @@ class KeyOpener:
         """Read the TPM counter: call `counter`.
 
         Args:
-            message: without fields.
+            message: has no fields.
 
         Raises:
             TpmUnavailable: the TPM does not respond.

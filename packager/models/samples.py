@@ -45,7 +45,7 @@ class SampleSource(Protocol):
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Inputs to run a model on.
-    Iterating yields one dict of arrays a sample, read again from the source each time.
+    Iterating yields one dict of arrays per sample, read again from the source each time.
 
     Attributes:
         source: reads the samples.

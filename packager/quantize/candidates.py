@@ -48,7 +48,7 @@ class CandidateBuilder:
         prepared: the float model after `prepare`.
         calibration: calibration samples.
         float_bytes: bytes of the float model.
-        per_channel: one scale a channel of a weight, else one a weight.
+        per_channel: use one scale per channel of a weight, instead of one per weight.
         signed_weights: 7-bit signed weights (x86 without VNNI); full range with `signed_activations` (ARM).
         signed_activations: int8 activations.
         weights_beyond_fp16: names of the weights that fp16 cannot represent, once it was built.

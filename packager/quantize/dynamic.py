@@ -46,7 +46,7 @@ def quantize_dynamic(
 
     Args:
         model: the float model after `prepare`.
-        per_channel: one scale a channel, else one a weight.
+        per_channel: use one scale per channel, instead of one per weight.
         levels: level range of the weights.
         float_nodes: names of nodes that stay float.
     """
@@ -154,7 +154,7 @@ class _Rewrite:
             names = add_levels(use, weight, axis, self.taken_names, levels=self.levels)
             owner = use.owner.graph.initializer
             if is_conv:
-                # ConvInteger has one zero point a tensor; its scales multiply axis 1 of the output
+                # ConvInteger has one zero point per tensor; its scales multiply axis 1 of the output
                 _replace_tensor(owner, names.zero_point, lambda zero: zero.reshape(-1)[:1].reshape(()))
                 if axis is not None:
                     shape = (1, -1, *[1] * (weight.ndim - 2))

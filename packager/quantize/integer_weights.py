@@ -1,6 +1,6 @@
 """Weights as 8-bit levels, and the names of their initializers in every scheme.
 
-1. Levels are symmetric around the middle of their range, one scale a channel; a channel of zeros has scale 1.
+1. Levels are symmetric around the middle of their range, one scale per channel; a channel of zeros has scale 1.
 2. UNSIGNED_LEVELS (1..255 around 128) are exact on every CPU. REDUCED_LEVELS are signed and have 7 bits (-63..63):
    pairs of full 8-bit products overflow the 16-bit sums of x86 CPUs without VNNI (relative L2 error 0.034, more than
    that of quantization). SIGNED_LEVELS have the full range (-127..127): for ARM, whose kernels have wider sums.

@@ -20,7 +20,7 @@ class Trial:
         promoted: names of nodes with more bits than the method gives, but not float.
         bytes: size of the model; None if it could not be built.
         relative_rms: error of the worst output on the calibration samples.
-        verdict: on the calibration samples, or "refused" if it could not be built.
+        verdict: verdict on the calibration samples, or "refused" if it could not be built.
         explanation: one sentence for the verdict.
         held_out: verdict and explanation on the held-out samples, if it was judged there.
     """
@@ -88,8 +88,8 @@ class QuantizationReport:
         numerics: types that the kernels multiply, activations before weights: "u8u8", "u8s7", "s8s8", "u8s8" or
             "float".
         bytes: size of the quantized model.
-        gate: on the held-out samples.
-        calibration_gate: on the calibration samples.
+        gate: verdict on the held-out samples.
+        calibration_gate: verdict on the calibration samples.
         float_nodes: names of nodes with float weights.
         promoted_activations: names of nodes with 16-bit activations.
         promoted_weights: names of nodes with 8-bit weights in an int4 model.

@@ -47,7 +47,7 @@ class QuantizeOptions:
     """Options of `quantize_model`; the defaults give the same numbers on every CPU.
 
     Attributes:
-        per_channel: one scale a channel of a weight, else one a weight.
+        per_channel: use one scale per channel of a weight, instead of one per weight.
         signed_weights: 7-bit signed weights: faster on x86 CPUs without VNNI, and as exact.
         signed_activations: int8 activations and full int8 weights, for ARM: x86 CPUs without VNNI compute other
             numbers.

@@ -92,7 +92,7 @@ def quantize_static(
     Args:
         model: the float model after `prepare`.
         ranges: ranges of activations, by name; a node without one stays float.
-        per_channel: one scale a channel, else one a weight.
+        per_channel: use one scale per channel, instead of one per weight.
         levels: level range of the weights.
         signed_activations: int8 activations instead of uint8.
         float_nodes: names of nodes that stay float.

@@ -62,7 +62,7 @@ def enroll_device(
 
     Raises:
         FingerprintMismatch: the fingerprint is not the request's.
-        EnrollmentRefused: the request does not prove its keys, or its label or keys are registered otherwise.
+        EnrollmentRefused: the request does not prove its keys, or its label or keys are registered with other values.
         Malformed, TooLarge: the request is not an enrollment request.
         CohortUnknown: there is no such cohort, or its private key is missing.
         WrongPassphrase, KeyDamaged, KeyUnreadable: the key file cannot be opened.
@@ -103,7 +103,7 @@ def enroll_batch(
         The number of devices that were not enrolled before.
 
     Raises:
-        EnrollmentRefused: a label or key of the batch is registered otherwise; then no device is enrolled.
+        EnrollmentRefused: a label or key of the batch is registered with other values; then no device is enrolled.
         CohortUnknown: there is no such cohort, or its private key is missing.
         WrongPassphrase, KeyDamaged, KeyUnreadable: the key file cannot be opened.
     """

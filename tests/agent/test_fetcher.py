@@ -249,7 +249,7 @@ def test_a_slow_server_is_cut_with_its_progress_kept(site: Site, tmp_path: Path)
     policy = JailPolicy(sockets="inet", read=NETWORK_FILES)
     with WorkerProcess.start("tests.support.fast_fetcher", policy, environment=environment) as child:
         spool = PartialDownload(child, tmp_path, site)
-        with pytest.raises(DownloadFailed, match="less than 1000 bytes a second"):
+        with pytest.raises(DownloadFailed, match="less than 1000 bytes per second"):
             spool.fetch(min_rate=1000)
     stored = spool.part.read_bytes()
     assert stored

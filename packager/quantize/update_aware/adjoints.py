@@ -53,7 +53,7 @@ class NodeRun:
 
         Args:
             name: name of the attribute.
-            default: if the node does not have it.
+            default: value if the node does not have the attribute.
         """
         return next((float(a.f) for a in self.node.attribute if a.name == name), default)
 
@@ -62,7 +62,7 @@ class NodeRun:
 
         Args:
             name: name of the attribute.
-            default: if the node does not have it.
+            default: value if the node does not have the attribute.
         """
         return next((int(a.i) for a in self.node.attribute if a.name == name), default)
 

@@ -81,7 +81,7 @@ class UpdateReport:
         unchanged_base: gate of the base against the new float model.
         rate_weight: the chosen lambda, in relative error energy a bit; 0 for rounding to nearest, None for the
             baseline.
-        bits_per_weight: entropy of the changed levels, in bits a weight.
+        bits_per_weight: entropy of the changed levels, in bits per weight.
         curve: every solution of the search.
         weights: number of quantized weight elements.
         requantized: names of the weights that were quantized from scratch.
@@ -121,7 +121,7 @@ class UpdateReport:
 
     def as_text(self) -> str:
         """Return a few lines for a terminal: method, error, and weights that did not fit the base's scales."""
-        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits per weight"
         error, baseline = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
         lines = [
             f"{self.method}: {self.reason}{bits}",

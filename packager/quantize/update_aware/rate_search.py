@@ -64,7 +64,7 @@ MIN_BASELINE_ERROR: Final = 1e-4  # relative RMS; keeps ratios finite if the bas
 HELD_OUT_MARGIN: Final = 0.2
 UNUSED_ERROR_SHARE: Final = 0.03  # of e_t; another solution would save few bytes
 RATE_BACKOFF: Final = 4.0  # factor on the rate weight
-# of the error; on a hundred samples a difference of 0.01 is chance, and a quarter of the step costs two bits a number
+# of the error; on a hundred samples a difference of 0.01 is chance, and a quarter of the step costs two bits per number
 FLOAT_ROUNDING_MAX_ERROR: Final = 0.03
 MIN_REFIT_GAIN: Final = 0.03  # of the error
 MIN_RATE_RATIO: Final = 1.2  # between a passing and a failing rate weight; nothing between them is worth a solution
@@ -77,8 +77,8 @@ class RatePoint:
 
     Attributes:
         rate_weight: lambda, in relative error energy a bit; 0 for rounding to nearest.
-        bits_per_weight: entropy of the changed levels, in bits a weight.
-        gate: on the held-out samples.
+        bits_per_weight: entropy of the changed levels, in bits per weight.
+        gate: verdict on the held-out samples.
         model: the quantized model.
         is_extra_point: solved for a curve, not by the search.
     """
@@ -201,7 +201,7 @@ class RateSearch:
     def _record(self, point: RatePoint) -> RatePoint:
         self.points.append(point)
         logger.info(
-            "rate weight %.3g: %.4f bits a weight, relative RMS %.4f",
+            "rate weight %.3g: %.4f bits per weight, relative RMS %.4f",
             point.rate_weight,
             point.bits_per_weight,
             point.relative_rms,

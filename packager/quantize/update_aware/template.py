@@ -3,7 +3,7 @@
 1. A quantized weight is an 8-bit or 4-bit initializer NAME_quantized (or NAME_Q4) that a DequantizeLinear, an integer
    kernel, a look-up or a MatMulNBits reads. Its float counterpart is the weight NAME of the new model, in the same
    graph.
-2. Every weight is seen as matrices [inputs, channels], one a group or direction, whatever its layout in the file.
+2. Every weight is seen as matrices [inputs, channels], one per group or direction, whatever its layout in the file.
 3. A weight without counterpart, or with another shape, means that the graph changed: the template does not fit.
 4. Levels are chosen jointly only for weights of the top graph whose input can be read; others are rounded to nearest.
 """
@@ -86,7 +86,7 @@ class QuantizedWeight:
         if self.zero is None:
             return np.asarray(8.0 if self.kind == "nbits" else 0.0)
         if self.kind == "nbits":
-            # packed like the levels: two to a byte, one a block
+            # packed like the levels: two to a byte, one per block
             channels, inputs = self.float_values().shape
             block = next(int(a.i) for a in self.node.attribute if a.name == "block_size")
             zeros = unpack_levels(array_of(self.zero).reshape(channels, -1), -(-inputs // block))
@@ -264,7 +264,7 @@ def _orientation(node: onnx.NodeProto, float_node: onnx.NodeProto, kind: Kind) -
 
 
 def to_matrices(values: np.ndarray, kind: Kind, groups: int) -> list[np.ndarray]:
-    """Return [inputs, channels] views of a weight, one a group or direction.
+    """Return [inputs, channels] views of a weight, one per group or direction.
 
     Args:
         values: array in the layout of the weight.

@@ -94,7 +94,7 @@ def _collect_provenance(draft: Draft, variant: QuantizedVariant) -> dict[str, st
         report = variant.update.report
         out["update_of"] = variant.update.version
         out["update"] = (
-            f"{report.method}, {report.bits_per_weight or 0:.4f} bits a weight over {report.weights} weights"
+            f"{report.method}, {report.bits_per_weight or 0:.4f} bits per weight over {report.weights} weights"
         )
     if variant.report is not None:
         out["quantization"] = f"{variant.report.scheme} {variant.report.method} {variant.report.numerics}"
