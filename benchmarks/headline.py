@@ -5,9 +5,9 @@
 
 Without files, the pair is the MiniLM classifier of benchmarks/fine_tunes.py and its next fine-tune. The rows are the
 float file as a full download and as a bsdiff4 patch; the baseline quantization with bsdiff4 and with the typed patch;
-and the update-aware quantization with the typed patch. An error is the RMS error of the outputs divided by their spread,
-against the new float model, on texts that calibration did not see. bsdiff4 on 90 MB takes minutes; with `--keep DIR`
-its result is stored and used again.
+and the update-aware quantization with the typed patch. An error is the RMS error of the outputs divided by their
+spread, against the new float model, on texts that calibration did not see. bsdiff4 on 90 MB takes minutes; with
+`--keep DIR` its result is stored and used again.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Answer the requests of the control socket, in that socket's threads.
+"""Handle the requests of the control socket, in that socket's threads.
 
 `status`, `history` and `adapter-list` only read: they are handled at once, also during an update. All other requests
 are queued for the supervisor's main thread, and the thread waits for the reply.

@@ -7,7 +7,7 @@ Rules:
 2. Bytes that are not HTTP get a JSON error, like every other error. The size of a request's head and the time until it
    is complete are limited.
 3. Head and body of a response are sent in one write, on a socket with TCP_NODELAY. In two writes, Nagle's algorithm
-   delays the second until the client's delayed acknowledgement of the first.
+   delays the second until the client's delayed acknowledgment of the first.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
 1. A weight W becomes W_quantized (8 bits, symmetric, one scale per channel). A DequantizeLinear in W's own graph
    outputs W under its old name, so that readers in nested graphs need no change.
 2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after that, one scale
-   per column: the whole table is never dequantized. If a MatMul reads the rows directly, the table is dequantized first:
-   onnxruntime would take the pair for a product of integers, and fail on the rows' scales.
+   per column: the whole table is never dequantized. If a MatMul reads the rows directly, the table is dequantized
+   first: onnxruntime would take the pair for a product of integers, and fail on the rows' scales.
 3. DequantizeLinear outputs float32 (other types came with operator set 19); a Cast follows if the weight was float16 or
    double.
 4. Axes are counted from the end. Newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
