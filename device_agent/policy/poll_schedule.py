@@ -12,7 +12,7 @@ from typing import Final
 
 JITTER_SHARE: Final = 0.2
 FIRST_RETRY_S: Final = 15.0
-MAX_RETRY_FACTOR: Final = 4  # of the poll interval
+MAX_RETRY_FACTOR: Final = 4  # the longest delay after failures, in poll intervals
 MAX_DOUBLINGS: Final = 20  # the factor is reached long before; this bounds the shift
 
 

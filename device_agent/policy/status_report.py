@@ -15,7 +15,7 @@ from device_agent.errors import error_from_dict
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import QuarantineRecord
 
-MAX_ROWS: Final = 1000  # of quarantine, history and damaged bundles; the journal keeps fewer
+MAX_ROWS: Final = 1000  # limit on the rows of quarantine, history and damaged bundles; the journal keeps fewer
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ DEFAULT_TOLERANCE_PPM: Final = 1_000  # the default of Health.golden_relative_rm
 
 
 class NoModelLoaded(Invalid):
-    """No model is loaded: `swap` was not called yet, or `close` was."""
+    """No model is loaded: `swap` was not called yet, or `close` was called. Call `swap` first."""
 
     reason = "no-model-loaded"
 

@@ -1,4 +1,4 @@
-"""Searches the files below a folder for parts of an unencrypted model.
+"""Search the files below a folder for parts of an unencrypted model.
 
 A part is a window of WINDOW_BYTES with at least MIN_DISTINCT_BYTES distinct values, so that runs of zeros and headers
 do not match.

@@ -39,7 +39,7 @@ RATE_PROBES: Final = 5
 PROBATION_WINDOW_S: Final = 2  # 16 requests at 8 Hz; a bad response ends the probation at once
 PROBATION_MIN_REQUESTS: Final = 5
 MAX_UPDATE_TRIES: Final = 4  # if a probe is inconclusive, because other programs use the CPU
-SETTLE_TIME_S: Final = 1.0  # of load before and after an update, to compare latencies with
+SETTLE_TIME_S: Final = 1.0  # duration of load before and after an update, to compare latencies
 
 PrintLine = Callable[[str], None]
 

@@ -3,7 +3,7 @@
 1. An `.npz` of inputs has one array for each model input; the first axis counts samples. A sample with the model's own
    rank is fed unchanged. A sample with one axis less, if the input's first axis is free or 1, becomes a batch of one.
 2. Names, shapes and dtypes are checked before a model runs; nothing else is cast, reshaped or broadcast.
-3. A sample has no NaN. Infinity is allowed: masks are made of it.
+3. A sample has no NaN. Infinity is allowed, because attention masks use it.
 """
 
 from dataclasses import dataclass

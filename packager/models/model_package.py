@@ -33,7 +33,7 @@ MODEL_FILE: Final = "model.onnx"
 GOLDEN_PATH: Final = "golden/golden.safetensors"
 FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # roles of files that the user adds
 RESERVED_ROLES: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
-SCHEMA_VERSION: Final = "1.0"  # of ONNX Runtime's model package; read by 1.31 and later
+SCHEMA_VERSION: Final = "1.0"  # format version of ONNX Runtime's model package; read by 1.31 and later
 
 
 @dataclass(frozen=True, slots=True)

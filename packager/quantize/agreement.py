@@ -25,7 +25,7 @@ import numpy as np
 
 NEAR_TIE_MARGIN: Final = 0.1  # share of the output's spread; for distributions, of the probability
 CONSTANT_SPREAD_SHARE: Final = 1e-3  # spread over magnitude; below it an output counts as constant
-SUM_TOLERANCE: Final = 1e-3  # of the sum of a distribution: float32 softmax, with room for float16
+SUM_TOLERANCE: Final = 1e-3  # allowed distance of a distribution's sum from 1: float32 softmax, with room for float16
 MAX_ONE_CLASS_SHARE: Final = 0.9  # share of the rows; above it a classifier does not react to the samples
 EPSILON: Final = 1e-30
 MIN_UNIT_SPREAD: Final = 0.01  # spread of values that all lie in 0..1; below it they count as constant

@@ -1,4 +1,4 @@
-"""Search a candidate that passes the gate: choose a method, and repair it if none passes.
+"""Search for a candidate that passes the gate: choose a method, and repair it if none passes.
 
 1. Static first if its error is at most MAX_RATIO_TO_DYNAMIC times dynamic's, or GOOD_ERROR_SHARE of the limit (it is
    the faster one); else dynamic; then int8 weights with float arithmetic.

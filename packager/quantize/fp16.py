@@ -16,7 +16,7 @@ from packager.models.graphs import array_of, names_in, scopes, unused_name
 from packager.quantize.weight_only import MIN_ELEMENTS
 
 FP16_MAX: Final = float(np.finfo(np.float16).max)
-MAX_ROUNDING_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone loses 1e-7
+MAX_ROUNDING_LOSS: Final = 1e-5  # share of the sum of squares; rounding to 11 bits alone loses 1e-7
 
 
 def quantize_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:

@@ -36,7 +36,7 @@ from packager.quantize.user_metric import MetricFigures
 Verdict = Literal["pass", "fail", "inconclusive"]
 
 MIN_SAMPLES: Final = 2  # with one sample, no output can vary
-MAX_DRIFT: Final = 0.1  # of an output that does not vary: in probability, or of its magnitude
+MAX_DRIFT: Final = 0.1  # limit for an output that does not vary: in probability, or of its magnitude
 
 
 @dataclass(frozen=True, slots=True)

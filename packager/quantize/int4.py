@@ -1,6 +1,6 @@
 """int4: weights of 4 bits in blocks (MatMulNBits), float arithmetic, the same numbers on every CPU.
 
-1. MatMul and Gemm with a constant weight become MatMulNBits (com.microsoft), 4 bits, BLOCK inputs a block, symmetric
+1. MatMul and Gemm with a constant weight become MatMulNBits (com.microsoft), 4 bits, BLOCK inputs per block, symmetric
    around level 8. The sign of a block's scale is chosen so that its largest magnitude falls on level 0, which has no
    counterpart at the other end.
 2. `accuracy_level` stays 0: float32 sums. Higher levels quantize activations inside the kernel, differently on each

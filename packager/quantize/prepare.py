@@ -53,7 +53,9 @@ STEP_ERRORS: Final[tuple[type[Exception], ...]] = (
     version_converter.ConvertError,
 )
 HALF_PRECISION_TYPES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-MAX_OUTPUT_CHANGE: Final = 1e-3  # of the output's largest magnitude; float kernels differ by rounding after fusions
+MAX_OUTPUT_CHANGE: Final = (
+    1e-3  # share of the output's largest magnitude; float kernels differ by rounding after fusions
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from packager.models.samples import Samples
 from packager.models.sessions import Runnable, run_session
 
 CHECKED_SAMPLES: Final = 8
-MAX_RELATIVE_DIFFERENCE: Final = 1e-3  # of an output's largest magnitude; float sums in another order differ far less
+MAX_RELATIVE_DIFFERENCE: Final = (
+    1e-3  # share of an output's largest magnitude; float sums in another order differ far less
+)
 
 
 def check_reference_outputs(reference: Runnable, samples: Samples, model: Path) -> None:

@@ -4,7 +4,7 @@ Steps of `quantize_model`, in order:
 1. Run the float model once in its own process: a model that crashes is refused.
 2. Split the samples: half calibrate, the other half is held out for the verdict.
 3. Normalize the graph (`prepare`), and check the reference outputs (`reference_checks`).
-4. Search a candidate (`candidate_search`).
+4. Search for a candidate (`candidate_search`).
 5. Write `out` in one step, only if the outcome is "quantized"; then measure latency.
 
 The same model, samples and options give the same bytes.

@@ -1,4 +1,4 @@
-"""Measure node errors, and choose which nodes go back to float or get more bits.
+"""Measure node errors, and choose which nodes return to float or get more bits.
 
 With e_i = relative RMS of the outputs if only node i is quantized: rounding errors of nodes are independent, so the
 outputs' error is about sqrt(sum e_i^2). The smallest set to repair for a target error is therefore the worst nodes,

@@ -20,7 +20,7 @@ import onnx
 from packager.models.graphs import WeightUse, names_in, opset_version, scopes, unused_name, weight_uses
 from packager.quantize.integer_weights import add_levels, weight_of
 
-MIN_ELEMENTS: Final = 512  # of a weight; below it scales and names take as many bytes as quantizing saves
+MIN_ELEMENTS: Final = 512  # size of a weight; below it scales and names take as many bytes as quantizing saves
 PER_AXIS_OPSET: Final = 13  # first operator set with an axis in DequantizeLinear
 
 

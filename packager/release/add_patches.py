@@ -1,4 +1,4 @@
-"""Adds patches to a published release, from further bases.
+"""Add patches to a published release, from further bases.
 
 Rules:
 - The digest of a release does not cover its patches (docs/format.md), so adding one changes nothing that a device

@@ -1,4 +1,4 @@
-"""Shows what a file or folder is.
+"""Show what a file or folder is.
 
 Known kinds: manifest, rollout, fleet document, patch, blob, envelope, bundle folder.
 

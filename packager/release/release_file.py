@@ -40,7 +40,7 @@ from packager.release.release_plan import (
 )
 
 MAX_RELEASE_FILE_BYTES: Final = 256 * 1024
-SHOWN_CHARACTERS: Final = 80  # of a wrong value or key in a message
+SHOWN_CHARACTERS: Final = 80  # length of a wrong value or key in a message
 
 RELEASE_KEYS: Final = (
     "family",

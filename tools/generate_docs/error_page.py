@@ -59,7 +59,7 @@ def render_page() -> str:
     lines = [
         "# Errors",
         "",
-        "Every error of `packager` and `device-agent` has a reason, a stable name that stands in the error object of",
+        "Every error of `packager` and `device-agent` has a reason, a stable name that appears in the error object of",
         "`--json` (on stderr; [error.json](schemas/error.json)), in logs and in device reports. The kind of an error",
         "says how to react, and sets the exit code:",
         "",

@@ -64,7 +64,7 @@ GAIN_MARGIN: Final = (
     0.99  # a gain against the base alone or the gains before it; row "per-channel gains": 1 % on the CNN
 )
 LOWER_RANK_MARGIN: Final = 1.005  # a lower rank is applied faster
-PRODUCT_MARGIN: Final = 0.98  # of integers: a product doubles the device's time; row "directions of the update": 2 %
+PRODUCT_MARGIN: Final = 0.98  # for integers: a product doubles the device's time; row "directions of the update": 2 %
 ROUNDING_CLASS_MARGIN: Final = 0.995  # takes a seventh of the device's time; row "how a prediction was rounded"
 SINGLE_CLASS_MARGIN: Final = 1.003  # one class is decoded faster; row "64-element classes in fine-tunes"
 ROW_MARGIN: Final = 0.99  # row "rows as context": less than 1 % of ordinary fine-tunes, 3 % where few levels change

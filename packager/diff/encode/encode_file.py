@@ -51,7 +51,9 @@ from packager.diff.encode.zstd_prefix import compress_with_prefix
 
 LZMA_STREAM_FEATURES: Final = frozenset({"lzma", "stream"})
 MIN_WITH_BASE_SHARE: Final = 0.1  # of the size by zstd -1 without the base; LZMA is never below a tenth of that size
-EDITS_MARGIN: Final = 0.75  # of the size by zstd -1; if EDIT is below it, no other encoding of random edits is smaller
+EDITS_MARGIN: Final = (
+    0.75  # share of the size by zstd -1; if EDIT is below it, no other encoding of random edits is smaller
+)
 MAX_NEAR_COPIES: Final = 1 << 12
 BYTE_TYPE: Final = ELEMENT_TYPE_BY_NAME["u8"]
 

@@ -3,7 +3,7 @@
 Words:
     base: the quantized model on the devices; its graph is the template that the update fills with new numbers.
     grid: a weight's scales s and zero points z in the base; a level Q stands for the number s * (Q - z).
-    rate weight (lambda): the price of one bit in D + lambda R, in relative error energy of the model's outputs.
+    rate weight (lambda): the weight of one bit in D + lambda R, in relative error energy of the model's outputs.
     requantized: quantized from scratch, with new scales.
     baseline: plain quantization of the new model by the base's method, without regard to the base.
     unchanged base: the base itself, judged against the new float model.

@@ -34,8 +34,10 @@ from packager.quantize.update_aware.gradients import GradientWalk, spread, sprea
 
 HISTOGRAM_BINS: Final = 4_096  # sixteen bins for each of the 256 levels
 SHRINK_FACTOR: Final = 0.93  # the smallest range tried is 0.93^23 = 0.19 of the extremes
-MAX_SHRINK_STEPS: Final = 24  # of each end of a range; all pairs are tried
-MAX_NOISE_RATIO: Final = 0.95  # of the pinned range's noise; a change costs five bytes (docs/benchmarks.md) and a trial
+MAX_SHRINK_STEPS: Final = 24  # steps of each end of a range; all pairs are tried
+MAX_NOISE_RATIO: Final = (
+    0.95  # share of the pinned range's noise; a change costs five bytes (docs/benchmarks.md) and a trial
+)
 MIN_NOISE_SHARE: Final = 0.005  # of the noise of all ranges together; bounds the number of trials
 RANGE_SLACK_SHARE: Final = 0.1  # of the pinned span
 CLIPPING_WEIGHT: Final = 10.0  # factor on the noise of clipped values in the second range that is tried

@@ -23,7 +23,7 @@ level of (k, n) is q* = Q + L_kn / (H_kk s_kn), and a candidate c costs a_n H_kk
 Q0). Candidates are the base's level, the nearest to q*, and one step from there towards the base.
 
 R(change) = -log2 of the tensor's own histogram of changes, estimated again after each pass. lambda is annealed from
-above (ANNEALING_FACTORS), so that what is worth changing at a high price changes first. The first pass starts at the
+above (ANNEALING_FACTORS), so that the changes with the largest benefit per bit come first. The first pass starts at the
 base's levels; if rounding to nearest changes more than MANY_CHANGED_SHARE of them it starts there, since from the base
 it would need more passes than there are.
 
@@ -270,7 +270,7 @@ def choose_table_levels(layer: Layer, importance: np.ndarray, rate_weight: float
     Args:
         layer: the table and its grid.
         importance: float64 that broadcasts to the table: relative error energy of one squared unit of an element.
-        rate_weight: lambda, in relative error energy a bit.
+        rate_weight: lambda, in relative error energy per bit.
 
     Returns:
         int16, shape of the table.

@@ -5,7 +5,7 @@ Theory of operation. The model's nodes are numbered 0..n-1. The walk stands befo
     alive(k)          values made by nodes < k that nodes >= k or the outputs read; on disk, sample by sample
     walk(k', names)   runs nodes k..k'-1 on alive(k), stores alive(k'), deletes alive(k), and yields `names`
 
-Each node therefore runs once a solution, not once a layer: 45 s instead of 320 s (docs/benchmarks.md).
+Each node therefore runs once per solution, not once per layer: 45 s instead of 320 s (docs/benchmarks.md).
 
 1. Activations stay in float. Levels that compensate for the rounding of activations shrink the layer's output, as a
    Wiener filter does: that costs bits, and the rounding noise of other inputs is another one.

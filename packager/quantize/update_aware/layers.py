@@ -2,7 +2,7 @@
 
 1. Weights with the same input share its rows. A row of a Conv is the patch of the image that one output position sees.
 2. A stage is one layer, or several neighboring ones if the model has more than MAX_STAGES: the walk then has fewer
-   steps and is less exact (relative RMS 0.083 became 0.086 with two layers a stage).
+   steps and is less exact (relative RMS 0.083 became 0.086 with two layers per stage).
 3. If something is added to a layer's output (a residual connection), that layer is the last that can compensate for
    the error in it.
 """

@@ -26,7 +26,7 @@ Order of work:
     4. Choose rows and weigh them by gradients, once for all solutions (`row_selection`, `gradients`).
     5. For a given lambda, choose the levels layer by layer in execution order, each behind the levels chosen before it;
        then biases take up mean errors (`solver`, `layer_statistics`, `coordinate_descent`, `fill_template`).
-    6. Search the largest lambda whose error is within `error_ratio` * e_b (`rate_search`).
+    6. Search for the largest lambda whose error is within `error_ratio` * e_b (`rate_search`).
 
 Calibration samples determine everything but lambda. The held-out samples only judge, and so choose lambda.
 
@@ -79,7 +79,7 @@ class UpdateReport:
         gate: verdict on the model that was written.
         baseline: gate of plain quantization of the new model.
         unchanged_base: gate of the base against the new float model.
-        rate_weight: the chosen lambda, in relative error energy a bit; 0 for rounding to nearest, None for the
+        rate_weight: the chosen lambda, in relative error energy per bit; 0 for rounding to nearest, None for the
             baseline.
         bits_per_weight: entropy of the changed levels, in bits per weight.
         curve: every solution of the search.

@@ -1,8 +1,8 @@
-"""Search the rate weight at which an update's error reaches the allowed one, in few solutions.
+"""Search for the rate weight at which an update's error reaches the allowed one, in few solutions.
 
 Theory of operation. All errors are relative RMS on the held-out samples; n is their number.
 
-    lambda      rate weight of a solution, in relative error energy a bit
+    lambda      rate weight of a solution, in relative error energy per bit
     e(lambda)   error of the solution
     e_b         error of the baseline (plain quantization of the new model)
     rho         allowed e / e_b (`error_ratio`)
@@ -66,9 +66,9 @@ UNUSED_ERROR_SHARE: Final = 0.03  # of e_t; another solution would save few byte
 RATE_BACKOFF: Final = 4.0  # factor on the rate weight
 # of the error; on a hundred samples a difference of 0.01 is chance, and a quarter of the step costs two bits per number
 FLOAT_ROUNDING_MAX_ERROR: Final = 0.03
-MIN_REFIT_GAIN: Final = 0.03  # of the error
-MIN_RATE_RATIO: Final = 1.2  # between a passing and a failing rate weight; nothing between them is worth a solution
-SAME_RELATIVE_TOLERANCE: Final = 0.02  # of the bits, or of the error
+MIN_REFIT_GAIN: Final = 0.03  # share of the error
+MIN_RATE_RATIO: Final = 1.2  # ratio of a failing to a passing rate weight; nothing between them is worth a solution
+SAME_RELATIVE_TOLERANCE: Final = 0.02  # share of the bits, or of the error
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class RatePoint:
     """One solution of the search.
 
     Attributes:
-        rate_weight: lambda, in relative error energy a bit; 0 for rounding to nearest.
+        rate_weight: lambda, in relative error energy per bit; 0 for rounding to nearest.
         bits_per_weight: entropy of the changed levels, in bits per weight.
         gate: verdict on the held-out samples.
         model: the quantized model.
@@ -163,7 +163,7 @@ class RateSearch:
         """Solve at one rate weight, starting from the levels of the solution before.
 
         Args:
-            rate_weight: lambda, in relative error energy a bit.
+            rate_weight: lambda, in relative error energy per bit.
             is_extra_point: marks the point as one for a curve.
         """
         self._last_choice = self.solver.solve(rate_weight, self._last_choice)

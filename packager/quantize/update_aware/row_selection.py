@@ -1,6 +1,6 @@
 """Choose which rows of each layer count and how much, and store the float model's values there.
 
-Theory of operation. For a layer with `inputs` input elements a group, and `width` elements of target:
+Theory of operation. For a layer with `inputs` input elements per group, and `width` elements of target:
 
     x   float32 [rows, inputs]   inputs of the layer in the float model
     t   float32 [rows, width]    targets: outputs of all weights of the layer side by side, plus the value that is added
@@ -41,7 +41,7 @@ LOCAL_ROWS: Final = 512  # rows whose inputs are stored as they are, for `Solver
 MAX_STORED_BYTES: Final = 4 << 30  # on disk while an update is solved (docs/quantization.md)
 UNIFORM_ROW_SHARE: Final = 0.3  # part of a row's weight that does not depend on its influence
 UNIFORM_CHANNEL_SHARE: Final = 0.3  # part of a channel's weight that does not depend on its influence
-MIN_INFLUENCE: Final = 1e-9  # of the mean influence
+MIN_INFLUENCE: Final = 1e-9  # share of the mean influence
 # inner values, over all samples, through which gradients are computed; bounds the time
 MAX_GRADIENT_FLOATS: Final = 1_000_000_000
 
