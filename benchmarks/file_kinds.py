@@ -65,7 +65,7 @@ def _generate_texts(rng: np.random.Generator) -> Iterator[File]:
     rows = ["\n".join(f"{i},{word},{x}" for i, word, x in t).encode() for t in (table, later)]
     yield "CSV", rows[0], rows[1]
     yield "JSON", json.dumps(table).encode(), json.dumps(later).encode()
-    yield "JSON, indented anew", json.dumps(table).encode(), json.dumps(table, indent=2).encode()
+    yield "JSON, then indented", json.dumps(table).encode(), json.dumps(table, indent=2).encode()
     pieces = sorted({word for word in one.decode("utf-8", "replace").split() if len(word) < 20})
     vocabularies = [
         {word: i for i, word in enumerate(words)} for words in (pieces, [*pieces[:50], "new", *pieces[50:]])

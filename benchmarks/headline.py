@@ -1,6 +1,6 @@
 """Measure the bytes that bring a fine-tuned model to a device, for each way to quantize and to patch.
 
-    python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz] [--json OUT]
+    python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held-out H.npz] [--json OUT]
         [--page README.md] [--keep DIR]
 
 Without files, the pair is the MiniLM classifier of benchmarks/fine_tunes.py and its next fine-tune. The rows are the
@@ -27,13 +27,13 @@ INTRODUCTION: Final = (
     "A classifier on MiniLM, fine-tuned for 75 further steps; error of the outputs over their spread, on inputs that\n"
     "calibration did not see (`python -m benchmarks.headline`):"
 )
-FILES: Final = ("base", "new", "calibration", "held")
+FILES: Final = ("base", "new", "calibration", "held_out")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in FILES:
-        parser.add_argument(f"--{name}", type=Path)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--page", type=Path, help="also write the table into this page, between its markers")
     parser.add_argument("--keep", type=Path, help="folder for the measurements of bsdiff4, which are used again")
@@ -41,7 +41,7 @@ def main() -> None:
     files = {name: getattr(arguments, name) for name in FILES}
     if not all(files.values()):
         if any(files.values()):
-            parser.error("--base, --new, --calibration and --held go together")
+            parser.error("--base, --new, --calibration and --held-out go together")
         try:
             files = prepare_files()
         except ImportError as error:
@@ -67,7 +67,7 @@ def prepare_files() -> dict[str, Path]:
 
     folder = CACHE.parent / "classifier"
     fine_tunes.write_models(folder, ("base", "new"))
-    suffixes = {"base": "onnx", "new": "onnx", "calibration": "npz", "held": "npz"}
+    suffixes = {"base": "onnx", "new": "onnx", "calibration": "npz", "held_out": "npz"}
     return {name: folder / f"{name}.{suffix}" for name, suffix in suffixes.items()}
 
 
@@ -76,7 +76,7 @@ def measure_ways(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     row = measure_pair("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "update.json"
-        words = [word for name in FILES for word in (f"--{name}", str(files[name]))]
+        words = [word for name in FILES for word in (f"--{name.replace('_', '-')}", str(files[name]))]
         subprocess.run(
             [sys.executable, "-m", "benchmarks.update_aware_table", *words, "--no-curve", "--json", str(out)],
             check=True,

@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def measure_model(model: Path, scheme: str) -> dict[str, object]:
-    """Measure one row in a fresh process; a failure becomes the reason of the row."""
+    """Measure one row in a new process; a failure becomes the reason of the row."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"

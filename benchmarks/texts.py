@@ -69,8 +69,8 @@ def split_texts(vocabulary: Sequence[str], length: int, seed: int) -> Splits:
     edges = [HELD_OUT, HELD_OUT + CALIBRATION]
     edges.append(edges[-1] + int((len(texts) - edges[-1]) * FIRST_SHARE))
     cuts = [slice(*cut) for cut in zip([0, *edges], [*edges, len(texts)], strict=True)]
-    held, calibration, first, later = (Part({n: a[c] for n, a in tokens.items()}, labels[c]) for c in cuts)
-    return Splits(first, later, calibration, held)
+    held_out, calibration, first, later = (Part({n: a[c] for n, a in tokens.items()}, labels[c]) for c in cuts)
+    return Splits(first, later, calibration, held_out)
 
 
 def _read_pieces(name: str) -> Iterator[str]:

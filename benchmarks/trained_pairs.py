@@ -28,7 +28,7 @@ APART: Final = 2
 Side = Callable[[], bytes]
 
 
-INPUTS_FOR: Final = "cnn-fp32"  # this pair has calibration.npz and held.npz, for benchmarks.update_aware_table
+INPUTS_FOR: Final = "cnn-fp32"  # this pair has calibration.npz and held_out.npz, for benchmarks.update_aware_table
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def make_pairs(out: Path, names: tuple[str, ...] | None = None) -> None:
                 unfinished.write_bytes(side())
                 unfinished.rename(place)
         if name == INPUTS_FOR:
-            for split, (count, seed) in {"calibration": (1024, 2001), "held": (1000, 2002)}.items():
+            for split, (count, seed) in {"calibration": (1024, 2001), "held_out": (1000, 2002)}.items():
                 pictures, _ = resnet.draw_images(count, seed)
                 np.savez(out / name / f"{split}.npz", allow_pickle=False, image=pictures)
         print(f"{name}: {', '.join(f'{place.stat().st_size:,}' for place in places)} bytes", flush=True)
@@ -116,8 +116,8 @@ def _load_or_train_cnn(which: str) -> resnet.Weights:
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         names, seed = (("anew",), 6) if which == "anew" else (("early", "late"), 5)
-        kept = resnet.train(EPOCHS, (EPOCHS,) if which == "anew" else (EPOCHS - APART, EPOCHS), seed)
-        for name, checkpoint in zip(names, kept, strict=True):
+        checkpoints = resnet.train(EPOCHS, (EPOCHS,) if which == "anew" else (EPOCHS - APART, EPOCHS), seed)
+        for name, checkpoint in zip(names, checkpoints, strict=True):
             print(f"cnn-{name}: {checkpoint.accuracy:.3f} of new images correct", flush=True)
             np.savez(place.with_name(f"cnn-{name}.npz"), allow_pickle=False, **checkpoint.weights)
     with np.load(place) as archive:

@@ -1,7 +1,7 @@
 """Update a quantized model by the baseline and update-aware, and write the bytes and errors of both.
 
-    python -m benchmarks.update_aware_table --base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz --json OUT
-        [--plot CURVE.png]
+    python -m benchmarks.update_aware_table --base OLD.onnx --new NEW.onnx --calibration C.npz --held-out H.npz
+        --json OUT [--plot CURVE.png]
 
 OLD and NEW are float models of one family. OLD may also be quantized; then it is the base itself. Both `.npz` files
 have one array per model input, first axis = sample. Ranges, moments and levels are computed from C only. Every error in
@@ -45,7 +45,7 @@ EXTRA_RATE_FACTORS: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("base", "new", "calibration", "held", "json"):
+    for name in ("base", "new", "calibration", "held-out", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--scheme", default="int8", choices=("int8", "int4"), help="of the base, if OLD is float")
     parser.add_argument("--max-over-baseline", type=float, help="allowed error over the baseline's")
@@ -55,9 +55,9 @@ def main() -> None:
     arguments = parser.parse_args()
     interface = ModelInterface.from_file(arguments.new)
     calibration = load_samples(arguments.calibration, interface)
-    held = load_samples(arguments.held, interface)
+    held_out = load_samples(arguments.held_out, interface)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure_update(arguments, calibration, held, Path(folder))
+        found = measure_update(arguments, calibration, held_out, Path(folder))
     arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.plot is not None:
         draw_curve(found, arguments.plot)
@@ -85,14 +85,14 @@ class SolutionRecorder:
 
 
 def measure_update(
-    arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path
+    arguments: argparse.Namespace, calibration: Samples, held_out: Samples, folder: Path
 ) -> dict[str, object]:
     """Measure the update and return the content of OUT.
 
     Args:
         arguments: the command's arguments.
         calibration: the samples of `--calibration`.
-        held: the held-out samples.
+        held_out: the samples of `--held-out`.
         folder: directory for temporary files.
     """
     base = prepare_base(arguments, calibration, folder)
@@ -101,7 +101,7 @@ def measure_update(
     prepared = prepare_model(arguments.new, next(iter(calibration.take(1)))).model
 
     def error(model: onnx.ModelProto) -> GateReport:
-        return judge(reference, open_session_of(model, settings_for(model)), held)
+        return judge(reference, open_session_of(model, settings_for(model)), held_out)
 
     baseline = quantize_like_template(template, prepared, calibration)
     save_model(baseline, folder / "baseline.onnx")
@@ -114,7 +114,7 @@ def measure_update(
             base,
             target,
             calibration,
-            held,
+            held_out,
             max_over_baseline=arguments.max_over_baseline,
             on_solution=recorder.solution,
             extra_rate_factors=() if arguments.no_curve else EXTRA_RATE_FACTORS,

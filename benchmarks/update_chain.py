@@ -1,7 +1,7 @@
 """Measure a chain of updates: whether errors accumulate, and whether patches grow.
 
     python -m benchmarks.update_chain --base OLD.onnx --new DAY1.onnx --new DAY2.onnx ...
-        --calibration C.npz --held H.npz --json OUT [--max-over-baseline 1.1]
+        --calibration C.npz --held-out H.npz --json OUT [--max-over-baseline 1.1]
 
 Each update starts from the quantized model of the update before it. It is compared with the baseline quantization of
 the same float model, on inputs that were not used for calibration. Each update is one run of
@@ -19,7 +19,7 @@ from typing import Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("base", "calibration", "held", "json"):
+    for name in ("base", "calibration", "held-out", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--new", type=Path, action="append", required=True, help="float models, first to last")
     parser.add_argument("--max-over-baseline", type=float, default=1.1)
@@ -38,10 +38,10 @@ def measure_day(
     arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int
 ) -> tuple[Path, dict[str, Any]]:
     """Measure one update; return the path of its quantized model, which is the next base, and its figures."""
-    out, kept = folder / "update.json", folder / f"day-{number}.onnx"
+    out, updated = folder / "update.json", folder / f"day-{number}.onnx"
     words = [
-        *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(kept), "--no-curve"),
-        *("--calibration", str(arguments.calibration), "--held", str(arguments.held)),
+        *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(updated), "--no-curve"),
+        *("--calibration", str(arguments.calibration), "--held-out", str(arguments.held_out)),
         *("--max-over-baseline", str(arguments.max_over_baseline)),
     ]
     subprocess.run(
@@ -50,7 +50,7 @@ def measure_day(
     found = json.loads(out.read_text())
     figures = {name: found[name] for name in ("baseline", "unchanged_base", "chosen", "cpu_s", "wall_s", "peak_bytes")}
     figures["over_baseline"] = found["chosen"]["relative_rms"] / found["baseline"]["relative_rms"]
-    return kept, figures
+    return updated, figures
 
 
 def format_day(figures: dict[str, Any]) -> str:

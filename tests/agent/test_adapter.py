@@ -50,7 +50,7 @@ def make_base_model(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
 
 
 @pytest.fixture
-def write_adapter(tmp_path: Path) -> Path:
+def adapter_file(tmp_path: Path) -> Path:
     """Write an adapter file with LORA_A and LORA_B."""
     file = ort.AdapterFormat()
     file.set_adapter_version(1)
@@ -80,14 +80,14 @@ def _assert_outputs(found: Array, weights: Array, *, with_adapter: bool) -> None
 
 
 def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_it_does_not(
-    publisher: Publisher, tmp_path: Path, personal: Path
+    publisher: Publisher, tmp_path: Path, adapter_file: Path
 ) -> None:
     publisher.release("2.0.0", model=make_base_model(WEIGHTS))
     with serve_folder(publisher.published) as site:
         device = _create_serving_device(publisher, site, tmp_path)
         try:
             _assert_outputs(_infer_outputs(device), WEIGHTS, with_adapter=False)
-            [row] = _run_command(device, "adapter", "attach", str(personal))["adapters"]
+            [row] = _run_command(device, "adapter", "attach", str(adapter_file))["adapters"]
             assert (row["name"], row["state"], row["compatible_with_active"]) == ("mine.onnx_adapter", "attached", True)
             _assert_outputs(_infer_outputs(device), WEIGHTS, with_adapter=True)
 
@@ -121,12 +121,12 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
         assert _run_command(device, "adapter", "list")["adapters"][0]["enabled"] is False
 
 
-def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path: Path, personal: Path) -> None:
+def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path: Path, adapter_file: Path) -> None:
     nonsense = tmp_path / "nonsense"
     nonsense.write_bytes(bytes(range(256)) * 20)
     for place, reason, code in (
         (str(nonsense), "adapter-incompatible", 5),
-        (str(personal), "adapter-incompatible", 5),  # the model has no inputs of these names
+        (str(adapter_file), "adapter-incompatible", 5),  # the model has no inputs of these names
         (str(tmp_path / "missing"), "config-invalid", 2),
     ):
         assert _run_command(installed, "adapter", "attach", place, code=code)["reason"] == reason

@@ -32,7 +32,7 @@ def make_row(pair: str, ours: int, peer: int) -> dict[str, Any]:
         ("cnn-fp16", "fp16", 0.13),
         ("silero-half-6.0-6.2", "fp16", 0.91),
         ("minilm-renamed-fp32", "fp32", None),
-        ("somebody's", "fp32", None),
+        ("another", "fp32", None),
     ],
 )
 def test_a_pair_has_the_goal_of_its_kind(pair: str, kind: str, goal: float | None) -> None:

@@ -33,7 +33,7 @@ def run_benchmark(
         held_out,
         out,
     ]
-    flags = ("--base", "--new", "--calibration", "--held", "--json")
+    flags = ("--base", "--new", "--calibration", "--held-out", "--json")
     pairs = [word for flag, file in zip(flags, files, strict=True) for word in (flag, str(file))]
     monkeypatch.setattr(sys, "argv", ["update_aware", *pairs, *words])
     update_aware_table.main()
