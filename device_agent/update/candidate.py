@@ -175,7 +175,7 @@ class Candidate:
             def decide(elapsed_s: float) -> ProbationDecision:
                 return judge_shadow(health, limits, serving.shadow_observation(candidate), elapsed_s)
 
-            self._watch_until_decided("shadow mode", candidate, limits, decide, ShadowFailed)
+            self._watch_until_decided("shadow mode", "swapping", candidate, limits, decide, ShadowFailed)
             serving.set_shadow(candidate, 0, 0)
         except BaseException:
             serving.stop_unpublished(candidate)
@@ -215,7 +215,7 @@ class Candidate:
         def decide(elapsed_s: float) -> ProbationDecision:
             return judge_probation(limits, observe_generation(serving, candidate), baseline, elapsed_s)
 
-        self._watch_until_decided("probation", candidate, limits, decide, ProbationFailed)
+        self._watch_until_decided("probation", "committed", candidate, limits, decide, ProbationFailed)
 
     def revert(self, serving: FamilyServing) -> None:
         """Let the generation that served before the candidate serve again.
@@ -277,6 +277,7 @@ class Candidate:
     def _watch_until_decided(
         self,
         phase: str,
+        next_step: str,
         candidate: Generation,
         limits: ProbationLimits,
         decide: Callable[[float], ProbationDecision],
@@ -288,7 +289,7 @@ class Candidate:
             decision = decide(elapsed_s)
             match decision.action:
                 case ProbationAction.COMMIT:
-                    verdict = "inconclusive, committed" if decision.is_inconclusive else "passed"
+                    verdict = f"inconclusive, {next_step}" if decision.is_inconclusive else "passed"
                     logger.info("%s %s", phase, verdict, extra={"detail": decision.detail})
                     return
                 case ProbationAction.ROLL_BACK:

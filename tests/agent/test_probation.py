@@ -1,10 +1,15 @@
 """The decision of probation depends on counts, latency and time as documented."""
 
+import logging
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
 from bundle.contract import Health
+from device_agent.config.config import ProbationSettings
 from device_agent.policy.probation import (
     LATENCY_ALLOWANCE_US,
     MAX_EXTENSIONS,
@@ -13,6 +18,8 @@ from device_agent.policy.probation import (
     ServingObservation,
     judge_probation,
 )
+from device_agent.policy.shadow_judge import ShadowObservation
+from device_agent.update.candidate import Candidate
 
 LIMITS = ProbationLimits.from_health(replace(Health(), probation_window_s=100, probation_min_requests=50), None, None)
 BEFORE = ServingObservation(requests=1000, p50_us=1000)
@@ -87,3 +94,24 @@ def test_the_operator_of_a_device_sets_the_window_and_nothing_else() -> None:
 
 def test_a_window_of_nothing_ends_at_once() -> None:
     assert _decide(ServingObservation(), 0, replace(LIMITS, window_s=0, min_requests=0)) is ProbationAction.COMMIT
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ("run_shadow", "shadow mode inconclusive, swapping"),
+        ("run_probation", "probation inconclusive, committed"),
+    ],
+)
+def test_the_log_says_what_an_inconclusive_phase_leads_to(
+    phase: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SimpleNamespace(probation=ProbationSettings(window_s=0, min_requests=5))
+    generation = MagicMock(variant=SimpleNamespace(health=replace(Health(), shadow_ppm=1)))
+    serving = MagicMock(previous=None)
+    serving.shadow_observation.return_value = ShadowObservation()
+    serving.observation.return_value = ServingObservation()
+    candidate = Candidate(cast(Any, SimpleNamespace(config=config)), cast(Any, None))
+    with caplog.at_level(logging.INFO, "device_agent"):
+        getattr(candidate, phase)(serving, generation)
+    assert [record.getMessage() for record in caplog.records] == [message]
