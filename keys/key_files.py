@@ -12,7 +12,7 @@ A key file is text (docs/format.md, Key files):
 
 Rules:
 - The PKCS#8 password is scrypt(passphrase, salt) in hexadecimal. OpenSSL's own stretching (2,048 rounds of PBKDF2) is
-  too weak: a graphics card tries millions of passphrases a second.
+  too weak: a graphics card tries millions of passphrases per second.
 - The checksum lets the owner distinguish a damaged file from a wrong passphrase. It does not detect deliberate changes.
 - A file is created with mode 0600 and never overwritten. It is written without encryption only if the caller sets
   `insecure_plaintext`.

@@ -80,7 +80,7 @@ def default_threshold(role: str, keys: Sequence[Key], *, is_classical_only: bool
 
     Args:
         role: name of the role.
-        keys: its keys.
+        keys: public keys of the role.
         is_classical_only: the repository has no ML-DSA keys.
 
     Raises:

@@ -39,7 +39,7 @@ class Base(Protocol):
         Args:
             index: the file's index in `files`.
             offset: bytes from the start of the file.
-            length: bytes.
+            length: number of bytes.
         """
         ...
 
@@ -102,7 +102,7 @@ class BaseBytes:
 
         Args:
             start: address of the range.
-            length: bytes.
+            length: number of bytes.
             where: name of the frame in the error.
 
         Raises:
@@ -118,7 +118,7 @@ class BaseBytes:
 
         Args:
             start: address of the range.
-            length: bytes.
+            length: number of bytes.
         """
         index = bisect_right(self._ends, start)
         if self._base is not None and length and start + length <= self._ends[index]:
@@ -148,7 +148,7 @@ class TargetBytes:
     """The target's files as one address space, written by a cursor that only moves forward.
 
     Args:
-        target: takes the files.
+        target: receives the files.
         files: the file table of the patch's header.
         base: the source of copied ranges.
         pending_bytes: maximum number of bytes that may wait ahead of the cursor.
@@ -207,7 +207,7 @@ class TargetBytes:
         Args:
             start: target address.
             base_start: base address.
-            length: bytes.
+            length: number of bytes.
             where: name of the frame in errors.
             edits: the elements that differ; None for an exact copy.
 

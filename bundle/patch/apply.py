@@ -39,7 +39,7 @@ def apply_patch(
     Args:
         patch: decrypted patch bytes; may be a reader that decrypts.
         base: the bundle that the patch starts from; ignored if the patch needs no base.
-        target: takes the files.
+        target: receives the files.
         limits: limits on the memory that the decoder may use.
 
     Raises:

@@ -29,7 +29,7 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
     """Decode a DELTA frame; return its target start and its target bytes.
 
     Args:
-        frame: the frame.
+        frame: a DELTA frame.
         base: bundle that the triples read from.
         declared_limits: limits from the header of the patch.
 

@@ -79,7 +79,7 @@ def decode_edits(
     """Decode an EDIT frame; return each copied range with its edits.
 
     Args:
-        frame: the frame.
+        frame: an EDIT frame.
         declared_limits: limits from the header of the patch.
         max_items: maximum number of ranges in the frame.
 

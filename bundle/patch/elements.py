@@ -29,7 +29,7 @@ class ElementType:
     Attributes:
         code: its number in a patch.
         name: "f32", "i8", ….
-        size: bytes.
+        size: size in bytes.
         bits, signed: unsigned and signed numpy types of the same width.
         native: numpy type of its values; None for bfloat16, which numpy does not have.
         mantissa_bits, exponent_mask: of a float; zero for an integer.

@@ -160,7 +160,7 @@ class Parameters:
 
         Args:
             first: index of the first element in its tensor.
-            count: elements.
+            count: number of elements.
 
         Returns:
             float32 or float64 [count].

@@ -94,7 +94,7 @@ def decode_typed(
     """Decode a TYPED frame; return its target ranges and their joined bytes.
 
     Args:
-        frame: the frame.
+        frame: a TYPED frame.
         base: the base's address space.
         parameters: parameters in force at this frame.
         declared_limits: limits from the header of the patch.

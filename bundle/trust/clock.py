@@ -45,7 +45,7 @@ class TimeFloor:
     """The latest time that signed metadata proved to have passed.
 
     Attributes:
-        time_s: Unix seconds.
+        time_s: the time, in Unix seconds.
         boot_id: the boot in which the floor was set, or "" if unknown.
         boot_elapsed_s: seconds since that boot when the floor was set.
     """

@@ -38,7 +38,7 @@ from bundle.errors import (
 )
 
 Fetch = Callable[[str, int], bytes]
-"""Return the whole file at a URL, of at most so many bytes.
+"""Return the whole file at a URL, of at most the given number of bytes.
 
 Raises:
     NotFound: the server responds with 404 or 403.
@@ -222,7 +222,7 @@ def set_reference_time(updater: Updater, time_s: int) -> None:
 
     Args:
         updater: a tuf client.
-        time_s: Unix seconds.
+        time_s: the time, in Unix seconds.
 
     Raises:
         AttributeError: this version of tuf has no such attribute.

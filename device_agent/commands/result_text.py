@@ -47,7 +47,7 @@ def plan_text(plan: Plan, *, with_reasons: bool) -> str:
     """Format the plan of one family.
 
     Args:
-        plan: the plan.
+        plan: preview of an update of the family.
         with_reasons: whether to add the facts of the device, and why each variant is chosen or not.
     """
     lines = [f"release {plan.release}, installed: {plan.installed or 'none'}"]

@@ -210,7 +210,7 @@ class Supervisor:
         """Handle or defer one message during an update, as the table above says.
 
         Args:
-            message: the message.
+            message: the next message of the queue.
             busy: the family that updates, or None between the updates of two families.
             is_interruptible: whether the update is in shadow mode or in probation. In shadow mode the old model still
                 serves, so that its crash is not the candidate's.

@@ -170,7 +170,7 @@ class CounterWindow:
         """Count one response of the model process.
 
         Args:
-            response: the response.
+            response: response of the model process.
             total_us: microseconds since the request's arrival.
         """
         self.requests += 1
@@ -367,7 +367,7 @@ class FamilyQueue:
         Args:
             generation: the generation that sent it.
             number: number of the request; ignored if unknown, because an earlier front may have sent it.
-            response: the response.
+            response: response of the model process.
         """
         request = generation.leases.pop(number, None)
         if request is not None:

@@ -1,7 +1,7 @@
 """uvicorn, adapted to a device that is idle most of the time.
 
 Rules:
-1. No periodic timer. Stock uvicorn wakes up ten times a second to refresh a Date header and to check a flag. This
+1. No periodic timer. Stock uvicorn wakes up ten times per second to refresh a Date header and to check a flag. This
    server waits for an event, and responses have no Date header (RFC 9110 section 6.6.1 allows that for an origin server
    without a reliable clock).
 2. Bytes that are not HTTP get a JSON error, like every other error. The size of a request's head and the time until it

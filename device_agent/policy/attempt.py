@@ -110,7 +110,7 @@ class Attempt:
     Attributes:
         number: one more than the number of the newest attempt in the history.
         trigger: "poll", "operator", "start" or "rollback".
-        started_ms: Unix milliseconds.
+        started_ms: time of the start, in Unix milliseconds.
         target: digest of the candidate's bundle, or None before a release was found.
         release: version of the candidate's release, or None.
         counter: counter of the candidate's release, or 0.
@@ -209,7 +209,7 @@ class UpdateResult:
         outcome: its result in one word.
         reason: stable reason of the error, or "".
         detail: one line for a person, or "".
-        finished_ms: Unix milliseconds.
+        finished_ms: time of the end, in Unix milliseconds.
     """
 
     attempt: Attempt

@@ -70,7 +70,7 @@ def error_outcome(state: State, error: AirweightsError) -> ErrorOutcome:
 
     Args:
         state: the state in which the error was raised.
-        error: the error.
+        error: the error that ended the attempt.
 
     Raises:
         Bug: OUTCOME_OF_ERROR has no row for the pair.

@@ -63,7 +63,7 @@ class InferenceResponse:
     Attributes:
         parts: the body's parts, in order.
         json_bytes: length of the JSON part if raw bytes follow it, else NO_JSON.
-        has_nan: the flag.
+        has_nan: an output has NaN or infinity.
     """
 
     parts: tuple[bytes | memoryview, ...]

@@ -72,7 +72,7 @@ class SwapReport:
         generation: number of the new generation.
         load_s: creation of the session; with isolation "worker" also the start of the process.
         warm_s: runs on the golden inputs, and the comparison of their outputs.
-        publish_s: the switch.
+        publish_s: duration of the switch.
         drain_s: wait for the last lease of the generation that is destroyed; 0 if there is none.
         destroy_s: destruction of that generation.
     """

@@ -198,7 +198,7 @@ def compare_with_baseline(
     """Apply rule 4 to a report that passed so far.
 
     Args:
-        report: the report.
+        report: measurements of the candidate.
         health: the health contract of the candidate's variant.
         baseline: the running model's figures; None skips the comparison.
         cpu_share: processor seconds per elapsed second that the probe got.

@@ -52,7 +52,7 @@ class UpdateContext:
         read_facts: returns the facts of the device as they are now.
         open_workers: returns a new set of worker processes, without any of them started.
         serving: the generations that serve the family, or None without a daemon.
-        wait: sleeps for up to so many seconds; returns earlier with the interrupt that arrived.
+        wait: sleeps for up to the given seconds; returns earlier with the interrupt that arrived.
         on_progress: called with (phase, bytes done, bytes in all).
         first_journal: journal of the device's first family, or None if `journal` is that one.
         other_families: returns the generations of the families that share the memory; empty without a daemon.

@@ -2,6 +2,9 @@
 
 The rollback floor applies to every activation, so it applies to the previous release after its successor was committed.
 In probation the previous release is still the active one, so ending a probation is always allowed.
+
+device_agent.daemon.family_service (`roll_back`) carries it out. An automatic rollback is decided in
+device_agent.policy.probation and carried out by `Candidate.revert`.
 """
 
 from device_agent.errors import BelowRollbackFloor, NothingToRollBack, OperatorRollback

@@ -104,7 +104,7 @@ def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) ->
         inputs: input tensors of each run, by name.
 
     Returns:
-        The growth, and {"latency_us": median, "runs": number, "cpu_share": processor seconds a second}.
+        The growth, and {"latency_us": median, "runs": number, "cpu_share": processor seconds per second}.
 
     Raises:
         InferenceFailed: a run failed.

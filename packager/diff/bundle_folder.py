@@ -56,7 +56,7 @@ class DirectoryBase:
         Args:
             index: the file's index in the table.
             offset: bytes from the start of the file.
-            length: bytes.
+            length: number of bytes.
 
         Raises:
             Invalid: the file was truncated since it was scanned.

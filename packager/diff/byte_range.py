@@ -37,7 +37,7 @@ class ByteRange:
         file: the file on this machine.
         offset: bytes from the start of the file.
         address: bytes from the start of the bundle's address space.
-        size: bytes.
+        size: size in bytes.
     """
 
     file: Path

@@ -86,7 +86,7 @@ class WeightUse:
 
     Attributes:
         scope: graph of the node.
-        node: the node.
+        node: the node that reads the weight.
         input_index: number of the node's input.
         owner: graph of the weight.
         tensor: the weight.

@@ -12,7 +12,7 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
     """Write a model; above MAX_SINGLE_FILE_BYTES its tensors go to `<out>.data` beside it.
 
     Args:
-        model: the model.
+        model: the model to write.
         out: the file to write.
     """
     part = out.with_name(out.name + ".part")

@@ -87,7 +87,7 @@ def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int
 
     Args:
         interface: inputs and outputs of the model.
-        recipe: the choices.
+        recipe: sizes and bounds of the inputs.
         seed: seed that all samples share.
         index: number of the sample.
     """

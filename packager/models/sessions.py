@@ -101,7 +101,7 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
     """Open a session of a model in memory; above protobuf's 2 GiB through a temporary folder.
 
     Args:
-        model: the model.
+        model: the model to load.
         settings: threads and optimization of the session.
 
     Raises:

@@ -25,7 +25,7 @@ def baseline_error(model: Path, samples: Samples, thresholds: Thresholds) -> flo
 
     Args:
         model: the float model.
-        samples: inputs.
+        samples: inputs to run the model on.
         thresholds: a method whose own error exceeds `max_relative_rms` does not count.
 
     Returns:

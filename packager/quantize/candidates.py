@@ -148,7 +148,7 @@ class CandidateBuilder:
         """Build one candidate and record its method in the metadata.
 
         Args:
-            method: how.
+            method: name of the method.
             float_nodes: names of nodes that stay float.
             promoted: names of nodes that get more bits (`promotable_nodes`).
             is_partial: allow any size: the model only measures a node error.

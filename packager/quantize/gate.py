@@ -69,7 +69,7 @@ class GateReport:
 
     Attributes:
         verdict: pass, fail or inconclusive.
-        explanation: one sentence.
+        explanation: the verdict's reason, in one sentence.
         outputs: figures of each output.
         samples: number of samples judged.
         origin: origin of the samples (`Samples.origin`).
@@ -128,8 +128,8 @@ def run_gate(
     Args:
         float_model: the reference model.
         candidate: the model to judge.
-        samples: inputs.
-        thresholds: limits.
+        samples: inputs to run the model on.
+        thresholds: limits of the gate.
         baseline_rms: relative RMS of the baseline, if it was measured.
         unchanged_base_rms: relative RMS of the unchanged base, if the candidate is an update.
         shapes_vary: ignore outputs that come back in another shape, instead of failing.
@@ -168,7 +168,7 @@ def judge(
         reference: the reference model.
         candidate: the model to judge.
         samples: inputs; a few run side by side, and figures are summed in the order of the samples.
-        thresholds: limits.
+        thresholds: limits of the gate.
         baseline_rms: relative RMS of the baseline, if it was measured.
         unchanged_base_rms: relative RMS of the unchanged base, if the candidate is an update.
         shapes_vary: ignore outputs that come back in another shape, instead of failing.

@@ -48,7 +48,7 @@ class LayerError:
 
     Attributes:
         node: name of the node.
-        operator: its operator.
+        operator: operator type of the node.
         relative_rms: RMS error of its output over its RMS, all layers before it quantized too.
         weight: histogram of the float weight.
         activation: histogram of the float model's output, on one sample.
@@ -213,7 +213,7 @@ def write_page(report: QuantizationReport, float_model: Path, quantized: Path, s
         report: figures of the quantization.
         float_model: the reference model.
         quantized: the quantized model; need not exist.
-        samples: inputs.
+        samples: inputs to run the model on.
         out: the file to write.
     """
     layers = layer_errors(float_model, quantized, samples, report) if quantized.is_file() else []

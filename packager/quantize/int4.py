@@ -73,7 +73,7 @@ def to_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.nd
 
     Args:
         weight: float [channels, inputs].
-        block: inputs a block; the last block may be shorter.
+        block: inputs per block; the last block may be shorter.
     """
     channels, inputs = weight.shape
     blocks = -(-inputs // block)

@@ -51,7 +51,7 @@ def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.nd
     Args:
         weight: float array.
         axis: axis of the channels; None for one scale.
-        levels: level range.
+        levels: allowed levels of the weights.
 
     Returns:
         float32 [channels], or [] if `axis` is None.
@@ -71,7 +71,7 @@ def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: 
         weight: float array.
         scales: float32 [channels] or [].
         axis: axis of the channels; None for one scale.
-        levels: level range.
+        levels: allowed levels of the weights.
     """
     exact = weight.astype(np.float64) / broadcast_along(scales, axis, weight.ndim)
     rounded: np.ndarray = np.clip(np.rint(exact), -levels.outermost, levels.outermost) + levels.middle
@@ -110,7 +110,7 @@ def add_levels(
         weight: float array to quantize, perhaps transposed.
         axis: axis of the channels; None for one scale.
         taken: names in use; the new ones are added.
-        levels: level range.
+        levels: allowed levels of the weights.
         min_scales: float [channels] or [], below which no scale falls; None for no limit.
         scale_dtype: dtype of the scales in the file; float32 if None.
     """

@@ -22,7 +22,7 @@ def pack_levels(levels: np.ndarray, block: int, padding: int = 8) -> np.ndarray:
 
     Args:
         levels: uint8 [channels, inputs] in 0..15.
-        block: inputs a block, even.
+        block: inputs per block, an even number.
         padding: level that fills a short last block.
     """
     channels, inputs = levels.shape

@@ -105,7 +105,7 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
     """Refuse a model that is quantized already, or has weights that are not finite.
 
     Args:
-        model: the model.
+        model: the model to check.
         where: its name in messages.
 
     Raises:

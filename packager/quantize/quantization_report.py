@@ -83,7 +83,7 @@ class QuantizationReport:
         float_bytes: bytes of the float model, external data included.
         origin: origin of the samples (`Samples.origin`).
         outcome: "quantized" (the file was written), "refused" or "inconclusive" (no file was written).
-        reason: one line.
+        reason: the cause of the outcome, in one line.
         method: "static", "dynamic", "weights", "int4", "fp16", "float", or "none" before one was chosen.
         numerics: types that the kernels multiply, activations before weights: "u8u8", "u8s7", "s8s8", "u8s8" or
             "float".

@@ -24,7 +24,7 @@ def check_reference_outputs(reference: Runnable, samples: Samples, model: Path) 
 
     Args:
         reference: session of the float model.
-        samples: inputs.
+        samples: inputs to run the model on.
         model: its path, for messages.
 
     Raises:

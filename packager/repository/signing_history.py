@@ -75,7 +75,7 @@ class SigningHistory:
 
         Args:
             role: name of the role.
-            document: the document.
+            document: the document as it was signed.
         """
         write_file(self._folder / self._identity / f"{role}.json", tuf_documents.serialize(document))
 

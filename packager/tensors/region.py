@@ -24,7 +24,7 @@ class Region:
 
     Attributes:
         offset: bytes from the start of the file.
-        size: bytes.
+        size: size in bytes.
         dtype: name of a type in `bundle.patch.elements`.
         name: unique in most files; pairs the arrays of two versions.
         shape: dimensions; () if unknown.

@@ -135,7 +135,7 @@ class _NearCopy:
     Attributes:
         start: bytes from the start of the target file.
         position: bytes from the start of the base file.
-        size: bytes.
+        size: size in bytes.
     """
 
     start: int

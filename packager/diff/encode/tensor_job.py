@@ -32,7 +32,7 @@ class Segment:
     Attributes:
         target: position in the target.
         base: position in the base of the elements that it is predicted from; None for no prediction.
-        size: bytes.
+        size: size in bytes.
     """
 
     target: BytePosition
@@ -73,7 +73,7 @@ class Tensor:
         kind: the element type.
         target: bits [count].
         base: bits [count], in target order even if the base is transposed; None without a base.
-        count: elements.
+        count: number of elements.
     """
 
     def __init__(self, job: TensorJob) -> None:

@@ -26,7 +26,7 @@ def write_stream(target: BundleDirectory, writer: PatchFrameWriter, progress: Pr
 
     Args:
         target: the bundle that the patch makes.
-        writer: takes the frames.
+        writer: receives the frames.
         progress: called with (target bytes done, target bytes in all).
     """
     total = sum(file.size for file in target.files)
@@ -48,7 +48,7 @@ def write_delta(
     Args:
         base: the base bundle.
         target: the bundle that the patch makes.
-        writer: takes the frames.
+        writer: receives the frames.
         progress: called with (target bytes done, target bytes in all).
     """
     _write_files(base, target, writer, progress, "bsdiff", _write_file_delta)
@@ -62,7 +62,7 @@ def write_dictionary(
     Args:
         base: the base bundle.
         target: the bundle that the patch makes.
-        writer: takes the frames.
+        writer: receives the frames.
         progress: called with (target bytes done, target bytes in all).
     """
     _write_files(base, target, writer, progress, "base", _write_file_with_dictionary)

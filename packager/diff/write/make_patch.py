@@ -49,7 +49,7 @@ def make_patch(
     Args:
         base: None for a full download.
         target: the bundle that the patch makes.
-        out: takes the patch.
+        out: receives the patch.
         codec: "auto"; "typed"; "unfitted", which is "typed" without predictor parameters; "planes", which is "typed"
             for devices without pcodec; "bsdiff4"; "zstd".
         executor: runs the jobs on tensors and files; None runs them in this thread.

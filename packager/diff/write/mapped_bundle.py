@@ -55,7 +55,7 @@ class MappedBundle:
 
         Args:
             address: address of the first byte.
-            size: bytes.
+            size: size in bytes.
         """
         for file in self.directory.files:
             begin = address - self.file_addresses[file.path]

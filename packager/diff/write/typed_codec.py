@@ -37,7 +37,7 @@ def write_typed(
     Args:
         base: None for a full download.
         target: the bundle that the patch makes.
-        writer: takes the frames.
+        writer: receives the frames.
         options: encoder settings, such as the zstd level.
         executor: runs the jobs; None runs them in this thread.
         progress: called with (target bytes done, target bytes in all).

@@ -33,7 +33,7 @@ class NodeRun:
     """One node with its values in one run.
 
     Attributes:
-        node: the node.
+        node: the node that was run.
         inputs: its inputs; None for those left out.
         outputs: its outputs; None for those left out.
         needs_gradient: whether the gradient of each input is used.

@@ -112,8 +112,8 @@ def choose_levels(
         layer: the matrix and its grid.
         h: float32 [inputs, inputs], H.
         target_moment: float32 [inputs, channels], T.
-        energy: E.
-        rate_weight: lambda, in error energy a bit.
+        energy: E, the energy of the layer's output over its sensitivity.
+        rate_weight: lambda, in error energy per bit.
         rows: effective number of rows that `h` and `target_moment` are means of.
         start: int16 [inputs, channels], levels to start from; if None, the base's or the nearest (module docstring).
         channels: float64 [channels], a; all 1 if None.

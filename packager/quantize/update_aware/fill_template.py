@@ -94,10 +94,10 @@ def fill_template(
 
 def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
     """Return the name of the constant that is added to the output of the weight's layer, if any.
-    It has one element a channel.
+    It has one element per channel.
 
     Args:
-        weight: the weight.
+        weight: a quantized weight of the template.
         prepared: the float model.
     """
     node = weight.float_node

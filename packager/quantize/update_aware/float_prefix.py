@@ -37,7 +37,7 @@ class FloatPrefix:
 
     Args:
         prepared: the new float model.
-        samples: inputs.
+        samples: inputs to run the model on.
         folder: directory of the stored values.
     """
 

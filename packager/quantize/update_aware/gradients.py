@@ -99,7 +99,7 @@ class GradientWalk:
         """Yield for each sample the gradients at `known_names`, float32 of the shape of each value.
 
         Args:
-            samples: inputs.
+            samples: inputs to run the model on.
             spreads: spread of each float output, by name (`spreads_of`).
         """
         for _, slopes in self.gradients_with_values(samples, spreads):
@@ -111,7 +111,7 @@ class GradientWalk:
         """Yield for each sample its inner values by name, and the gradients as `gradients` does.
 
         Args:
-            samples: inputs.
+            samples: inputs to run the model on.
             spreads: spread of each float output, by name (`spreads_of`).
         """
         rng = np.random.default_rng(0)
@@ -165,7 +165,7 @@ def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
 
     Args:
         model: a float model.
-        samples: inputs.
+        samples: inputs to run the model on.
     """
     running = open_session_of(model)
     names = [value.name for value in model.graph.output]

@@ -9,7 +9,7 @@ from packager.models.inputs import Sample
 from packager.models.samples import Samples
 from packager.models.sessions import open_session_of, run_session
 
-SENSITIVITY_SAMPLES: Final = 12  # runs a weight, for up to 40 weights; trades time for less noise
+SENSITIVITY_SAMPLES: Final = 12  # runs per weight, for up to 40 weights; trades time for less noise
 EPSILON: Final = 1e-30
 
 

@@ -69,7 +69,7 @@ class RowSelection:
 
 def measure_rows(
     prepared: onnx.ModelProto,
-    everything: list[SharedInput],
+    shared_inputs: list[SharedInput],
     tables: list[QuantizedWeight],
     samples: Samples,
     folder: Path,
@@ -79,7 +79,7 @@ def measure_rows(
 
     Args:
         prepared: the new float model.
-        everything: all layers, in execution order.
+        shared_inputs: all layers, in execution order.
         tables: look-up tables of the top graph.
         samples: calibration samples.
         folder: directory of the row files.
@@ -87,25 +87,25 @@ def measure_rows(
     constants = {tensor.name for tensor in prepared.graph.initializer}
     tables = [table for table in tables if table.float_source and table.float_source not in constants]
     names = sorted(
-        {s.first_weight.float_source or "" for s in everything}
+        {s.first_weight.float_source or "" for s in shared_inputs}
         | {table.float_source or "" for table in tables}
-        | {s.added_value for s in everything if s.added_value}
+        | {s.added_value for s in shared_inputs if s.added_value}
     )
     running = open_watching_session(prepared, names, ONE_THREAD_SETTINGS)
-    limit = max_rows_per_sample(samples, everything)
-    found = RowSelection({s.node_number: [] for s in everything}, {s.node_number: [] for s in everything}, {})
-    found.local = {s.node_number: [] for s in everything}
+    limit = max_rows_per_sample(samples, shared_inputs)
+    found = RowSelection({s.node_number: [] for s in shared_inputs}, {s.node_number: [] for s in shared_inputs}, {})
+    found.local = {s.node_number: [] for s in shared_inputs}
     local_limit = -(-LOCAL_ROWS // max(1, len(samples)))
-    matrices = {s.node_number: _exact_matrices(s) for s in everything if s.is_projected}
+    matrices = {s.node_number: _exact_matrices(s) for s in shared_inputs if s.is_projected}
     with ExitStack() as open_files:
-        streams = {s.node_number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
-        inputs = {s.node_number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
-        slopes_ahead = prefetch(layer_gradients(prepared, everything, tables, samples))
+        streams = {s.node_number: open_files.enter_context(s.path(folder).open("wb")) for s in shared_inputs}
+        inputs = {s.node_number: open_files.enter_context(s.local_path(folder).open("wb")) for s in shared_inputs}
+        slopes_ahead = prefetch(layer_gradients(prepared, shared_inputs, tables, samples))
         values_ahead = ordered_map(lambda sample: values_at(running, sample, names), samples)
         for values, slopes in zip(values_ahead, slopes_ahead, strict=True):
             for table in tables:
                 _count_lookups(table, values[table.float_source or ""], slopes, found)
-            for shared in everything:
+            for shared in shared_inputs:
                 source = values[shared.first_weight.float_source or ""]
                 weights = _row_weights(shared, source, slopes, found.channels)
                 positions = (
@@ -138,7 +138,7 @@ def measure_rows(
 
 
 def layer_gradients(
-    prepared: onnx.ModelProto, everything: list[SharedInput], tables: list[QuantizedWeight], samples: Samples
+    prepared: onnx.ModelProto, shared_inputs: list[SharedInput], tables: list[QuantizedWeight], samples: Samples
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield for each sample the gradients at the outputs of the layers, by value name.
 
@@ -146,14 +146,14 @@ def layer_gradients(
 
     Args:
         prepared: the new float model.
-        everything: all layers.
+        shared_inputs: all layers of the model.
         tables: look-up tables.
         samples: calibration samples.
 
     Returns:
         float32 arrays, each of the shape of its value.
     """
-    layers = [weight for shared in everything for weight in shared.weights if weight.kind != "recurrent"]
+    layers = [weight for shared in shared_inputs for weight in shared.weights if weight.kind != "recurrent"]
     gradients = GradientWalk(prepared, frozenset(weight.float_node.output[0] for weight in (*layers, *tables)))
     spreads = spreads_of(prepared, samples)
     if not gradients.known_names or not any(spread > 0 for spread in spreads.values()):
@@ -273,14 +273,14 @@ def _map_rows(shared: SharedInput, path: Path, width: int) -> list[np.ndarray]:
     return np.split(np.memmap(path, np.float32, "r").reshape(-1, width * groups), groups, axis=1)
 
 
-def max_rows_per_sample(samples: Samples, everything: list[SharedInput]) -> int:
+def max_rows_per_sample(samples: Samples, shared_inputs: list[SharedInput]) -> int:
     """Return how many rows of a layer one sample may give, so that MAX_ROWS and MAX_STORED_BYTES hold.
 
     Args:
         samples: calibration samples.
-        everything: all layers.
+        shared_inputs: all layers of the model.
     """
-    floats = sum(shared.width * shape_of(shared.first_weight)[1] for shared in everything)
+    floats = sum(shared.width * shape_of(shared.first_weight)[1] for shared in shared_inputs)
     rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
     return max(1, rows // max(1, len(samples)))
 

@@ -189,10 +189,10 @@ class Solver:
     def __post_init__(self) -> None:
         watched = [grid.weight for grid in self.grids if grid.weight.source is not None and _has_rows(grid)]
         self.execution_order = execution_order(self.prepared, watched)
-        everything = [shared for stage in self.execution_order for shared in stage]
+        all_inputs = [shared for stage in self.execution_order for shared in stage]
         tables = [g.weight for g in self.grids if g.weight.kind == "table" and g.weight.graph == 0]
-        self.rows = measure_rows(self.prepared, everything, tables, self.samples, self.folder)
-        self.sensitivity = self._measure_sensitivity(everything)
+        self.rows = measure_rows(self.prepared, all_inputs, tables, self.samples, self.folder)
+        self.sensitivity = self._measure_sensitivity(all_inputs)
 
     def nearest(self) -> UpdateChoice:
         """Return the choice that rounds every weight to nearest, without joint choice: rate weight 0."""
@@ -203,7 +203,7 @@ class Solver:
         """Choose the levels of every weight at one rate weight, layer by layer in execution order.
 
         Args:
-            rate_weight: lambda, in relative error energy of the model's outputs a bit.
+            rate_weight: lambda, in relative error energy of the model's outputs per bit.
             start: an earlier solution at another rate weight, from whose levels coordinate descent starts.
         """
         by_key = {grid.key: grid for grid in self.grids}
@@ -305,11 +305,11 @@ class Solver:
         rows = (counts / counts.sum()).reshape(-1, *[1] * (grid.values.ndim - 1))
         return np.asarray(rows * shares)
 
-    def _measure_sensitivity(self, everything: list[SharedInput]) -> dict[Key, float]:
+    def _measure_sensitivity(self, all_inputs: list[SharedInput]) -> dict[Key, float]:
         """Return S for each weight: error of the outputs over error of the layer.
         Both are measured with the base's weight in the float model.
         """
-        shared_inputs = {(w.graph, w.levels.name): shared for shared in everything for w in shared.weights}
+        shared_inputs = {(w.graph, w.levels.name): shared for shared in all_inputs for w in shared.weights}
         probed = [
             g
             for g in self.grids

@@ -90,7 +90,7 @@ def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
     """Check that the listed bases were released.
 
     Args:
-        plan: the release file.
+        plan: contents of the release file.
         releases: the family's releases.
 
     Raises:
