@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# tests wait for processes a fifth of their time
+TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
 .PHONY: demo test test-fast check docs bench torture clean
 .DELETE_ON_ERROR:
@@ -10,11 +12,11 @@ demo: $(VENV)/.installed-packager
 	$(BIN)/packager demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 # no daemons, no quantized models: while editing
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not process and not slow"
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not process and not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The verifier: checks signatures of metadata and decides which release is trusted (bundle.trust.check).
+"""The verifier: checks metadata signatures and decides which release is trusted (bundle.trust.check).
 
 It is the only process that loads tuf and the only writer of the trust state; it has no network and no secret. It
 requests files by URL from the supervisor, which lets the fetcher download them.

@@ -38,7 +38,7 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
     assert healed["download_bytes"] == healed["patch_bytes"] < healed["full_download_bytes"], "only what is needed"
     assert infer(device)["model_version"] == "1.1.0"
     status = device.call("status")
-    assert (status["degraded"], status["damaged"], status["active"]["release"]) == (False, [], "1.1.0")
+    assert (status["degraded"], status["damaged_bundles"], status["active"]["release"]) == (False, [], "1.1.0")
 
 
 def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, DeviceUnderTest]) -> None:
