@@ -129,7 +129,7 @@ def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 1
 
 
 def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list[Recipe]:
-    """Return recipes that were seen to run, first found first.
+    """Return recipes on which the model ran, in the order in which they were found.
 
     Args:
         model: an ONNX file.
@@ -325,7 +325,7 @@ def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng
 
 
 def _search_in_child(model: str, skip: int) -> None:
-    """Try recipes and print one JSON object a line: "trying" before each attempt, then "error" or "found"."""
+    """Try recipes; print JSON objects, one per line: "trying" before each, then "error" or "found"."""
     limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -117,7 +117,7 @@ class NpzSource:
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """Samples of a folder, one file a sample."""
+    """Samples of a folder, one file per sample."""
 
     paths: tuple[Path, ...]
     interface: ModelInterface

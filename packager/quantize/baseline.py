@@ -19,7 +19,7 @@ BASELINE_METHODS: tuple[Method, ...] = ("static", "dynamic")
 
 
 def baseline_error(model: Path, samples: Samples, thresholds: Thresholds) -> float | None:
-    """Return the relative RMS of the worst output of `model`, quantized plainly.
+    """Return the relative RMS of the worst output of `model` after plain quantization.
 
     Half of the samples calibrate; all are judged, as the model in question is judged on all.
 

@@ -274,7 +274,7 @@ def _drop_reasons(draft: Draft) -> dict[str, str]:
 
 
 def _variant_row(draft: Draft, variant: QuantizedVariant) -> dict[str, object]:
-    """Return what `--json` prints about a variant; values of steps that did not run are None."""
+    """Return the row that `--json` prints for a variant; values of steps that did not run are None."""
     checks, assembled = draft.checks.get(variant.name), draft.assembled.get(variant.name)
     encrypted = draft.encrypted.get(variant.name)
     patches: list[dict[str, object]] = []

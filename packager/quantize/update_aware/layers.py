@@ -44,7 +44,7 @@ class SharedInput:
 
     @property
     def is_projected(self) -> bool:
-        """True if outputs are stored and aimed at, False if inputs are: whichever is narrower."""
+        """True if outputs are stored as targets, False if inputs are: the narrower of the two."""
         return bool(self.added_value) or sum(map(channels_of, self.weights)) <= shape_of(self.first_weight)[0]
 
     @property
@@ -54,7 +54,7 @@ class SharedInput:
 
     def path(self, folder: Path) -> Path:
         """Return the file of the targets of all rows, groups side by side.
-        One file a group would be too many open files.
+        One file per group would be too many open files.
         """
         return folder / f"{self.node_number}.rows"
 
@@ -84,7 +84,7 @@ def execution_order(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -
 
 
 def rows_of(activation: np.ndarray, weight: QuantizedWeight, positions: np.ndarray) -> list[np.ndarray]:
-    """Return what `weight` multiplies at some positions, float32 [positions, inputs] for each group.
+    """Return the rows that `weight` multiplies, float32 [positions, inputs] for each group.
 
     Args:
         activation: value of the layer's input; [..., inputs], or [batch, channels, height, ...] for a Conv.
