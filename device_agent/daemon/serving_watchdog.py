@@ -134,7 +134,7 @@ class ServingWatchdog:
         After MAX_FAST_RESTARTS crashes in a row nothing is started; `next_restart_at` says when to retry.
 
         Args:
-            generation: number of the crashed generation; if another one serves by now, nothing is done.
+            generation: number of the crashed generation; if another one serves already, nothing is done.
 
         Raises:
             JournalUnreadable: the journal cannot be written.

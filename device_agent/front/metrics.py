@@ -39,7 +39,7 @@ class ProcessMeters:
 
         Args:
             labels: the process's labels, as in the text format.
-            meter: owned from here on.
+            meter: the meter; this object closes it later.
         """
         self.delete_meter(labels)
         self.processes[labels] = meter

@@ -195,7 +195,7 @@ def _judge_bundle(
 def compare_with_baseline(
     report: ProbeReport, health: Health, baseline: ProbeBaseline | None, *, cpu_share: float = 1.0
 ) -> ProbeReport:
-    """Apply rule 4 to a report that passed so far.
+    """Compare the measurements of a candidate that passed so far with the running model's (rule 4).
 
     Args:
         report: measurements of the candidate.

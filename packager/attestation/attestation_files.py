@@ -18,14 +18,14 @@ from securesystemslib.exceptions import FormatError, VerificationError
 from securesystemslib.signer import Key, Signer
 
 from bundle.manifest import Manifest
-from packager.attestation.bill_of_materials import make_bill_of_materials
+from packager.attestation.bill_of_materials import create_bill_of_materials
 from packager.attestation.build_record import BuildRecord
 from packager.attestation.provenance import (
     DEFAULT_BUILDER,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
     check_statement,
-    make_statement,
+    create_statement,
     subjects_of,
 )
 from packager.errors import AttestationRefused, FileNotFound
@@ -85,9 +85,9 @@ def write_attestations(
         ExtraMissing: the extra `provenance` is not installed.
         TokenUnavailable, WrongPin, KeyServiceUnavailable: a key cannot sign.
     """
-    bill = make_bill_of_materials(manifest, record)
+    bill = create_bill_of_materials(manifest, record)
     statements = [
-        make_statement(manifest, record, builder),
+        create_statement(manifest, record, builder),
         {
             "_type": STATEMENT_TYPE,
             "subject": subjects_of(manifest),

@@ -18,7 +18,7 @@ from packager.errors import ExtraMissing
 SERIAL_NAMESPACE: Final = uuid.UUID("6f1f2c1e-6c6b-5d53-9c0c-6f2b8f3d8a11")  # random, used for nothing else
 
 
-def make_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]:
+def create_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]:
     """Return the bill of materials of a release as JSON values.
 
     Args:

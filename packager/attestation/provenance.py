@@ -25,7 +25,7 @@ INSTALL_HINT: Final = "install it with `pip install 'airweights[provenance]'`"
 DEFAULT_BUILDER: Final = "urn:airweights:packager"
 
 
-def make_statement(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT_BUILDER) -> dict[str, Any]:
+def create_statement(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT_BUILDER) -> dict[str, Any]:
     """Return the provenance statement of a release, checked.
 
     Args:

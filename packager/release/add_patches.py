@@ -92,7 +92,7 @@ def add_patches(
             variant = manifest.variant(name)
             assert variant is not None
             patcher = _VariantPatcher(workspace, manifest, name, variant, folder, reporter, executor)
-            found = patcher.make_patches(starts)
+            found = patcher.create_patches(starts)
             if not found:
                 continue
             entries = variant.patches + tuple(patch.entry for patch, _ in found)
@@ -121,7 +121,7 @@ class _VariantPatcher:
     reporter: Reporter
     executor: "Executor | None"
 
-    def make_patches(self, bases: Sequence[Manifest]) -> list[tuple[AddedPatch, Path]]:
+    def create_patches(self, bases: Sequence[Manifest]) -> list[tuple[AddedPatch, Path]]:
         """Return the new patches, each with the path of its blob."""
         known = {patch.base for patch in self.variant.patches} | {self.variant.digest}
         limit = min((patch.plain_size for patch in self.variant.patches if patch.base is None), default=None)

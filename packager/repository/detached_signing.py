@@ -45,9 +45,9 @@ from packager.repository.signing_history import SigningHistory
 from packager.repository.signing_request import (
     RoleSignature,
     SigningRequest,
+    create_request,
+    create_signature_file,
     first_root_of,
-    make_request,
-    make_signature_file,
     parse_signatures,
     repository_identity_of,
 )
@@ -88,7 +88,7 @@ def prepare_request(layout: RepositoryLayout, now_s: int) -> SigningRequest:
             raise NothingStaged("nothing is staged", hint="stage a release, a rollout or a key change first")
         staging.prepare(published, now_s)
         staging.save()
-        return make_request(published, staging)
+        return create_request(published, staging)
 
 
 def request_summary(request: SigningRequest, now_s: int) -> tuple[str, ...]:
@@ -194,7 +194,7 @@ def sign_request(request: SigningRequest, review: SigningReview, signers: Sequen
     for role in review.roles:
         signed_before.record_document(role, request.new_documents[role])
     signed_before.record_keys(used)
-    return make_signature_file(request.repository_identity, signatures)
+    return create_signature_file(request.repository_identity, signatures)
 
 
 def add_signatures(

@@ -98,7 +98,7 @@ class RoleSignature:
     signature: Signature
 
 
-def make_request(published: PublishedDocuments, staging: Staging) -> SigningRequest:
+def create_request(published: PublishedDocuments, staging: Staging) -> SigningRequest:
     """Create the request for the staged documents.
 
     Args:
@@ -179,7 +179,7 @@ def parse_request(data: bytes) -> SigningRequest:
     return out
 
 
-def make_signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
+def create_signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
     """Return the content of a signature file.
 
     Args:
