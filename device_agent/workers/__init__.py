@@ -5,6 +5,7 @@ sealed bundle (a bundle encrypted under the device's storage key).
 
 Reading order:
     worker_pool       the supervisor's client: check, fetch, patch, unseal
+    worker_processes  its processes: started at their first call, each in its jail
     verifier          reads signed metadata; fetcher: downloads; patcher: decrypts, patches, seals
     key_opener        opens keys in a TPM or token; the only worker that talks to it
     probe             tries a candidate; model_process: serves a model

@@ -1,7 +1,7 @@
 """The supervisor's client of its short-lived workers: check, fetch, patch, unseal, TPM counter.
 
 Rules:
-- A worker is started at its first call and stopped when the pool is closed: none runs between two updates.
+- The processes are those of worker_processes: started at the first call, stopped when the pool is closed.
 - Each worker gets only what it needs: the fetcher the network and two descriptors, the verifier the directory of the
   trust state, the patcher descriptors of keys, blob and bundles. The supervisor reads none of their contents.
 - Downloads and patches need a `VerifiedRelease` or a patch path made from one.
@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bundle.acceptance import VerifiedRelease
@@ -23,18 +22,18 @@ from bundle.files import BundleDigest
 from bundle.repository_paths import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
 from device_agent.config.config import Config
-from device_agent.errors import AgentStopping, EnvelopeMissing, StoreDamaged, WorkerCrashed, WorkerTimeout
+from device_agent.errors import AgentStopping, EnvelopeMissing, StoreDamaged
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
-from device_agent.process.jail import JailPolicy
-from device_agent.process.worker_process import WorkerProcess, parse_reply
+from device_agent.process.worker_process import parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
 from device_agent.workers.adapter_check import with_adapter
+from device_agent.workers.worker_processes import WorkerProcesses
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +46,6 @@ KEY_OPENER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a comma
 MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
 SERVED_FILE_ROLES: Final = ("model", "external-data", "golden")
-# files that the name resolver reads: the configuration of glibc and its modules
-NETWORK_FILES: Final = (
-    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
-    *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
-)
-
 OnProgress = Callable[[int, int], None]
 T = TypeVar("T")
 
@@ -83,9 +76,8 @@ class WorkerPool:
     def __init__(
         self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
     ) -> None:
-        self._config, self._device, self._store, self._on_idle = config, device, store, on_idle
-        self._workers: dict[str, WorkerProcess] = {}
-        self._is_interrupted = False
+        self._config, self._device, self._store = config, device, store
+        self._processes = WorkerProcesses(config, device.trust_directory, on_idle)
         self._mirrors = [config.repository_url, *config.mirrors]
 
     def __enter__(self) -> "WorkerPool":
@@ -96,14 +88,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """Stop all worker processes."""
-        while self._workers:
-            self._workers.popitem()[1].stop()
+        self._processes.close()
 
     def interrupt(self) -> None:
         """Kill all workers, from another thread: the running call and all later calls raise AgentStopping."""
-        self._is_interrupted = True
-        for process in list(self._workers.values()):
-            process.kill()
+        self._processes.interrupt()
 
     def check_channel(self, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> VerifiedRelease:
         """Return the verified release that the channel runs now.
@@ -399,64 +388,13 @@ class WorkerPool:
     def _call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
     ) -> Message:
-        process = self._workers.get(worker)
-        if self._is_interrupted:
-            raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
-        if process is None:
-            environment = self._worker_environment(worker)
-            process = self._workers[worker] = WorkerProcess.start(
-                f"device_agent.workers.{worker}", self._worker_jail(worker), environment=environment
-            )
-        try:
-            return process.call(operation, request, fds, on_idle=self._on_idle, **options)
-        except (WorkerCrashed, WorkerTimeout):
-            if self._workers.get(worker) is process:
-                self._workers.pop(worker).stop()
-            if self._is_interrupted:
-                raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None
-            raise
-
-    def _worker_environment(self, worker: str) -> dict[str, str]:
-        # the library of a token reads environment variables of its own, which are not known here
-        return {**os.environ, "AIRWEIGHTS_KEY_STORAGE": self._config.key_storage} if worker == "key_opener" else {}
-
-    def _worker_jail(self, worker: str) -> JailPolicy:
-        allow = self._config.allow_unjailed
-        if worker == "key_opener":
-            return key_opener_jail(self._config.key_storage, allow_unjailed=allow)
-        if worker == "verifier":
-            return JailPolicy(write=(str(self._device.trust_directory),), own_user=False, allow_unjailed=allow)
-        if worker == "patcher":
-            return JailPolicy(lock_memory=True, allow_unjailed=allow)
-        if self._config.repository_url.startswith("file:"):
-            from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
-
-            # own_user=False: the files of a removable disk can belong to any user
-            folder = str(Path(unquote(urlsplit(self._config.repository_url).path)))
-            return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
-        return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
+        return self._processes.call(worker, operation, request, fds, **options)
 
 
 class _OwnedFds(ExitStack):
     def own(self, fd: int) -> int:
         self.callback(os.close, fd)
         return fd
-
-
-def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
-    """Return the jail of the key opener, which depends on the key storage.
-
-    Args:
-        key_storage: setting of the configuration, such as "tpm:device:/dev/tpmrm0".
-        allow_unjailed: run without a jail if the kernel offers none.
-    """
-    if key_storage.startswith("pkcs11:"):
-        return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
-    if key_storage.startswith("tpm:device:"):
-        return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
-    # every command opens a new connection to a resource manager or simulator
-    sockets = "inet" if "host=" in key_storage or "port=" in key_storage else "unix"
-    return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
 
 
 def _known_releases(family: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> dict[str, Any]:

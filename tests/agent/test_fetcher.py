@@ -12,7 +12,7 @@ from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
 from device_agent.errors import WorkerTimeout
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
-from device_agent.workers.worker_pool import NETWORK_FILES
+from device_agent.workers.worker_processes import NETWORK_FILES
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site, serve_folder
 

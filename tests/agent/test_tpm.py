@@ -17,7 +17,7 @@ from device_agent.identity.provision import initialize_device, move_keys_to_conf
 from device_agent.identity.tpm import Tpm
 from device_agent.policy.attempt import Outcome
 from device_agent.process.worker_process import WorkerProcess
-from device_agent.workers.worker_pool import key_opener_jail
+from device_agent.workers.worker_processes import key_opener_jail
 from tests.support.faulty_http_server import serve_folder
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 from tests.support.swtpm import count_transient_handles, extend_pcr, needs_swtpm, run_tpm, undefine_counter

@@ -1,0 +1,132 @@
+"""The processes of a worker pool: started at their first call, each in the jail of its task.
+
+Rules:
+- A worker is started at its first call and stopped when the processes are closed: none runs between two updates.
+- A worker that crashed or exceeded its deadline is stopped; the next call starts a new one.
+- `interrupt` can be called from any thread; everything else belongs to one thread.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from device_agent.config.config import Config
+from device_agent.errors import AgentStopping, WorkerCrashed, WorkerTimeout
+from device_agent.process.channel import Message
+from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess
+
+# files that the name resolver reads: the configuration of glibc and its modules
+NETWORK_FILES: Final = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
+    *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
+)
+
+
+class WorkerProcesses:
+    """The running workers of one family's update, by name.
+
+    Args:
+        config: configuration of the family.
+        trust_directory: the only directory that the verifier may write to.
+        on_idle: called repeatedly while a worker runs, to handle messages that cannot wait for it.
+    """
+
+    def __init__(self, config: Config, trust_directory: Path, on_idle: Callable[[], None] | None) -> None:
+        self._config, self._trust_directory, self._on_idle = config, trust_directory, on_idle
+        self._workers: dict[str, WorkerProcess] = {}
+        self._is_interrupted = False
+
+    def close(self) -> None:
+        """Stop all worker processes."""
+        while self._workers:
+            self._workers.popitem()[1].stop()
+
+    def interrupt(self) -> None:
+        """Kill all workers, from any thread: the running call and all later calls raise AgentStopping."""
+        self._is_interrupted = True
+        for process in list(self._workers.values()):
+            process.kill()
+
+    def call(
+        self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
+    ) -> Message:
+        """Call an operation of a worker, which is started if it does not run; return its reply.
+
+        Args:
+            worker: name of its module in device_agent.workers.
+            operation: name of the operation.
+            request: fields of the request.
+            fds: descriptors that the worker receives duplicates of.
+            options: deadline and callbacks, as of WorkerProcess.call.
+
+        Raises:
+            AgentStopping: `interrupt` was called.
+            WorkerCrashed: the worker ended before it replied.
+            WorkerTimeout: the worker exceeded its deadline.
+            AirweightsError: the error that the worker replied with.
+        """
+        process = self._workers.get(worker)
+        if self._is_interrupted:
+            raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
+        if process is None:
+            environment = _environment_of(worker, self._config)
+            process = self._workers[worker] = WorkerProcess.start(
+                f"device_agent.workers.{worker}",
+                jail_of(worker, self._config, self._trust_directory),
+                environment=environment,
+            )
+        try:
+            return process.call(operation, request, fds, on_idle=self._on_idle, **options)
+        except (WorkerCrashed, WorkerTimeout):
+            if self._workers.get(worker) is process:
+                self._workers.pop(worker).stop()
+            if self._is_interrupted:
+                raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None
+            raise
+
+
+def jail_of(worker: str, config: Config, trust_directory: Path) -> JailPolicy:
+    """Return the jail of a worker: the least that its task needs.
+
+    Args:
+        worker: name of its module in device_agent.workers.
+        config: configuration of the family; the repository and the key storage decide what is reachable.
+        trust_directory: the only directory that the verifier may write to.
+    """
+    allow = config.allow_unjailed
+    if worker == "key_opener":
+        return key_opener_jail(config.key_storage, allow_unjailed=allow)
+    if worker == "verifier":
+        return JailPolicy(write=(str(trust_directory),), own_user=False, allow_unjailed=allow)
+    if worker == "patcher":
+        return JailPolicy(lock_memory=True, allow_unjailed=allow)
+    if config.repository_url.startswith("file:"):
+        from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
+
+        # own_user=False: the files of a removable disk can belong to any user
+        folder = str(Path(unquote(urlsplit(config.repository_url).path)))
+        return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
+    return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
+
+
+def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
+    """Return the jail of the key opener, which depends on the key storage.
+
+    Args:
+        key_storage: setting of the configuration, such as "tpm:device:/dev/tpmrm0".
+        allow_unjailed: run without a jail if the kernel offers none.
+    """
+    if key_storage.startswith("pkcs11:"):
+        return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
+    if key_storage.startswith("tpm:device:"):
+        return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
+    # every command opens a new connection to a resource manager or simulator
+    sockets = "inet" if "host=" in key_storage or "port=" in key_storage else "unix"
+    return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
+
+
+def _environment_of(worker: str, config: Config) -> dict[str, str]:
+    # the library of a token reads environment variables of its own, which are not known here
+    return {**os.environ, "AIRWEIGHTS_KEY_STORAGE": config.key_storage} if worker == "key_opener" else {}
