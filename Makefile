@@ -30,6 +30,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
 torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --all-cases -m enumeration
 	$(BIN)/python -m torture --write-docs
 	$(BIN)/python -m torture.fuzz_patch --runs 200000
 

@@ -1,5 +1,9 @@
 """Markers by folder: `process` starts daemons or workers, `slow` takes long; `make test-fast` runs neither.
 
+Enumerations: of a test that tries many similar cases, `make test` runs a few, spread evenly (SAMPLED_CASES). `make
+torture`
+runs them all (`--all-cases -m enumeration`).
+
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
 """
@@ -36,12 +40,58 @@ FILE_SECONDS = {
     "test_two_publishers": 16,
 }
 
+# test function → the number of its cases that `make test` runs; the others differ only in the value that they try
+SAMPLED_CASES = {
+    "test_killed_in": 4,
+    "test_killed_again_and_again_in_the_same_trial_refuses_the_release": 1,
+    "test_swaps_of_any_kind_of_model_fail_no_request": 1,
+    "test_loading_without_end_is_cut_off": 1,
+    "test_a_run_that_asks_for_what_can_not_be_had_fails": 2,
+    "test_a_model_that_does_not_end_is_killed_at_the_deadline": 1,
+    "test_single_bytes_edited_in_a_model_cost_what_generic_tools_take": 1,
+    "test_model_becomes_smaller_and_passes_the_gate": 4,
+    "test_every_write_may_fail": 1,
+    "test_models_with_weights_have_both_variants": 2,
+    "test_other_networks_are_updated_by_the_same_method": 1,
+    "test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room": 1,
+    "test_two_of_three_mirrors_lie": 2,
+    "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
+}
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cases", action="store_true", help="Run every case of every enumeration.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _mark(items)
+    if not config.getoption("--all-cases"):
+        left_out = _cases_left_out(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+    items.sort(key=lambda item: -FILE_SECONDS.get(Path(item.path).stem, 0))  # stable: files stay together
+
+
+def _cases_left_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return the cases of enumerations that are not in the sample."""
+    left_out: set[pytest.Item] = set()
+    for name, count in SAMPLED_CASES.items():
+        cases = [item for item in items if _function_name(item) == name]
+        kept = {cases[index * len(cases) // count] for index in range(count)} if len(cases) > count else set(cases)
+        left_out |= set(cases) - kept
+    return left_out
+
+
+def _function_name(item: pytest.Item) -> str:
+    return getattr(item, "originalname", None) or item.name
+
+
+def _mark(items: list[pytest.Item]) -> None:
     for item in items:
+        if _function_name(item) in SAMPLED_CASES:
+            item.add_marker(pytest.mark.enumeration)
         folder = Path(item.path).parent.name
         if folder in PROCESS_FOLDERS:
             item.add_marker(pytest.mark.process)
         if folder in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: -FILE_SECONDS.get(Path(item.path).stem, 0))  # stable: files stay together

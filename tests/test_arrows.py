@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,13 @@ def _modules(package: str) -> list[Path]:
     return sorted(path for path in (ROOT / package).rglob("*.py"))
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports, anywhere in it except under TYPE_CHECKING."""
+@cache
+def imported_names(path: Path) -> tuple[str, ...]:
+    """Return the dotted names that a file imports, anywhere in it except under TYPE_CHECKING."""
+    return tuple(_imported_names(path))
+
+
+def _imported_names(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(child)

@@ -10,21 +10,21 @@ from torture.__main__ import ROWS
 from torture.case import Site
 from torture.fixtures import make_site
 
-DEFAULT_POINTS = 5  # of a row without a number below
+DEFAULT_POINTS = 4  # of a row without a number below
 SAMPLE = {
-    "killed-commit": 16,
-    "killed-rollback": 10,
+    "killed-commit": 8,
+    "killed-rollback": 6,
     "supervisor-killed-commit": 4,
     "supervisor-killed-rollback": 2,
-    "worker-killed-commit": 6,
+    "worker-killed-commit": 3,
     "worker-killed-rollback": 2,
-    "error-once": 14,
-    "error-permanent": 10,
+    "error-once": 8,
+    "error-permanent": 5,
     "power-cut-flushed": 6,
     "power-cut": 4,
     "full-disk": 6,
     "bit-rot": 12,
-    "network": 24,
+    "network": 12,
     "fuzz-patch": 300,
 }
 
