@@ -18,6 +18,7 @@ SLOW_FOLDERS = frozenset({"quantize", "benchmarks", "demo"})
 # seconds on two cores, about, of the files that take more than fifteen
 FILE_SECONDS = {
     "test_families": 75,
+    "test_tuf_js": 60,
     "test_killed_in_every_state": 60,
     "test_update": 57,
     "test_torture_sample": 55,
