@@ -14,6 +14,14 @@ import pytest
 
 PROCESS_FOLDERS = frozenset({"agent", "runtime", "demo"})
 SLOW_FOLDERS = frozenset({"quantize", "benchmarks", "demo"})
+# files outside of these folders that take more than ten seconds
+SLOW_FILES = frozenset(
+    {
+        *("test_getting_started", "test_release", "test_release_faults", "test_release_command", "test_agent_schemas"),
+        *("test_models_of_strangers", "test_two_publishers", "test_playbook", "test_ceremony", "test_no_leaks"),
+        *("test_typed", "test_edits", "test_benchmark", "test_tuf_js"),
+    }
+)
 
 # seconds on two cores, about, of the files that take more than fifteen
 FILE_SECONDS = {
@@ -94,5 +102,5 @@ def _mark(items: list[pytest.Item]) -> None:
         folder = Path(item.path).parent.name
         if folder in PROCESS_FOLDERS:
             item.add_marker(pytest.mark.process)
-        if folder in SLOW_FOLDERS:
+        if folder in SLOW_FOLDERS or Path(item.path).stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
