@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 
 # no daemons, no quantized models: while editing
 test-fast: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not process and not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not process and not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

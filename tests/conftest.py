@@ -14,12 +14,13 @@ import pytest
 
 PROCESS_FOLDERS = frozenset({"agent", "runtime", "demo"})
 SLOW_FOLDERS = frozenset({"quantize", "benchmarks", "demo"})
-# files outside of these folders that take more than ten seconds
+# files outside of these folders that take more than eight seconds
 SLOW_FILES = frozenset(
     {
         *("test_getting_started", "test_release", "test_release_faults", "test_release_command", "test_agent_schemas"),
         *("test_models_of_strangers", "test_two_publishers", "test_playbook", "test_ceremony", "test_no_leaks"),
-        *("test_typed", "test_edits", "test_benchmark", "test_tuf_js"),
+        *("test_typed", "test_edits", "test_rows", "test_benchmark", "test_tuf_js", "test_commands", "test_bad_input"),
+        *("test_batch", "test_damage", "test_named_attacks"),
     }
 )
 
