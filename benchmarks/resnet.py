@@ -77,7 +77,7 @@ def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
 
     torch.set_num_threads(1)  # a fixed order of sums, on every machine
     torch.manual_seed(seed)
-    network = _build_network()
+    network = build_network()
     pictures, labels = (torch.from_numpy(a) for a in draw_images(IMAGES, seed))
     test_images, test_labels = (torch.from_numpy(a) for a in draw_images(500, seed + 1000))
     optimizer = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -96,11 +96,11 @@ def train(epochs: int, keep: tuple[int, ...], seed: int) -> list[Checkpoint]:
             network.eval()
             with torch.no_grad():
                 right = float((network(test_images).argmax(1) == test_labels).float().mean())
-            checkpoints.append(Checkpoint(epoch, _fold_normalization(copy.deepcopy(network)), right))
+            checkpoints.append(Checkpoint(epoch, fold_normalization(copy.deepcopy(network)), right))
     return checkpoints
 
 
-def _build_network() -> Any:
+def build_network() -> Any:
     import torch
     from torch import nn
 
@@ -144,7 +144,7 @@ def _first_block_flags() -> tuple[bool, ...]:
     return (True, *[False] * (BLOCKS - 1))
 
 
-def _fold_normalization(network: Any) -> Weights:
+def fold_normalization(network: Any) -> Weights:
     """Return weights and biases by module name, each BatchNorm folded into the convolution before it."""
     state = {name: tensor.detach().double().numpy() for name, tensor in network.state_dict().items()}
     out: Weights = {}

@@ -8,15 +8,14 @@ Rules:
 4. The daemon's process loads only the standard library and our pure modules.
 """
 
-import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.support.imports import imported_names
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("bundle", "keys", "packager", "device_agent", "airweights")
@@ -59,30 +58,6 @@ HEAVY = (
 
 def _modules(package: str) -> list[Path]:
     return sorted(path for path in (ROOT / package).rglob("*.py"))
-
-
-@cache
-def imported_names(path: Path) -> tuple[str, ...]:
-    """Return the dotted names that a file imports, anywhere in it except under TYPE_CHECKING."""
-    return tuple(_imported_names(path))
-
-
-def _imported_names(path: Path) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

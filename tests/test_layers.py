@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_arrows import imported_names
+from tests.support.imports import imported_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,3 +147,13 @@ def _circles(graph: dict[str, set[str]], start: str) -> Iterator[str]:
             if target not in seen:
                 seen.add(target)
                 queue.append((target, (*path, target)))
+
+
+def test_test_modules_import_helpers_from_support_and_vectors_only() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in imported_names(path)
+        if name.startswith("tests.") and not name.startswith(("tests.support.", "tests.vectors."))
+    ]
+    assert not wrong

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, RollbackRefused
+from tests.support.file_damage import DAMAGES, damage_file
 from tests.support.metadata_publisher import FAMILY, CheckClient, build_publisher, create_client
-from tests.trust.test_damage import DAMAGES, damage_file
 from torture.fault_classes import Row
 
 CACHED: Final = ("root_history/1.root", "timestamp", "snapshot", "targets", f"release-{FAMILY}")

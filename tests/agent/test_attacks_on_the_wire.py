@@ -8,9 +8,9 @@ from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.workers import fetcher
-from tests.agent.test_plaintext import contains_any, distinctive_windows
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site
+from tests.support.plaintext_search import contains_any, distinctive_windows
 from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
 from torture.in_process import InProcessWorkerPool
 

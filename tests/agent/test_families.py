@@ -21,8 +21,8 @@ from bundle.trust.trust_state import TrustStateStore
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
 from device_agent.storage.bundle_store import BundleStore
-from tests.agent.test_notify import _list_workers
 from tests.support import faulty_http_server
+from tests.support.daemon_workers import list_worker_pids
 from tests.support.endpoint_client import get, infer
 from tests.support.faulty_http_server import Site, serve_folder
 from tests.support.json_schemas import check_schema
@@ -210,7 +210,7 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUn
     before = _model_process_pid(device, OTHER)
     os.kill(before, signal.SIGKILL)
     assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
-    for pid in _list_workers(device):
+    for pid in list_worker_pids(device):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGKILL)
@@ -416,7 +416,7 @@ def _model_process_pid(device: DeviceUnderTest, family: str) -> int:
 def _count_model_processes(device: DeviceUnderTest) -> int:
     """Return the number of the daemon's model processes."""
     count = 0
-    for pid in _list_workers(device):
+    for pid in list_worker_pids(device):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a worker that has just exited
             count += b"device_agent.workers.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return count

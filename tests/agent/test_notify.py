@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from device_agent.host.systemd import SystemdNotifier
+from tests.support.daemon_workers import list_worker_pids
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest
 
@@ -106,7 +107,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit_file(tmp_path: Path) -> None:
 def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
-    for pid in _list_workers(installed):
+    for pid in list_worker_pids(installed):
         if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
     assert _infer_with_retries(installed)["model_version"] == "1.0.0"
@@ -119,9 +120,3 @@ def _infer_with_retries(device: DeviceUnderTest) -> dict[str, Any]:
         except OSError:
             device.call("pause")  # answered by the main thread, in turn with the news of the front
     raise AssertionError("the front did not come back")
-
-
-def _list_workers(device: DeviceUnderTest) -> list[int]:
-    assert device.daemon is not None
-    tasks = Path(f"/proc/{device.daemon.pid}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]

@@ -83,13 +83,13 @@ def test_the_graph_says_what_the_trained_network_says() -> None:
 def test_folded_normalization_says_what_the_network_says() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is absent (pip install -e '.[train]')")
     torch.manual_seed(0)
-    network = resnet._build_network()
+    network = resnet.build_network()
     images = resnet.draw_images(8, 1)[0]
     with torch.no_grad():
         network(torch.from_numpy(images))  # moves the running statistics
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(
-        run_logits(resnet.build_onnx_model(resnet._fold_normalization(network)), {"image": images}), expected, atol=1e-4
+        run_logits(resnet.build_onnx_model(resnet.fold_normalization(network)), {"image": images}), expected, atol=1e-4
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, RollbackRefused
+from tests.support.file_damage import DAMAGES, damage_file
 from tests.support.metadata_publisher import FAMILY, CheckClient, MetadataPublisher, fetch_file, replace_file
 
 SEED = 20260101
@@ -72,7 +73,6 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(publisher: MetadataPubli
     assert set(kinds) <= {"untrusted-metadata", "digest-mismatch", "malformed", "rollback-refused"}
 
 
-DAMAGES = ("kept", "missing", "empty", "truncated", "flipped")
 CACHED = ("timestamp", "snapshot", "targets", f"release-{FAMILY}")
 
 
@@ -121,20 +121,3 @@ def test_one_lost_slot_loses_nothing(publisher: MetadataPublisher, device: Check
         with pytest.raises(RollbackRefused):
             tried.check(old)
         assert tried.check(publisher.published).manifest.version == "1.1.0"
-
-
-def damage_file(path: Path, damage: str) -> None:
-    """Apply one kind of damage to one file."""
-    data = path.read_bytes()
-    match damage:
-        case "kept":
-            return
-        case "missing":
-            path.unlink()
-        case "empty":
-            path.write_bytes(b"")
-        case "truncated":
-            path.write_bytes(data[: len(data) // 2])
-        case "flipped":
-            place = len(data) // 2
-            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
