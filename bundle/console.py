@@ -8,18 +8,19 @@ Rules:
 - The exit code is the error's (bundle.errors), or 130 after an interrupt. If the reader of the output closes it early,
   as `head` does, the command ends silently with 141, as other Unix tools do.
 - A progress bar is drawn only if stderr is a terminal.
+- Everything that is printed is rendered (bundle.rendering): foreign strings cannot control the terminal.
 """
 
 import io
-import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
 
 from bundle.errors import AirweightsError, Bug, OsFailure
+from bundle.rendering import render_json, render_line
 
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141  # 128 + SIGPIPE, as shells report it
@@ -30,15 +31,32 @@ Progress = Callable[[int, int], None]
 """Report progress: the amount that is done and the total, in the same unit."""
 
 
-def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> None:
+def print_result(result: Mapping[str, object], *, as_json: bool, text: str | Sequence[str]) -> None:
     """Print a result to stdout.
 
     Args:
         result: the object to print with `as_json`.
         as_json: whether to print JSON.
-        text: the text to print if `as_json` is false.
+        text: what to print if `as_json` is false: one line, or a sequence of lines. A line break inside of a line is
+            printed as an escape.
     """
-    print(json.dumps(result, indent=2, ensure_ascii=not _is_unicode(sys.stdout)) if as_json else text)
+    if as_json:
+        print(render_json(result, indent=2, is_unicode=_is_unicode(sys.stdout)))
+    else:
+        print_lines(text, stream=sys.stdout)
+
+
+def print_lines(text: str | Sequence[str], *, stream: TextIO | None = None) -> None:
+    """Print one line, or a sequence of lines, and flush the stream.
+
+    Args:
+        text: the line or lines; a line break inside of a line is printed as an escape.
+        stream: where to print; stderr by default.
+    """
+    stream = sys.stderr if stream is None else stream
+    for line in (text,) if isinstance(text, str) else text:
+        print(render_line(line), file=stream)
+    stream.flush()
 
 
 def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None = None) -> None:
@@ -51,11 +69,11 @@ def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None 
     """
     stream = sys.stderr if stream is None else stream
     if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=not _is_unicode(stream)), file=stream)
+        print(render_json({"error": error.as_dict()}, is_unicode=_is_unicode(stream)), file=stream)
         return
-    print("error:", " ".join(str(error.message).split()), file=stream)
-    if error.hint:
-        print("hint:", " ".join(error.hint.split()), file=stream)
+    for name, text in (("error", str(error.message)), ("hint", error.hint)):
+        if text:
+            print(f"{name}:", render_line(" ".join(text.split())), file=stream)
 
 
 def run(main: Callable[[], None], *, as_json: bool) -> int:
@@ -132,7 +150,7 @@ def progress_bar(label: str) -> Progress:
     """Return a function that draws a progress bar on stderr, or does nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return lambda _done, _total: None
-    drawn = 0.0
+    drawn, shown = 0.0, render_line(label)
 
     def draw(done: int, total: int) -> None:
         nonlocal drawn
@@ -143,7 +161,7 @@ def progress_bar(label: str) -> Progress:
         filled = BAR_CHARACTERS * done // max(total, 1)
         end = "\n" if done >= total else ""
         bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
-        print(f"\r{label} [{bar}] {100 * done // max(total, 1):3d} %", end=end, file=sys.stderr, flush=True)
+        print(f"\r{shown} [{bar}] {100 * done // max(total, 1):3d} %", end=end, file=sys.stderr, flush=True)
 
     return draw
 

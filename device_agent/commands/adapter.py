@@ -68,4 +68,4 @@ def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: st
         **fields,
     )
     lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
-    console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is stored")
+    console.print_result(found, as_json=as_json, text=lines or "no adapter is stored")

@@ -176,7 +176,7 @@ def measure_bundles(config: Config, *, duration_s: float, connections: int, mix:
     )
 
 
-def format_table(report: BenchReport) -> str:
+def format_table(report: BenchReport) -> list[str]:
     """Format the measurements as a table, one row per bundle."""
     head = ("", "release", "variant", "p50 ms", "p95 ms", "p99 ms", "req/s", "RSS MiB", "CPU ms", "J")
     rows = [
@@ -192,9 +192,7 @@ def format_table(report: BenchReport) -> str:
     ]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    return "\n".join(
-        [*(line.rstrip() for line in lines), f"{report.connections} connections; CPU ms and J are per request"]
-    )
+    return [*(line.rstrip() for line in lines), f"{report.connections} connections; CPU ms and J are per request"]
 
 
 def read_mix(path: Path) -> tuple[BenchRequest, ...]:

@@ -24,7 +24,7 @@ def quarantine() -> None:
 @click.pass_obj
 def list_command(path: Path, family: str | None, *, as_json: bool) -> None:
     """List the quarantined bundles, with the reason and the time of each failure."""
-    from device_agent.commands.result_text import quarantine_text
+    from device_agent.commands.result_text import quarantine_lines
     from device_agent.config.families import check_family, per_family
     from device_agent.policy.status_report import quarantine_json
 
@@ -32,7 +32,7 @@ def list_command(path: Path, family: str | None, *, as_json: bool) -> None:
     check_family(config.families, family)
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
     found = per_family(by_family, lambda name: _read_quarantine(by_family[name]))
-    console.print_result(found.as_json(quarantine_json), as_json=as_json, text=found.as_text(quarantine_text))
+    console.print_result(found.as_json(quarantine_json), as_json=as_json, text=found.as_lines(quarantine_lines))
 
 
 @quarantine.command("clear", short_help="Let the next update try bundles again.")

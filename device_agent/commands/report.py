@@ -32,7 +32,7 @@ def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -
     lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
     if config.further_families:
         lines = [f"{r.family or ''} {line}".lstrip() for r, line in zip(found, lines, strict=True)]
-    text = "\n".join(lines) or "no report yet"
+    text = lines or "no report yet"
     console.print_result({"reports": [report_row(row) for row in found]}, as_json=as_json, text=text)
 
 

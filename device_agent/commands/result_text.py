@@ -10,14 +10,16 @@ from device_agent.policy.status_report import BundleStatus, FamilyStatus, Status
 from device_agent.update.preview import Plan
 
 
-def status_text(report: StatusReport) -> str:
-    """Format the status of the device, one paragraph per family."""
-    return "\n\n".join(
-        f"{family}: {status.reason}: {status.message}"
-        if isinstance(status, AirweightsError)
-        else _family_status_text(status)
-        for family, status in ((report.first.family, report.first), *report.further)
-    )
+def status_lines(report: StatusReport) -> list[str]:
+    """Format the status of the device: one paragraph per family, with empty lines between them."""
+    lines = _family_status_lines(report.first)
+    for family, status in report.further:
+        lines.append("")
+        if isinstance(status, AirweightsError):
+            lines.append(f"{family}: {status.reason}: {status.message}")
+        else:
+            lines += _family_status_lines(status)
+    return lines
 
 
 def result_text(result: UpdateResult) -> str:
@@ -31,19 +33,19 @@ def result_text(result: UpdateResult) -> str:
     return " ".join(part for part in parts if part)
 
 
-def history_text(history: UpdateHistory) -> str:
+def history_lines(history: UpdateHistory) -> list[str]:
     """Format past attempts, one per line."""
-    return "\n".join(result_text(result) for result in history.results) or "no update attempt yet"
+    return [result_text(result) for result in history.results] or ["no update attempt yet"]
 
 
-def quarantine_text(rows: Sequence[QuarantineRecord]) -> str:
+def quarantine_lines(rows: Sequence[QuarantineRecord]) -> list[str]:
     """Format the quarantined bundles, one per line."""
-    return "\n".join(
+    return [
         f"{row.digest[:16]} since {_time_text(row.since_ms)}: {row.reason} (ONNX Runtime {row.runtime})" for row in rows
-    ) or ("no bundle is quarantined")
+    ] or ["no bundle is quarantined"]
 
 
-def plan_text(plan: Plan, *, with_reasons: bool) -> str:
+def plan_lines(plan: Plan, *, with_reasons: bool) -> list[str]:
     """Format the plan of one family.
 
     Args:
@@ -67,10 +69,10 @@ def plan_text(plan: Plan, *, with_reasons: bool) -> str:
         lines.append(f"path: {steps or 'no patch needed'}; {sizes}")
     if plan.reason:
         lines.append(f"{plan.reason}: {plan.detail}")
-    return "\n".join(lines)
+    return lines
 
 
-def _family_status_text(status: FamilyStatus) -> str:
+def _family_status_lines(status: FamilyStatus) -> list[str]:
     lines = [
         f"{status.family} on channel {status.channel}: {_bundle_text(status.active)}",
         f"previous: {_bundle_text(status.previous)}",
@@ -101,7 +103,7 @@ def _family_status_text(status: FamilyStatus) -> str:
         last = status.last_update
         lines.append(f"last update: {last.outcome.value} {last.attempt.release or ''} {last.reason}".rstrip())
     lines += [f"quarantined: {row.digest[:16]} ({row.reason})" for row in status.quarantine]
-    return "\n".join(lines)
+    return lines
 
 
 def _serving_text(status: FamilyStatus) -> str:

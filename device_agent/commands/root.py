@@ -184,7 +184,7 @@ def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
         "output": None if output is None else str(output),
     }
     request_text = data.decode() if output is None else f"request written to {output}"
-    console.print_result(result, as_json=as_json, text=f"{request_text}\nfingerprint: {request.fingerprint}")
+    console.print_result(result, as_json=as_json, text=[request_text, f"fingerprint: {request.fingerprint}"])
 
 
 @cli.command(short_help="Run the daemon.")
@@ -222,7 +222,9 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
         lambda reply, families: FamilyResults.parse(reply, families, UpdateResult.from_json),
         family=family,
     )
-    console.print_result(found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_text(result_text))
+    console.print_result(
+        found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_lines(lambda one: [result_text(one)])
+    )
     click.get_current_context().exit(max(value.exit_code for _, value in found.rows))
 
 
@@ -231,14 +233,14 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
 @click.pass_obj
 def status(path: Path, *, as_json: bool) -> None:
     """Show the serving model, the stored bundles, the update state and the quarantine."""
-    from device_agent.commands.result_text import status_text
+    from device_agent.commands.result_text import status_lines
     from device_agent.daemon.status import read_status
     from device_agent.policy.status_report import StatusReport
 
     report = daemon_or_offline(
         path, "status", read_status, lambda reply, _: StatusReport.parse(reply), timeout_s=STATUS_TIMEOUT_S
     )
-    console.print_result(report.as_json(), as_json=as_json, text=status_text(report))
+    console.print_result(report.as_json(), as_json=as_json, text=status_lines(report))
 
 
 @cli.command(short_help="Show past update attempts, newest first.")
@@ -250,7 +252,7 @@ def status(path: Path, *, as_json: bool) -> None:
 @click.pass_obj
 def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> None:
     """Show past update attempts with their outcomes, newest first."""
-    from device_agent.commands.result_text import history_text
+    from device_agent.commands.result_text import history_lines
     from device_agent.config.families import FamilyResults
     from device_agent.daemon.status import read_history
     from device_agent.policy.status_report import UpdateHistory
@@ -264,7 +266,7 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
         family=family,
     )
     result = found.as_json(lambda history: history.newest(limit).as_json())
-    text = found.as_text(lambda history: history_text(history.newest(limit)))
+    text = found.as_lines(lambda history: history_lines(history.newest(limit)))
     console.print_result(result, as_json=as_json, text=text)
 
 
@@ -300,7 +302,7 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
     Nothing is changed on the device.
     """
     from device_agent.commands.offline import plan_offline
-    from device_agent.commands.result_text import plan_text
+    from device_agent.commands.result_text import plan_lines
     from device_agent.config.families import FamilyResults
     from device_agent.update.preview import Plan
 
@@ -311,7 +313,7 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
         lambda reply, families: FamilyResults.parse(reply, families, Plan.parse),
         family=family,
     )
-    text = found.as_text(lambda one: plan_text(one, with_reasons=explain))
+    text = found.as_lines(lambda one: plan_lines(one, with_reasons=explain))
     console.print_result(found.as_json(Plan.as_json), as_json=as_json, text=text)
 
 
@@ -351,7 +353,7 @@ def bench(path: Path, seconds: float, connections: int, mix: Path | None, family
     result = per_family(
         chosen, lambda name: measure_bundles(chosen[name], duration_s=seconds, connections=connections, mix=mix)
     )
-    console.print_result(result.as_json(BenchReport.as_json), as_json=as_json, text=result.as_text(format_table))
+    console.print_result(result.as_json(BenchReport.as_json), as_json=as_json, text=result.as_lines(format_table))
 
 
 @cli.command(short_help="Stop taking updates.")

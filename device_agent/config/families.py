@@ -91,15 +91,15 @@ class FamilyResults(Generic[T]):
             ]
         }
 
-    def as_text(self, value_text: Callable[[T], str]) -> str:
-        """Format all results; the texts of several families are indented below their names."""
+    def as_lines(self, value_lines: Callable[[T], Sequence[str]]) -> list[str]:
+        """Format all results; the lines of several families are indented below their names."""
         if len(self.rows) == 1:
-            return value_text(self.values()[0])
-        parts = []
+            return list(value_lines(self.values()[0]))
+        lines = []
         for family, value in self.rows:
-            text = f"{value.reason}: {value.message}" if isinstance(value, AirweightsError) else value_text(value)
-            parts.append(f"{family}:\n" + "\n".join(f"  {line}" for line in text.splitlines()))
-        return "\n".join(parts)
+            own = [f"{value.reason}: {value.message}"] if isinstance(value, AirweightsError) else value_lines(value)
+            lines += [f"{family}:", *(f"  {line}" for line in own)]
+        return lines
 
     @classmethod
     def parse(

@@ -3,7 +3,6 @@
 It is separate from the command line, whose modules would otherwise stay in the daemon's memory.
 """
 
-import json
 import logging
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, Bug
+from bundle.rendering import render_json
 from device_agent.config.config import Config, load_config
 from device_agent.daemon.supervisor import Supervisor
 from device_agent.storage.device_directory import DeviceDirectory
@@ -35,7 +35,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return render_json(line)
 
 
 def run_daemon(config: Config, announce: Callable[[str, str], None], stop_signals: Iterable[int] = ()) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from bundle.errors import AirweightsError, Bug
+from bundle.rendering import LineFormatter
 from device_agent.errors import WorkerFailed, error_from_dict
 from device_agent.process.channel import ChannelClosed, JsonObject, Message, receive_message, send_message
 from device_agent.process.jail import JailPolicy, JailStatus, enter_jail
@@ -119,7 +120,9 @@ def start_worker(
     if len(arguments) != 2 or arguments[0] != CHANNEL_OPTION or not arguments[1].isdecimal():
         print("error: device-agent starts this program itself; do not run it directly", file=sys.stderr)
         raise SystemExit(2)
-    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter("%(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # Ctrl-C reaches the whole process group; the supervisor ends its workers in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(arguments[1]))

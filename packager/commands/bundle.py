@@ -60,7 +60,7 @@ def build_command(
 
     request = BuildRequest(model, out, family, version, variant, files, inputs, golden, seed)
     report = build_bundle(request)
-    print_result(report.as_json(), as_json=as_json, text=report.as_text())
+    print_result(report.as_json(), as_json=as_json, text=report.as_lines())
 
 
 @bundle.command("diff", short_help="Create a patch between two bundles.")
@@ -90,7 +90,7 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | N
         write_html(report, html)
     share = 100 * report.plain_size / max(1, report.target_bytes)
     text = f"{out}: {report.plain_size:,} bytes ({report.codec}), {share:.1f} % of the target's {report.target_bytes:,}"
-    print_result(report.as_json(), as_json=as_json, text=f"{format_table(report)}\n{text}")
+    print_result(report.as_json(), as_json=as_json, text=[*format_table(report), text])
 
 
 @bundle.command("apply", short_help="Apply a patch to a bundle folder or file.")
@@ -128,7 +128,7 @@ def inspect_command(path: Path, as_json: bool) -> None:
     from packager.release.inspect_path import inspect_path
 
     found = inspect_path(path)
-    print_result(found.as_json(), as_json=as_json, text=found.as_text())
+    print_result(found.as_json(), as_json=as_json, text=found.lines)
 
 
 @bundle.command("verify", short_help="Verify a bundle folder against a manifest.")

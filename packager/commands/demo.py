@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from bundle.console import print_result
+from bundle.console import print_lines, print_result
 
 PATH = click.Path(path_type=Path)
 
@@ -35,7 +35,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     Exit status: 0 all checks passed, 2 invalid input, 4 the published models cannot be downloaded, 5 a check failed.
     """
     from packager.demo.demo_models import load_own_models, load_published_models
-    from packager.demo.demo_report import render_table
+    from packager.demo.demo_report import table_lines
     from packager.demo.scenes import Scenes
     from packager.errors import DemoFailed, InvalidUsage
 
@@ -45,7 +45,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
         raise InvalidUsage("found --inputs without --model", hint="add --model OLD.onnx --model NEW.onnx")
 
     def print_line(line: str) -> None:
-        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+        print_lines(line, stream=sys.stderr if as_json else sys.stdout)
 
     with _demo_folder(keep) as folder:
         if models:
@@ -54,7 +54,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
             print_line("loading the published models from the cache, or with pip")
             demo_models = load_published_models(folder)
         report = Scenes(folder, demo_models, print_line).play_all()
-    print_result(report.as_json(), as_json=as_json, text=render_table(report))
+    print_result(report.as_json(), as_json=as_json, text=table_lines(report))
     if not report.has_passed:
         failed = next((check for check in report.checks if not check.passed), None)
         raise DemoFailed(

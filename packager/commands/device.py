@@ -166,7 +166,7 @@ def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
     print_result(
         {"devices": [_device_row(entry) for entry in found]},
         as_json=as_json,
-        text="\n".join(lines) or "no device is registered",
+        text=lines or "no device is registered",
     )
 
 
@@ -273,7 +273,7 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
         lines.append(f"{checked.labels[signed.device_id]} {r.sequence} {r.outcome} {r.release or ''} {r.reason}")
     lines += [f"missing: {first} to {last}" for first, last in checked.gaps]
     lines.append(f"{len(checked.new)} new, {checked.known} known")
-    print_result(checked.as_json(), as_json=as_json, text="\n".join(line.rstrip() for line in lines))
+    print_result(checked.as_json(), as_json=as_json, text=[line.rstrip() for line in lines])
 
 
 def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:

@@ -156,7 +156,7 @@ def require_hybrid_command(repo: Path, as_json: bool) -> None:
     from packager.repository.role_changes import require_hybrid
 
     changes = require_hybrid(Repository.open(repo).layout)
-    text = "\n".join(f"{change.role}: threshold {change.threshold} of {len(change.key_ids)}" for change in changes)
+    text = [f"{change.role}: threshold {change.threshold} of {len(change.key_ids)}" for change in changes]
     print_result({"roles": [change.as_json() for change in changes]}, as_json=as_json, text=text)
 
 

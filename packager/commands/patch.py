@@ -97,4 +97,4 @@ def add_command(
         "added": [row.as_json() for row in added],
         "published": published.as_json() if published is not None else None,
     }
-    print_result(result, as_json=as_json, text="\n".join([*lines, state]))
+    print_result(result, as_json=as_json, text=[*lines, state])

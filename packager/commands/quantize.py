@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bundle.console import print_result
+from bundle.console import print_lines, print_result
 from packager.commands.options import JSON_OPTION, PATH, check_output
 
 if TYPE_CHECKING:
@@ -144,13 +144,13 @@ def quantize_command(
         raise GateInconclusive(f"{model}: {found.reason}", hint=INCONCLUSIVE_HINT)
     if found.outcome == "refused":
         if not as_json and found.trials:
-            click.echo(found.trials_as_text(), err=True)
+            print_lines(found.trials_as_lines())
         failed_gate = found.gate is not None
         raise (GateFailed if failed_gate else QuantizationRefused)(
             f"{model}: {found.reason}",
             hint="add --report FILE to list every candidate; ship the float variant meanwhile",
         )
-    print_result(found.as_json(), as_json=as_json, text=found.as_text())
+    print_result(found.as_json(), as_json=as_json, text=found.as_lines())
 
 
 def _quantize_update(
@@ -182,7 +182,7 @@ def _quantize_update(
             raise GateInconclusive(f"{model}: {found.gate.explanation}", hint=INCONCLUSIVE_HINT)
         for part in sorted(Path(folder).iterdir(), reverse=True):
             part.replace(out.parent / part.name)
-    print_result(found.as_json(), as_json=as_json, text=found.as_text())
+    print_result(found.as_json(), as_json=as_json, text=found.as_lines())
 
 
 @click.command("compare", short_help="Compare a model with its reference model.")
@@ -237,7 +237,7 @@ def compare_command(
     if found.verdict == "inconclusive":
         raise GateInconclusive(f"{model}: {found.explanation}", hint=INCONCLUSIVE_HINT)
     rows = [f"{found.verdict}: {found.explanation}", *(f"  {output.as_line()}" for output in found.outputs)]
-    print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
+    print_result(found.as_json(), as_json=as_json, text=rows)
 
 
 def _is_int8_of(candidate: Path, reference: Path) -> bool:
@@ -302,7 +302,7 @@ def lint_command(model: Path, as_json: bool) -> None:
     from packager.quantize.lint import lint
 
     found = lint(model)
-    text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "no findings"
+    text = [f"{finding.severity}: {finding.code}: {finding.message}" for finding in found] or "no findings"
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
 
 

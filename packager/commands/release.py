@@ -1,12 +1,11 @@
 """`packager release`: create a release from a release file (packager.release.pipeline)."""
 
-import sys
 from pathlib import Path
 from typing import Final
 
 import click
 
-from bundle.console import Progress, print_result, progress_bar
+from bundle.console import Progress, print_lines, print_result, progress_bar
 from packager.commands.options import (
     JSON_OPTION,
     KEYS_OPTION,
@@ -108,7 +107,7 @@ def release(
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is reserved for the error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
-    result, text = report.as_json(), report.as_text()
+    result, text = report.as_json(), report.as_lines()
     if attest and report.manifest is not None:
         from packager.attestation.attest import write_release_attestations as write
         from packager.commands.attestation import default_folder, report_text
@@ -116,7 +115,7 @@ def release(
         folder = default_folder(repo, report.family, report.version)
         written = write(repository, report.manifest, signers, folder, builder)
         result["attestations"] = written.as_json()
-        text += "\n" + report_text(written, "written")
+        text.append(report_text(written, "written"))
     print_result(result, as_json=as_json, text=text)
 
 
@@ -131,11 +130,11 @@ class ConsoleReporter:
             number: its number, from 1.
             count: number of steps.
         """
-        print(f"[{number}/{count}] {name}", file=sys.stderr)
+        print_lines(f"[{number}/{count}] {name}")
 
     def note(self, text: str) -> None:
         """Print one line for the user."""
-        print(f"note: {text}", file=sys.stderr)
+        print_lines(f"note: {text}")
 
     def bar(self, label: str) -> Progress:
         """Return a function that draws a progress bar."""

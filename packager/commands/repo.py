@@ -117,7 +117,7 @@ def publish_command(repo: Path, as_json: bool) -> None:
     from packager.repository.repository import Repository
 
     report = Repository.open(repo).publish()
-    print_result(report.as_json(), as_json=as_json, text=publish_text(report))
+    print_result(report.as_json(), as_json=as_json, text=publish_lines(report))
 
 
 @repo.command("status", short_help="Show roles, keys, expiries and open signatures.")
@@ -131,7 +131,7 @@ def status_command(repo: Path, as_json: bool) -> int:
     from packager.repository.repository import Repository
 
     report = Repository.open(repo).status()
-    print_result(report.as_json(), as_json=as_json, text=status_text(report))
+    print_result(report.as_json(), as_json=as_json, text=status_lines(report))
     return EXIT_CODE_DUE if report.is_due else 0
 
 
@@ -153,7 +153,7 @@ def verify_command(repo: Path, as_json: bool) -> int:
     ]
     if report.is_classical:
         lines.append("this repository is classical: breaking Ed25519 is enough to sign for every role")
-    print_result(report.as_json(), as_json=as_json, text="\n".join(lines))
+    print_result(report.as_json(), as_json=as_json, text=lines)
     return 0 if report.is_sound else EXIT_CODE_UNSOUND
 
 
@@ -175,7 +175,7 @@ def refresh_command(
     from packager.repository.repository import Repository
 
     report = Repository.open(repo).refresh(load_signers(uris, key_dir, passphrase_file))
-    print_result(report.as_json(), as_json=as_json, text=publish_text(report))
+    print_result(report.as_json(), as_json=as_json, text=publish_lines(report))
 
 
 @repo.command("offline-pack", short_help="Create an offline pack.")
@@ -216,7 +216,7 @@ def offline_pack_command(
     signers = load_signers(uris, key_dir, passphrase_file)
     report = create_pack(Repository.open(repo), out, families, int(days), signers)
     lines = [f"{family} {channel}: {version}" for family, channel, version in report.releases]
-    text = "\n".join([*lines, f"{out}: {report.files} files, {report.size:,} bytes, valid {report.valid_days} days"])
+    text = [*lines, f"{out}: {report.files} files, {report.size:,} bytes, valid {report.valid_days} days"]
     print_result(report.as_json(), as_json=as_json, text=text)
 
 
@@ -282,12 +282,10 @@ def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json
     listed = {family: repository.releases(family) for family in repository.families()}
     forgotten = Workspace(repository.root).delete_unlisted_bundles(listed, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
-    text = "\n".join(
-        [
-            *report.removed,
-            f"{verb} {len(report.removed)} files, {report.freed_bytes:,} bytes, and {len(forgotten)} plain bundles",
-        ]
-    )
+    text = [
+        *report.removed,
+        f"{verb} {len(report.removed)} files, {report.freed_bytes:,} bytes, and {len(forgotten)} plain bundles",
+    ]
     print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)
 
 
@@ -304,14 +302,14 @@ def _load_role_keys(texts: tuple[str, ...]) -> "dict[str, list[Key]]":
     return out
 
 
-def publish_text(report: "PublishReport") -> str:
+def publish_lines(report: "PublishReport") -> list[str]:
     """Return the report as lines for a terminal."""
     lines = [f"published: timestamp {report.timestamp_version}"]
     lines += [f"{r.family} {r.channel}: {r.version or 'no release: ' + str(r.refusal)}" for r in report.client_checks]
-    return "\n".join(lines)
+    return lines
 
 
-def status_text(report: "RepositoryStatus") -> str:
+def status_lines(report: "RepositoryStatus") -> list[str]:
     """Return the status as lines for a terminal."""
     lines = ["nothing is published yet; the first publication needs signatures"]
     if report.roles:
@@ -328,4 +326,4 @@ def status_text(report: "RepositoryStatus") -> str:
         lines += [f"  {key.scheme:<20} {key.key_id}" for key in staged.may_sign if staged.missing]
     lines += [f"staged file {name}" for name in report.staged_targets]
     lines += [f"staged withdrawal of {name}" for name in report.withdrawn]
-    return "\n".join(lines)
+    return lines

@@ -155,7 +155,7 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
     repository = Repository.open(repo)
     names = repository.families() if family is None else (family,)
     found = [entry for name in names for entry in repository.rollouts(name)]
-    text = "\n".join(_rollout_line(entry) for entry in found) or "no rollout"
+    text = [_rollout_line(entry) for entry in found] or "no rollout"
     print_result({"rollouts": [entry.as_json() for entry in found]}, as_json=as_json, text=text)
 
 
@@ -216,7 +216,7 @@ def _publish_or_stage(
         else f"published, timestamp {published.timestamp_version}"
     )
     result = {"rollout": rollout_document.as_json(), "published": None if published is None else published.as_json()}
-    print_result(result, as_json=as_json, text=f"{_rollout_line(rollout_document)}\n{state}")
+    print_result(result, as_json=as_json, text=[_rollout_line(rollout_document), state])
 
 
 def _rollout_line(entry: "Rollout") -> str:

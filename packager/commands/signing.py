@@ -84,7 +84,7 @@ def sign_command(
             f"none of the {len(signers)} keys may sign the staged changes",
             hint="run `packager repo status` to list the keys that may",
         )
-    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
+    print_result(report.as_json(), as_json=as_json, text=sign_lines(report))
 
 
 @click.command("prepare", short_help="Write a signing request for the staged changes.")
@@ -115,7 +115,7 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
         "summary": list(lines),
         "digest": request.digest,
     }
-    text = "\n".join([*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new_documents))}"])
+    text = [*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new_documents))}"]
     print_result(result, as_json=as_json, text=text)
 
 
@@ -152,7 +152,7 @@ def add_signatures_command(
     except FileNotFoundError as error:
         raise InvalidUsage(f"signature file {error.filename} does not exist") from error
     report = add_signatures(Repository.open(repo).layout, data, signers, int(time.time()))
-    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
+    print_result(report.as_json(), as_json=as_json, text=sign_lines(report))
 
 
 def _sign_request(
@@ -191,17 +191,15 @@ def _sign_request(
         "digest": reviewed.digest,
         "signatures": None if out is None else str(out),
     }
-    text = "\n".join(
-        [
-            *reviewed.lines,
-            f"digest {reviewed.digest}",
-            "not signed: add -o FILE to sign" if out is None else f"signed: {out}",
-        ]
-    )
+    text = [
+        *reviewed.lines,
+        f"digest {reviewed.digest}",
+        "not signed: add -o FILE to sign" if out is None else f"signed: {out}",
+    ]
     print_result(result, as_json=as_json, text=text)
 
 
-def sign_text(report: "SignReport") -> str:
+def sign_lines(report: "SignReport") -> list[str]:
     """Return the report as lines for a terminal."""
     lines = [
         f"{role.role} version {role.version}: {len(role.signed_key_ids)} valid signatures"
@@ -209,4 +207,4 @@ def sign_text(report: "SignReport") -> str:
         for role in report.roles
     ]
     lines.append("ready to publish" if report.is_complete else "incomplete: other keys must sign")
-    return "\n".join(lines)
+    return lines

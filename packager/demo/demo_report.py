@@ -61,7 +61,7 @@ def check_line(check: DemoCheck) -> str:
     return f"[{'PASS' if check.passed else 'FAIL'}] {check.name}: {check.observed}"
 
 
-def render_table(report: DemoReport) -> str:
+def table_lines(report: DemoReport) -> list[str]:
     """Return the table of all checks, with a closing line that counts them."""
     width = max((len(check.name) for check in report.checks), default=0)
     rows = [
@@ -70,4 +70,4 @@ def render_table(report: DemoReport) -> str:
     failed = sum(not check.passed for check in report.checks)
     passed = len(report.checks) - failed
     counts = f"{passed} checks passed" + (f", {failed} failed" if failed else "")
-    return "\n".join(["", "Checks", *rows, "", f"{counts} in {report.total_seconds:.0f} s"])
+    return ["", "Checks", *rows, "", f"{counts} in {report.total_seconds:.0f} s"]

@@ -124,7 +124,7 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         Unavailable: the file cannot be read.
     """
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
         _check_external_data(model, path)
         if external_data:
             onnx.load_external_data_for_model(model, str(path.parent))

@@ -1,18 +1,18 @@
 """Render one HTML page about a quantization: sizes, latency, outputs, layers, trials.
 
 1. The page is one file without scripts, fonts or images from elsewhere; drawings are inline SVG.
-2. Every name from a model is escaped.
+2. Every name from a model is rendered (bundle.rendering).
 3. Colors work in the system's light and dark scheme; every chart has its numbers as text.
 """
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnx
 
+from bundle.rendering import escape_html
 from packager.models.graphs import array_of, weight_uses
 from packager.models.inputs import load_proto
 from packager.models.samples import Samples
@@ -148,9 +148,10 @@ def render_page(report: QuantizationReport, title: str, layers: list[LayerError]
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}: {report.scheme}</title><style>{STYLE}</style></head><body>",
-        f"<h1>{escape(title)}: {escape(report.scheme)}</h1>",
-        f"<p class={'good' if is_quantized else 'bad'}><b>{escape(report.outcome)}</b>: {escape(report.reason)}</p>",
+        f"<title>{escape_html(title)}: {report.scheme}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape_html(title)}: {escape_html(report.scheme)}</h1>",
+        f"<p class={'good' if is_quantized else 'bad'}><b>{escape_html(report.outcome)}</b>:"
+        f" {escape_html(report.reason)}</p>",
         _draw_table(("", "reference model", report.scheme), _summary_rows(report)),
         "<h2>Outputs</h2>",
         _draw_table(
@@ -166,11 +167,11 @@ def render_page(report: QuantizationReport, title: str, layers: list[LayerError]
             _output_rows(report),
         ),
         "<h2>Nodes in float</h2>",
-        f"<p>{escape(', '.join(report.float_nodes)) or 'none'}</p>",
+        f"<p>{escape_html(', '.join(report.float_nodes)) or 'none'}</p>",
         "<h2>Nodes with 16-bit activations</h2>",
-        f"<p>{escape(', '.join(report.promoted_activations)) or 'none'}</p>",
+        f"<p>{escape_html(', '.join(report.promoted_activations)) or 'none'}</p>",
         *(
-            ["<h2>Nodes with 8-bit weights</h2>", f"<p>{escape(', '.join(report.promoted_weights))}</p>"]
+            ["<h2>Nodes with 8-bit weights</h2>", f"<p>{escape_html(', '.join(report.promoted_weights))}</p>"]
             if report.promoted_weights
             else []
         ),
@@ -202,7 +203,7 @@ def render_page(report: QuantizationReport, title: str, layers: list[LayerError]
             _draw_table(("nodes", "relative RMS error of the outputs"), _sensitivity_rows(report)),
         ]
     if report.notes:
-        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}" for note in report.notes) + "</ul>")
+        parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape_html(note)}" for note in report.notes) + "</ul>")
     return "\n".join([*parts, "</body></html>\n"])
 
 
@@ -231,14 +232,14 @@ def _summary_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
         figures = report.gate.metric
         rows.append((f"metric {figures.name}", f"{figures.float_value:.4f}", f"{figures.value:.4f}"))
     rows.append(("calibration samples", "", f"{report.calibration_samples}, {report.origin[:24]}"))
-    return [tuple(map(escape, row)) for row in rows]
+    return [tuple(map(escape_html, row)) for row in rows]
 
 
 def _output_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     outputs = report.gate.outputs if report.gate else ()
     return [
         (
-            escape(o.name),
+            escape_html(o.name),
             _format_number(o.relative_rms),
             _format_number(o.cosine_p1),
             _format_number(o.top1_agreement),
@@ -254,8 +255,8 @@ def _layer_rows(layers: list[LayerError]) -> list[tuple[str, ...]]:
     worst = max((layer.relative_rms or 0.0 for layer in layers), default=1.0) or 1.0
     return [
         (
-            escape(layer.node) + (f" ({layer.bits})" if layer.bits else ""),
-            escape(layer.operator),
+            escape_html(layer.node) + (f" ({layer.bits})" if layer.bits else ""),
+            escape_html(layer.operator),
             _format_number(layer.relative_rms),
             _draw_bar(layer.relative_rms, worst),
             _draw_histogram(layer.weight),
@@ -268,14 +269,14 @@ def _layer_rows(layers: list[LayerError]) -> list[tuple[str, ...]]:
 def _trial_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     return [
         (
-            escape(trial.method),
+            escape_html(trial.method),
             str(len(trial.float_nodes)),
             str(len(trial.promoted)),
             "" if trial.bytes is None else f"{trial.bytes:,}",
             _format_number(trial.relative_rms),
-            escape(trial.verdict),
-            escape(trial.explanation),
-            escape(trial.held_out or ""),
+            escape_html(trial.verdict),
+            escape_html(trial.explanation),
+            escape_html(trial.held_out or ""),
         )
         for trial in report.trials
     ]
@@ -283,7 +284,7 @@ def _trial_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
 
 def _sensitivity_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     return [
-        (escape(", ".join(measured.nodes)), _format_number(float(np.sqrt(measured.squared_error))))
+        (escape_html(", ".join(measured.nodes)), _format_number(float(np.sqrt(measured.squared_error))))
         for measured in report.sensitivity
     ]
 
@@ -313,7 +314,7 @@ def _draw_histogram(found: Histogram) -> str:
 
 
 def _draw_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    top = "".join(f"<th>{escape_html(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 

@@ -145,7 +145,7 @@ class QuantizationReport:
             "origin": self.origin,
         }
 
-    def trials_as_text(self) -> str:
+    def trials_as_lines(self) -> list[str]:
         """Return a table of all trials, one line each."""
         head = ("method", "nodes in float", "with more bits", "bytes", "relative RMS", "verdict")
         rows = [
@@ -160,12 +160,12 @@ class QuantizationReport:
             for trial in self.trials
         ]
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head) - 1)]
-        return "\n".join(
+        return [
             "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
             for row in (head, *rows)
-        )
+        ]
 
-    def as_text(self) -> str:
+    def as_lines(self) -> list[str]:
         """Return a few lines for a terminal."""
         size = f"{self.float_bytes:,} bytes float" + (f", {self.bytes:,} bytes {self.scheme}" if self.bytes else "")
         lines = [f"{self.outcome}: {self.reason}", f"size: {size}", f"method: {self.method} ({self.numerics})"]
@@ -187,4 +187,4 @@ class QuantizationReport:
         if self.promoted_weights:
             lines.append(f"8-bit weights: {', '.join(self.promoted_weights)}")
         lines.extend(f"note: {note}" for note in self.notes)
-        return "\n".join(lines)
+        return lines

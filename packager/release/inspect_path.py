@@ -46,10 +46,6 @@ class Inspection:
         """Return the object that `--json` prints (docs/schemas/bundle-inspect.json)."""
         return {"kind": self.kind, **self.facts}
 
-    def as_text(self) -> str:
-        """Return the lines for a terminal."""
-        return "\n".join(self.lines)
-
 
 def inspect_path(path: Path) -> Inspection:
     """Inspect a file or folder.
@@ -148,7 +144,7 @@ def _variant_lines(name: str, variant: Variant) -> list[str]:
     ]
     for side, tensors in (("takes", variant.contract.inputs), ("gives", variant.contract.outputs)):
         lines += [f"  {side}     {t.name}: {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
-    lines.append(files_table(variant.files))
+    lines += files_table(variant.files)
     for patch in variant.patches:
         base = f"from {patch.base[:16]}…" if patch.base else "full download"
         lines.append(f"  patch, {base}: {patch.size:,} bytes, {patch.codec}, blob {patch.blob[:16]}…")
@@ -212,7 +208,7 @@ def _inspect_patch(path: Path) -> Inspection:
         f"  features  {', '.join(header.features) or 'none'}; applying needs "
         f"{header.declared_limits.memory_bound_bytes():,} bytes of memory",
         *(f"  {name:<9} {row['frames']} frames, {row['bytes']:,} bytes" for name, row in operations.items()),
-        files_table(header.target),
+        *files_table(header.target),
     ]
     return Inspection("patch", facts, tuple(lines))
 
@@ -258,5 +254,5 @@ def _inspect_bundle(path: Path) -> Inspection:
     digest = bundle_digest(found.files)
     plain = sum(file.size for file in found.files)
     facts: dict[str, object] = {"bundle": digest, "plain_size": plain, "files": [f.as_json() for f in found.files]}
-    lines = (f"bundle of {plain:,} bytes, digest {digest}", files_table(found.files))
+    lines = (f"bundle of {plain:,} bytes, digest {digest}", *files_table(found.files))
     return Inspection("bundle", facts, lines)

@@ -102,7 +102,7 @@ class ReleaseReport:
             "seconds": self.seconds,
         }
 
-    def as_text(self) -> str:
+    def as_lines(self) -> list[str]:
         """Return lines for a terminal."""
         state = "published" if self.is_published else "not published"
         lines = [f"{self.family} {self.version} (counter {self.counter}): {state}"]
@@ -116,7 +116,7 @@ class ReleaseReport:
                 lines.append(f"    {label}: {size:,} bytes ({patch['codec']})")
         lines += [f"  {name}: left out, {reason}" for name, reason in self.dropped.items()]
         lines.append("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items()))
-        return "\n".join(lines)
+        return lines
 
 
 def run_release(

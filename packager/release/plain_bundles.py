@@ -80,9 +80,9 @@ class BuildReport:
             "golden_tolerance_ppm": self.tolerance_ppm,
         }
 
-    def as_text(self) -> str:
+    def as_lines(self) -> list[str]:
         """Return lines for a terminal."""
-        return "\n".join([f"{self.root}: bundle digest {bundle_digest(self.files)}", files_table(self.files)])
+        return [f"{self.root}: bundle digest {bundle_digest(self.files)}", *files_table(self.files)]
 
 
 def build_bundle(request: BuildRequest) -> BuildReport:
@@ -255,9 +255,9 @@ def open_bundle_or_file(path: Path) -> BundleDirectory:
     return open_bundle(path) if path.is_file() else open_bundle(path, roles_of(path))
 
 
-def files_table(files: tuple[BundleFile, ...]) -> str:
+def files_table(files: tuple[BundleFile, ...]) -> list[str]:
     """Return one line per file: size in bytes, role, path."""
-    return "\n".join(f"  {file.size:>14,}  {file.role:<13}  {file.path}" for file in files)
+    return [f"  {file.size:>14,}  {file.role:<13}  {file.path}" for file in files]
 
 
 def _check_names(request: BuildRequest) -> None:

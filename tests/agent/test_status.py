@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import Malformed
-from device_agent.commands.result_text import status_text
+from device_agent.commands.result_text import status_lines
 from device_agent.daemon import status
 from device_agent.daemon.status import family_status
 from device_agent.errors import JournalUnreadable
@@ -41,7 +41,9 @@ def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> Non
     years_later = read_status(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
     assert years_later.stale_since_ms == years_later.metadata_expires_ms
     assert re.search(
-        r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(StatusReport(years_later)), re.MULTILINE
+        r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ",
+        "\n".join(status_lines(StatusReport(years_later))),
+        re.MULTILINE,
     )
 
 
@@ -49,13 +51,13 @@ def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> Non
 def test_a_clock_that_was_turned_back_is_suspect(installed: DeviceUnderTest, now_s: int) -> None:
     behind = read_status(installed, now_s=now_s, is_synchronized=True)
     assert behind.is_clock_suspect is True
-    assert "clock suspect: it is behind the time of the last check" in status_text(StatusReport(behind))
+    assert "clock suspect: it is behind the time of the last check" in status_lines(StatusReport(behind))
 
 
 def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
     unset = read_status(installed, now_s=int(time.time()), is_synchronized=False)
     assert (unset.is_clock_suspect, unset.is_clock_synchronized) == (True, False)
-    assert "clock suspect: it is not synchronized" in status_text(StatusReport(unset))
+    assert "clock suspect: it is not synchronized" in status_lines(StatusReport(unset))
 
 
 @pytest.mark.parametrize(
@@ -71,13 +73,13 @@ def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, al
     serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=1, pid=7, is_alive=alive, resident_bytes=9)
     down = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=None if alive else 40)
     assert down.is_ready is alive
-    lines = status_text(StatusReport(down)).splitlines()
+    lines = status_lines(StatusReport(down))
     assert next(text for text in lines if "serving" in text).startswith(line)
 
 
 def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
     found = replace(read_status(installed), is_daemon_running=True, is_memory_swappable=True)
-    assert "memory swappable: the kernel does not let the agent lock models into memory" in status_text(
+    assert "memory swappable: the kernel does not let the agent lock models into memory" in status_lines(
         StatusReport(found)
     )
 
@@ -97,7 +99,7 @@ def test_a_status_is_the_same_after_the_control_socket(installed: DeviceUnderTes
     ):
         parsed = StatusReport.parse(json.loads(json.dumps(report.as_json())))
         assert parsed.as_json() == report.as_json()
-        assert status_text(parsed) == status_text(report)
+        assert status_lines(parsed) == status_lines(report)
     with pytest.raises(Malformed, match="unknown field 'color'"):
         StatusReport.parse({**found.as_json(), "color": 1})
 

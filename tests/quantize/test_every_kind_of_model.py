@@ -42,7 +42,7 @@ def test_model_becomes_smaller_and_passes_the_gate(kind: str, tmp_path: Path) ->
     report = quantize_model(
         model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(optimize=kind != "a function of its own")
     )
-    assert (report.outcome, report.origin) == ("quantized", "random:0"), report.as_text()
+    assert (report.outcome, report.origin) == ("quantized", "random:0"), report.as_lines()
     assert report.bytes == (tmp_path / "int8.onnx").stat().st_size < 0.75 * report.float_bytes
     assert is_quantized(onnx.load(tmp_path / "int8.onnx"))
     assert run_gate(model, tmp_path / "int8.onnx", samples).verdict == "pass"
@@ -66,7 +66,7 @@ def test_weights_beyond_half_precision_stay_float_and_are_named(tmp_path: Path) 
     report = quantize_model(
         model, tmp_path / "half.onnx", "fp16", random_samples(model, 32), QuantizeOptions(measure_latency=False)
     )
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     assert report.float_nodes == ("up0", "down0")  # too large, and too small to keep their energy
 
 
@@ -92,7 +92,7 @@ def test_weights_only_model_computes_in_float_at_every_optimization_level(tmp_pa
     samples = random_samples(model, 16)
     options = QuantizeOptions(measure_latency=False, methods=("weights",))
     report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, options)
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     plain, optimized = (open_session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
     for sample in samples:
         for a, b in zip(run_session(plain, sample), run_session(optimized, sample), strict=True):

@@ -21,7 +21,7 @@ def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     return model, tmp_path / "int8.onnx", samples
 
 

@@ -37,12 +37,12 @@ def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> N
     model = tiny_models.save(tiny_models.detector(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     alone = quantize_model(model, tmp_path / "a.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
-    assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_text()
+    assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_lines()
     metric = Metric.parse(f"{HERE}:mean_of_largest")
     report = quantize_model(
         model, tmp_path / "b.onnx", "int8", samples, QuantizeOptions(measure_latency=False, metric=metric)
     )
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     assert report.gate is not None
     assert report.gate.metric is not None
     assert report.gate.metric.value == pytest.approx(report.gate.metric.float_value, rel=0.01)

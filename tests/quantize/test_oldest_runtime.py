@@ -33,7 +33,7 @@ def test_quantized_model_says_where_it_loads(scheme: str, oldest: str, tmp_path:
         measure_latency=False, thresholds=Thresholds(2.0, 0.0, -1.0)
     )  # int4 of random weights fails the gate
     report = quantize_model(model, tmp_path / "out.onnx", scheme, random_samples(model, 32), lenient)
-    assert (report.outcome, report.oldest_runtime) == ("quantized", oldest), report.as_text()
+    assert (report.outcome, report.oldest_runtime) == ("quantized", oldest), report.as_lines()
     assert str(oldest_runtime(onnx.load(tmp_path / "out.onnx"))) == oldest
     assert onnxruntime_min(tmp_path / "out.onnx", "1.31") == "1.31"
     assert onnxruntime_min(tmp_path / "out.onnx", "1.0") == oldest

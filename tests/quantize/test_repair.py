@@ -35,7 +35,7 @@ def quantize_int8(model: onnx.ModelProto, folder: Path, **options: object) -> Qu
 
 def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
     report = quantize_int8(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     assert (report.method, report.float_nodes) == ("static", ())
     assert report.promoted_activations == ("behind the outlier",)
     assert report.sensitivity[0].nodes == ("behind the outlier",)
@@ -58,7 +58,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
     assert whole.bytes is not None
     strict = replace(INT4, thresholds=Thresholds(max_relative_rms=0.6 * whole.gate.relative_rms))
     report = quantize_model(path, tmp_path / "int4.onnx", "int4", samples, strict)
-    assert report.outcome == "quantized", report.trials_as_text()
+    assert report.outcome == "quantized", report.trials_as_lines()
     assert report.promoted_weights
     assert report.float_nodes == ()
     assert report.bytes is not None
@@ -66,7 +66,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
     made = {node.name: node for node in all_nodes(onnx.load(tmp_path / "int4.onnx"))}
     assert {made[name].op_type for name in report.promoted_weights} <= {"MatMul", "Gemm"}
     assert any(node.op_type == "MatMulNBits" for node in made.values())
-    assert f"8-bit weights: {report.promoted_weights[0]}" in report.as_text()
+    assert f"8-bit weights: {report.promoted_weights[0]}" in "\n".join(report.as_lines())
     write_page(report, path, tmp_path / "int4.onnx", samples, tmp_path / "page.html")
     shown = re.search(r"Nodes with 8-bit weights</h2>\s*<p>([^<]*)</p>", (tmp_path / "page.html").read_text())
     assert shown is not None
@@ -75,7 +75,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
 
 def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:
     report = quantize_int8(tiny_models.text_encoder(), tmp_path, methods=("weights",))
-    assert report.outcome == "quantized", report.trials_as_text()
+    assert report.outcome == "quantized", report.trials_as_lines()
     assert (report.method, report.float_nodes) == ("weights", ())
     assert report.bytes is not None
     assert report.bytes < 0.4 * report.float_bytes
@@ -91,7 +91,7 @@ def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_p
     for path, scheme, options in cases:
         samples = random_samples(path, 64)
         report = quantize_model(path, tmp_path / "made.onnx", scheme, samples, options)
-        assert report.promoted_activations or report.promoted_weights, report.trials_as_text()
+        assert report.promoted_activations or report.promoted_weights, report.trials_as_lines()
         made = onnx.load(tmp_path / "made.onnx")
         again = quantize_like_template(made, prepare_model(path, next(iter(samples))).model, samples)
         for parts in (lambda m: [t.name for t in m.graph.initializer], lambda m: [n.op_type for n in all_nodes(m)]):
@@ -115,7 +115,7 @@ def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) ->
 def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:
     strict = Thresholds(max_relative_rms=0.03)
     report = quantize_int8(tiny_models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     assert report.float_nodes
     kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.float_nodes]
     assert {node.op_type for node in kept} <= {"MatMul", "Gemm", "Gather"}
@@ -146,7 +146,7 @@ def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp
     del model.graph.initializer[:]
     model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in tensors.items())
     report = quantize_int8(model, tmp_path, methods=("weights",))
-    assert report.outcome == "quantized", report.trials_as_text()
+    assert report.outcome == "quantized", report.trials_as_lines()
     first, *others = report.sensitivity
     assert len(first.nodes) == 2
     assert set(report.float_nodes) == set(first.nodes)
@@ -170,7 +170,7 @@ def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) ->
     report = quantize_int8(tiny_models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
     assert report.outcome == "refused"
     assert "gate failed" in report.reason
-    table = report.trials_as_text().splitlines()
+    table = report.trials_as_lines()
     assert len(table) == len(report.trials) + 1
     assert {line.split()[0] for line in table[1:]} == {"static", "dynamic", "weights"}
     assert not (tmp_path / "int8.onnx").exists()
@@ -192,7 +192,7 @@ def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -
     report = quantize_int8(
         tiny_models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
     )
-    assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_text()
+    assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_lines()
     made = onnx.load(tmp_path / "int8.onnx")
     arrays = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
     read = [n for n in made.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]

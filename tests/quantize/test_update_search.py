@@ -226,7 +226,7 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
     samples = random_samples(old, 64)
     options = QuantizeOptions(methods=("static",), measure_latency=False, signed_activations=True)
     made = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)
-    assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_text()
+    assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_lines()
     out = tmp_path / "update.onnx"
     report = quantize_update(new, tmp_path / "base.onnx", out, *samples.split_halves(), max_over_baseline=1.2)
     assert (report.method, report.gate.verdict) == ("joint", "pass"), report.reason

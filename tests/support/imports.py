@@ -1,4 +1,4 @@
-"""Read the imports of a file from its syntax tree."""
+"""Read the imports and calls of a file from its syntax tree."""
 
 import ast
 from collections.abc import Iterator
@@ -28,3 +28,13 @@ def _imported_names(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def calls_of(path: Path) -> tuple[tuple[str, dict[str, str]], ...]:
+    """Return the calls in a file: the function as it is written, and the source of its keyword arguments."""
+    return tuple(
+        (ast.unparse(node.func), {word.arg or "**": ast.unparse(word.value) for word in node.keywords})
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    )

@@ -50,7 +50,7 @@ def quantize_base(
     old = tiny_models.save(model, folder / "old.onnx")
     drawn = random_samples(old, samples)
     report = quantize_model(old, folder / "base.onnx", "int8", drawn, options)
-    assert report.outcome == "quantized", report.as_text()
+    assert report.outcome == "quantized", report.as_lines()
     return QuantizedBase(model, old, folder / "base.onnx", drawn)
 
 

@@ -2,14 +2,14 @@
 
 Rules:
 1. The file has no external script, font or picture, so it can be mailed and opened offline.
-2. All names from a model are escaped.
+2. All names from a model are rendered (bundle.rendering).
 """
 
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
+from bundle.rendering import escape_html
 from packager.diff.write.patch_report import PatchReport, PatchRow
 
 WIDTH_PX: Final = 1000  # width of the chart, in CSS pixels
@@ -57,7 +57,7 @@ def render_html(report: PatchReport) -> str:
         ("decoder features", ", ".join(report.features) or "none"),
         ("memory to apply", f"at most {report.peak_memory_bytes:,} bytes"),
     ]
-    listed = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)
+    listed = "".join(f"<tr><th>{escape_html(name)}</th><td>{escape_html(value)}</td></tr>" for name, value in facts)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Patch report</title>'
@@ -76,7 +76,7 @@ def bits_per_element(row: PatchRow) -> float | None:
 
 def _legend() -> str:
     entries = [*COLORS.items(), ("other", OTHER_COLOR)]
-    return "".join(f'<span><i style="background:{color}"></i>{escape(name)}</span>' for name, color in entries)
+    return "".join(f'<span><i style="background:{color}"></i>{escape_html(name)}</span>' for name, color in entries)
 
 
 def _bar_chart(rows: list[PatchRow]) -> str:
@@ -88,10 +88,10 @@ def _bar_chart(rows: list[PatchRow]) -> str:
     for i, row in enumerate(shown):
         width = max(1.0, row.patch_bytes / largest * WIDTH_PX * BAR_WIDTH_SHARE)
         y = i * BAR_HEIGHT_PX
-        label = escape(
+        label = escape_html(
             row.name if len(row.name) <= MAX_LABEL_CHARACTERS else "…" + row.name[1 - MAX_LABEL_CHARACTERS :]
         )
-        title = escape(f"{row.path} {row.name}: {row.target_bytes:,} → {row.patch_bytes:,} bytes, {row.predictor}")
+        title = escape_html(f"{row.path} {row.name}: {row.target_bytes:,} → {row.patch_bytes:,} bytes, {row.predictor}")
         parts.append(
             f'<rect x="0" y="{y + 1}" width="{width:.1f}" height="{BAR_HEIGHT_PX - 3}" rx="2" '
             f'fill="{_bar_color(row.predictor)}"><title>{title}</title></rect>'
@@ -119,15 +119,15 @@ def _html_table(rows: list[PatchRow]) -> str:
     for row in rows:
         bits = bits_per_element(row)
         cells = [
-            escape(row.path),
-            escape(row.name),
-            escape(row.dtype),
+            escape_html(row.path),
+            escape_html(row.name),
+            escape_html(row.dtype),
             "×".join(map(str, row.shape)),
             f"{row.target_bytes:,}",
             f"{row.patch_bytes:,}",
             "" if bits is None else f"{bits:.2f}",
-            escape(row.predictor),
-            escape(row.coder),
+            escape_html(row.predictor),
+            escape_html(row.coder),
         ]
         body.append("".join(f"<td{kinds.get(name, '')}>{cell}</td>" for name, cell in zip(names, cells, strict=True)))
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{cells}</tr>" for cells in body) + "</table>"

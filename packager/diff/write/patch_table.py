@@ -9,7 +9,7 @@ DEFAULT_ROWS_SHOWN: Final = 40
 NAME_WIDTH: Final = 40
 
 
-def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> str:
+def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> list[str]:
     """Format the rows that take the most bytes of the patch, largest first, and the rest as one line.
 
     Args:
@@ -24,7 +24,7 @@ def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> str
         name = f"{len(rest)} more"
         before, after = sum(row.target_bytes for row in rest), sum(row.patch_bytes for row in rest)
         lines.append(f"{name:{NAME_WIDTH}} {'':5} {before:14,} {after:12,}")
-    return "\n".join(lines)
+    return lines
 
 
 def _format_row(row: PatchRow) -> str:

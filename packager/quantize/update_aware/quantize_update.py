@@ -66,7 +66,7 @@ DEFAULT_ERROR_RATIO: Final = 1.08
 # calibration samples; more give better updates, and cost time and disk (docs/quantization.md)
 MAX_SAMPLES: Final = 1024
 TRIAL_SAMPLES: Final = 100  # calibration samples that judge ranges and the rounding of float constants
-MAX_LISTED_WEIGHTS: Final = 5  # weights that `as_text` names
+MAX_LISTED_WEIGHTS: Final = 5  # weights that `as_lines` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class UpdateReport:
             "jointly_optimized": list(self.jointly_optimized),
         }
 
-    def as_text(self) -> str:
+    def as_lines(self) -> list[str]:
         """Return a few lines for a terminal: method, error, and weights that did not fit the base's scales."""
         bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits per weight"
         error, baseline = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
@@ -134,7 +134,7 @@ class UpdateReport:
             if names:
                 more = f" and {len(names) - MAX_LISTED_WEIGHTS} more" if len(names) > MAX_LISTED_WEIGHTS else ""
                 lines.append(f"{what}: {', '.join(names[:MAX_LISTED_WEIGHTS])}{more}")
-        return "\n".join(lines)
+        return lines
 
 
 @use_single_thread()
