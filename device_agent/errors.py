@@ -66,6 +66,12 @@ class RequestInvalid(Invalid):
     reason = "request-invalid"
 
 
+class InputsRejected(RequestInvalid):
+    """The model cannot run on the inputs of a request. Check their shapes and values."""
+
+    reason = "inputs-rejected"
+
+
 class BundleQuarantined(Refused):
     """The bundle failed here before with this runtime. Publish a new release or clear the quarantine."""
 

@@ -121,7 +121,8 @@ class RequestChannel:
                 os.close(fd)
         has_nan = bool(head.flags & wire.HAS_NAN)
         encoding = _content_encoding(head.flags)
-        return head.number, Response(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
+        is_rejected = bool(head.flags & wire.REJECTED)
+        return head.number, Response(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding, is_rejected)
 
     def _close_lost(self) -> None:
         if self._is_open:

@@ -3,12 +3,15 @@
 Sources: the protocol's "Inference", Triton's extensions "binary tensor data" and "compression". Rules:
 1. A body is JSON, or JSON of a stated length followed by the raw bytes of the inputs that have `binary_data_size`, in
    their order. Nothing may follow the last one.
-2. A mistake of the client is RequestInvalid (400) and names the input. A failure of the model is InferenceFailed (500)
-   and counts against its health.
+2. A mistake of the client is RequestInvalid (400) and names the input. Dimensions of one name in the contract have the
+   same size in a request, unless the golden inputs show otherwise.
 3. An output is encoded as raw bytes if the request asks for it (`binary_data` of the output, else
    `binary_data_output`), and as JSON otherwise.
 4. A response is flagged if it has a float output that is not finite, all float inputs of the request are finite, and no
    golden output of that name has NaN or infinity.
+5. A run that fails is InputsRejected (400), since the model has run on other inputs. Its message names the inputs with
+   a free dimension, or all inputs. InferenceFailed (500) is for failures that no input causes: a missing kernel, an
+   output that is not a tensor, and a lack of memory for a model whose sizes are all fixed.
 """
 
 import json
@@ -18,10 +21,11 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from bundle.contract import MAX_RANK, Contract, TensorSpec
-from device_agent.errors import ContractMismatch, RequestInvalid
+from bundle.errors import AirweightsError
+from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
 from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.oip import oip_datatype_name
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import LoadedModel, is_failure_of_inputs
 from device_agent.runtime.tensors import (
     DATATYPES,
     Array,
@@ -36,6 +40,7 @@ from device_agent.runtime.tensors import (
 from device_agent.runtime.wire import NO_JSON
 
 MAX_ID_CHARACTERS: Final = 256
+UNNAMED_DIMENSION: Final = "?"  # device_agent.runtime.session writes it where a model gives no name
 # zlib's codes for a gzip header, and for its own: HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
 ZLIB_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 COMPRESSION_LEVEL: Final = 1  # links are local, so time matters more than size
@@ -84,6 +89,8 @@ class Inference:
         contract: its contract, checked already.
         family, version: written into each response.
         outputs_with_nan: outputs that rule 4 does not apply to.
+        golden_inputs: inputs of golden samples, for rule 2.
+        max_response_bytes: largest response body; None for no limit.
     """
 
     def __init__(
@@ -93,12 +100,29 @@ class Inference:
         family: str,
         version: str,
         outputs_with_nan: frozenset[str] = frozenset(),
+        golden_inputs: Sequence[Mapping[str, Array]] = (),
+        max_response_bytes: int | None = None,
     ) -> None:
         self._model = model
         self._inputs = {tensor.name: tensor for tensor in contract.inputs}
         self._outputs = tuple(tensor.name for tensor in contract.outputs)
         self._names = {"model_name": family, "model_version": version}
         self._outputs_with_nan = outputs_with_nan
+        self._max_response_bytes = max_response_bytes
+        self._dimension_names = {
+            size
+            for tensor in contract.inputs
+            for size in tensor.shape
+            if isinstance(size, str) and size != UNNAMED_DIMENSION
+        }
+        for sample in golden_inputs:
+            self._dimension_names -= set(self._unequal_dimensions(sample))
+        self._varying_inputs = [
+            tensor.name for tensor in contract.inputs if any(isinstance(size, str) for size in tensor.shape)
+        ]
+        self._has_fixed_sizes = not self._varying_inputs and all(
+            tensor.dtype.startswith("float") for tensor in contract.inputs
+        )
 
     def handle_request(self, body: memoryview, json_bytes: int) -> InferenceResponse:
         """Parse a request, run the model, and encode the response.
@@ -109,11 +133,19 @@ class Inference:
 
         Raises:
             RequestInvalid: the request is malformed or does not fit the contract.
+            InputsRejected: the model cannot run on its inputs (rule 5), or the response would be too large.
             InferenceFailed: the model failed.
         """
         request = self.parse_request(body, json_bytes)
-        outputs = self._model.run(request.inputs, tuple(request.outputs))
-        return self._encode(request, outputs)
+        outputs = self._run(request)
+        try:
+            response = self._encode(request, outputs)
+        except MemoryError as error:
+            raise self._reject_inputs(request, "not enough memory for the response") from error
+        if self._max_response_bytes is not None and response.size > self._max_response_bytes:
+            detail = f"the response has {response.size} bytes, at most {self._max_response_bytes} are allowed"
+            raise self._reject_inputs(request, detail)
+        return response
 
     def compare_with_live(
         self, body: memoryview, json_bytes: int, live: memoryview, live_json: int, limit_ppm: int
@@ -130,10 +162,10 @@ class Inference:
 
         Raises:
             RequestInvalid: the request is malformed or does not fit the contract.
-            InferenceFailed: the model failed.
+            InputsRejected, InferenceFailed: as `handle_request`.
         """
         request = self.parse_request(body, json_bytes)
-        outputs = self._model.run(request.inputs, tuple(request.outputs))
+        outputs = self._run(request)
         agrees, ppm = compare_outputs(outputs, decode_response(live, live_json), limit_ppm)
         text = json.dumps({"agrees": agrees, "relative_rms_ppm": ppm}).encode()
         return InferenceResponse((text,), NO_JSON, self._has_nan(request, outputs))
@@ -163,7 +195,43 @@ class Inference:
         if len(inputs) != len(self._inputs):
             missing = [name for name in self._inputs if name not in inputs]
             raise RequestInvalid(f"inputs: {', '.join(missing) or 'one input'} missing or given twice")
+        for dimension, ((first, size), (other, other_size)) in self._unequal_dimensions(inputs).items():
+            if dimension in self._dimension_names:
+                raise RequestInvalid(
+                    f"input {other!r}: dimension {dimension!r} has size {other_size},"
+                    f" but size {size} in input {first!r}"
+                )
         return InferenceRequest(inputs, self._requested_outputs(head), _parse_id(head))
+
+    def _unequal_dimensions(self, inputs: Mapping[str, Array]) -> dict[str, tuple[tuple[str, int], tuple[str, int]]]:
+        """Return the named dimensions with two sizes, each with two inputs and their sizes."""
+        found: dict[str, tuple[str, int]] = {}
+        unequal: dict[str, tuple[tuple[str, int], tuple[str, int]]] = {}
+        for name, array in inputs.items():
+            for dimension, size in zip(self._inputs[name].shape, array.shape, strict=False):
+                if isinstance(dimension, str):
+                    first = found.setdefault(dimension, (name, size))
+                    if first[1] != size:
+                        unequal.setdefault(dimension, (first, (name, size)))
+        return unequal
+
+    def _run(self, request: InferenceRequest) -> dict[str, Array]:
+        try:
+            return self._model.run(request.inputs, tuple(request.outputs))
+        except RequestInvalid as error:
+            raise self._reject_inputs(request, error.message) from error
+        except InferenceFailed as error:
+            if not is_failure_of_inputs(error, has_fixed_sizes=self._has_fixed_sizes):
+                raise
+            raise self._reject_inputs(request, error.message) from error
+
+    def _reject_inputs(self, request: InferenceRequest, detail: str) -> AirweightsError:
+        names = self._varying_inputs or list(self._inputs)
+        if not names:
+            return InferenceFailed(detail)
+        shapes = ", ".join(f"{name!r} of shape {list(request.inputs[name].shape)}" for name in names[:4])
+        cause = detail.removeprefix("inference failed: ").removeprefix("the model rejects these inputs: ")
+        return InputsRejected(f"the model cannot run on input {shapes}: {cause}")
 
     def _parse_input(self, item: Mapping[str, Any], raw: memoryview) -> tuple[Array, memoryview]:
         name, datatype, shape = item.get("name"), item.get("datatype"), item.get("shape")

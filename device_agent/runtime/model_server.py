@@ -28,6 +28,7 @@ import numpy as np
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
 from bundle.strict_json import StrictObject
+from device_agent.errors import InputsRejected
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.throttle import Throttle
 from device_agent.process.worker import Handler, SupervisorChannel, handle_call
@@ -41,6 +42,7 @@ from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, Wire
 logger = logging.getLogger(__name__)
 
 MAX_BUSY_US: Final = 2**32 - 1
+RESPONSE_BODIES: Final = 4  # a response may be this many times the largest request, as the front allows it
 
 
 class ModelServer:
@@ -108,7 +110,13 @@ class ModelServer:
             message.close()
         self._max_body_bytes = value["max_body_bytes"]
         self._inference = Inference(
-            model, contract, value["family"], value["version"], outputs_with_non_finite(samples)
+            model,
+            contract,
+            value["family"],
+            value["version"],
+            outputs_with_non_finite(samples),
+            [sample.inputs for sample in samples],
+            max_response_bytes=RESPONSE_BODIES * value["max_body_bytes"],
         )
         self._tensors = TensorServer(model)
         warmed = time.monotonic_ns()
@@ -182,6 +190,8 @@ class ModelServer:
                 result = self._inference.compare_with_live(request, head.json_bytes, live, live_json, limit_ppm)
             else:
                 result = self._inference.handle_request(body, head.json_bytes)
+        except InputsRejected as error:
+            return 400, NO_JSON, (_error_body(error.message),), wire.REJECTED
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:

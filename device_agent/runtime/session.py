@@ -52,6 +52,7 @@ ORT_ERRORS: Final = (
     *(state.ModelLoadCanceled, state.ModelRequiresCompilation, state.NoModel, state.NoSuchFile, state.NotFound),
     *(state.NotImplemented, state.RuntimeException),
 )
+OUT_OF_MEMORY_WORDS: Final = ("bad_alloc", "bad allocation", "allocate memory")  # in onnxruntime's messages
 
 
 class LoadedModel:
@@ -151,14 +152,14 @@ class LoadedModel:
 
         Raises:
             RequestInvalid: onnxruntime rejects the inputs.
-            InferenceFailed: the model failed, or an output is not a tensor.
+            InferenceFailed: the model failed, or an output is not a tensor; `is_failure_of_inputs` tells them apart.
         """
         names = [tensor.name for tensor in self.outputs] if outputs is None else list(outputs)
         try:
             values = self.session.run(names, dict(inputs), self._options)
         except state.InvalidArgument as error:
             raise RequestInvalid(f"the model rejects these inputs: {_one_line(error)}") from error
-        except (*ORT_ERRORS, ValueError, RuntimeError, MemoryError) as error:
+        except (*ORT_ERRORS, ValueError, RuntimeError, OverflowError, MemoryError) as error:
             raise InferenceFailed(f"inference failed: {_one_line(error)}") from error
         for name, value in zip(names, values, strict=True):
             if not isinstance(value, np.ndarray):
@@ -318,6 +319,21 @@ def _shapes_agree(found: tuple[int | str, ...], declared: tuple[int | str, ...])
     return len(found) == len(declared) and all(
         a == b for a, b in zip(found, declared, strict=True) if isinstance(a, int) and isinstance(b, int)
     )
+
+
+def is_failure_of_inputs(error: InferenceFailed, *, has_fixed_sizes: bool) -> bool:
+    """Return whether a failed run can be due to its inputs, because the model runs on others.
+
+    Args:
+        error: raised by `LoadedModel.run`.
+        has_fixed_sizes: all sizes in the run are fixed, so that a lack of memory is not due to the inputs.
+    """
+    cause = error.__cause__
+    if cause is None or isinstance(cause, state.NotImplemented):
+        return False
+    text = str(cause).lower()
+    is_out_of_memory = isinstance(cause, MemoryError) or any(words in text for words in OUT_OF_MEMORY_WORDS)
+    return not (is_out_of_memory and has_fixed_sizes)
 
 
 def _one_line(error: BaseException) -> str:

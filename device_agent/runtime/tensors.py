@@ -9,6 +9,7 @@ Sources: the protocol's "Tensor Data" and Triton's binary tensor data extension.
 4. In a JSON response, NaN and infinity, which JSON does not have, are null.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any, Final
@@ -56,14 +57,11 @@ def count_elements(shape: Sequence[int], name: str) -> int:
         name: the input, for the error message.
 
     Raises:
-        RequestInvalid: there are more than MAX_ELEMENTS.
+        RequestInvalid: there are more than MAX_ELEMENTS; sizes of 0 count as 1, because libraries multiply the others.
     """
-    count = 1
-    for size in shape:
-        count *= size
-    if count > MAX_ELEMENTS:
-        raise RequestInvalid(f"input {name!r}: shape {list(shape)} has {count} elements")
-    return count
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+        raise RequestInvalid(f"input {name!r}: shape {str(list(shape))[:80]} has more than {MAX_ELEMENTS} elements")
+    return math.prod(shape)
 
 
 def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> Array:

@@ -35,6 +35,7 @@ GZIP_RESPONSE: Final = 8
 DEFLATE_BODY: Final = 32
 DEFLATE_RESPONSE: Final = 64
 COMPRESSED: Final = GZIP_BODY | GZIP_RESPONSE | DEFLATE_BODY | DEFLATE_RESPONSE
+REJECTED: Final = 128  # in a response with status 400: the model could not run on the inputs (InputsRejected)
 SHADOW: Final = 16  # in a request: the live response follows its body (device_agent.front.shadow)
 
 _HEAD: Final = struct.Struct("!BBBxIQQIH")
@@ -97,6 +98,7 @@ class Response:
         json_bytes: as in FrameHead.
         body: the response body.
         has_nan: the flag HAS_NAN.
+        is_rejected: the flag REJECTED.
         busy_us: as in FrameHead.
         encoding: "gzip" or "deflate" of a compressed body, else "".
     """
@@ -107,6 +109,7 @@ class Response:
     has_nan: bool = False
     busy_us: int = 0
     encoding: str = ""
+    is_rejected: bool = False
 
 
 def padding_for(json_bytes: int, start: int) -> int:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from device_agent.errors import ContractMismatch, InferenceFailed, RequestInvalid
+from bundle.contract import Contract
+from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
 from device_agent.runtime import inference, tensors
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
@@ -184,13 +185,93 @@ def test_a_large_sum_is_not_taken_for_infinity() -> None:
     assert tensors.has_non_finite(np.array([1, np.inf, -np.inf], np.float16))
 
 
-def test_a_model_that_fails_on_inputs_its_contract_allows_is_unfit() -> None:
-    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
-    shape = helper.make_tensor("shape", 7, [1], [4])
-    model = make_graph_model(nodes, [("x", "float32", ["n"])], [("y", "float32", [4])], [shape])
-    with model_of(model) as served:
-        with pytest.raises(InferenceFailed, match=r"inference failed: .*Reshape"):
-            ask(served, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]})
+FREE_X = [("x", "float32", ["n"])]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "output", "constants", "arrays"),
+    [
+        ([("Reshape", "x shape", "y")], FREE_X, "float32", {"shape": [2, 2]}, {"x": floats(1, 2, 3)}),
+        ([("ArgMax", "x", "y")], FREE_X, "int64", {}, {"x": floats()}),
+        ([("TopK", "x k", "v y")], FREE_X, "int64", {"k": [5]}, {"x": floats(1, 2)}),
+        ([("Expand", "x s", "z"), ("ReduceSum", "z", "y")], FREE_X, "float32", {"s": [2**34, 1]}, {"x": floats(1, 2)}),
+        ([("Gather", "t x", "y")], [("x", "int64", [1])], "int64", {"t": [1, 2]}, {"x": np.array([2**62])}),
+        (
+            [("ConstantOfShape", "x", "z"), ("ReduceMean", "z", "y")],
+            [("x", "int64", [2])],
+            "float32",
+            {},
+            {"x": np.array([2**40, 2**40])},
+        ),
+    ],
+)
+def test_inputs_that_the_model_cannot_run_on_are_rejected_by_name(
+    nodes: list[tuple[str, str, str]],
+    inputs: list[tuple[str, str, list[int | str]]],
+    output: str,
+    constants: dict[str, list[int]],
+    arrays: dict[str, Array],
+) -> None:
+    model = make_graph_model(
+        [helper.make_node(kind, given.split(), made.split()) for kind, given, made in nodes],
+        inputs,
+        [("y", output, [])],
+        [helper.make_tensor(name, 7, [len(values)], values) for name, values in constants.items()],
+    )
+    rows = [
+        {
+            "name": name,
+            "datatype": tensors.datatype_name(array.dtype),
+            "shape": list(array.shape),
+            "data": array.tolist(),
+        }
+        for name, array in arrays.items()
+    ]
+    with create_memfd_bundle(model) as bundle:
+        loaded = LoadedModel.load(bundle.fds, threads=1)
+        served = Inference(loaded, Contract(loaded.inputs, loaded.outputs), "toy", "1.0.0")
+        with pytest.raises(InputsRejected, match=r"cannot run on input 'x' of shape \["):
+            ask(served, {"inputs": rows})
+
+
+def test_a_lack_of_memory_in_a_model_with_fixed_sizes_is_the_models_failure() -> None:
+    from tests.support.hostile_models import make_64_gib_model
+
+    with model_of(make_64_gib_model()) as served, pytest.raises(InferenceFailed, match="Expand"):
+        ask(served, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]})
+
+
+def test_a_dimension_name_has_one_size_unless_the_golden_inputs_show_otherwise() -> None:
+    sides: list[tuple[str, str, list[int | str]]] = [(name, "float32", ["n"]) for name in "ab"]
+    model = make_graph_model([helper.make_node("Add", ["a", "b"], ["y"])], sides, [("y", "float32", ["m"])])
+    head = {
+        "inputs": [
+            {"name": name, "datatype": "FP32", "shape": [size], "data": [1] * size}
+            for name, size in (("a", 1), ("b", 3))
+        ]
+    }
+    with (
+        model_of(model) as served,
+        pytest.raises(RequestInvalid, match="input 'b': dimension 'n' has size 3, but size 1"),
+    ):
+        ask(served, head)
+    with model_of(model, golden_inputs=[{"a": floats(1), "b": floats(1, 2)}]) as served:
+        assert ask(served, head)[0]["outputs"][0]["shape"] == [3]
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**63, 0], [0, 2**40, 2**40]])
+def test_a_shape_that_no_library_can_multiply_is_refused(shape: list[int]) -> None:
+    with pytest.raises(RequestInvalid, match=f"input 'x': shape .* has more than {tensors.MAX_ELEMENTS} elements"):
+        tensors.from_json([], "FP32", shape, "x")
+    with pytest.raises(RequestInvalid, match="input 'x'"):
+        tensors.from_bytes(memoryview(b""), "FP32", shape, "x")
+
+
+def test_a_response_beyond_the_limit_is_refused_instead_of_sent() -> None:
+    with model_of(echo("float32"), max_response_bytes=1000) as model:
+        fields = {"name": "x", "datatype": "FP32", "shape": [1000], "data": [0.5] * 1000}
+        with pytest.raises(InputsRejected, match=r"'x' of shape \[1000\]: the response has \d+ bytes, at most 1000"):
+            ask(model, {"inputs": [fields]})
 
 
 def test_a_model_is_held_to_its_contract() -> None:

@@ -367,7 +367,7 @@ def test_bodies_that_fill_the_request_channel_are_all_answered() -> None:
         process.stop()
 
 
-def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -> None:
+def test_inputs_that_the_model_cannot_run_on_are_the_clients_mistake_and_of_no_other_request() -> None:
     shape = helper.make_tensor("shape", 7, [1], [4])
     model = make_graph_model(
         [helper.make_node("Reshape", ["x", "shape"], ["y"])],
@@ -380,10 +380,10 @@ def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -
         served.publish("toy", process)
         wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]}
         status, _, body = post(served.address, json.dumps(wrong).encode())
-        assert (status, "inference failed" in json.loads(body)["error"]) == (500, True)
+        assert (status, "cannot run on input 'x' of shape [3]" in json.loads(body)["error"]) == (400, True)
         assert infer_value(served.address) == 1.0
         window = served.window("toy", 1)
-        assert (window.requests, window.errors) == (2, 1)
+        assert (window.requests, window.client_errors, window.errors) == (2, 1, 0)
         process.stop()
 
 
