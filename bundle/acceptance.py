@@ -67,7 +67,7 @@ class CheckContext:
     """Facts of one check beside the documents.
 
     Attributes:
-        repository_id: SHA-256 of the bytes of the first root, hexadecimal.
+        repository_id: id of the repository (`bundle.trust.repository_id`), hexadecimal.
         counter_epoch: counter epoch of the family, from its delegation.
         checked_at_s: the time that expiry was judged by, Unix seconds.
         expires_at_s: the earliest expiry of all metadata that the release rests on, Unix seconds.

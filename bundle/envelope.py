@@ -45,7 +45,7 @@ class EnvelopeContext:
 
     Attributes:
         purpose: CONTENT_KEY_PURPOSE or COHORT_KEY_PURPOSE.
-        repository: id of the repository, the SHA-256 of its first root in hexadecimal.
+        repository: id of the repository (`bundle.trust.repository_id`), hexadecimal.
         cohort: name of the cohort.
         epoch: epoch of the cohort key.
         family: family of the release (content keys only).

@@ -3,7 +3,8 @@
 Rules:
 - A path is relative and has at most 8 segments, separated by `/`, and 200 characters. Each segment starts with a
   letter, a digit or `_`: no `..`, no hidden files, no absolute paths, no names that a file system treats specially.
-- A list of files is sorted by path. It contains no path twice, and no path that is the folder of another one.
+- A list of files is sorted by path. It contains no path twice, no two paths that differ in upper and lower case only,
+  and no path that is the folder of another one.
 - The bundle digest is the SHA-256 of the canonical JSON of [{path, role, sha256, size}, ...] (docs/format.md, 3.2).
 """
 
@@ -83,12 +84,17 @@ def check_files(files: Iterable[BundleFile]) -> None:
     """Check that a list of files is sorted and that no path is the folder of another one.
 
     Raises:
-        Malformed: the list is not sorted, contains a path twice, or a path is both a file and a folder.
+        Malformed: the list is not sorted, contains a path twice or in two spellings, or a path is both a file and a
+            folder.
     """
     paths = [file.path for file in files]
     for before, after in pairwise(paths):
         if before >= after:
             raise Malformed(f"bundle files: found {after!r} after {before!r}, expected a sorted list without repeats")
+    spelled: dict[str, str] = {}
+    for path in paths:
+        if spelled.setdefault(path.lower(), path) != path:
+            raise Malformed(f"bundle files: {spelled[path.lower()]!r} and {path!r} differ in upper and lower case only")
     known = set(paths)
     for path in paths:
         parts = path.split("/")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle.manifest import Variant
+from bundle.variant import Variant
 from device_agent.config.config import load_config
 from device_agent.errors import StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version

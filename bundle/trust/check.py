@@ -29,7 +29,6 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
 """
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +52,7 @@ from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
 from bundle.trust.offline_pack import check_pack_role, is_file_url
+from bundle.trust.repository_id import repository_id_of
 from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
@@ -288,7 +288,7 @@ class TrustSession:
         root = self._updater.root
         expected = self.trust_state.repository_id
         if self._updater.bootstrap_version == 1:
-            expected = hashlib.sha256(self._request.bootstrap_root).hexdigest()
+            expected = repository_id_of(self._request.bootstrap_root)
         found = root.unrecognized_fields.get(REPOSITORY_ID_FIELD, expected if root.version == 1 else "")
         if not isinstance(found, str) or not SHA256_HEX_PATTERN.fullmatch(found) or (expected and found != expected):
             raise UntrustedMetadata(f"root {root.version} names repository {found!r:.80}, expected {expected!r}")

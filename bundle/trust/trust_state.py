@@ -57,7 +57,7 @@ class TrustState:
     """The trust state of one device.
 
     Attributes:
-        repository_id: SHA-256 of the first root's bytes, hexadecimal; "" before the first check.
+        repository_id: id of the repository (`bundle.trust.repository_id`); "" before the first check.
         roles: newest verified version by role name.
         floors: rollback floor by family.
         known_releases: digest of the manifest without its patches, by family and counter.
@@ -82,7 +82,7 @@ class TrustState:
         """Return the state after metadata was verified, even if the release is refused later.
 
         Args:
-            repository_id: SHA-256 of the first root's bytes, hexadecimal.
+            repository_id: id of the repository (`bundle.trust.repository_id`).
             roles: the verified versions by role name; other roles stay as they are.
             time_floor: the time floor after the check.
         """

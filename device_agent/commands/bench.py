@@ -353,7 +353,7 @@ class _BenchEndpoint:
 def _open_endpoint(
     config: Config, workers: WorkerPool, path: Path, role: str, bundle: BundleRecord, mix: Sequence[BenchRequest] | None
 ) -> Iterator[_BenchEndpoint]:
-    contract = bundle.parse_manifest()[1].contract
+    contract = bundle.parse_manifest()[1].require_model().contract
     spec = GenerationSpec(bundle.family, 1, bundle.version, bundle.variant, contract, threads=config.serve.threads)
     jail = JailPolicy(allow_unjailed=config.allow_unjailed)
     fds: BundleFds = workers.unseal(bundle)

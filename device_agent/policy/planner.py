@@ -23,7 +23,8 @@ from heapq import heappop, heappush
 from typing import Final
 
 from bundle.files import BundleDigest
-from bundle.manifest import Manifest, PatchEntry, Requirements, Variant
+from bundle.manifest import Manifest
+from bundle.variant import PatchEntry, Runtime, Variant
 from bundle.version import parse_dotted_version
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 
@@ -117,7 +118,7 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
     """
-    misfits = {name: unmet_requirement(variant.requires, facts) for name, variant in manifest.variants}
+    misfits = {name: unmet_requirement(variant, facts) for name, variant in manifest.variants}
     if requested != "auto":
         variant = manifest.variant(requested)
         if variant is None or misfits[requested]:
@@ -132,26 +133,38 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
     return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
 
 
-def unmet_requirement(requires: Requirements, facts: DeviceFacts) -> str:
+def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
     """Return the first requirement that a device does not meet, as a phrase, or "".
 
     Args:
-        requires: signed requirements of a variant.
+        variant: a variant of a verified release.
         facts: processor, memory, runtime and decoders of the device.
     """
+    requires = variant.requires
     if requires.arch and facts.arch not in requires.arch:
         return f"needs {' or '.join(requires.arch)}, this device is {facts.arch}"
     missing = sorted(set(requires.cpu_features) - facts.cpu_features)
     if missing:
         return f"needs the processor features {', '.join(missing)}"
-    if parse_dotted_version(facts.runtime) < parse_dotted_version(requires.onnxruntime_min):
-        return f"needs onnxruntime {requires.onnxruntime_min} or later, this device has {facts.runtime}"
-    if requires.onnxruntime_below is not None and parse_dotted_version(facts.runtime) >= parse_dotted_version(
-        requires.onnxruntime_below
-    ):
-        return f"needs onnxruntime below {requires.onnxruntime_below}, this device has {facts.runtime}"
+    if misfit := _unmet_runtime(variant.runtime, facts):
+        return misfit
     if requires.memory_bytes > facts.memory_bytes:
         return f"needs {requires.memory_bytes} bytes of memory, {facts.memory_bytes} are available"
+    return ""
+
+
+def _unmet_runtime(runtime: Runtime, facts: DeviceFacts) -> str:
+    if runtime.name != "onnxruntime":
+        return f"needs the runtime {runtime.name}, this agent has onnxruntime"
+    found = parse_dotted_version(facts.runtime)
+    if runtime.min_version is not None and found < parse_dotted_version(runtime.min_version):
+        return f"needs onnxruntime {runtime.min_version} or later, this device has {facts.runtime}"
+    if runtime.below_version is not None and found >= parse_dotted_version(runtime.below_version):
+        return f"needs onnxruntime below {runtime.below_version}, this device has {facts.runtime}"
+    if runtime.providers:
+        return f"needs the execution provider {' or '.join(runtime.providers)}, this agent uses the CPU"
+    if runtime.options:
+        return f"needs the session option {runtime.options[0][0]}, which this agent does not set"
     return ""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bundle.files import BundleDigest
-from bundle.manifest import Variant
+from bundle.variant import Variant
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from bundle.errors import Unavailable
-from bundle.manifest import Variant
+from bundle.variant import Variant
 from device_agent.config.config import Config
 from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
@@ -197,7 +197,7 @@ class FamilyRuntime:
             generation=generation,
             version=bundle.version,
             variant=bundle.variant,
-            contract=variant.contract,
+            contract=variant.require_model().contract,
             threads=self._threads,
         )
         # load in the background while another process serves requests; at full speed if requests wait for this one

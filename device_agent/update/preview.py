@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bundle.files import BundleDigest
-from bundle.manifest import Manifest, Variant
+from bundle.manifest import Manifest
 from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
+from bundle.variant import Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.host.device_facts import providers
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
@@ -311,7 +312,7 @@ def preview_update(context: UpdateContext) -> Plan:
 def _plan_variant(
     name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None, requested: str
 ) -> PlannedVariant:
-    problem = unmet_requirement(variant.requires, facts)
+    problem = unmet_requirement(variant, facts)
     explanation = problem or f"compatible, but {chosen or requested} is preferred"
     if name == chosen and requested != "auto":
         explanation = EXPLANATION_REQUESTED

@@ -11,7 +11,7 @@ from typing import Final
 
 from bundle.errors import Unfit
 from bundle.files import BundleDigest
-from bundle.manifest import Variant
+from bundle.variant import Variant
 from device_agent.errors import ProbeInconclusive, TooMuchMemory, TooSlow, unfit_class
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, run_probe_process
@@ -72,7 +72,9 @@ class ProbeClient:
         return report
 
     def _run_probe(self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None) -> ProbeReport:
-        return run_probe_process(fds, variant.contract, variant.health, baseline, self._jail, threads=self._threads)
+        return run_probe_process(
+            fds, variant.require_model().contract, variant.health, baseline, self._jail, threads=self._threads
+        )
 
     def _measure_running(self, running: Generation, workers: WorkerPool) -> ProbeBaseline | None:
         fds = workers.unseal(running.bundle)

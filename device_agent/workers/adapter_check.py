@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from bundle.errors import Bug, Malformed, Unavailable, Unfit
-from bundle.manifest import Variant
+from bundle.variant import Variant
 from device_agent.errors import AdapterIncompatible, WorkerCrashed
 from device_agent.process.channel import Message
 from device_agent.process.jail import JailPolicy

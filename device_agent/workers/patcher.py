@@ -31,9 +31,10 @@ from bundle.envelope import (
 from bundle.errors import DigestMismatch, Refused, TooLarge
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
-from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
+from bundle.manifest import Manifest, parse_manifest
 from bundle.patch.apply import apply_patch
 from bundle.strict_json import StrictObject
+from bundle.variant import PatchEntry, Variant
 from device_agent.errors import CohortKeyMismatch, StoreDamaged
 from device_agent.identity.device_keys import read_key
 from device_agent.process.channel import MAX_FDS, JsonObject, Message

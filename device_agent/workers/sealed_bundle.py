@@ -21,8 +21,9 @@ from bundle import strict_json
 from bundle.errors import AirweightsError
 from bundle.files import BundleDigest, BundleFile, bundle_digest
 from bundle.frames import STORE_LABEL, FrameContext, FrameRandomReader, FrameWriter, Secret, Sink
-from bundle.manifest import MAX_MANIFEST_BYTES, Variant, parse_manifest
+from bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
 from bundle.strict_json import JSON, NAME_PATTERN, StrictObject
+from bundle.variant import Variant
 from device_agent.errors import StoreDamaged
 
 SCHEMA: Final = "airweights.sealed/1"

@@ -11,7 +11,8 @@ import uuid
 from datetime import datetime
 from typing import Any, Final
 
-from bundle.manifest import Manifest, Variant
+from bundle.manifest import Manifest
+from bundle.variant import Variant
 from packager.attestation.build_record import BuildRecord
 from packager.errors import ExtraMissing
 
@@ -137,7 +138,9 @@ def _property_rows(variant: Variant) -> list[tuple[str, str]]:
 
 def _model_card(variant: Variant, data: dict[str, str]) -> dict[str, Any]:
     """Return a model card: inputs and outputs, calibration data, and errors against the source model."""
-    quantization, contract = variant.quantization, variant.contract
+    quantization = variant.quantization
+    inputs = [tensor for model in variant.models for tensor in model.contract.inputs]
+    outputs = [tensor for model in variant.models for tensor in model.contract.outputs]
     metrics = []
     if quantization.relative_rms_ppm is not None:
         metrics.append(
@@ -148,8 +151,8 @@ def _model_card(variant: Variant, data: dict[str, str]) -> dict[str, Any]:
             {"type": "top-1 agreement with the source model", "value": _format_ppm(quantization.top1_agreement_ppm)}
         )
     parameters: dict[str, Any] = {
-        "inputs": [{"format": f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}"} for tensor in contract.inputs],
-        "outputs": [{"format": f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}"} for tensor in contract.outputs],
+        "inputs": [{"format": f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}"} for tensor in inputs],
+        "outputs": [{"format": f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}"} for tensor in outputs],
     }
     if quantization.calibration is not None and quantization.calibration in data:
         parameters["datasets"] = [{"ref": f"data/{quantization.calibration}"}]

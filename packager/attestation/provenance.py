@@ -13,8 +13,9 @@ import importlib.util
 import json
 from typing import Any, Final
 
-from bundle.manifest import Manifest, Variant
+from bundle.manifest import Manifest
 from bundle.strict_json import JSON
+from bundle.variant import Variant
 from packager.attestation.build_record import BuildRecord
 from packager.errors import ExtraMissing
 

@@ -147,7 +147,7 @@ class DemoWorld:
         variant = self._manifest(version).variant(name)
         assert variant is not None
         kept = self._repository_folder / "private" / "bundles" / self._models.family / variant.digest
-        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.require_single_file('model').path))}\n"
+        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.require_model().file))}\n"
 
     def _load_signers(self) -> "list[Signer]":
         """Return the signers of all keys; the key files are decrypted once."""

@@ -6,7 +6,6 @@
    oldest that an agent supports.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ import onnxruntime
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
 from bundle.frames import sealed_size
-from bundle.manifest import Requirements
+from bundle.variant import Requirements, Runtime
 from packager.errors import InputUnsupported
 from packager.models.inputs import load_proto
 from packager.models.oldest_runtime import oldest_runtime, parse_version
@@ -61,8 +60,21 @@ def contract_of(model: Path) -> Contract:
     )
 
 
+def runtime_of(model: Path) -> Runtime:
+    """Return ONNX Runtime from the version on that has the model's operators.
+
+    The version is at least the agent's minimum.
+
+    Raises:
+        ModelUnreadable: the file is not an ONNX model.
+    """
+    needed, oldest = oldest_runtime(load_proto(model, external_data=False)), Runtime()
+    assert oldest.min_version is not None
+    return oldest if needed.version <= parse_version(oldest.min_version) else Runtime(min_version=str(needed))
+
+
 def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirements:
-    """Return the requirements on a device: runtime version, memory and storage in bytes.
+    """Return the requirements on a device: memory and storage in bytes.
 
     Args:
         model: the variant's model, with its external data beside it.
@@ -74,24 +86,7 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
         ModelDoesNotRun: the model does not load, or does not run on a sample.
         ModelCrashes: the model ended its process.
     """
-    defaults = Requirements()
-    return replace(
-        defaults,
-        onnxruntime_min=onnxruntime_min(model, defaults.onnxruntime_min),
-        memory_bytes=measure_peak_memory(model, samples),
-        storage_bytes=sealed_size(plain_bytes),
-    )
-
-
-def onnxruntime_min(model: Path, oldest: str) -> str:
-    """Return the first version of onnxruntime with the model's operators, but at least `oldest`.
-
-    Args:
-        model: an ONNX file.
-        oldest: a version such as "1.17".
-    """
-    needed = oldest_runtime(load_proto(model, external_data=False))
-    return oldest if needed.version <= parse_version(oldest) else str(needed)
+    return Requirements(memory_bytes=measure_peak_memory(model, samples), storage_bytes=sealed_size(plain_bytes))
 
 
 def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:

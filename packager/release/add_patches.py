@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from bundle.envelope import check_commitment
 from bundle.files import BundleDirectory
 from bundle.frames import BLOB_LABEL, FrameContext
-from bundle.manifest import MAX_PATCHES, Manifest, PatchEntry, Variant
+from bundle.manifest import Manifest
+from bundle.variant import MAX_PATCHES, PatchEntry, Variant
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
 from packager.release.draft import PatchBase, PlainPatch, Reporter, SilentReporter

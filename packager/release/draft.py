@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 from bundle.contract import Contract, Health
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.frames import Secret
-from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements
+from bundle.manifest import Manifest
+from bundle.variant import PatchEntry, Quantization, Requirements, Runtime
 from packager.release.release_plan import ReleasePlan, VariantPlan
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -168,6 +169,7 @@ class AssembledVariant:
         quantized: the variant's model.
         checks: the limits that a device checks.
         bundle: the bundle folder.
+        runtime: runtime that the variant is made for.
         requires: requirements of the device.
         provenance: printable strings about the build, by name.
         patches: the patches, full downloads first; set by the step diff.
@@ -176,6 +178,7 @@ class AssembledVariant:
     quantized: QuantizedVariant
     checks: DeviceChecks
     bundle: BundleDirectory
+    runtime: Runtime
     requires: Requirements
     provenance: dict[str, str]
     patches: tuple[PlainPatch, ...] = ()

@@ -17,7 +17,8 @@ from typing import Final
 
 from bundle.errors import Unavailable
 from bundle.files import bundle_digest
-from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, Variant, parse_manifest
+from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from bundle.variant import Variant
 from packager.errors import UnknownFormat
 from packager.models.model_package import open_package
 from packager.release.plain_bundles import files_table
@@ -127,10 +128,11 @@ def _manifest_lines(manifest: Manifest) -> list[str]:
 
 
 def _variant_lines(name: str, variant: Variant) -> list[str]:
-    requires = variant.requires
+    requires, runtime = variant.requires, variant.runtime
     needs = [
-        f"onnxruntime >= {requires.onnxruntime_min}"
-        + (f", < {requires.onnxruntime_below}" if requires.onnxruntime_below else ""),
+        runtime.name
+        + (f" >= {runtime.min_version}" if runtime.min_version else "")
+        + (f", < {runtime.below_version}" if runtime.below_version else ""),
         f"{requires.memory_bytes:,} bytes memory",
         f"{requires.storage_bytes:,} bytes storage",
         *requires.arch,
@@ -142,8 +144,9 @@ def _variant_lines(name: str, variant: Variant) -> list[str]:
         f"  needs     {', '.join(needs)}",
         f"  weights   {quantization.scheme}, {quantization.stability}, gate {quantization.verdict}",
     ]
-    for side, tensors in (("takes", variant.contract.inputs), ("gives", variant.contract.outputs)):
-        lines += [f"  {side}     {t.name}: {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
+    for model in variant.models:
+        for side, tensors in (("takes", model.contract.inputs), ("gives", model.contract.outputs)):
+            lines += [f"  {side}     {t.name}: {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
     lines += files_table(variant.files)
     for patch in variant.patches:
         base = f"from {patch.base[:16]}…" if patch.base else "full download"

@@ -301,6 +301,7 @@ def _variant_row(draft: Draft, variant: QuantizedVariant) -> dict[str, object]:
         "update": _update_row(variant),
         "gate": variant.gate.as_json() if variant.gate is not None else None,
         "golden": checks.golden.as_json() if checks is not None and checks.golden is not None else None,
+        "runtime": assembled.runtime.as_json() if assembled is not None else None,
         "requires": assembled.requires.as_json() if assembled is not None else None,
     }
 

@@ -16,10 +16,10 @@ from typing import Final
 from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
 from bundle.errors import Malformed
-from bundle.manifest import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
+from bundle.variant import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.models.model_package import FILE_ROLES, ExtraFile
 from packager.release.release_plan import (
@@ -31,6 +31,7 @@ from packager.release.release_plan import (
     DRILLS,
     GATE_LIMITS,
     MAX_BASES,
+    RUNTIME_KEYS,
     TARGETS,
     UNQUANTIZED_SCHEME,
     Overrides,
@@ -66,8 +67,7 @@ VARIANT_KEYS: Final = ("scheme", "model", "required", "update_aware", "requires"
 REQUIRES_KEYS: Final = (
     "arch",
     "cpu_features",
-    "onnxruntime_min",
-    "onnxruntime_below",
+    *RUNTIME_KEYS,
     "memory_bytes",
     "storage_bytes",
 )
@@ -251,7 +251,7 @@ def _parse_requires(row: _Table) -> Overrides:
         match name:
             case "arch" | "cpu_features":
                 out[name] = row.texts(name, FEATURE_PATTERN, max_items=64)
-            case "onnxruntime_min" | "onnxruntime_below":
+            case "runtime_min" | "runtime_below":
                 out[name] = row.text(name, NUMERIC_VERSION_PATTERN)
             case "memory_bytes" | "storage_bytes":
                 out[name] = row.integer(name)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from bundle.contract import Health
-from bundle.manifest import Requirements
 from bundle.rollout import BASIS_POINTS
+from bundle.variant import Requirements, Runtime
 from packager.models.model_package import ExtraFile
 
 UNQUANTIZED_SCHEME: Final = "none"  # scheme of a variant that ships its model unchanged
@@ -37,6 +37,9 @@ ARM_ARCHITECTURES: Final = (
     "armv8l",
 )  # `uname -m` of the devices that may run a variant for "arm"
 
+DEFAULT_MODEL_NAME: Final = "model"  # of the only model of a bundle
+# keys of `requires` in a release file that are fields of the variant's runtime
+RUNTIME_KEYS: Final = {"runtime_min": "min_version", "runtime_below": "below_version"}
 Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
 
 
@@ -50,7 +53,7 @@ class VariantPlan:
         model: model file of this variant, which is compared with the release's model; None uses the release's.
         required: fail the whole release if this variant fails its gate.
         update_aware: choose quantized weights near those of the last release, so that the patch is small.
-        requires: fields of Requirements that replace measured values.
+        requires: fields of Requirements, and keys of RUNTIME_KEYS, that replace measured values.
         health: fields of Health that replace defaults.
         gate: thresholds that replace defaults.
         target: CPU whose integer kernels the variant is quantized for, one of TARGETS.
@@ -70,7 +73,13 @@ class VariantPlan:
         """Return `measured` with the values of the file; a variant for "arm" is limited to ARM CPUs."""
         if self.target == "arm":
             measured = replace(measured, arch=ARM_ARCHITECTURES)
-        return replace(measured, **dict(self.requires))  # type: ignore[arg-type]  # parsed field by field below
+        given = {name: value for name, value in self.requires if name not in RUNTIME_KEYS}
+        return replace(measured, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
+
+    def apply_runtime(self, found: Runtime) -> Runtime:
+        """Return `found` with the versions of the file."""
+        given = {RUNTIME_KEYS[name]: value for name, value in self.requires if name in RUNTIME_KEYS}
+        return replace(found, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
 
     def apply_health(self, default: Health) -> Health:
         """Return `default` with the values of the file."""

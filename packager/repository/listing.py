@@ -4,13 +4,13 @@ A staged target takes precedence over the published one, except in functions nam
 module changes the repository.
 """
 
-import hashlib
 import time
 from pathlib import Path
 
 from bundle.fleet import FLEET_TARGET, Cohort, Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
+from bundle.trust.repository_id import repository_id_of
 from bundle.trust.role_names import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
 from packager.errors import FamilyUnknown, RepositoryMissing, StagingInvalid
 from packager.repository import tuf_documents
@@ -53,7 +53,7 @@ class RepositoryListing:
 
     @property
     def repository_id(self) -> str:
-        """SHA-256 of the first root's file, hexadecimal.
+        """The repository id (`bundle.trust.repository_id`).
 
         Raises:
             RepositoryMissing: nothing is published yet.
@@ -64,7 +64,7 @@ class RepositoryListing:
                 f"{first} is missing: nothing is published yet",
                 hint="see which signatures the first publication still needs: `packager repo status`",
             )
-        return hashlib.sha256(first.read_bytes()).hexdigest()
+        return repository_id_of(first.read_bytes())
 
     def families(self) -> tuple[str, ...]:
         """List the delegated families, sorted, staged ones included."""

@@ -11,7 +11,6 @@ key that the same publication adds can sign already, and a removed one no longer
 thresholds: its own, and that of the root before it.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp, VerificationResult
 
+from bundle.trust.repository_id import repository_id_of
 from packager.errors import RepositoryDamaged, RepositoryMissing
 from packager.repository.layout import RepositoryLayout
 from packager.repository.tuf_documents import TOP_LEVEL, delegated_roles, target_path
@@ -85,8 +85,12 @@ class PublishedDocuments:
 
     @property
     def repository_id(self) -> str:
-        """SHA-256 of the first root's file, hexadecimal. Raises RepositoryDamaged if it is missing."""
-        return hashlib.sha256(self.first_root).hexdigest()
+        """The repository id (`bundle.trust.repository_id`).
+
+        Raises:
+            RepositoryDamaged: `1.root.json` is missing.
+        """
+        return repository_id_of(self.first_root)
 
     @property
     def first_root(self) -> bytes:

@@ -85,7 +85,7 @@ class RepositoryStatus:
     """The status of a repository.
 
     Attributes:
-        repository_id: SHA-256 of the first root, hexadecimal; "" before the first publication.
+        repository_id: id of the repository (`bundle.trust.repository_id`); "" before the first publication.
         timestamp_version: version of the published timestamp; 0 before the first publication.
         is_classical: the repository is exempt from the hybrid rule.
         roles: the published roles, top-level roles first.

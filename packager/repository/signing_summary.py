@@ -34,7 +34,7 @@ CLOCK_TOLERANCE_S: Final = 3600  # difference of the clocks of the build machine
 def head_lines(request: SigningRequest) -> tuple[str, ...]:
     """Return the line that names the request's repository."""
     if "root" in request.published_documents:
-        return (f"repository {hashlib.sha256(request.first_root).hexdigest()}",)
+        return (f"repository {request.repository_identity}",)
     return (f"new repository, signed part of its first root: SHA-256 {request.repository_identity}",)
 
 

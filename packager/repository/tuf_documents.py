@@ -106,7 +106,7 @@ def next_root(root: Root, repository_id: str, now_s: int) -> Root:
 
     Args:
         root: the published root.
-        repository_id: SHA-256 of the first root's file, hexadecimal.
+        repository_id: id of the repository (`bundle.trust.repository_id`).
         now_s: current time, in Unix seconds.
     """
     copied = Root.from_dict(root.to_dict())

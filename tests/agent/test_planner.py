@@ -8,8 +8,9 @@ import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
-from bundle.manifest import MAX_VARIANTS, Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.manifest import MAX_VARIANTS, Manifest
 from bundle.strict_json import StrictObject
+from bundle.variant import ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.policy.planner import (
     DeviceFacts,
@@ -27,11 +28,12 @@ POLICY = PathPolicy(max_steps=3)
 SPEC = TensorSpec("x", "float32", (1,))
 
 
-def make_variant(name: str, *patches: PatchEntry, **requires: Any) -> Variant:
+def make_variant(name: str, /, *patches: PatchEntry, **requires: Any) -> Variant:
     files = (BundleFile("model.onnx", "model", 1000, name.encode().hex().ljust(64, "0")),)
-    return Variant(
-        Requirements(**requires), files, patches, "0" * 64, Contract((SPEC,), (SPEC,)), Health(), Quantization()
-    )
+    runtime = Runtime(**{key: requires.pop(key) for key in list(requires) if key in Runtime.__dataclass_fields__})
+    models = (ModelEntry("model", "model.onnx", None, Contract((SPEC,), (SPEC,))),)
+    needs = Requirements(**requires)
+    return Variant(runtime, needs, "sealed", files, models, patches, "0" * 64, Health(), Quantization())
 
 
 def make_patch(base: BundleDigest | None, size: int, *, features: tuple[str, ...] = (), memory: int = 0) -> PatchEntry:
@@ -39,7 +41,7 @@ def make_patch(base: BundleDigest | None, size: int, *, features: tuple[str, ...
 
 
 def make_manifest(version: str, counter: int, **variants: Variant) -> Manifest:
-    return Manifest("kws", version, counter, 0, ("stable",), "0.1", "2026-01-01T00:00:00Z", tuple(variants.items()))
+    return Manifest("kws", version, counter, 0, ("stable",), "0.1", "2026-01-01T00:00:00Z", (), tuple(variants.items()))
 
 
 A, B, C = (make_variant(name).digest for name in "abc")
@@ -133,13 +135,16 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
     [
         ({"arch": ("aarch64",)}, "needs aarch64, this device is x86_64"),
         ({"cpu_features": ("avx2", "vnni")}, "processor features vnni"),
-        ({"onnxruntime_min": "1.33"}, "needs onnxruntime 1.33 or later, this device has 1.32.0"),
-        ({"onnxruntime_below": "1.32"}, "needs onnxruntime below 1.32, this device has 1.32.0"),
+        ({"min_version": "1.33"}, "needs onnxruntime 1.33 or later, this device has 1.32.0"),
+        ({"below_version": "1.32"}, "needs onnxruntime below 1.32, this device has 1.32.0"),
+        ({"providers": ("OpenVINO",)}, "execution provider OpenVINO"),
+        ({"options": (("session.x", "1"),)}, "session option session.x"),
+        ({"name": "litert"}, "needs the runtime litert"),
         ({"memory_bytes": 10**9 + 1}, "1000000001 bytes of memory"),
     ],
 )
 def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: str) -> None:
-    assert words in unmet_requirement(Requirements(**requires), FACTS)
+    assert words in unmet_requirement(make_variant("a", **requires), FACTS)
     release = make_manifest("1.0.0", 1, fp32=make_variant("a", **requires))
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariant, match=words):
@@ -153,7 +158,7 @@ def test_a_plan_with_the_longest_explanations_passes_the_control_socket() -> Non
     with pytest.raises(NoVariant) as caught:
         choose_variant(make_manifest("1.0.0", 1, **variants), "auto", FACTS, None)
     rows = tuple(
-        PlannedVariant(name, False, unmet_requirement(variant.requires, FACTS), 1000, 0, variant.digest)
+        PlannedVariant(name, False, unmet_requirement(variant, FACTS), 1000, 0, variant.digest)
         for name, variant in variants.items()
     )
     device = PlannedDevice("x86_64", "1.32.0", 10**9, ("CPUExecutionProvider",), ())
@@ -162,6 +167,6 @@ def test_a_plan_with_the_longest_explanations_passes_the_control_socket() -> Non
 
 
 def test_runtime_versions_compare_by_number() -> None:
-    assert not unmet_requirement(Requirements(onnxruntime_min="1.9"), FACTS)
-    assert not unmet_requirement(Requirements(onnxruntime_min="1.32"), FACTS)
-    assert not unmet_requirement(Requirements(onnxruntime_min="1.32"), replace(FACTS, runtime="1.32.0rc1"))
+    assert not unmet_requirement(make_variant("a", min_version="1.9"), FACTS)
+    assert not unmet_requirement(make_variant("a", min_version="1.32"), FACTS)
+    assert not unmet_requirement(make_variant("a", min_version="1.32"), replace(FACTS, runtime="1.32.0rc1"))

@@ -39,7 +39,7 @@ def damaged_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("empty").write_bytes(b"")
         Path("other.json").write_text('{"schema": "something"}')
         Path("broken.json").write_text("{")
-        Path("manifest.json").write_text(json.dumps({"schema": "airweights.manifest/1", "family": "kws"}))
+        Path("manifest.json").write_text(json.dumps({"schema": "airweights.manifest/2", "family": "kws"}))
     return folder
 
 

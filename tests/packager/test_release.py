@@ -13,8 +13,9 @@ from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, check_commitme
 from bundle.files import bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.golden import read_golden
-from bundle.manifest import Manifest, Variant
+from bundle.manifest import Manifest
 from bundle.patch.apply import apply_patch
+from bundle.variant import Variant
 from keys.cohorts import load_private_key
 from keys.errors import CohortUnknown
 from keys.signers import load_folder_signers
@@ -166,21 +167,21 @@ def test_the_manifest_says_what_a_device_must_know(shared: ReleaseBench, tmp_pat
     fp32, int8 = manifest.variant("fp32"), manifest.variant("int8")
     assert fp32 is not None
     assert int8 is not None
-    assert [(t.name, t.dtype, t.shape) for t in fp32.contract.inputs] == [("x", "float32", (1, 64))]
-    assert fp32.contract == int8.contract
+    assert [(t.name, t.dtype, t.shape) for t in fp32.require_model().contract.inputs] == [("x", "float32", (1, 64))]
+    assert fp32.require_model().contract == int8.require_model().contract
     assert fp32.quantization.scheme == "none"
     assert int8.quantization.scheme.startswith("int8-")
     assert int8.quantization.verdict == "pass"
     assert int8.quantization.relative_rms_ppm is not None
     assert 0 < int8.quantization.relative_rms_ppm < 150_000
     assert fp32.requires.memory_bytes > 10_000_000
-    assert fp32.requires.onnxruntime_min == "1.31"
+    assert fp32.runtime.min_version == "1.31"
     provenance = dict(int8.provenance)
     assert provenance["inputs"].startswith("npz:")
     assert "override_gate" not in provenance
     assert {file.role for file in int8.files} == {"model", "package", "golden", "labels"}
     root = shared.install(manifest, "int8", None, tmp_path / "out")
-    golden = read_golden((root / int8.require_single_file("golden").path).read_bytes())
+    golden = read_golden((root / str(int8.require_model().golden)).read_bytes())
     assert len(golden) == 4
 
 
@@ -303,8 +304,8 @@ def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(be
 
 def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: ReleaseBench) -> None:
     before = read_all_files(shared.repository.root)
-    body = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\nrequires.onnxruntime_min = "1.5"')
-    with pytest.raises(ReleaseFileInvalid, match=r"int8: requires.onnxruntime_min: found 1.5, its .* came with 1.12"):
+    body = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\nrequires.runtime_min = "1.5"')
+    with pytest.raises(ReleaseFileInvalid, match=r"int8: requires.runtime_min: found 1.5, its .* came with 1.12"):
         shared.release("1.2.0", body, seed=2)
     assert read_all_files(shared.repository.root) == before
 
@@ -354,7 +355,7 @@ def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Re
     assert fp32 is not None
     assert dict(fp32.provenance)["drill"] == "damaged-weights"
     root = bench.install(manifest, "fp32", None, tmp_path / "out")
-    shipped = (root / fp32.require_single_file("model").path).read_bytes()
+    shipped = (root / fp32.require_model().file).read_bytes()
     assert shipped != (bench.folder / "model.onnx").read_bytes()
 
 
@@ -369,7 +370,7 @@ def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Rel
     assert own is not None
     assert own.quantization.scheme == "supplied"
     assert own.quantization.verdict == "pass"
-    assert own.require_single_file("external-data").path == "kws/int8/own.bin"
+    assert [file.path for file in own.files if file.role == "external-data"] == ["kws/int8/own.bin"]
     bench.install(manifest, "int8", None, tmp_path / "out")
 
 

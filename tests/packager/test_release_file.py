@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from bundle.contract import Health
-from bundle.manifest import Requirements
+from bundle.variant import Requirements
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.release.release_file import parse_release_file
 from packager.release.release_plan import ReleasePlan, RolloutPlan, VariantPlan

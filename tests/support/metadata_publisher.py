@@ -18,12 +18,13 @@ from bundle.contract import Contract, Health, TensorSpec
 from bundle.errors import NotFound
 from bundle.files import BundleFile
 from bundle.frames import Secret
-from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.manifest import Manifest
 from bundle.rollout import Rollout
 from bundle.trust.check import CheckRequest, check
 from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from bundle.trust.updater import Fetch
+from bundle.variant import ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
 from keys.signers import load_folder_signers
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.published import PublishedDocuments
@@ -84,16 +85,20 @@ class MetadataPublisher:
         name = self.repository.put_blob(blob)
         plain = BundleFile("model.onnx", "model", 4, hashlib.sha256(version.encode()).hexdigest())
         variant = Variant(
+            runtime=Runtime(),
             requires=Requirements(),
+            at_rest="sealed",
             files=(plain,),
+            models=(ModelEntry("model", plain.path, None, Contract((), (TensorSpec("y", "float32", (1,)),))),),
             patches=(PatchEntry(None, "zstd", (), name, blob.stat().st_size, 10, 1000),),
             key_commitment="1" * 64,
-            contract=Contract((), (TensorSpec("y", "float32", (1,)),)),
             health=Health(),
             quantization=Quantization(),
         )
         created = "2026-01-01T00:00:00Z"
-        return Manifest(FAMILY, version, counter, min_counter, tuple(channels), "0.1.0", created, (("fp32", variant),))
+        return Manifest(
+            FAMILY, version, counter, min_counter, tuple(channels), "0.1.0", created, (), (("fp32", variant),)
+        )
 
     def release(self, version: str, counter: int, *, min_counter: int = 0) -> Manifest:
         """Publish a release and its rollout on the channel."""

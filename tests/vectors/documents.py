@@ -7,7 +7,7 @@ and written back unchanged.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,8 +21,10 @@ from bundle.files import BundleDigest, BundleFile
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
-from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.manifest import Manifest
+from bundle.ramp import RampStep
 from bundle.rollout import Rollout, Window
+from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
 
 FOLDER: Final = Path(__file__).parent
 X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
@@ -38,17 +40,22 @@ def make_manifest() -> Manifest:
         BundleFile("labels.txt", "labels", 5, hashlib.sha256(b"a\nb\n\n").hexdigest()),
         BundleFile("model/model.onnx", "model", 4, hashlib.sha256(b"onnx").hexdigest()),
     )
+    contract = Contract((TensorSpec("x", "float32", ("batch", 3)),), (TensorSpec("y", "float32", ("batch", 10)),))
     variant = Variant(
-        requires=Requirements(arch=("x86_64",), onnxruntime_below="2.0"),
+        runtime=Runtime(below_version="2.0"),
+        requires=Requirements(arch=("x86_64",)),
+        at_rest="sealed",
         files=files,
+        models=(ModelEntry("model", "model/model.onnx", None, contract),),
         patches=(PatchEntry(None, "zstd", (), "a" * 64, 100, 50, 4096),),
         key_commitment="b" * 64,
-        contract=Contract((TensorSpec("x", "float32", ("batch", 3)),), (TensorSpec("y", "float32", ("batch", 10)),)),
         health=Health(),
         quantization=Quantization("int8-dynamic", "exact", None, "pass", 120, None),
+        measured=Measured("a processor", "1.32.0", 990_000, 12_000_000, 30_000_000),
         provenance=(("source", "a model"),),
     )
-    return Manifest("kws", "1.2.0", 7, 3, ("beta", "stable"), "0.1.0", "2026-01-01T00:00:00Z", (("int8", variant),))
+    ramp, created = (RampStep(0, 100), RampStep(86_400, 10_000)), "2026-01-01T00:00:00Z"
+    return Manifest("kws", "1.2.0", 7, 3, ("beta", "stable"), "0.1.0", created, ramp, (("int8", variant),))
 
 
 def make_rollout() -> Rollout:
@@ -107,7 +114,7 @@ def make_text_vectors(data: bytes) -> Vectors:
         "unknown-field": (change_document(data, lambda v: v.update(extra=1)), "malformed"),
         "unknown-field-of-no-character": (change_document(data, lambda v: v.update({"\ud800": 1})), "malformed"),
         "schema-of-tomorrow": (
-            change_document(data, lambda v: v.update(schema=v["schema"].replace("/1", "/2"))),
+            change_document(data, lambda v: v.update(schema=v["schema"].partition("/")[0] + "/99")),
             "malformed",
         ),
         "schema-missing": (change_document(data, lambda v: v.pop("schema")), "malformed"),
@@ -191,8 +198,39 @@ def make_manifest_vectors() -> Vectors:
         "size-beyond-a-tebibyte": file(size=2**40 + 1),
         "digest-in-capitals": file(sha256="A" * 64),
         "digest-short": file(sha256="a" * 63),
-        "no-model": variant(lambda v: v["files"][1].update(role="other")),
-        "two-models": variant(lambda v: v["files"][0].update(role="model")),
+        "paths-that-differ-in-case-only": variant(
+            lambda v: v["files"].insert(0, {**v["files"][0], "path": "LABELS.txt"})
+        ),
+        "model-of-another-role": variant(lambda v: v["files"][1].update(role="other")),
+        "model-without-an-entry": variant(lambda v: v["files"][0].update(role="model")),
+        "models-missing": variant(lambda v: v.pop("models")),
+        "models-empty": variant(lambda v: v.update(models=[])),
+        "models-of-one-name": variant(_add_second_model),
+        "model-file-unknown": variant(lambda v: v["models"][0].update(file="model/other.onnx")),
+        "model-golden-of-another-role": variant(lambda v: v["models"][0].update(golden="labels.txt")),
+        "model-unknown-field": variant(lambda v: v["models"][0].update(command="rm")),
+        "good-with-two-models": (
+            change_document(data, lambda v: _add_second_model(v["variants"]["int8"], name="second")),
+            None,
+        ),
+        "good-without-a-model": (change_document(data, lambda v: _remove_models(v["variants"]["int8"])), None),
+        "runtime-app-with-models": variant(lambda v: _remove_models(v, models=v["models"])),
+        "runtime-app-with-a-version": variant(lambda v: _remove_models(v)["runtime"].update(min="1.0")),
+        "runtime-unknown": variant(lambda v: v["runtime"].update(name="tvm")),
+        "runtime-no-version": variant(lambda v: v["runtime"].update(min="latest")),
+        "runtime-without-a-version": variant(lambda v: v["runtime"].update(min=None)),
+        "runtime-provider-with-a-slash": variant(lambda v: v["runtime"].update(providers=["a/b"])),
+        "runtime-option-in-capitals": variant(lambda v: v["runtime"].update(options={"Session": "1"})),
+        "runtime-option-a-number": variant(lambda v: v["runtime"].update(options={"session.x": 1})),
+        "at-rest-unknown": variant(lambda v: v.update(at_rest="open")),
+        "measured-missing": variant(lambda v: v.pop("measured")),
+        "measured-ratio-zero": variant(lambda v: v["measured"].update(float_ratio_ppm=0)),
+        "ramp-missing": (change_document(data, lambda v: v.pop("ramp")), "malformed"),
+        "ramp-that-begins-late": top(ramp=[{"after_s": 1, "percent_bp": 100}]),
+        "ramp-that-falls": top(ramp=[{"after_s": 0, "percent_bp": 100}, {"after_s": 9, "percent_bp": 50}]),
+        "ramp-without-a-pause": top(ramp=[{"after_s": 0, "percent_bp": 1}, {"after_s": 0, "percent_bp": 50}]),
+        "ramp-of-nobody": top(ramp=[{"after_s": 0, "percent_bp": 0}]),
+        "good-without-a-ramp": (change_document(data, lambda v: v.update(ramp=[])), None),
         "no-patches": variant(lambda v: v.update(patches=[])),
         "patch-twice": variant(lambda v: v["patches"].append(dict(v["patches"][0]))),
         "patch-from-no-digest": patch(**{"from": "nothing"}),
@@ -202,13 +240,15 @@ def make_manifest_vectors() -> Vectors:
         "blob-no-digest": patch(blob="../../etc/passwd"),
         "commitment-missing": variant(lambda v: v.pop("key_commitment")),
         "commitment-short": variant(lambda v: v.update(key_commitment="b")),
-        "no-outputs": variant(lambda v: v["contract"].update(outputs=[])),
-        "dtype-unknown": variant(lambda v: v["contract"]["outputs"][0].update(dtype="complex64")),
-        "shape-negative": variant(lambda v: v["contract"]["outputs"][0].update(shape=[-1])),
-        "shape-no-list": variant(lambda v: v["contract"]["outputs"][0].update(shape=3)),
-        "shape-a-boolean": variant(lambda v: v["contract"]["outputs"][0].update(shape=[True])),
-        "shape-name-of-no-character": variant(lambda v: v["contract"]["outputs"][0].update(shape=["\ud800"])),
-        "shape-of-17-dimensions": variant(lambda v: v["contract"]["outputs"][0].update(shape=[1] * 17)),
+        "no-outputs": variant(lambda v: v["models"][0]["contract"].update(outputs=[])),
+        "dtype-unknown": variant(lambda v: v["models"][0]["contract"]["outputs"][0].update(dtype="complex64")),
+        "shape-negative": variant(lambda v: v["models"][0]["contract"]["outputs"][0].update(shape=[-1])),
+        "shape-no-list": variant(lambda v: v["models"][0]["contract"]["outputs"][0].update(shape=3)),
+        "shape-a-boolean": variant(lambda v: v["models"][0]["contract"]["outputs"][0].update(shape=[True])),
+        "shape-name-of-no-character": variant(
+            lambda v: v["models"][0]["contract"]["outputs"][0].update(shape=["\ud800"])
+        ),
+        "shape-of-17-dimensions": variant(lambda v: v["models"][0]["contract"]["outputs"][0].update(shape=[1] * 17)),
         "health-missing": variant(lambda v: v.pop("health")),
         "health-ratio-above-one": variant(lambda v: v["health"].update(shadow_ppm=1_000_001)),
         "good-with-shadow": (change_document(data, _enable_shadow_mode), None),
@@ -227,9 +267,19 @@ def make_manifest_vectors() -> Vectors:
         "provenance-value-with-a-newline": variant(lambda v: v.update(provenance={"source": "a\nb"})),
         "provenance-name-of-no-character": variant(lambda v: v.update(provenance={"\ud800": "a"})),
         "requires-arch-twice": variant(lambda v: v["requires"].update(arch=["x86_64", "x86_64"])),
-        "requires-runtime-no-version": variant(lambda v: v["requires"].update(onnxruntime_min="latest")),
     }
     return out
+
+
+def _add_second_model(variant: dict[str, Any], name: str = "model") -> None:
+    variant["files"].append({**variant["files"][1], "path": "model/second.onnx"})
+    variant["models"].append({**variant["models"][0], "name": name, "file": "model/second.onnx"})
+
+
+def _remove_models(variant: dict[str, Any], models: Sequence[Any] = ()) -> dict[str, Any]:
+    runtime: dict[str, Any] = {"name": "app", "min": None, "below": None, "providers": [], "options": {}}
+    variant.update(runtime=runtime, models=list(models))
+    return variant
 
 
 def make_rollout_vectors() -> Vectors:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from bundle.golden import read_golden
-from bundle.manifest import Requirements
+from bundle.variant import Runtime
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
-from packager.models.model_facts import requirements_of
+from packager.models.model_facts import requirements_of, runtime_of
 from packager.models.model_package import build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
@@ -51,7 +51,8 @@ def run(draft: Draft) -> None:
         )
         measured = requirements_of(variant.model, draft.samples, sum(file.size for file in built.files))
         requires = variant.plan.apply_requires(measured)
-        _check_runtime(variant, requires)
+        runtime = variant.plan.apply_runtime(runtime_of(variant.model))
+        _check_runtime(variant, runtime)
         if draft.plan.drill is not None:
             _apply_drill(draft, variant.name, checks, draft.plan.drill, root)
         provenance = _collect_provenance(draft, variant)
@@ -59,15 +60,17 @@ def run(draft: Draft) -> None:
             provenance["golden"] = f"none: {checks.no_golden_reason}"
         if draft.plan.drill is not None:
             provenance["drill"] = draft.plan.drill
-        draft.assembled[variant.name] = AssembledVariant(variant, checks, open_package(root), requires, provenance)
+        draft.assembled[variant.name] = AssembledVariant(
+            variant, checks, open_package(root), runtime, requires, provenance
+        )
 
 
-def _check_runtime(variant: QuantizedVariant, requires: Requirements) -> None:
+def _check_runtime(variant: QuantizedVariant, runtime: Runtime) -> None:
     """Check that the required ONNX Runtime has all operators of the model. Raises ReleaseFileInvalid."""
     oldest = oldest_runtime(load_proto(variant.model, external_data=False))
-    if parse_version(requires.onnxruntime_min) < oldest.version:
+    if runtime.min_version is not None and parse_version(runtime.min_version) < oldest.version:
         raise ReleaseFileInvalid(
-            f"variants.{variant.name}: requires.onnxruntime_min: found {requires.onnxruntime_min}, "
+            f"variants.{variant.name}: requires.runtime_min: found {runtime.min_version}, "
             f"its {oldest.explanation} came with {oldest}",
             hint=f"set it to {oldest} or newer, or remove the key",
         )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from bundle.contract import PPM
-from bundle.manifest import Quantization
+from bundle.variant import Quantization
 from packager.errors import GateFailed, GateInconclusive
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import GateReport, run_gate

@@ -14,7 +14,7 @@ from typing import BinaryIO, Final
 from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, envelope_name, seal
 from bundle.fleet import Fleet
 from bundle.frames import BLOB_LABEL, KEY_BYTES, FrameContext, FrameWriter, Secret
-from bundle.manifest import PatchEntry
+from bundle.variant import PatchEntry
 from packager.release.draft import Draft, EncryptedVariant, PlainPatch
 
 CHUNK_BYTES: Final = 1 << 20

@@ -113,7 +113,7 @@ def base_of(draft: Draft, plan: VariantPlan) -> tuple[Manifest, Path] | None:
         if is_drill(manifest):
             continue  # devices do not keep fire drills
         directory = draft.workspace.open_bundle(manifest.family, earlier.digest)
-        return None if directory is None else (manifest, directory.root / earlier.require_single_file("model").path)
+        return None if directory is None else (manifest, directory.root / earlier.require_model().file)
     return None
 
 

@@ -9,11 +9,12 @@ Order of work:
 
 from bundle.envelope import compute_commitment
 from bundle.files import bundle_digest
-from bundle.manifest import Manifest, Variant, parse_manifest
+from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout
+from bundle.variant import ModelEntry, Variant
 from keys.errors import CohortUnknown
-from packager.release.draft import Draft, EncryptedVariant
-from packager.release.release_plan import RolloutPlan
+from packager.release.draft import AssembledVariant, Draft, EncryptedVariant
+from packager.release.release_plan import DEFAULT_MODEL_NAME, RolloutPlan
 from packager.release.release_record import build_record
 from packager.release.steps.encrypt import blob_path, seal_to_cohorts
 from packager.repository.workspace import StoredVariant
@@ -66,6 +67,7 @@ def make_manifest(draft: Draft) -> Manifest:
         channels=plan.channels,
         min_agent=plan.min_agent,
         created=draft.created,
+        ramp=(),
         variants=tuple((v.name, _manifest_variant(v)) for v in sorted(draft.encrypted.values(), key=lambda v: v.name)),
     )
 
@@ -113,15 +115,22 @@ def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
 def _manifest_variant(variant: EncryptedVariant) -> Variant:
     assembled = variant.assembled
     return Variant(
+        runtime=assembled.runtime,
         requires=assembled.requires,
+        at_rest="sealed",
         files=assembled.bundle.files,
+        models=(_model_entry(assembled),),
         patches=variant.entries,
         key_commitment=compute_commitment(variant.content_key),
-        contract=assembled.checks.contract,
         health=assembled.checks.health,
         quantization=assembled.quantized.quantization,
         provenance=tuple(sorted(assembled.provenance.items())),
     )
+
+
+def _model_entry(assembled: AssembledVariant) -> ModelEntry:
+    by_role = {file.role: file.path for file in assembled.bundle.files}
+    return ModelEntry(DEFAULT_MODEL_NAME, by_role["model"], by_role.get("golden"), assembled.checks.contract)
 
 
 def _store_variant(draft: Draft, variant: EncryptedVariant) -> None:
