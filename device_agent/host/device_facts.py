@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from bundle.cpu_features import read_cpu_features
 from device_agent.policy.planner import DeviceFacts
 
 # patch features of this version's decoder beyond the base set; bundle.patch.container has the list, but imports numpy
@@ -18,7 +19,7 @@ RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_o
 def device_facts() -> DeviceFacts:
     """Read the facts that the planner needs. The available memory changes from call to call."""
     decoders = DECODERS | {name for name, module in OPTIONAL_DECODERS.items() if importlib.util.find_spec(module)}
-    return DeviceFacts(os.uname().machine, cpu_features(), runtime_version(), available_memory_bytes(), decoders)
+    return DeviceFacts(os.uname().machine, read_cpu_features(), runtime_version(), available_memory_bytes(), decoders)
 
 
 @cache
@@ -41,16 +42,6 @@ def providers() -> tuple[str, ...]:
     Only the CPU provider is used, so that a variant is probed and measured on the provider that it will serve on.
     """
     return ("CPUExecutionProvider",)
-
-
-def cpu_features() -> frozenset[str]:
-    """Return the feature flags of the first processor ("flags" in /proc/cpuinfo, "Features" on ARM)."""
-    with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):
-                return frozenset(value.split())
-    return frozenset()
 
 
 def available_memory_bytes() -> int:

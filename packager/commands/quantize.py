@@ -50,15 +50,23 @@ METRIC_LOSS_OPTION = click.option(
 )
 
 
+MAX_LATENCY_OPTION = click.option(
+    "--max-latency-ratio",
+    type=float,
+    help="Gate: largest processor time, relative to the float model's.  [default: 1.2]",
+)
+
+
 @click.command("quantize", short_help="Quantize a model behind an accuracy gate.")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", "out", type=PATH, required=True, help="Model file to write.")
 @click.option(
     "--scheme",
-    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    type=click.Choice(["fp32", "fp16", "int8", "int8-weights", "int8-static", "int8-dynamic", "int4"]),
     default="int8",
     show_default=True,
-    help="Number format of the weights.",
+    help="Number format of the weights. int8-weights: float arithmetic, as fast as float; int8 takes the form that "
+    "suits the target.",
 )
 @INPUTS_OPTION
 @RANDOM_OPTION
@@ -67,16 +75,17 @@ METRIC_LOSS_OPTION = click.option(
 @click.option("--signed-weights", is_flag=True, help="Use 7-bit signed weights (U8S7): faster on CPUs without VNNI.")
 @click.option(
     "--target",
-    type=click.Choice(["any", "arm"]),
+    type=click.Choice(["any", "x86-avx2", "x86-vnni", "arm", "arm-dotprod", "arm-i8mm"]),
     default="any",
     show_default=True,
-    help="any: the same outputs on every CPU. arm: signed 8 bits (S8S8), exact on ARM only.",
+    help="CPUs that run the model; they decide whether integer arithmetic is tried first. arm: signed 8 bits (S8S8).",
 )
 @click.option("--no-optimize", is_flag=True, help="Do not optimize the graph before quantizing.")
 @MAX_RMS_OPTION
 @MIN_TOP1_OPTION
 @METRIC_OPTION
 @METRIC_LOSS_OPTION
+@MAX_LATENCY_OPTION
 @click.option(
     "--update-of",
     "base",
@@ -101,6 +110,7 @@ def quantize_command(
     min_top1: float | None,
     metric_text: str | None,
     max_metric_loss: float | None,
+    max_latency_ratio: float | None,
     base: Path | None,
     report: Path | None,
     html: Path | None,
@@ -115,6 +125,7 @@ def quantize_command(
 
     from packager.errors import GateFailed, GateInconclusive, InvalidUsage, QuantizationRefused
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize_model
+    from packager.quantize.targets import TARGETS
     from packager.quantize.user_metric import Metric
 
     _check_paths((model, inputs, base), out, report, html)
@@ -124,14 +135,13 @@ def quantize_command(
         DEFAULT_OPTIONS,
         per_channel=not per_tensor,
         signed_weights=signed_weights,
-        signed_activations=target == "arm",
+        target=TARGETS[target],
         optimize=not no_optimize,
-        thresholds=_make_thresholds(max_relative_rms, min_top1, max_metric_loss),
+        thresholds=_make_thresholds(max_relative_rms, min_top1, max_metric_loss, max_latency_ratio),
         metric=None if metric_text is None else Metric.parse(metric_text),
     )
     samples = _load_samples(model, inputs, random_count, seed)
-    if base is not None:
-        _quantize_update(model, base, out, samples, options, report, as_json=as_json)
+    if base is not None and _quantize_update(model, base, out, samples, options, report, as_json=as_json):
         return
     found = quantize_model(model, out, scheme, samples, options)
     if report is not None:
@@ -162,18 +172,27 @@ def _quantize_update(
     report: Path | None,
     *,
     as_json: bool,
-) -> None:
+) -> bool:
+    """Quantize near the base and print the result; return False if the model has to be quantized afresh."""
     import json
+    import sys
     import tempfile
 
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.update_aware.quantize_update import quantize_update
+    from packager.quantize.update_aware.quantize_update import explain_failure, quantize_update
 
     calibration, held_back = samples.split_halves()
     # write beside `out`: an existing file there stays until the update has passed its gate
     with tempfile.TemporaryDirectory(prefix=".airweights-", dir=out.parent) as folder:
         candidate = Path(folder) / out.name
-        found = quantize_update(model, base, candidate, calibration, held_back, thresholds=options.thresholds)
+        try:
+            found = quantize_update(model, base, candidate, calibration, held_back, thresholds=options.thresholds)
+        except Exception as error:  # an update is an optimization: no failure of it ends the command
+            reason = explain_failure(error)
+            if reason is None:
+                raise
+            print_lines(f"note: {model} is quantized afresh, not near {base}: {reason}", stream=sys.stderr)
+            return False
         if report is not None:
             report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
         if found.gate.verdict == "fail":
@@ -183,6 +202,7 @@ def _quantize_update(
         for part in sorted(Path(folder).iterdir(), reverse=True):
             part.replace(out.parent / part.name)
     print_result(found.as_json(), as_json=as_json, text=found.as_lines())
+    return True
 
 
 @click.command("compare", short_help="Compare a model with its reference model.")
@@ -321,7 +341,10 @@ def _check_paths(inputs: tuple[Path | None, ...], *outputs: Path | None) -> None
 
 
 def _make_thresholds(
-    max_relative_rms: float | None, min_top1: float | None, max_metric_loss: float | None
+    max_relative_rms: float | None,
+    min_top1: float | None,
+    max_metric_loss: float | None,
+    max_latency_ratio: float | None = None,
 ) -> "Thresholds":
     from dataclasses import replace
 
@@ -331,6 +354,7 @@ def _make_thresholds(
         "max_relative_rms": max_relative_rms,
         "min_top1_agreement": min_top1,
         "max_metric_loss": max_metric_loss,
+        "max_latency_ratio": max_latency_ratio,
     }
     return replace(DEFAULT_THRESHOLDS, **{name: value for name, value in given.items() if value is not None})
 

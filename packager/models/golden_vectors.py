@@ -22,7 +22,7 @@ import numpy as np
 from bundle.errors import AirweightsError
 from bundle.golden import MAX_GOLDEN_BYTES, GoldenSample, read_golden, relative_rms, write_golden
 from packager.errors import GoldenUnstable, ModelCrashes
-from packager.models.graphs import is_quantized
+from packager.models.graphs import has_quantized_operators
 from packager.models.inputs import Sample, load_proto
 from packager.models.samples import Samples
 from packager.models.sessions import RunSettings, open_session, run_session, settings_for
@@ -115,7 +115,7 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     part.replace(path)
-    floor = QUANTIZED_FLOOR_PPM if is_quantized(proto) else FLOAT_FLOOR_PPM
+    floor = QUANTIZED_FLOOR_PPM if has_quantized_operators(proto) else FLOAT_FLOOR_PPM
     tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(TOLERANCE_HEADROOM * worst_ppm)))
     return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
 

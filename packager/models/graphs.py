@@ -38,6 +38,7 @@ CONTRIB_WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "Attention": (1,),
     "EmbedLayerNormalization": (2, 3, 4),
 }
+INTEGER_WEIGHT_TYPES: Final = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 METADATA_KEY: Final = "airweights.quantization"
 QUANTIZED_OPS: Final = frozenset(
     {
@@ -201,9 +202,36 @@ def array_of(tensor: onnx.TensorProto) -> np.ndarray:
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
+    """Return whether the model has quantized operators or integer weights, in any graph or function."""
+    return has_quantized_operators(model) or has_integer_weights(model)
+
+
+def has_quantized_operators(model: onnx.ModelProto) -> bool:
     """Return whether the model has an operator of QUANTIZED_OPS, in any graph or function."""
     functions = (node for function in model.functions for node in function.node)
     return any(node.op_type in QUANTIZED_OPS for node in (*all_nodes(model), *functions))
+
+
+def has_integer_weights(model: onnx.ModelProto) -> bool:
+    """Return whether an 8-bit constant is cast and multiplied by a constant scale.
+
+    Rows that are looked up in a constant count too. This is the form of packager.quantize.weight_only.
+    """
+    for scope in scopes(model.graph):
+        integers: set[str] = set()
+        products: set[str] = set()
+        for node in scope.graph.node:
+            behind = scope.find(node.input[0]) if node.op_type in ("Cast", "Gather") and node.input else None
+            if node.op_type == "Cast" and node.input and (behind is not None or node.input[0] in integers):
+                is_integer = behind is None or behind[1].data_type in INTEGER_WEIGHT_TYPES
+                products.update(node.output if is_integer else ())
+            elif node.op_type == "Gather" and behind is not None and behind[1].data_type in INTEGER_WEIGHT_TYPES:
+                integers.update(node.output)
+            elif node.op_type == "Mul" and len(node.input) == 2:
+                left, right = node.input
+                if (left in products and scope.find(right)) or (right in products and scope.find(left)):
+                    return True
+    return False
 
 
 def float_bytes(model: onnx.ModelProto) -> int:

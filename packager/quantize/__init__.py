@@ -3,7 +3,9 @@
 Words:
     reference model: the float model that a candidate is compared with.
     candidate: a quantized model that may be shipped; a trial is one attempt to build and judge one.
-    scheme: int8, int4, fp16 or fp32; a method is one way to make it (int8: static, dynamic, weights).
+    scheme: what is asked for: int8 (or one of its methods: int8-weights, int8-static, int8-dynamic), int4, fp16, fp32.
+    method: one way to make it: static, dynamic, weights, int4, fp16.
+    target: the CPUs that run the model.
     levels: the integers of a quantized array; a level q stands for the number scale * (q - zero point).
     gate: the accuracy check against the reference model; its verdict is pass, fail or inconclusive.
     calibration samples, held-out samples: the two halves of the inputs; the verdict is on the held-out half.
@@ -18,6 +20,8 @@ Reading order:
     candidates           builds the candidates of one model
     static, dynamic, weight_only, int4, fp16   one method each
     integer_weights, nbits, activation_ranges  levels and ranges that the methods share
+    targets              CPUs, what they require, and which form is tried first there
+    latency              processor time relative to float, for the gate on speed
     gate, agreement      the verdict, and the figures behind it
     user_metric          a metric of the user's own, beside the gate
     sensitivity          node errors, and which nodes to repair

@@ -34,7 +34,7 @@ def baseline_error(model: Path, samples: Samples, thresholds: Thresholds) -> flo
     Raises:
         ModelUnreadable, ModelDoesNotRun, AlreadyQuantized, WeightsNotFinite: the float model cannot be used.
     """
-    prepared = prepare_model(model, next(iter(samples.take(1)))).model
+    prepared = prepare_model(model, next(iter(samples.take(1)))).integer_model
     builder = CandidateBuilder(prepared, samples.split_halves()[0], model_bytes(model))
     reference = open_session(model)
     errors: list[float] = []

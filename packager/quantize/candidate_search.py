@@ -1,11 +1,14 @@
 """Search for a candidate that passes the gate: choose a method, and repair it if none passes.
 
-1. Static first if its error is at most MAX_RATIO_TO_DYNAMIC times dynamic's, or GOOD_ERROR_SHARE of the limit (it is
-   the faster one); else dynamic; then int8 weights with float arithmetic.
+1. If the target's integer arithmetic is not faster than float, int8 weights with float arithmetic come first.
+   Else, and after them: static if its error is at most MAX_RATIO_TO_DYNAMIC times dynamic's, or GOOD_ERROR_SHARE of the
+   limit (it is the faster one); else dynamic; then int8 weights.
 2. If none passes, repair with the fewest nodes first: 16 bits for the activations with the largest node errors; then
    int8 weights alone (int4: 8 bits for the nodes with the largest errors); then float for those nodes.
 3. Trials are judged on calibration samples. The verdict is on the held-out samples, and the user's metric's.
-4. A metric decides only if the gate cannot: it turns `inconclusive` into `pass`, and judges outputs whose shape depends
+4. A candidate that passes is timed (packager.quantize.latency). If it is certainly slower than `max_latency_ratio`, its
+   method is given up.
+5. A metric decides only if the gate cannot: it turns `inconclusive` into `pass`, and judges outputs whose shape depends
    on values. It never overrules a failure.
 """
 
@@ -21,9 +24,10 @@ import onnxruntime
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.models.model_files import save_model
 from packager.models.samples import Samples
-from packager.models.sessions import open_session_of, settings_for
+from packager.models.sessions import ONE_THREAD_SETTINGS, open_session, open_session_of, settings_for
 from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.gate import GateReport, Thresholds, judge
+from packager.quantize.latency import Latency, measure_latency
 from packager.quantize.quantization_report import Trial
 from packager.quantize.sensitivity import NodeError, node_errors, repair_candidates
 from packager.quantize.user_metric import Metric
@@ -122,6 +126,9 @@ class CandidateSearch:
         held_out: samples of the verdict.
         thresholds: limits of the gate.
         metric_reference: the user's metric, or None.
+        timed_model: the float model to time candidates against; None to time nothing.
+        weights_first: try int8 weights with float arithmetic before integer arithmetic.
+        latency: latency of the candidate that was found, if it was measured.
         trials: every candidate tried, in order.
         node_errors: node errors of each repaired method, worst first.
     """
@@ -132,8 +139,12 @@ class CandidateSearch:
     held_out: Samples
     thresholds: Thresholds
     metric_reference: MetricReference | None = None
+    timed_model: Path | None = None
+    weights_first: bool = False
+    latency: Latency | None = None
     trials: list[Trial] = field(default_factory=list)
     node_errors: dict[Method, list[NodeError]] = field(default_factory=dict)
+    _slow_methods: set[Method] = field(default_factory=set)
 
     def find_candidate(self, methods: tuple[Method, ...]) -> tuple[QuantizedCandidate, GateReport]:
         """Return the first candidate that does not fail on the held-out samples, and its verdict.
@@ -146,7 +157,9 @@ class CandidateSearch:
         possible = tuple(m for m in self.builder.applicable_methods() if m in methods)
         last: tuple[QuantizedCandidate, GateReport] | None = None
         for candidate in self._candidates(possible):
-            verdict = self._judge_held_out(candidate)
+            if candidate.method in self._slow_methods:
+                continue
+            verdict = self._judge_speed(candidate, self._judge_held_out(candidate))
             held_out = f"{verdict.verdict}: {verdict.explanation}"
             self.trials[candidate.trial_index] = replace(self.trials[candidate.trial_index], held_out=held_out)
             if verdict.verdict != "fail":
@@ -162,15 +175,14 @@ class CandidateSearch:
 
     def _candidates(self, possible: tuple[Method, ...]) -> Iterator[QuantizedCandidate]:
         """Yield candidates in the order of rules 1 and 2; those that failed on calibration samples come last."""
-        first = [c for m in possible if m != "weights" and (c := self._try_candidate(m)) is not None]
-        yield from self._rank([c for c in first if c.calibration_gate.verdict != "fail"])
-        if "static" in possible:
-            yield from self._promoted_candidates()
-        found = list(first)
-        if "weights" in possible and (weights := self._try_candidate("weights")) is not None:
-            found.append(weights)
-            if weights.calibration_gate.verdict != "fail":
-                yield weights
+        found: list[QuantizedCandidate] = []
+        groups = [tuple(m for m in possible if m != "weights"), tuple(m for m in possible if m == "weights")]
+        for methods in reversed(groups) if self.weights_first else groups:
+            tried = [c for m in methods if (c := self._try_candidate(m)) is not None]
+            yield from self._rank([c for c in tried if c.calibration_gate.verdict != "fail"])
+            if "static" in methods and "static" not in self._slow_methods:
+                yield from self._promoted_candidates()
+            found.extend(tried)
         found.sort(key=lambda c: c.error)
         yield from self._repaired_candidates(found)
         yield from (c for c in found if c.calibration_gate.verdict == "fail")
@@ -199,7 +211,8 @@ class CandidateSearch:
         yield everywhere
 
     def _repaired_candidates(self, found: list[QuantizedCandidate]) -> Iterator[QuantizedCandidate]:
-        for unrepaired in [c for c in found if c.method not in UNREPAIRABLE_METHODS][:MAX_REPAIRED_METHODS]:
+        hopeless = {*UNREPAIRABLE_METHODS, *self._slow_methods}
+        for unrepaired in [c for c in found if c.method not in hopeless][:MAX_REPAIRED_METHODS]:
             for float_nodes, promoted in self._plan_repairs(unrepaired.method):
                 repaired = self._try_candidate(unrepaired.method, float_nodes, promoted)
                 if repaired is not None and repaired.calibration_gate.verdict == "pass":
@@ -243,6 +256,21 @@ class CandidateSearch:
     def _judge(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
         running = open_session_of(model, settings_for(model))
         return judge(self.reference, running, samples, self.thresholds, shapes_vary=self.metric_reference is not None)
+
+    def _judge_speed(self, candidate: QuantizedCandidate, report: GateReport) -> GateReport:
+        """Return `report`, or a failure if the candidate passes and is certainly too slow; sets `latency`."""
+        if self.timed_model is None or report.verdict != "pass":
+            return report
+        limit = self.thresholds.max_latency_ratio
+        left = open_session(self.timed_model, ONE_THREAD_SETTINGS)
+        right = open_session_of(candidate.model, ONE_THREAD_SETTINGS)
+        self.latency = measure_latency(left, right, self.held_out, limit)
+        if self.latency.verdict(limit) != "above":
+            return report
+        self._slow_methods.add(candidate.method)
+        return replace(
+            report, verdict="fail", explanation=f"it takes {self.latency.describe()}, at most {limit:.2f} allowed"
+        )
 
     def _judge_held_out(self, candidate: QuantizedCandidate) -> GateReport:
         """Return the verdict on the held-out samples, with the user's metric."""

@@ -13,9 +13,9 @@ from typing import Final, Literal
 import onnx
 
 from packager.errors import QuantizationRefused
-from packager.models.graphs import METADATA_KEY, QUANTIZED_OPS, all_nodes, weight_uses
+from packager.models.graphs import METADATA_KEY, all_nodes, is_quantized, weight_uses
 from packager.models.samples import Samples
-from packager.models.sessions import RUNTIME_ERRORS, one_line_message
+from packager.models.sessions import one_line_message
 from packager.quantize.activation_ranges import ActivationRange
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.fp16 import quantize_fp16
@@ -27,16 +27,6 @@ from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 
 INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
-# building fails in all of these ways on published models
-BUILD_ERRORS: Final[tuple[type[Exception], ...]] = (
-    *RUNTIME_ERRORS,
-    StopIteration,
-    KeyError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    AssertionError,
-)
 MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes; a model that is hardly smaller is not worth a variant
 
 
@@ -51,6 +41,7 @@ class CandidateBuilder:
         per_channel: use one scale per channel of a weight, instead of one per weight.
         signed_weights: 7-bit signed weights (x86 without VNNI); full range with `signed_activations` (ARM).
         signed_activations: int8 activations.
+        integer_model: the float model for methods with integer arithmetic; `prepared` if None.
         weights_beyond_fp16: names of the weights that fp16 cannot represent, once it was built.
     """
 
@@ -60,6 +51,7 @@ class CandidateBuilder:
     per_channel: bool = True
     signed_weights: bool = False
     signed_activations: bool = False
+    integer_model: onnx.ModelProto | None = None
     weights_beyond_fp16: tuple[str, ...] = ()
     _ranges: dict[str, ActivationRange] | None = field(default=None, repr=False)
 
@@ -70,6 +62,12 @@ class CandidateBuilder:
         if self.signed_activations:
             return "s8s8" if method == "static" else "u8s8"  # DynamicQuantizeLinear gives unsigned levels only
         return "u8s7" if self.signed_weights else "u8u8"
+
+    def source(self, method: Method) -> onnx.ModelProto:
+        """Return the float model that `method` quantizes."""
+        if method in ("static", "dynamic") and self.integer_model is not None:
+            return self.integer_model
+        return self.prepared
 
     @property
     def levels(self) -> LevelRange:
@@ -92,9 +90,9 @@ class CandidateBuilder:
                 hint="ship the float variant only",
             )
         found: list[Method] = []
-        if static_nodes(self.prepared):
+        if static_nodes(self.source("static")):
             found.append("static")
-        if dynamic_nodes(self.prepared):
+        if dynamic_nodes(self.source("dynamic")):
             found.append("dynamic")
         if int4_nodes(self.prepared):
             found.append("int4")
@@ -104,11 +102,11 @@ class CandidateBuilder:
         """Return the names of the nodes that `method` would quantize, in graph order.
         Nodes that share a weight form one group.
         """
-        uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
+        uses = [use for use in weight_uses(self.source(method)) if use.elements >= MIN_ELEMENTS]
         if method == "static":
-            reached = {use.node.name for use in static_nodes(self.prepared)}
+            reached = {use.node.name for use in static_nodes(self.source("static"))}
         elif method == "dynamic":
-            reached = {use.node.name for use in dynamic_nodes(self.prepared)}
+            reached = {use.node.name for use in dynamic_nodes(self.source("dynamic"))}
         else:
             reached = set()
         reached |= {use.node.name for use in uses}
@@ -120,7 +118,7 @@ class CandidateBuilder:
             joined = set().union(*(group_of[name] for name in names))
             group_of.update(dict.fromkeys(joined, joined))
         found: dict[int, list[str]] = {}
-        for node in all_nodes(self.prepared):
+        for node in all_nodes(self.source(method)):
             if node.name in reached:
                 found.setdefault(id(group_of[node.name]), []).append(node.name)
         return [tuple(names) for names in found.values()]
@@ -131,7 +129,7 @@ class CandidateBuilder:
         """
         match method:
             case "static":
-                return [use.node.name for use in static_nodes(self.prepared)]
+                return [use.node.name for use in static_nodes(self.source("static"))]
             case "int4":
                 return [use.node.name for use in int4_nodes(self.prepared)]
             case _:
@@ -158,9 +156,9 @@ class CandidateBuilder:
         """
         try:
             model = self._build(method, float_nodes, promoted)
-        except BUILD_ERRORS as error:
+        except Exception as error:  # published models break builders in many ways
             raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line_message(error)}") from error
-        if method != "fp16" and not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
+        if method != "fp16" and not is_quantized(model):
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
         if size > MAX_SIZE_SHARE * self.float_bytes and not is_partial:
@@ -178,9 +176,9 @@ class CandidateBuilder:
         match method:
             case "static":
                 if self._ranges is None:
-                    self._ranges = measure_activation_ranges(self.prepared, self.calibration)
+                    self._ranges = measure_activation_ranges(self.source(method), self.calibration)
                 return quantize_static(
-                    self.prepared,
+                    self.source(method),
                     self._ranges,
                     per_channel=self.per_channel,
                     levels=self.levels,
@@ -190,7 +188,7 @@ class CandidateBuilder:
                 )
             case "dynamic":
                 return quantize_dynamic(
-                    self.prepared,
+                    self.source(method),
                     per_channel=self.per_channel,
                     levels=self.levels,
                     float_nodes=float_nodes,

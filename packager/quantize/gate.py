@@ -50,6 +50,7 @@ class Thresholds:
         max_over_baseline: relative RMS over the baseline's.
         max_over_unchanged_base: relative RMS over that of the base that an update replaces.
         max_metric_loss: share of the float model's metric that the candidate may lose.
+        max_latency_ratio: processor time over the float model's (packager.quantize.latency).
     """
 
     max_relative_rms: float = 0.15
@@ -58,6 +59,7 @@ class Thresholds:
     max_over_baseline: float = 1.15
     max_over_unchanged_base: float = 0.5
     max_metric_loss: float = 0.01
+    max_latency_ratio: float = 1.2
 
 
 DEFAULT_THRESHOLDS: Final = Thresholds()

@@ -4,7 +4,8 @@
 2. UNSIGNED_LEVELS (1..255 around 128) are exact on every CPU. REDUCED_LEVELS are signed and have 7 bits (-63..63):
    pairs of full 8-bit products overflow the 16-bit sums of x86 CPUs without VNNI (relative L2 error 0.034, more than
    that of quantization). SIGNED_LEVELS have the full range (-127..127): for ARM, whose kernels have wider sums.
-3. W becomes W_quantized, W_scale and W_zero_point. An update finds the weights of its base by these names.
+3. W becomes W_quantized, W_scale and, for integer kernels, W_zero_point. An update finds the weights of its base by
+   these names.
 """
 
 from dataclasses import dataclass
@@ -37,7 +38,10 @@ SMALLEST_SUBNORMAL: Final = float(np.finfo(np.float32).smallest_subnormal)
 
 @dataclass(frozen=True, slots=True)
 class LevelNames:
-    """Names of the three initializers of one quantized weight, and its float32 scales, [channels] or []."""
+    """Names of the initializers of one quantized weight, and its float32 scales, [channels] or [].
+
+    `zero_point` is "" if none is stored.
+    """
 
     levels: str
     scale: str
@@ -102,6 +106,7 @@ def add_levels(
     levels: LevelRange = UNSIGNED_LEVELS,
     min_scales: np.ndarray | None = None,
     scale_dtype: np.dtype | None = None,
+    has_zero_point: bool = True,
 ) -> LevelNames:
     """Add the levels of `weight` to the graph that owns the weight of `use`.
 
@@ -113,16 +118,19 @@ def add_levels(
         levels: allowed levels of the weights.
         min_scales: float [channels] or [], below which no scale falls; None for no limit.
         scale_dtype: dtype of the scales in the file; float32 if None.
+        has_zero_point: whether to store zero points; symmetric levels in float arithmetic need none.
     """
     scales = to_scales(weight, axis, levels)
     if min_scales is not None:
         scales = np.maximum(scales, min_scales.astype(np.float32))
     integers = to_levels(weight, scales, axis, levels)
-    names = [unused_name(f"{use.tensor.name}_{part}", taken) for part in ("quantized", "scale", "zero_point")]
-    zero = np.full(scales.shape, levels.middle, levels.dtype)
-    for name, array in zip(names, (integers, scales.astype(scale_dtype or np.float32), zero), strict=True):
-        use.owner.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
-    return LevelNames(names[0], names[1], names[2], scales)
+    arrays = {"quantized": integers, "scale": scales.astype(scale_dtype or np.float32)}
+    if has_zero_point:
+        arrays["zero_point"] = np.full(scales.shape, levels.middle, levels.dtype)
+    names = {part: unused_name(f"{use.tensor.name}_{part}", taken) for part in arrays}
+    for part, array in arrays.items():
+        use.owner.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), names[part]))
+    return LevelNames(names["quantized"], names["scale"], names.get("zero_point", ""), scales)
 
 
 def drop_unread_initializers(model: onnx.ModelProto, names: set[str]) -> None:

@@ -4,11 +4,15 @@ Steps, in order:
 1. Refuse a model that is quantized already or has weights that are not finite.
 2. Replace the model's own functions by their nodes. Turn Constant nodes into initializers, in every graph. Initializers
    stop being overridable inputs. A weight stored in another type and cast to float32 on loading becomes float32.
-3. Convert operator sets below 13, which have no per-channel scales, to 17 (else 15, else 13).
-4. Optimize at the level that does not depend on the hardware and adds no operator domains.
-5. Give every node a unique name.
+3. Compute constant expressions where that saves bytes (`fold_constants`), and optimize at the level that does not
+   depend on the hardware and adds no operator domains.
+4. Give every node a unique name.
+5. For integer arithmetic only: convert operator sets below 13, which have no per-channel scales, to 17 (else 15, else
+   13), and do step 3 again. Float arithmetic keeps the operator set, because conversion adds nodes.
 
-Each of steps 2 to 4 must keep the outputs on one sample; else it is left out, with a note.
+Each of steps 2, 3 and 5 must keep the outputs on one sample, and must not make the model larger once its weights are
+int8 (`estimated_bytes`; step 5 may add MAX_CONVERSION_BYTES). Else, or if it fails in any way, it is left out, with a
+note.
 """
 
 import logging
@@ -16,14 +20,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import inliner, version_converter
 
-from bundle.errors import AirweightsError
 from packager.errors import AlreadyQuantized, ModelDoesNotRun, WeightsNotFinite
 from packager.models.graphs import (
     FLOAT_TYPES,
@@ -39,19 +42,17 @@ from packager.models.graphs import (
     weight_inputs,
 )
 from packager.models.inputs import Sample, load_proto
-from packager.models.sessions import RUNTIME_ERRORS, one_line_message, open_session_of, run_session
+from packager.models.sessions import one_line_message, open_session_of, run_session
+from packager.quantize.fold_constants import estimated_bytes, fold_constants
 
 logger = logging.getLogger(__name__)
 
 MIN_OPSET: Final = 13  # first with `axis` in QuantizeLinear and DequantizeLinear
 PREFERRED_OPSETS: Final = (17, 15, 13)
 MIN_IR_VERSION: Final = 8
-STEP_ERRORS: Final[tuple[type[Exception], ...]] = (
-    *RUNTIME_ERRORS,
-    AirweightsError,
-    onnx.checker.ValidationError,
-    version_converter.ConvertError,
-)
+MAX_GROWTH_BYTES: Final = 4096  # names and nodes that a step writes in another form
+MAX_CONVERSION_BYTES: Final = 256 << 10  # nodes that newer operator sets need; most of them are folded again
+Step: TypeAlias = tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]
 HALF_PRECISION_TYPES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 MAX_OUTPUT_CHANGE: Final = (
     1e-3  # share of the output's largest magnitude; float kernels differ by rounding after fusions
@@ -60,10 +61,21 @@ MAX_OUTPUT_CHANGE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A float model ready to be quantized, and notes on the steps that were left out."""
+    """A float model ready to be quantized.
+
+    Attributes:
+        model: the model, for methods with float arithmetic.
+        notes: the steps that were left out, and why.
+        integer_model: the model for methods with integer arithmetic: `model`, or its conversion (step 5).
+    """
 
     model: onnx.ModelProto
     notes: tuple[str, ...]
+    integer_model: onnx.ModelProto
+
+    def like(self, template: onnx.ModelProto) -> onnx.ModelProto:
+        """Return the one of both models that `template` was made from, by its operator set."""
+        return self.integer_model if opset_version(template) >= MIN_OPSET else self.model
 
 
 def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> PreparedModel:
@@ -72,7 +84,7 @@ def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> Prepa
     Args:
         path: an ONNX file.
         sample: one input, on which outputs must stay.
-        optimize: whether to do step 4.
+        optimize: whether to do step 3.
 
     Raises:
         ModelUnreadable: the file is not an ONNX model.
@@ -84,21 +96,29 @@ def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> Prepa
     check_quantizable(model, str(path))
     reference = run_session(open_session_of(model), sample, where=str(path))
     notes: list[str] = []
-    steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
+    steps: list[Step] = [
         ("inline functions", _inline_functions),
         ("constants to initializers", lift_constants),
         ("widen stored weights", _widen_stored_weights),
-        ("convert operator set", _raise_opset),
-        ("optimize graph", _optimize if optimize else lambda _: None),
-        ("constants to initializers", lift_constants),
     ]
-    for name, step in steps:
-        changed, trouble = _try_step(step, model, sample, reference)
-        if trouble:
-            notes.append(f"skipped {name!r}: {trouble}")
-        model = changed
+    simplify: list[Step] = [("fold constants", fold_constants), ("optimize graph", _optimize)] if optimize else []
+    lift: Step = ("constants to initializers", lift_constants)
+
+    def apply(steps: list[Step], model: onnx.ModelProto, max_growth: int = MAX_GROWTH_BYTES) -> onnx.ModelProto:
+        for name, step in steps:
+            model, trouble = _try_step(step, model, sample, reference, max_growth)
+            if trouble:
+                notes.append(f"skipped {name!r}: {trouble}")
+        return model
+
+    model = apply([*steps, *simplify, lift], model)
     name_nodes(model)
-    return PreparedModel(model, tuple(notes))
+    if opset_version(model) >= MIN_OPSET:
+        return PreparedModel(model, tuple(notes), model)
+    converted = apply([("convert operator set", _raise_opset)], model, MAX_CONVERSION_BYTES)
+    converted = apply([lift, *simplify, lift], converted)
+    name_nodes(converted)
+    return PreparedModel(model, tuple(dict.fromkeys(notes)), converted)
 
 
 def check_quantizable(model: onnx.ModelProto, where: str) -> None:
@@ -113,7 +133,7 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
         WeightsNotFinite: a weight has NaN or infinity, or another constant NaN.
     """
     if is_quantized(model):
-        found = sorted({node.op_type for node in all_nodes(model)} & QUANTIZED_OPS)
+        found = sorted({node.op_type for node in all_nodes(model)} & QUANTIZED_OPS) or ["integer weights"]
         raise AlreadyQuantized(
             f"{where}: already quantized (it has {', '.join(found)}), expected a float model",
             hint="quantize the float model that it was made from, or ship it unchanged with scheme fp32",
@@ -167,25 +187,34 @@ def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Turn constants behind a Cast to float32 into float32; return None if there are none."""
+    """Turn weights behind a Cast to float32 into float32; return None if there are none.
+
+    Other constants stay as they are stored: they would not become smaller again.
+    """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     is_changed = False
     for scope in scopes(changed.graph):
-        kept = []
+        kept, stored = [], set()
         output_names = {value.name for value in scope.graph.output}
+        weights = {node.input[i] for node in scope.graph.node for i in weight_inputs(node) if i < len(node.input)}
         for node in scope.graph.node:
-            behind = scope.find(node.input[0]) if node.op_type == "Cast" and not node.domain else None
+            behind = scope.find(node.input[0]) if node.op_type == "Cast" and node.input and not node.domain else None
             to = next((a.i for a in node.attribute if a.name == "to"), None)
-            is_weight = behind is not None and behind[1].data_type in FLOAT_TYPES and node.output[0] not in output_names
+            is_weight = (
+                behind is not None
+                and behind[1].data_type in FLOAT_TYPES
+                and node.output[0] in weights - output_names
+                and len(behind[1].dims) >= 2
+            )
             if behind is None or not is_weight or to != onnx.TensorProto.FLOAT:
                 kept.append(node)
                 continue
             values = array_of(behind[1]).astype(np.float32)
             scope.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            stored.add(node.input[0])
+        if stored:
             is_changed = True
-        if is_changed and len(kept) < len(scope.graph.node):
-            stored = {node.input[0] for node in scope.graph.node} - {name for node in kept for name in node.input}
             _replace_items(scope.graph.node, kept)
             still_read = {name for node in all_nodes(changed) for name in node.input} | output_names
             unread = {name for name in stored if name not in still_read}
@@ -208,13 +237,17 @@ def _try_step(
     model: onnx.ModelProto,
     sample: Sample,
     reference: list[np.ndarray],
+    max_growth: int,
 ) -> tuple[onnx.ModelProto, str | None]:
     try:
         changed = step(model)
         if changed is None:
             return model, None
+        growth = estimated_bytes(changed) - estimated_bytes(model)
+        if growth > max_growth:
+            return model, f"it would make the model {growth:,} bytes larger"
         outputs = run_session(open_session_of(changed), sample)
-    except STEP_ERRORS as error:
+    except Exception as error:  # noqa: BLE001  # the step is optional, and published models break it in many ways
         return model, one_line_message(error)
     if not _is_same_output(reference, outputs):
         return model, "it changed the outputs"
@@ -266,7 +299,12 @@ def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["ConstantFolding"],  # it enlarges models; `fold_constants` does what saves bytes
+        )
         optimized = onnx.load(str(path))
     before = {node.domain for node in all_nodes(model)}
     after = {node.domain for node in all_nodes(optimized)}

@@ -5,6 +5,7 @@ from typing import Literal
 
 from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import GateReport
+from packager.quantize.latency import Latency
 from packager.quantize.sensitivity import NodeError
 
 Outcome = Literal["quantized", "refused", "inconclusive"]
@@ -52,34 +53,11 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """Median time of one run with the given number of threads on this machine."""
-
-    float_ms: float
-    quantized_ms: float
-    threads: int
-
-    @property
-    def ratio(self) -> float:
-        """Quantized over float latency: below 1 is faster."""
-        return self.quantized_ms / self.float_ms if self.float_ms else 1.0
-
-    def as_json(self) -> dict[str, object]:
-        """Return plain values; times are in milliseconds."""
-        return {
-            "float_ms": self.float_ms,
-            "quantized_ms": self.quantized_ms,
-            "ratio": self.ratio,
-            "threads": self.threads,
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class QuantizationReport:
     """The result of quantizing one model.
 
     Attributes:
-        scheme: int8, int4, fp16 or fp32.
+        scheme: a scheme of packager.quantize.schemes.
         float_bytes: bytes of the float model, external data included.
         origin: origin of the samples (`Samples.origin`).
         outcome: "quantized" (the file was written), "refused" or "inconclusive" (no file was written).
@@ -175,9 +153,7 @@ class QuantizationReport:
             if self.gate.metric is not None:
                 lines.append(f"  {self.gate.metric.explanation}")
         if self.latency is not None:
-            lines.append(
-                f"latency: {self.latency.float_ms:.2f} ms float, {self.latency.quantized_ms:.2f} ms {self.scheme}"
-            )
+            lines.append(f"speed: {self.latency.describe()}")
         if self.oldest_runtime is not None:
             lines.append(f"runs on: onnxruntime {self.oldest_runtime} and later")
         if self.float_nodes:

@@ -5,19 +5,16 @@ Steps of `quantize_model`, in order:
 2. Split the samples: half calibrate, the other half is held out for the verdict.
 3. Normalize the graph (`prepare`), and check the reference outputs (`reference_checks`).
 4. Search for a candidate (`candidate_search`).
-5. Write `out` in one step, only if the outcome is "quantized"; then measure latency.
+5. Write `out` in one step, only if the outcome is "quantized".
 
 The same model, samples and options give the same bytes.
 """
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
-import onnxruntime
 
 from packager.errors import QuantizationRefused, TooFewSamples
 from packager.models.graphs import float_bytes
@@ -26,20 +23,27 @@ from packager.models.model_files import model_bytes
 from packager.models.model_files import save_model as save_model
 from packager.models.oldest_runtime import oldest_runtime
 from packager.models.samples import Samples
-from packager.models.sessions import DEFAULT_THREADS, open_session, run_in_child, run_session
+from packager.models.sessions import open_session, run_in_child
 from packager.quantize.candidate_search import CandidateSearch, MetricReference
 from packager.quantize.candidates import INT8_METHODS, CandidateBuilder, Method
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
+from packager.quantize.latency import Latency
 from packager.quantize.prepare import prepare_model
-from packager.quantize.quantization_report import Latency, QuantizationReport
+from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.reference_checks import check_reference_outputs
+from packager.quantize.targets import ANY, Target
 from packager.quantize.user_metric import Metric
 
-METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
+METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {
+    "int8": INT8_METHODS,
+    "int8-weights": ("weights",),
+    "int8-static": ("static",),
+    "int8-dynamic": ("dynamic",),
+    "int4": ("int4",),
+    "fp16": ("fp16",),
+}
 SCHEMES: Final = ("fp32", *METHODS_OF)
 MAX_JUDGED_SAMPLES: Final = 64  # calibration samples that judge a trial; the final gate uses all held-out samples
-TIMED_RUNS: Final = 15  # timed runs of each model
-TIMED_SAMPLES: Final = 5  # samples that they take in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +53,18 @@ class QuantizeOptions:
     Attributes:
         per_channel: use one scale per channel of a weight, instead of one per weight.
         signed_weights: 7-bit signed weights: faster on x86 CPUs without VNNI, and as exact.
-        signed_activations: int8 activations and full int8 weights, for ARM: x86 CPUs without VNNI compute other
-            numbers.
+        target: CPUs that run the model; signed levels are exact on these only.
         optimize: simplify the graph first, at the level that does not depend on the hardware.
         thresholds: limits of the gate.
         max_calibration_samples: maximum number of samples for calibration.
         methods: methods to choose from; None for all of the scheme.
-        measure_latency: run both models at the end.
+        measure_latency: time candidates against the float model, if this machine is one of the target's.
         metric: the user's own metric, or None.
     """
 
     per_channel: bool = True
     signed_weights: bool = False
-    signed_activations: bool = False
+    target: Target = ANY
     optimize: bool = True
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     max_calibration_samples: int = 256
@@ -111,12 +114,15 @@ def quantize_model(
     reference = open_session(model)
     metric_reference = MetricReference.from_float_model(options.metric, model, held_out)
     builder = CandidateBuilder(
-        prepared.model, calibration, model_bytes(model), options.per_channel, options.signed_weights,
-        options.signed_activations,
+        prepared.model, calibration, model_bytes(model), options.per_channel,
+        options.signed_weights or options.target.signed_weights, options.target.signed_activations,
+        prepared.integer_model,
     )  # fmt: skip
     search = CandidateSearch(
-        builder, reference, calibration.take(MAX_JUDGED_SAMPLES), held_out, options.thresholds, metric_reference
-    )
+        builder, reference, calibration.take(MAX_JUDGED_SAMPLES), held_out, options.thresholds, metric_reference,
+        timed_model=model if options.measure_latency and options.target.is_this_machine else None,
+        weights_first=not options.target.is_integer_faster,
+    )  # fmt: skip
     report = QuantizationReport(
         scheme=scheme, float_bytes=model_bytes(model), notes=prepared.notes, calibration_samples=len(calibration),
         origin=samples.origin,
@@ -145,43 +151,30 @@ def quantize_model(
     if verdict.verdict == "fail":
         return replace(report, outcome="refused", reason=f"gate failed: {verdict.explanation}")
     save_model(chosen.model, out)
-    latency = time_interleaved(reference, open_session(out), held_out) if options.measure_latency else None
-    notes = (*report.notes, *_larger_than_fp16_notes(report, prepared.model), *_slower_notes(latency, scheme))
-    return replace(report, outcome="quantized", reason=verdict.explanation, latency=latency, notes=notes)
-
-
-def time_interleaved(
-    left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, samples: Samples
-) -> Latency:
-    """Return the median latency of two models; runs alternate, so that other load affects both alike.
-
-    Args:
-        left: session of the float model.
-        right: session of the quantized model.
-        samples: inputs; TIMED_SAMPLES of them are used.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    chosen = list(samples.take(TIMED_SAMPLES))
-    for turn in range(TIMED_RUNS + 2):
-        for running, spent in zip((left, right), times, strict=True):
-            start = time.perf_counter()
-            run_session(running, chosen[turn % len(chosen)])
-            if turn >= 2:  # the first runs allocate memory and pack weights
-                spent.append(1000 * (time.perf_counter() - start))
-    return Latency(float(np.median(times[0])), float(np.median(times[1])), DEFAULT_THREADS)
+    notes = (
+        *report.notes, *_larger_than_fp16_notes(report, prepared.model), *_speed_notes(search.latency, options),
+    )  # fmt: skip
+    return replace(report, outcome="quantized", reason=verdict.explanation, latency=search.latency, notes=notes)
 
 
 def _larger_than_fp16_notes(report: QuantizationReport, prepared: onnx.ModelProto) -> tuple[str, ...]:
-    halved = report.float_bytes - float_bytes(prepared) // 2
+    halved = prepared.ByteSize() - float_bytes(prepared) // 2
     if report.scheme == "fp16" or report.bytes is None or report.bytes <= halved:
         return ()
     return (f"--scheme fp16 would be smaller: about {halved:,} bytes",)
 
 
-def _slower_notes(latency: Latency | None, scheme: str) -> tuple[str, ...]:
-    if latency is None or latency.ratio <= 1.0:
+def _speed_notes(latency: Latency | None, options: QuantizeOptions) -> tuple[str, ...]:
+    limit = options.thresholds.max_latency_ratio
+    if latency is None:
+        target = options.target
+        is_foreign = options.measure_latency and not target.is_this_machine
+        return (f"speed was not measured: this machine is not {target.name}",) if is_foreign else ()
+    if latency.verdict(limit) == "undecided":
+        return (f"the machine was too busy to decide whether {latency.describe()} exceeds the limit of {limit:.2f}",)
+    if latency.low <= 1.0:
         return ()
-    return (f"{scheme} takes {latency.ratio:.2f} times as long as float on this CPU; it saves bytes, not time",)
+    return (f"it takes {latency.describe()}; it saves bytes, not time",)
 
 
 def _copy_float_model(model: Path, out: Path, samples: Samples) -> QuantizationReport:

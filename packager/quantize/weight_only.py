@@ -1,27 +1,26 @@
 """int8 weights with float arithmetic: the form that every operator and every CPU can run.
 
-1. A weight W becomes W_quantized (8 bits, symmetric, one scale per channel). A DequantizeLinear in W's own graph
-   outputs W under its old name, so that readers in nested graphs need no change.
-2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after that, one scale
-   per column: the whole table is never dequantized. If a MatMul reads the rows directly, the table is dequantized
-   first: onnxruntime would take the pair for a product of integers, and fail on the rows' scales.
-3. DequantizeLinear outputs float32 (other types came with operator set 19); a Cast follows if the weight was float16 or
-   double.
-4. Axes are counted from the end. Newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
-   MatMul into MatMulNBits at accuracy level 4, which quantizes activations inside the kernel, differently on each CPU
-   (an error of 0.85 was seen where the weights alone cost 0.01).
-5. Weights below MIN_ELEMENTS stay float.
+1. A weight W becomes W_quantized (int8, symmetric, one scale per channel) and W_scale, which broadcasts over it. Cast
+   and Mul in W's own graph output W under its old name, so that readers in nested graphs need no change.
+2. The runtime folds Cast and Mul while it loads the model, so that a run takes as long as that of the float model.
+   DequantizeLinear on a constant is not folded: it would be computed in every run.
+3. A table that is only looked up (Gather on axis 0) stays int8 in memory: its rows are cast and multiplied after the
+   look-up, with one scale per column.
+4. Arithmetic is float32; a second Cast follows if the weight was float16, bfloat16 or double.
+5. A weight stays float if it has fewer than MIN_ELEMENTS, or if levels and scales take more than MAX_STORED_SHARE of
+   its bytes.
 """
 
 from typing import Final
 
 import onnx
 
-from packager.models.graphs import WeightUse, names_in, opset_version, scopes, unused_name, weight_uses
-from packager.quantize.integer_weights import add_levels, weight_of
+from packager.models.graphs import WeightUse, names_in, scopes, set_array, unused_name, weight_uses
+from packager.quantize.integer_weights import SIGNED_LEVELS, add_levels, broadcast_along, weight_of
 
 MIN_ELEMENTS: Final = 512  # size of a weight; below it scales and names take as many bytes as quantizing saves
-PER_AXIS_OPSET: Final = 13  # first operator set with an axis in DequantizeLinear
+SCALE_BYTES: Final = 4  # float32
+MAX_STORED_SHARE: Final = 0.75  # of the float weight's bytes; a weight with few elements per channel saves less
 
 
 def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset()) -> list[str]:
@@ -32,9 +31,6 @@ def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = froze
         float_nodes: names of nodes that stay float.
     """
     taken = names_in(model)
-    domain = "" if opset_version(model) >= PER_AXIS_OPSET else "com.microsoft"
-    if domain and all(entry.domain != domain for entry in model.opset_import):
-        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     uses: dict[tuple[int, str], list[WeightUse]] = {}
     for use in weight_uses(model):
         uses.setdefault((id(use.owner.graph), use.tensor.name), []).append(use)
@@ -42,14 +38,17 @@ def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = froze
     for group in uses.values():
         first = group[0]
         is_output = any(value.name == first.tensor.name for value in first.owner.graph.output)
-        if first.elements < MIN_ELEMENTS or is_output or any(use.node.name in float_nodes for use in group):
+        if not is_worth_storing(first) or is_output or any(use.node.name in float_nodes for use in group):
             continue
+        levels, scale = _add_levels(first, taken)
         if _is_table(group):
             for use in group:
-                _look_up_in_int8(use, taken, domain)
-            _drop_initializer(first.owner.graph, first.tensor.name)
+                _look_up_in_int8(use, levels, scale, taken)
         else:
-            _dequantize_up_front(first, taken, domain)
+            made = _dequantize(levels, scale, first.tensor.name, first.tensor.data_type, taken)
+            for node in reversed(made):
+                first.owner.graph.node.insert(0, node)
+        _drop_initializer(first.owner.graph, first.tensor.name)
         done.extend(use.node.name for use in group)
     return done
 
@@ -73,14 +72,20 @@ def channel_axis(use: WeightUse) -> int:
             return 1
 
 
+def is_worth_storing(use: WeightUse) -> bool:
+    """Return whether int8 levels and their scales take clearly fewer bytes than the float weight."""
+    if use.elements < MIN_ELEMENTS:
+        return False
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(use.tensor.data_type).itemsize
+    scales = use.tensor.dims[channel_axis(use)] * SCALE_BYTES
+    return bool(use.elements + scales <= MAX_STORED_SHARE * itemsize * use.elements)
+
+
 def _is_table(group: list[WeightUse]) -> bool:
     # any other reader would need the float table
     return all(
         use.node.op_type == "Gather"
         and not any(attribute.name == "axis" and attribute.i != 0 for attribute in use.node.attribute)
-        and not any(
-            node.op_type in ("MatMul", "Gemm") and use.node.output[0] in node.input for node in use.scope.graph.node
-        )
         for use in group
     ) and _reader_count(group[0]) == len(group)
 
@@ -93,47 +98,48 @@ def _reader_count(use: WeightUse) -> int:
     )
 
 
-def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
-    """Add W_quantized, W_scale and W_zero_point to the graph that owns the weight; return their names."""
-    names = add_levels(use, weight_of(use), channel_axis(use), taken)
-    return names.levels, names.scale, names.zero_point
+def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str]:
+    """Add W_quantized and W_scale to the graph that owns the weight; return their names."""
+    axis = channel_axis(use)
+    names = add_levels(use, weight_of(use), axis, taken, levels=SIGNED_LEVELS, has_zero_point=False)
+    # trailing axes only: the scale of a table must also broadcast over rows of another rank
+    spread = broadcast_along(names.scales, axis, len(use.tensor.dims))
+    shape = spread.shape[next((i for i, size in enumerate(spread.shape) if size != 1), len(spread.shape)) :]
+    stored = next(tensor for tensor in use.owner.graph.initializer if tensor.name == names.scale)
+    set_array(stored, spread.reshape(shape))
+    return names.levels, names.scale
 
 
-def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
-    levels, scale, zero_point = _add_levels(use, taken)
-    graph, name, elem_type = use.owner.graph, use.tensor.name, use.tensor.data_type
-    axis = channel_axis(use) - len(use.tensor.dims)  # negative, so that the runtime does not fuse it (module docstring)
-    made = _dequantize([levels, scale, zero_point], name, axis, elem_type, taken, domain)
-    _drop_initializer(graph, name)
-    for node in reversed(made):
-        graph.node.insert(0, node)
-
-
-def _look_up_in_int8(use: WeightUse, taken: set[str], domain: str) -> None:
-    graph, node = use.owner.graph, use.node
-    existing = {tensor.name for tensor in graph.initializer}
-    base = use.tensor.name
-    names = (f"{base}_quantized", f"{base}_scale", f"{base}_zero_point")
-    levels, scale, zero_point = names if set(names) <= existing else _add_levels(use, taken)
+def _look_up_in_int8(use: WeightUse, levels: str, scale: str, taken: set[str]) -> None:
+    node = use.node
     looked_up = unused_name(f"{node.output[0]}_quantized", taken)
-    made = _dequantize([looked_up, scale, zero_point], node.output[0], -1, use.tensor.data_type, taken, domain)
-    node.input[0] = levels
-    node.output[0] = looked_up
+    made = _dequantize(looked_up, scale, node.output[0], use.tensor.data_type, taken)
+    node.input[0], node.output[0] = levels, looked_up
     nodes = use.scope.graph.node
     spot = next(i for i, other in enumerate(nodes) if other.name == node.name) + 1
     for extra in reversed(made):
         nodes.insert(spot, extra)
 
 
-def _dequantize(
-    inputs: list[str], output: str, axis: int, elem_type: int, taken: set[str], domain: str
-) -> list[onnx.NodeProto]:
+def _dequantize(levels: str, scale: str, output: str, elem_type: int, taken: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes that make `output` of int8 levels: Cast, Mul, and a Cast to the weight's own type.
+
+    Args:
+        levels: name of the int8 value.
+        scale: name of the scales.
+        output: name of the result.
+        elem_type: ONNX type of the result.
+        taken: names in use; new ones are added.
+    """
     is_float = elem_type == onnx.TensorProto.FLOAT
+    integers, name = unused_name(f"{output}_integers", taken), unused_name(f"{output}_dequantize", taken)
     result = output if is_float else unused_name(f"{output}_float", taken)
-    name = unused_name(f"{output}_DequantizeLinear", taken)
-    made = [onnx.helper.make_node("DequantizeLinear", inputs, [result], name=name, axis=axis, domain=domain)]
+    made = [
+        onnx.helper.make_node("Cast", [levels], [integers], name=f"{name}_cast", to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Mul", [integers, scale], [result], name=name),
+    ]
     if not is_float:
-        made.append(onnx.helper.make_node("Cast", [result], [output], name=f"{name}_cast", to=elem_type))
+        made.append(onnx.helper.make_node("Cast", [result], [output], name=f"{name}_narrow", to=elem_type))
     return made
 
 

@@ -22,17 +22,17 @@ from bundle.suggestion import suggest
 from bundle.variant import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.models.model_package import FILE_ROLES, ExtraFile
+from packager.quantize.targets import ANY, TARGETS
 from packager.release.release_plan import (
+    AUTO_SCHEME,
     DEFAULT_BASES,
     DEFAULT_GOLDEN,
     DEFAULT_MIN_AGENT,
     DEFAULT_SAMPLES,
-    DEFAULT_TARGET,
     DRILLS,
     GATE_LIMITS,
     MAX_BASES,
     RUNTIME_KEYS,
-    TARGETS,
     UNQUANTIZED_SCHEME,
     Overrides,
     ReleasePlan,
@@ -63,7 +63,9 @@ RELEASE_KEYS: Final = (
     "drill",
     "provenance",
 )
-VARIANT_KEYS: Final = ("scheme", "model", "required", "update_aware", "requires", "health", "gate", "target")
+VARIANT_KEYS: Final = (
+    *("scheme", "model", "required", "update_aware", "optimize", "requires", "health", "gate", "target"),
+)
 REQUIRES_KEYS: Final = (
     "arch",
     "cpu_features",
@@ -197,7 +199,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
         version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
         model=table.path("model", folder),
-        variants=tuple(_parse_variant(name, row, folder) for name, row in table.tables("variants").items()),
+        variants=_parse_variants(table, folder),
         min_counter=table.integer("min_counter") if table.has("min_counter") else None,
         min_agent=table.text("min_agent", NUMERIC_VERSION_PATTERN) if table.has("min_agent") else DEFAULT_MIN_AGENT,
         inputs=table.path("inputs", folder) if table.has("inputs") else None,
@@ -222,6 +224,16 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     return out
 
 
+def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:
+    written = [_parse_variant(name, row, folder) for name, row in table.tables("variants").items()]
+    out = tuple(variant for plan in written for variant in plan.expand())
+    names = [variant.name for variant in out]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Malformed(f"{table.where}: variants: found {twice!r} twice, once from scheme {AUTO_SCHEME!r}")
+    return out
+
+
 def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
     gate = row.table("gate")
     out = VariantPlan(
@@ -233,7 +245,8 @@ def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
         requires=_parse_requires(row.table("requires")),
         health=_parse_health(row.table("health")),
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),
-        target=row.choice("target", TARGETS) if row.has("target") else DEFAULT_TARGET,
+        target=row.choice("target", tuple(TARGETS)) if row.has("target") else ANY.name,
+        optimize=row.flag("optimize") if row.has("optimize") else True,
     )
     gate.reject_unknown()
     row.reject_unknown()

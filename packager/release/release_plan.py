@@ -8,8 +8,10 @@ from bundle.contract import Health
 from bundle.rollout import BASIS_POINTS
 from bundle.variant import Requirements, Runtime
 from packager.models.model_package import ExtraFile
+from packager.quantize.targets import ANY, AUTO_TARGETS, TARGETS
 
 UNQUANTIZED_SCHEME: Final = "none"  # scheme of a variant that ships its model unchanged
+FLOAT_SCHEMES: Final = (UNQUANTIZED_SCHEME, "fp32", "fp16", "int4", "int8-weights")  # those with float arithmetic
 DEFAULT_SAMPLES: Final = 64  # random samples, if no inputs are given
 DEFAULT_GOLDEN: Final = 8
 DEFAULT_BASES: Final = 3
@@ -27,15 +29,10 @@ GATE_LIMITS: Final = (
     "max_over_baseline",
     "max_over_unchanged_base",
     "max_metric_loss",
+    "max_latency_ratio",
 )
 
-DEFAULT_TARGET: Final = "any"
-TARGETS: Final = (DEFAULT_TARGET, "arm")
-ARM_ARCHITECTURES: Final = (
-    "aarch64",
-    "armv7l",
-    "armv8l",
-)  # `uname -m` of the devices that may run a variant for "arm"
+AUTO_SCHEME: Final = "auto"  # int8 weights, and an integer form for each target where that is faster
 
 DEFAULT_MODEL_NAME: Final = "model"  # of the only model of a bundle
 # keys of `requires` in a release file that are fields of the variant's runtime
@@ -56,7 +53,8 @@ class VariantPlan:
         requires: fields of Requirements, and keys of RUNTIME_KEYS, that replace measured values.
         health: fields of Health that replace defaults.
         gate: thresholds that replace defaults.
-        target: CPU whose integer kernels the variant is quantized for, one of TARGETS.
+        target: name of the CPUs that the variant is quantized for (packager.quantize.targets).
+        optimize: simplify the graph before it is quantized.
     """
 
     name: str
@@ -67,12 +65,14 @@ class VariantPlan:
     requires: Overrides = ()
     health: Overrides = ()
     gate: tuple[tuple[str, float], ...] = ()
-    target: str = DEFAULT_TARGET
+    target: str = ANY.name
+    optimize: bool = True
 
     def apply_requires(self, measured: Requirements) -> Requirements:
-        """Return `measured` with the values of the file; a variant for "arm" is limited to ARM CPUs."""
-        if self.target == "arm":
-            measured = replace(measured, arch=ARM_ARCHITECTURES)
+        """Return `measured` with what the target needs, and then with the values of the file."""
+        target = TARGETS[self.target]
+        if self.is_bound_to_target:
+            measured = replace(measured, arch=target.arch, cpu_features=target.cpu_features)
         given = {name: value for name, value in self.requires if name not in RUNTIME_KEYS}
         return replace(measured, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
 
@@ -80,6 +80,27 @@ class VariantPlan:
         """Return `found` with the versions of the file."""
         given = {RUNTIME_KEYS[name]: value for name, value in self.requires if name in RUNTIME_KEYS}
         return replace(found, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
+
+    @property
+    def is_bound_to_target(self) -> bool:
+        """True if only CPUs of the target may run the variant; float arithmetic runs on every CPU."""
+        return self.scheme not in FLOAT_SCHEMES
+
+    def expand(self) -> "tuple[VariantPlan, ...]":
+        """Return the variants that this table stands for: itself, or those of the scheme "auto".
+
+        They are NAME with int8 weights, and NAME-TARGET with static int8 for each target whose integer arithmetic is
+        faster than float.
+        """
+        if self.scheme != AUTO_SCHEME:
+            return (self,)
+        targets = AUTO_TARGETS if self.target == ANY.name else (self.target,)
+        integer = [
+            replace(self, name=f"{self.name}-{name}", scheme="int8-static", target=name, required=False)
+            for name in targets
+            if TARGETS[name].is_integer_faster
+        ]
+        return (replace(self, scheme="int8-weights", target=ANY.name), *integer)
 
     def apply_health(self, default: Health) -> Health:
         """Return `default` with the values of the file."""

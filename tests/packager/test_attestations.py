@@ -85,7 +85,7 @@ def test_the_provenance_says_what_the_release_was_made_from_and_how(site: Releas
     assert definition["externalParameters"]["release"]["variants"][1]["scheme"] == "int8"
     assert {"packager", "python", "onnx", "onnxruntime", "numpy"} <= set(details["builder"]["version"])
     report = {row["name"]: row["annotations"] for row in details["byproducts"]}["int8/report"]
-    assert report["build"]["quantization"]["method"] == "static"
+    assert report["build"]["quantization"]["method"] == "weights"
     assert report["quantization"] == int8.quantization.as_json()
     assert report["quantization"]["relative_rms_ppm"] > 0
     assert str(site.folder) not in json.dumps(provenance)

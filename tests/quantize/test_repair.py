@@ -16,6 +16,7 @@ from packager.quantize.html_report import write_page
 from packager.quantize.prepare import prepare_model
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import QuantizeOptions, quantize_model
+from packager.quantize.targets import TARGETS
 from packager.quantize.update_aware.matching_baseline import quantize_like_template
 from tests.support import tiny_models
 
@@ -34,7 +35,9 @@ def quantize_int8(model: onnx.ModelProto, folder: Path, **options: object) -> Qu
 
 
 def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
-    report = quantize_int8(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
+    report = quantize_int8(
+        tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"), target=TARGETS["x86-vnni"]
+    )
     assert report.outcome == "quantized", report.as_lines()
     assert (report.method, report.float_nodes) == ("static", ())
     assert report.promoted_activations == ("behind the outlier",)
@@ -85,7 +88,11 @@ def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_p
     wide = tiny_models.save(tiny_models.with_outlier_feature(3000.0), tmp_path / "wide.onnx")
     deep = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "deep.onnx")
     cases = (
-        (wide, "int8", QuantizeOptions(measure_latency=False, methods=("static", "weights"))),
+        (
+            wide,
+            "int8",
+            QuantizeOptions(measure_latency=False, methods=("static", "weights"), target=TARGETS["x86-vnni"]),
+        ),
         (deep, "int4", replace(INT4, thresholds=Thresholds(max_relative_rms=0.4))),
     )
     for path, scheme, options in cases:
@@ -190,7 +197,7 @@ def test_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
 
 def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -> None:
     report = quantize_int8(
-        tiny_models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
+        tiny_models.conv_net(), tmp_path, target=TARGETS["arm"], methods=("static",), thresholds=Thresholds(0.3)
     )
     assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_lines()
     made = onnx.load(tmp_path / "int8.onnx")

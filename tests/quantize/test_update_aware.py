@@ -10,6 +10,7 @@ from onnxruntime import quantization as foreign
 from packager.errors import BaseIncompatible
 from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
+from packager.quantize.candidates import Method
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.nbits import pack_levels, unpack_levels
 from packager.quantize.prepare import prepare_model
@@ -35,12 +36,12 @@ def changed_bytes(base: Path, update_: Path) -> int:
     return int(np.count_nonzero(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
 
 
-@pytest.mark.parametrize("method", ["static", "dynamic"])
+@pytest.mark.parametrize("method", ["static", "dynamic", "weights"])
 def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(
-    method: str, text_base: QuantizedBase, tmp_path: Path
+    method: Method, text_base: QuantizedBase, tmp_path: Path
 ) -> None:
-    dynamic = QuantizeOptions(methods=("dynamic",), measure_latency=False)
-    base = text_base if method == "static" else quantize_base(text_base.model, tmp_path, 96, dynamic)
+    other = QuantizeOptions(methods=(method,), measure_latency=False)
+    base = text_base if method == "static" else quantize_base(text_base.model, tmp_path, 96, other)
     report, out = fine_tune_and_update(tmp_path, base)
     assert report.method == "joint", report.reason
     assert report.gate.relative_rms is not None

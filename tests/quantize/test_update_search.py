@@ -20,6 +20,7 @@ from packager.quantize.agreement import OutputFidelity
 from packager.quantize.gate import GateReport, Thresholds, run_gate
 from packager.quantize.prepare import prepare_model
 from packager.quantize.schemes import QuantizeOptions, quantize_model
+from packager.quantize.targets import TARGETS
 from packager.quantize.update_aware import coordinate_descent, rate_search
 from packager.quantize.update_aware.coordinate_descent import Layer, choose_levels
 from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS
@@ -224,7 +225,7 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
     old = tiny_models.save(tiny_models.text_encoder(width=128), tmp_path / "old.onnx")
     new = tiny_models.save(fine_tune(tiny_models.text_encoder(width=128), 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
-    options = QuantizeOptions(methods=("static",), measure_latency=False, signed_activations=True)
+    options = QuantizeOptions(methods=("static",), measure_latency=False, target=TARGETS["arm"])
     made = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)
     assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_lines()
     out = tmp_path / "update.onnx"

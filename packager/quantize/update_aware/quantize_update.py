@@ -42,10 +42,12 @@ from typing import Final, Literal
 
 import onnx
 
+from bundle.errors import AirweightsError
 from bundle.patch.single_thread import use_single_thread
+from packager.errors import AlreadyQuantized, ModelCrashes, ModelDoesNotRun, ModelUnreadable, WeightsNotFinite
 from packager.models.inputs import load_proto
 from packager.models.samples import Samples
-from packager.models.sessions import CachedSession, open_session, open_session_of, settings_for
+from packager.models.sessions import CachedSession, one_line_message, open_session, open_session_of, settings_for
 from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import prepare_model
 from packager.quantize.reference_checks import check_reference_outputs
@@ -56,6 +58,8 @@ from packager.quantize.update_aware.rate_search import RatePoint, RateSearch
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template
 
+# errors of the model or the samples themselves, whatever the method
+MODEL_ERRORS: Final = (AlreadyQuantized, WeightsNotFinite, ModelUnreadable, ModelDoesNotRun, ModelCrashes)
 UpdateMethod = Literal["joint", "baseline"]
 
 # share of all weights; a model trained from scratch is far above it, a fine-tune far below
@@ -137,6 +141,19 @@ class UpdateReport:
         return lines
 
 
+def explain_failure(error: Exception) -> str | None:
+    """Return why an update failed; None if plain quantization would fail for the same reason.
+
+    Args:
+        error: what `quantize_update` raised.
+    """
+    if isinstance(error, (*MODEL_ERRORS, MemoryError)):
+        return None
+    if isinstance(error, AirweightsError):
+        return error.message
+    return f"the update solver does not support this model ({type(error).__name__}: {one_line_message(error)})"
+
+
 @use_single_thread()
 def quantize_update(
     new: Path,
@@ -171,7 +188,7 @@ def quantize_update(
     """
     calibration = calibration.take(MAX_SAMPLES)
     template = load_proto(base)
-    prepared = prepare_model(new, next(iter(calibration.take(1)))).model
+    prepared = prepare_model(new, next(iter(calibration.take(1)))).like(template)
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
     session = open_session(new)

@@ -1,8 +1,8 @@
 """Read a quantized model as a template, and match its weights with those of the new float model.
 
-1. A quantized weight is an 8-bit or 4-bit initializer NAME_quantized (or NAME_Q4) that a DequantizeLinear, an integer
-   kernel, a look-up or a MatMulNBits reads. Its float counterpart is the weight NAME of the new model, in the same
-   graph.
+1. A quantized weight is an 8-bit or 4-bit initializer NAME_quantized (or NAME_Q4) that a DequantizeLinear, a Cast
+   before a Mul, an integer kernel, a look-up or a MatMulNBits reads. Its float counterpart is the weight NAME of the
+   new model, in the same graph.
 2. Every weight is seen as matrices [inputs, channels], one per group or direction, whatever its layout in the file.
 3. A weight without counterpart, or with another shape, means that the graph changed: the template does not fit.
 4. Levels are chosen jointly only for weights of the top graph whose input can be read; others are rounded to nearest.
@@ -184,9 +184,19 @@ def _match_weight(
             zero = node.input[3] if len(node.input) > 3 else ""
             scale = tensor.name.replace("_quantized", "_scale")
             axis = 0 if node.op_type == "ConvInteger" else 1
+        case "Cast":
+            product = _find_reader(node.output[0], template_scopes)
+            consumer = _find_reader(product[1].output[0], template_scopes) if product is not None else None
+            if product is None or product[1].op_type != "Mul" or consumer is None:
+                return None
+            scale, zero = product[1].input[1 - product[2]], ""
+            axis = _scale_axis(scope.initializers.get(scale), len(tensor.dims))
+            holder, node, index = consumer
         case "Gather":
             behind = _find_reader(node.output[0], template_scopes)
-            if behind is None or behind[1].op_type != "DequantizeLinear":
+            if behind is not None and behind[1].op_type == "Cast":
+                behind = _find_reader(behind[1].output[0], template_scopes)
+            if behind is None or behind[1].op_type not in ("DequantizeLinear", "Mul"):
                 return None
             scale, zero = behind[1].input[1], behind[1].input[2] if len(behind[1].input) > 2 else ""
             axis = len(tensor.dims) - 1
@@ -196,7 +206,7 @@ def _match_weight(
             return None
     if scale not in scope.initializers:
         return None
-    kind, source = _kind_of_node(node, index, template_scopes)
+    kind, source = _kind_of_node(node, index, len(tensor.dims), template_scopes)
     is_flipped, factor = _orientation(node, float_node, kind)
     shape = list(counterpart.dims)[::-1] if is_flipped else list(counterpart.dims)
     if kind != "nbits" and shape != list(tensor.dims):
@@ -220,6 +230,17 @@ def _match_weight(
     )
 
 
+def _scale_axis(scale: onnx.TensorProto | None, rank: int) -> int | None:
+    """Return the axis of the levels along which the scales run; None if there is one scale.
+
+    Args:
+        scale: the scales, which broadcast over the levels.
+        rank: number of axes of the levels.
+    """
+    sizes = list(scale.dims) if scale is not None else []
+    return next((rank - len(sizes) + i for i, size in enumerate(sizes) if size != 1), None)
+
+
 def _find_reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodeProto, int] | None:
     for scope in everywhere:
         for node in scope.graph.node:
@@ -228,10 +249,17 @@ def _find_reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodePr
     return None
 
 
-def _kind_of_node(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> tuple[Kind, str | None]:
-    """Return (kind, name of the value that the weight multiplies) for the node that reads it."""
+def _kind_of_node(node: onnx.NodeProto, index: int, rank: int, everywhere: list[Scope]) -> tuple[Kind, str | None]:
+    """Return (kind, name of the value that the weight multiplies) for the node that reads it.
+
+    Args:
+        node: the node that reads the weight.
+        index: number of its input.
+        rank: number of axes of the weight.
+        everywhere: the graphs of the template.
+    """
     match node.op_type:
-        case "MatMul" if index == 1:
+        case "MatMul" if index == 1 and rank == 2:
             return "matrix", node.input[0]
         case "Gemm" if index == 1:
             flags = {a.name: a.i for a in node.attribute}
@@ -242,7 +270,8 @@ def _kind_of_node(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> 
         case "MatMulInteger" | "ConvInteger":
             maker = next((n for s in everywhere for n in s.graph.node if node.input[0] in n.output), None)
             source = maker.input[0] if maker is not None and maker.op_type == "DynamicQuantizeLinear" else None
-            return ("conv" if node.op_type == "ConvInteger" else "matrix"), source
+            is_matrix = node.op_type == "MatMulInteger" and rank == 2
+            return ("conv" if node.op_type == "ConvInteger" else "matrix" if is_matrix else "other"), source
         case "LSTM" | "GRU" | "RNN" if index == 1:
             return "recurrent", node.input[0]
         case "Gather":

@@ -79,7 +79,9 @@ def _quantization_record(
     elif report is None:
         scheme, stability = SUPPLIED_METHOD, "as supplied"
     else:
-        scheme = report.scheme if report.method in ("float", "none") else f"{report.scheme}-{report.method}"
+        scheme = report.scheme
+        if report.method not in ("float", "none") and not scheme.endswith(report.method):
+            scheme = f"{report.scheme}-{report.method}"
         stability = STABILITY_TEXT[report.numerics]
     return Quantization(
         scheme=scheme,

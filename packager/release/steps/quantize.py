@@ -16,7 +16,6 @@ from typing import Final
 from bundle.manifest import Manifest
 from packager.errors import (
     AlreadyQuantized,
-    BaseIncompatible,
     GateFailed,
     GateInconclusive,
     QuantizationRefused,
@@ -29,11 +28,12 @@ from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize_model
-from packager.quantize.update_aware.quantize_update import quantize_update
+from packager.quantize.targets import TARGETS
+from packager.quantize.update_aware.quantize_update import explain_failure, quantize_update
 from packager.quantize.update_aware.rate_search import MAX_POINTS
 from packager.quantize.user_metric import Metric
 from packager.release.draft import Draft, QuantizedUpdate, QuantizedVariant
-from packager.release.release_plan import UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
+from packager.release.release_plan import AUTO_SCHEME, UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
 from packager.release.steps.diff import is_drill
 
 UNLIMITED_THRESHOLDS: Final = Thresholds(
@@ -43,6 +43,7 @@ UNLIMITED_THRESHOLDS: Final = Thresholds(
     max_over_baseline=float("inf"),
     max_over_unchanged_base=float("inf"),
     max_metric_loss=float("inf"),
+    max_latency_ratio=float("inf"),
 )
 
 
@@ -79,7 +80,7 @@ def check_schemes(plan: ReleasePlan) -> None:
     """
     for variant in plan.variants:
         if variant.scheme not in (UNQUANTIZED_SCHEME, *SCHEMES):
-            known = ", ".join((UNQUANTIZED_SCHEME, *SCHEMES))
+            known = ", ".join((UNQUANTIZED_SCHEME, AUTO_SCHEME, *SCHEMES))
             raise ReleaseFileInvalid(
                 f"variants.{variant.name}: scheme: found {variant.scheme!r}, expected one of {known}"
             )
@@ -137,8 +138,12 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
             thresholds=thresholds_of(plan),
             on_solution=lambda _point: bar(next(solved), MAX_POINTS),
         )
-    except (BaseIncompatible, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
-        draft.reporter.note(f"variant {plan.name} is not encoded near {manifest.version}: {error.message}")
+    except Exception as error:  # noqa: BLE001  # an update is an optimization: no failure of it ends a release
+        reason = explain_failure(error)
+        if reason is None:
+            reason = str(error)  # the step below meets the same error, and refuses or drops the variant
+        draft.reporter.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
+        out.unlink(missing_ok=True)
         return None
     reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
     if (
@@ -148,7 +153,7 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
         measured = metric.add_to_report(report.gate, out, held_out, thresholds_of(plan).max_metric_loss)
         reason = measured.explanation if measured.verdict != "pass" else None
     if reason is not None:
-        draft.reporter.note(f"variant {plan.name} is not encoded near {manifest.version}: {reason}")
+        draft.reporter.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
         out.unlink()
         return None
     return QuantizedUpdate(manifest.version, earlier.quantization, report)
@@ -160,7 +165,8 @@ def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
     options = replace(
         DEFAULT_OPTIONS,
         thresholds=thresholds,
-        signed_activations=plan.target == "arm",
+        target=TARGETS[plan.target],
+        optimize=plan.optimize,
         metric=None if draft.plan.override_gate else metric_of(draft.plan),
     )
     out = draft.variant_folder(plan.name) / "model.onnx"

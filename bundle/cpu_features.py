@@ -1,0 +1,25 @@
+"""The feature flags of this machine's processor, as variants require them.
+
+Flags are those of /proc/cpuinfo. Features that several flags grant under different names have an alias of their own
+(ALIASES), because a variant requires all features that it names and cannot name alternatives.
+"""
+
+from pathlib import Path
+from typing import Final
+
+# feature -> flags, of which one is enough
+ALIASES: Final = {"vnni": ("avx512_vnni", "avx_vnni")}
+
+
+def read_cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return the flags of the first processor, and the aliases that they grant.
+
+    Their line is named "flags", on ARM "Features".
+    """
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "Features"):
+                flags = frozenset(value.split())
+                return flags | {alias for alias, known in ALIASES.items() if flags.intersection(known)}
+    return frozenset()
