@@ -22,14 +22,19 @@ MAX_CONFIG_BYTES: Final = 64 * 1024
 DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
 URL_PATTERN: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
 LISTEN_PATTERN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+HOST_PATTERN: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
+ORIGIN_PATTERN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 KEY_STORAGE_PATTERN: Final = re.compile(r"[ -~]{1,1024}")
 MIRROR_PATTERN: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
 MAX_FAMILIES: Final = 16
+MAX_ALLOWED_NAMES: Final = 64
 FAMILIES_FOLDER_NAME: Final = "families"  # in `directory`; contains a folder for each further family
 PATTERN_DESCRIPTIONS: Final = {
     URL_PATTERN: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
     LISTEN_PATTERN: "unix:/path, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)",
+    HOST_PATTERN: "a host name in lower case without port, such as kws.local",
+    ORIGIN_PATTERN: "an origin in lower case without path, such as https://panel.example.com",
     KEY_STORAGE_PATTERN: "file, tpm:… or pkcs11:…",
 }
 MIN_POLL_S: Final = 1
@@ -47,12 +52,23 @@ class ServeSettings:
             It needs the model's memory a second time.
         memory_bytes: limit of the memory of all model processes together, or None for the system's available memory.
             If two models do not fit during a swap, the running one is stopped first.
+        allowed_hosts: names that a request's Host may have besides localhost, 127.0.0.1 and [::1].
+        allowed_origins: origins of web pages that may send requests.
+        max_body_bytes: largest request body; a model with fixed shapes allows only what its inputs can need.
+        max_connections: connections that may have a request at the same time; idle ones give way.
+        request_memory_bytes: memory that requests may use in a model process, beyond what the model and its golden
+            inputs need.
     """
 
     listen: str = "tcp:127.0.0.1:0"
     threads: int = 0
     standby: bool = False
     memory_bytes: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    max_body_bytes: int = 64 * 1024 * 1024
+    max_connections: int = 1024
+    request_memory_bytes: int = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +226,7 @@ class _Table:
             raise self._type_error(key, value, f"a list of at most {max_items} texts")
         for item in value:
             if not isinstance(item, str) or not pattern.fullmatch(item):
-                raise self._type_error(key, item, f"a match of {pattern.pattern}")
+                raise self._type_error(key, item, PATTERN_DESCRIPTIONS.get(pattern) or f"a match of {pattern.pattern}")
         return tuple(item.rstrip("/") for item in value)
 
     def path(self, key: str, folder: Path) -> Path:
@@ -311,12 +327,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         mirrors=_parse_mirrors(top, where, repository_url),
         key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
-        serve=ServeSettings(
-            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN_PATTERN),
-            threads=serve.integer("threads", 0, 0, 1024),
-            standby=serve.flag("standby", False),
-            memory_bytes=serve.optional_integer("memory_bytes", 2**20, 2**50),
-        ),
+        serve=_parse_serve(serve),
         update=_parse_update(update),
         probation=ProbationSettings(
             window_s=probation.optional_integer("window_s", 0, MAX_DURATION_S),
@@ -357,6 +368,21 @@ def _parse_key_storage(table: _Table, where: str) -> str:
     except ValueError as error:
         raise ConfigInvalid(f"{where}: key_storage is {uri!r}: {error}") from error
     return uri
+
+
+def _parse_serve(table: _Table) -> ServeSettings:
+    default = ServeSettings()
+    return ServeSettings(
+        listen=table.text("listen", default.listen, LISTEN_PATTERN),
+        threads=table.integer("threads", default.threads, 0, 1024),
+        standby=table.flag("standby", default.standby),
+        memory_bytes=table.optional_integer("memory_bytes", 2**20, 2**50),
+        allowed_hosts=table.texts("allowed_hosts", HOST_PATTERN, MAX_ALLOWED_NAMES),
+        allowed_origins=table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES),
+        max_body_bytes=table.integer("max_body_bytes", default.max_body_bytes, 1024, 2**31),
+        max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
+        request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
+    )
 
 
 def _parse_update(table: _Table) -> UpdateSettings:

@@ -7,16 +7,20 @@ that is closed when the generation is drained), `window`, `shadow`, `shadow-coun
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from device_agent.front import metrics
+from device_agent.front.access import AccessRules
 from device_agent.front.app import EndpointApp, RequestLimits
+from device_agent.front.connections import ByteLedger, ConnectionTable
 from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration
+from device_agent.front.peers import PeerFinder
 from device_agent.front.request_channel import RequestChannel
 from device_agent.front.server import FrontServer, create_server
 from device_agent.front.shadow import ShadowMirror
@@ -25,6 +29,7 @@ from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, handle_call, start_worker
 from device_agent.runtime.wire import Response
 
+RESERVED_OPEN_FILES: Final = 128  # channels, meters, and bodies in memory files
 SWEEP_INTERVAL_S: Final = 0.5  # deadlines are noticed this much late; no sweep runs while no request is open
 
 
@@ -34,10 +39,12 @@ class FrontProcess:
     Args:
         supervisor: the channel.
         meters: the meters that were opened before the jail closed.
+        peers: finds the user of a connection; created before the jail closed.
     """
 
-    def __init__(self, supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> None:
-        self._supervisor, self._meters = supervisor, meters
+    def __init__(self, supervisor: SupervisorChannel, meters: metrics.ProcessMeters, peers: PeerFinder) -> None:
+        self._supervisor, self._meters, self._peers = supervisor, meters, peers
+        self._table = ConnectionTable(0)
         self._loop = asyncio.get_running_loop()
         self._app: EndpointApp | None = None
         self._server: FrontServer | None = None
@@ -83,16 +90,22 @@ class FrontProcess:
 
     def serve(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle `serve`: start to serve on the listening socket of the message."""
-        self._limits = limits = RequestLimits(**message.value["limits"])
-        self._app = EndpointApp(
-            limits, lambda: self._server.open_connections if self._server else 0, self._schedule_sweep
-        )
+        limits = RequestLimits(**message.value["limits"])
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        # the system may allow fewer open files than FrontHandle asked for
+        max_connections = max(min(limits.max_connections, open_files - RESERVED_OPEN_FILES), 1)
+        self._limits = limits = replace(limits, max_connections=max_connections)
+        listener = socket.socket(fileno=message.fds[0])
+        ledger = ByteLedger(limits.max_kept_bytes)
+        self._table = ConnectionTable(limits.max_connections, ledger.find_stalled)
+        is_unix = listener.family == socket.AF_UNIX
+        access = AccessRules(message.value["allowed_hosts"], message.value["allowed_origins"], is_unix=is_unix)
+        self._app = EndpointApp(limits, access, self._table, ledger, self._schedule_sweep)
         self._app.meters = self._meters
         self._meters.set_meter('process="supervisor"', ProcessMeter(*message.fds[1:]))
         for family in message.value["families"]:
             self._family_queue(family, is_awaited=family in message.value["awaited"])
-        self._server = create_server(self._app)
-        listener = socket.socket(fileno=message.fds[0])
+        self._server = create_server(self._app, self._table, ledger, self._peers)
         self._server_task = self._loop.create_task(self._server.serve(sockets=[listener]))
         return {}
 
@@ -110,7 +123,11 @@ class FrontProcess:
         generation = queue.generations.get(value["generation"])
         if generation is None:
             generation = FrontGeneration(
-                value["generation"], value["version"], value["meta"], CounterWindow(time.monotonic())
+                value["generation"],
+                value["version"],
+                value["meta"],
+                CounterWindow(time.monotonic()),
+                value["max_body_bytes"],
             )
         if isinstance(queue.shadow, ShadowMirror) and queue.shadow.process == value["process"]:
             self._end_shadow(queue)
@@ -158,7 +175,7 @@ class FrontProcess:
             }
             for family, queue in (self._app.family_queues if self._app else {}).items()
         }
-        return {"families": families, "connections": self._server.open_connections if self._server else 0}
+        return {"families": families, "connections": len(self._table)}
 
     def set_shadow(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle `shadow`: mirror a share of the family's requests to a candidate; a share of 0 ends it."""
@@ -264,7 +281,7 @@ def _window(generation: FrontGeneration) -> dict[str, Any]:
     }
 
 
-def _import_all() -> metrics.ProcessMeters:
+def _import_all() -> tuple[metrics.ProcessMeters, PeerFinder]:
     """Import every module that the first request would import, and open every file that is read later.
 
     The jail closes their files before the first request.
@@ -272,22 +289,24 @@ def _import_all() -> metrics.ProcessMeters:
 
     async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
 
+    peers = PeerFinder()
+
     async def load() -> None:
-        create_server(nothing)
+        create_server(nothing, ConnectionTable(0), ByteLedger(0), peers)
 
     asyncio.run(load())
-    return metrics.ProcessMeters(open_energy_meters(), {'process="front"': ProcessMeter.open()})
+    return metrics.ProcessMeters(open_energy_meters(), {'process="front"': ProcessMeter.open()}), peers
 
 
-async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> None:
-    await FrontProcess(supervisor, meters).run()
+async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters, peers: PeerFinder) -> None:
+    await FrontProcess(supervisor, meters, peers).run()
 
 
 def main() -> None:
     """Run the front: import, enter the jail, serve until the supervisor ends."""
-    meters: list[metrics.ProcessMeters] = []
-    supervisor, _ = start_worker(lambda _pace: meters.append(_import_all()))
-    asyncio.run(_run(supervisor, meters[0]))
+    opened: list[tuple[metrics.ProcessMeters, PeerFinder]] = []
+    supervisor, _ = start_worker(lambda _pace: opened.append(_import_all()))
+    asyncio.run(_run(supervisor, *opened[0]))
 
 
 if __name__ == "__main__":

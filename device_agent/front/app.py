@@ -7,9 +7,10 @@ Rules:
 2. Every error is JSON `{"error": "..."}`. Status: 400 malformed request; 404 unknown path or model; 405 wrong method;
    408 slow or incomplete body; 413 too large; 415 unknown encoding; 500 and 504 failure of the model; 503 with
    `Retry-After` if a limit is reached.
-3. Limits are checked before bytes are stored: the size of one body, of all bodies in memory, and the number of
-   connections.
+3. Limits are checked as bytes arrive: the size of one body, of all bodies in memory, and the number of connections
+   (device_agent.front.connections). `/v2/health` is answered beyond every limit.
 4. No text from a model process or a client is copied into a response header.
+5. Every request is checked first by device_agent.front.access, whatever its path.
 """
 
 import asyncio
@@ -19,10 +20,12 @@ import time
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from bundle.version import VERSION
 from device_agent.front import metrics
+from device_agent.front.access import PREFLIGHT_HEADERS, AccessRules
+from device_agent.front.connections import ByteLedger, Connection, ConnectionTable, HeldBytes
 from device_agent.front.generations import RETRY_AFTER_S, FamilyQueue, FrontGeneration, Request, RequestFailed
 from device_agent.front.model_info import model_statistics, repository_index
 from device_agent.runtime import wire
@@ -47,10 +50,10 @@ class RequestLimits:
     """Limits of the endpoint.
 
     Attributes:
-        max_body_bytes: largest request body.
+        max_body_bytes: largest request body; a model's contract can allow less.
         max_kept_bytes: largest sum of all request bodies in memory.
         max_waiting: requests of a family that may wait for its model.
-        max_connections: open connections.
+        max_connections: connections with a request.
         wait_s: seconds that a request may wait for a model process.
         response_deadline_s: seconds that a model may take for a request.
     """
@@ -63,12 +66,32 @@ class RequestLimits:
     response_deadline_s: float
 
 
+class ClientConnection(Connection, Protocol):
+    """The connection of a request, in its scope as "connection"; device_agent.front.protocol implements it."""
+
+    @property
+    def is_over_limit(self) -> bool:
+        """True if too many connections have a request."""
+        ...
+
+    @property
+    def must_give_way(self) -> bool:
+        """True if the request has to fail, because others need its memory or its connection."""
+        ...
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True if the client closed its sending side within the body."""
+        ...
+
+
 class EndpointApp:
     """The ASGI app of the endpoint.
 
     Args:
         limits: limits of rule 3.
-        count_connections: returns the number of open connections.
+        access: decides which requests are accepted (rule 5).
+        table, ledger: the open connections, and the bytes of their requests and responses.
         on_work: called when a request waits or runs, so that deadlines are checked only then.
 
     Attributes:
@@ -78,15 +101,20 @@ class EndpointApp:
     """
 
     def __init__(
-        self, limits: RequestLimits, count_connections: Callable[[], int], on_work: Callable[[], None]
+        self,
+        limits: RequestLimits,
+        access: AccessRules,
+        table: ConnectionTable,
+        ledger: ByteLedger,
+        on_work: Callable[[], None],
     ) -> None:
         self.family_queues: dict[str, FamilyQueue] = {}
         self.supervisor_metrics = b""
         self.meters = metrics.ProcessMeters()
         self._limits = limits
-        self._count_connections = count_connections
+        self._access = access
+        self._table, self._ledger = table, ledger
         self._on_work = on_work
-        self._kept_bytes = 0
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,25 +123,31 @@ class EndpointApp:
         Args:
             scope, receive, send: as ASGI defines them.
         """
+        cors: Headers = []
         try:
-            status, headers, body = await self._route(scope, receive)
+            cors = self._access.check(scope["method"], scope["headers"], scope.get("authority"))
+            if cors and scope["method"] == "OPTIONS":
+                status, headers, body = 204, [*PREFLIGHT_HEADERS], b""
+            else:
+                status, headers, body = await self._route(scope, receive)
         except RequestFailed as error:
             status, headers, body = _json_response(error.status, {"error": error.message})
             if error.status == 503:
                 headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
             if error.closes_connection:
                 headers.append((b"connection", b"close"))
-        headers.append((b"content-length", b"%d" % len(body)))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if status != 204:
+            headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *cors]})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _route(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
-        if self._count_connections() > self._limits.max_connections:
-            raise RequestFailed(
-                503, f"more than {self._limits.max_connections} connections are open", closes_connection=True
-            )
         # split before unquoting, because %2F in a name is not a separator
         parts = [urllib.parse.unquote(part) for part in bytes(scope["raw_path"]).decode("ascii").strip("/").split("/")]
+        if scope["connection"].is_over_limit and parts[:2] != ["v2", "health"]:
+            raise RequestFailed(
+                503, f"more than {self._limits.max_connections} connections have a request", closes_connection=True
+            )
         if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
             _check_method(scope, "POST")
             match parts[2:-1]:
@@ -142,9 +176,7 @@ class EndpointApp:
                 return (
                     200,
                     [metrics.CONTENT_TYPE],
-                    metrics.render_metrics(
-                        self.family_queues, self._count_connections(), self.meters, self.supervisor_metrics
-                    ),
+                    metrics.render_metrics(self.family_queues, len(self._table), self.meters, self.supervisor_metrics),
                 )
             case ["v2", "models", "stats"]:
                 return _json_response(200, model_statistics(self.family_queues.values(), None))
@@ -181,23 +213,28 @@ class EndpointApp:
         self, scope: Scope, receive: Receive, queue: FamilyQueue, version: str | None
     ) -> tuple[int, Headers, bytes]:
         flags, json_bytes, length = _parse_framing(scope["headers"])
-        if length > self._limits.max_body_bytes:
-            raise self._too_large_error()
-        kept = self._reserve_body_bytes(length)
+        limit = min(queue.max_body_bytes(version), self._limits.max_body_bytes)
+        if length > limit:
+            raise _too_large_error(limit)
+        held = self._ledger.hold(scope["connection"])
         try:
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
-                    body = await self._read_body(receive, length)
+                    body = await self._read_body(scope["connection"], receive, held, limit)
             except TimeoutError as error:
                 raise RequestFailed(
                     408, f"the body did not arrive within {BODY_TIMEOUT_S} s", closes_connection=True
                 ) from error
-            request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
+            if 0 <= length != len(body):
+                raise _cut_off_error()
+            held.can_give_way = False
+            future = self._loop.create_future()
+            request = Request(flags, json_bytes, body, future, time.monotonic(), version, peer=scope["connection"].peer)
             queue.submit(request)
             self._on_work()
-            response = await request.response  # type: ignore[misc]  # an asyncio.Future; its declared type is ResponseFuture
+            response = await future
         finally:
-            self._kept_bytes -= kept
+            self._ledger.release(held)
         if response.json_bytes == NO_JSON:
             headers: Headers = [JSON_CONTENT_TYPE]
         else:
@@ -206,43 +243,40 @@ class EndpointApp:
             headers.append((b"content-encoding", response.encoding.encode()))
         return response.status, headers, response.body
 
-    def _reserve_body_bytes(self, length: int) -> int:
-        # a body of unknown length counts as the largest one until it has arrived
-        kept = length if length >= 0 else self._limits.max_body_bytes
-        if self._kept_bytes + kept > self._limits.max_kept_bytes and self._kept_bytes:
-            raise RequestFailed(503, f"{self._kept_bytes} bytes of requests are in memory already")
-        self._kept_bytes += kept
-        return kept
-
-    async def _read_body(self, receive: Receive, length: int) -> bytes | bytearray:
-        message = await receive()
-        first: bytes = message.get("body", b"")
-        if not message.get("more_body", False) and message["type"] == "http.request":
-            return self._check_body(first, length)
-        body = bytearray(first)
-        while message.get("more_body", False):
+    async def _read_body(
+        self, connection: ClientConnection, receive: Receive, held: HeldBytes, limit: int
+    ) -> bytes | bytearray:
+        body = bytearray()
+        while True:
             message = await receive()
-            if message["type"] != "http.request":
-                raise RequestFailed(408, "the request ended before its body was complete", closes_connection=True)
-            body += message["body"]
-            if len(body) > self._limits.max_body_bytes:
-                raise self._too_large_error()
-        return self._check_body(body, length)
+            if connection.must_give_way:
+                raise RequestFailed(
+                    408, "the body arrived too slowly, and others need its memory", closes_connection=True
+                )
+            if message["type"] != "http.request" or connection.is_cut_off:
+                raise _cut_off_error()
+            part: bytes = message["body"]
+            if len(body) + len(part) > limit:
+                raise _too_large_error(limit)
+            if not self._ledger.grow(held, len(part)):
+                raise RequestFailed(
+                    503, f"{self._ledger.counted_bytes} bytes of requests are in memory already", closes_connection=True
+                )
+            is_last = not message.get("more_body", False)
+            if is_last and not body:
+                return part  # without a copy
+            body += part
+            if is_last:
+                return body
 
-    def _too_large_error(self) -> RequestFailed:
-        # the connection is closed, because the rest of the body is not read
-        return RequestFailed(
-            413,
-            f"the body is too large, at most {self._limits.max_body_bytes} bytes are allowed",
-            closes_connection=True,
-        )
 
-    def _check_body(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
-        if len(body) > self._limits.max_body_bytes:
-            raise self._too_large_error()
-        if length >= 0 and len(body) != length:
-            raise RequestFailed(408, "the request ended before its body was complete", closes_connection=True)
-        return body
+def _too_large_error(limit: int) -> RequestFailed:
+    # the connection is closed, because the rest of the body is not read
+    return RequestFailed(413, f"the body is too large, at most {limit} bytes are allowed", closes_connection=True)
+
+
+def _cut_off_error() -> RequestFailed:
+    return RequestFailed(408, "the request ended before its body was complete", closes_connection=True)
 
 
 def _parse_framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:

@@ -20,7 +20,8 @@ Rules:
 1. A request is dispatched to exactly one generation: the current one of its family at that moment, or the one whose
    version it names. It has a lease on it until the response.
 2. At most MAX_IN_FLIGHT_REQUESTS are with a process. The others wait here, so that a crash does not affect them and
-   they can go to a successor. Their number is limited; a request beyond the limit is rejected at once (503).
+   they can go to a successor. Peers take turns (device_agent.front.fair_queue). The number of waiting requests is
+   limited; beyond it, a request is rejected at once (503), or the newest one of a peer that has more of them.
 3. A request whose process crashed is sent once more, before all others. If that process crashes too, the request fails
    (500). While no process is alive, requests wait at most `wait_s` (then 503).
 4. A retired generation takes no new requests. It is drained when its last lease ends.
@@ -29,16 +30,18 @@ Rules:
 """
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from device_agent.front.fair_queue import FairQueue
+from device_agent.front.peers import UNKNOWN_PEER
 from device_agent.runtime.latency import LatencyHistogram
 from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Response
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
+UNLIMITED_BYTES: Final = 2**63
 MAX_PAST_VERSIONS: Final = 8  # in the metrics, which must not grow with every update
 
 
@@ -109,6 +112,7 @@ class Request:
         response: receives the response or RequestFailed.
         arrived_s: arrival, on the monotonic clock.
         version: version of the release that the client asks for, or None.
+        peer: user id of the client, or UNKNOWN_PEER.
         number: number of the last dispatch.
         attempts: number of dispatches.
         dispatched_s: time of the last dispatch, on the monotonic clock.
@@ -121,6 +125,7 @@ class Request:
     response: ResponseFuture
     arrived_s: float
     version: str | None = None
+    peer: int = UNKNOWN_PEER
     number: int = 0
     attempts: int = 0
     dispatched_s: float = 0.0
@@ -202,6 +207,7 @@ class FrontGeneration:
         number: the supervisor's number.
         version: version of the release.
         metadata: fields for the metadata endpoint.
+        max_body_bytes: largest request body that its contract allows (device_agent.runtime.oip).
         window: counters since it became current.
         process: the supervisor's name of the process behind it.
         sender: None while no process is alive.
@@ -216,10 +222,11 @@ class FrontGeneration:
     version: str
     metadata: Mapping[str, Any]
     window: CounterWindow
+    max_body_bytes: int = UNLIMITED_BYTES
     process: str = ""
     sender: Sender | None = None
     leases: dict[int, Request] = field(default_factory=dict)
-    pinned_requests: deque[Request] = field(default_factory=deque)
+    pinned_requests: FairQueue[Request] = field(default_factory=FairQueue)
     on_drained: list[Callable[[], None]] = field(default_factory=list)
     is_retired: bool = False
     past_window: CounterWindow = field(default_factory=lambda: CounterWindow(0.0))
@@ -264,7 +271,7 @@ class FamilyQueue:
         self.family = family
         self.current: FrontGeneration | None = None
         self.generations: dict[int, FrontGeneration] = {}
-        self.waiting_requests: deque[Request] = deque()
+        self.waiting_requests: FairQueue[Request] = FairQueue()
         self.rejected_requests = 0
         self.switches = 0
         self.shadow: TrafficMirror | None = None
@@ -323,8 +330,17 @@ class FamilyQueue:
             return
         if len(queue) >= self._max_waiting:
             self.rejected_requests += 1
-            raise RequestFailed(503, f"model {self.family!r}: {len(queue)} requests are waiting already")
+            waiting = f"model {self.family!r}: {len(queue)} requests are waiting already"
+            displaced = queue.pop_newest_of_largest(request.peer)
+            if displaced is None:
+                raise RequestFailed(503, waiting)
+            displaced.fail(503, waiting)
         queue.append(request)
+
+    def max_body_bytes(self, version: str | None) -> int:
+        """Return the largest body of a request for a version, or for the current generation."""
+        generation = self.current if version is None else self.generation_of_version(version)
+        return UNLIMITED_BYTES if generation is None else generation.max_body_bytes
 
     def generation_of_version(self, version: str) -> FrontGeneration | None:
         """Return the generation that serves a version; the current one if several do."""
@@ -408,13 +424,10 @@ class FamilyQueue:
         """Fail requests that waited too long for a process (503) or for their response (504)."""
         now = self._clock()
         for queue in (self.waiting_requests, *(g.pinned_requests for g in self.generations.values())):
-            for _ in range(len(queue)):
-                request = queue.popleft()
-                if now - request.arrived_s > self._wait_s:
-                    self.rejected_requests += 1
-                    request.fail(503, f"model {self.family!r} had no capacity within {self._wait_s:g} s")
-                elif not request.response.done():
-                    queue.append(request)
+            queue.remove_all(lambda request: request.response.done())
+            for request in queue.remove_all(lambda request: now - request.arrived_s > self._wait_s):
+                self.rejected_requests += 1
+                request.fail(503, f"model {self.family!r} had no capacity within {self._wait_s:g} s")
         for generation in self.generations.values():
             for request in generation.leases.values():
                 if now - request.dispatched_s > response_deadline_s and not request.response.done():

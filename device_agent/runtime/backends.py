@@ -83,7 +83,7 @@ class WorkerBackend:
     """
 
     def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int, *, in_background: bool) -> None:
-        self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
+        self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads, request_memory_bytes=0)
         self._bundle = _duplicate_fds(bundle)
         self._restart_lock = threading.Lock()
         self._start(in_background=in_background)

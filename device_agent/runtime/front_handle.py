@@ -6,7 +6,7 @@ import socket
 import stat
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +16,15 @@ from device_agent.host.meters import ProcessMeter
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
-from device_agent.runtime.oip import model_metadata
+from device_agent.runtime.oip import max_request_bytes, model_metadata
+from device_agent.runtime.wire import KEPT_BODIES
 
 MODULE: Final = "device_agent.front"
 CALL_DEADLINE_S: Final = 10.0
 STOP_DEADLINE_S: Final = 15.0  # longer than the server's SHUTDOWN_GRACE_S
 BACKLOG_CONNECTIONS: Final = 128
 SOCKET_MODE: Final = 0o660
+RESERVED_OPEN_FILES: Final = 256  # of the front, beside its connections: channels, meters, bodies in memory files
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,12 @@ class ServeConfig:
         families: families that must be loaded for the endpoint to be ready.
         awaited: those of them that an earlier front served; their requests wait until they are published again.
         group: group that may use the Unix socket in addition to its owner, or None.
-        max_body_bytes: largest request body.
-        max_kept_bytes: largest sum of all request bodies in memory.
+        allowed_hosts: names that a request's Host may have besides those of this machine.
+        allowed_origins: origins of web pages that may send requests.
+        max_body_bytes: largest request body; the contract of a model can allow less.
+        max_kept_bytes: largest sum of all request bodies and unread responses in memory.
         max_waiting: requests of a family that may wait for its model; more are rejected with 503.
-        max_connections: open connections; more are rejected with 503.
+        max_connections: connections with a request; more are rejected with 503. Idle connections give way.
         wait_s: seconds that a request may wait for a model process; then it is rejected with 503.
         response_deadline_s: seconds that a model may take for a request; then the request fails with 504.
         jail: policy of the front's process.
@@ -47,10 +51,12 @@ class ServeConfig:
     families: tuple[str, ...] = ()
     awaited: tuple[str, ...] = ()
     group: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
-    max_kept_bytes: int = 4 * MAX_BODY_BYTES
-    max_waiting: int = 64
-    max_connections: int = 256
+    max_kept_bytes: int = KEPT_BODIES * MAX_BODY_BYTES
+    max_waiting: int = 256
+    max_connections: int = 1024
     wait_s: float = 10.0
     response_deadline_s: float = 60.0
     jail: JailPolicy = field(default_factory=JailPolicy)
@@ -135,13 +141,19 @@ class FrontHandle:
         """
         listener, address, unix_path = listen_on(config.listen, config.group)
         with listener:
-            worker = WorkerProcess.start(MODULE, config.jail)
+            open_files = config.max_connections + RESERVED_OPEN_FILES
+            worker = WorkerProcess.start(MODULE, replace(config.jail, open_files=open_files))
             limits = {name: getattr(config, name) for name in _LIMIT_FIELDS}
             try:
                 meter = ProcessMeter.open()
                 try:
                     fds = (listener.fileno(), meter.statm, meter.stat)
-                    request = {"limits": limits, "families": config.families, "awaited": config.awaited}
+                    request = {
+                        "limits": limits,
+                        **{name: getattr(config, name) for name in _ACCESS_FIELDS},
+                        "families": config.families,
+                        "awaited": config.awaited,
+                    }
                     worker.call("serve", request, fds, deadline_s=CALL_DEADLINE_S)
                 finally:
                     meter.close()
@@ -174,6 +186,7 @@ class FrontHandle:
             "version": spec.version,
             "process": _process_name(process),
             "meta": {**model_metadata(spec), **(meta or {})},
+            "max_body_bytes": max_request_bytes(spec.contract, spec.max_body_bytes),
         }
         with ExitStack() as stack:
             fds = [process.channel]
@@ -305,6 +318,8 @@ def _process_name(process: ModelProcess) -> str:
 _LIMIT_FIELDS: Final = (
     *("max_body_bytes", "max_kept_bytes", "max_waiting", "max_connections", "wait_s", "response_deadline_s"),
 )
+
+_ACCESS_FIELDS: Final = ("allowed_hosts", "allowed_origins")
 
 
 def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str, Path | None]:

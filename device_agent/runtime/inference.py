@@ -7,23 +7,24 @@ Sources: the protocol's "Inference", Triton's extensions "binary tensor data" an
    same size in a request, unless the golden inputs show otherwise.
 3. An output is encoded as raw bytes if the request asks for it (`binary_data` of the output, else
    `binary_data_output`), and as JSON otherwise.
-4. A response is flagged if it has a float output that is not finite, all float inputs of the request are finite, and no
+4. A parameter that asks for what this server does not offer (sequences, priorities, timeouts) is refused.
+5. A response is flagged if it has a float output that is not finite, all float inputs of the request are finite, and no
    golden output of that name has NaN or infinity.
-5. A run that fails is InputsRejected (400), since the model has run on other inputs. Its message names the inputs with
+6. A run that fails is InputsRejected (400), since the model has run on other inputs. Its message names the inputs with
    a free dimension, or all inputs. InferenceFailed (500) is for failures that no input causes: a missing kernel, an
    output that is not a tensor, and a lack of memory for a model whose sizes are all fixed.
 """
 
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from bundle.contract import MAX_RANK, Contract, TensorSpec
 from bundle.errors import AirweightsError
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
 from device_agent.runtime.comparison import compare_outputs, decode_response
+from device_agent.runtime.json_body import NumberList, parse_json
 from device_agent.runtime.oip import oip_datatype_name
 from device_agent.runtime.session import LoadedModel, is_failure_of_inputs
 from device_agent.runtime.tensors import (
@@ -41,9 +42,14 @@ from device_agent.runtime.wire import NO_JSON
 
 MAX_ID_CHARACTERS: Final = 256
 UNNAMED_DIMENSION: Final = "?"  # device_agent.runtime.session writes it where a model gives no name
-# zlib's codes for a gzip header, and for its own: HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
-ZLIB_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-COMPRESSION_LEVEL: Final = 1  # links are local, so time matters more than size
+VALUES_PER_PIECE: Final = 2**15  # 10 ms
+_NO_STATE: Final = "this server keeps no state between requests"
+_NO_SCHEDULE: Final = "requests are computed in the order of arrival, and the server's own deadline applies"
+REFUSED_PARAMETERS: Final = {
+    **dict.fromkeys(("sequence_id", "sequence_start", "sequence_end"), _NO_STATE),
+    **dict.fromkeys(("priority", "timeout"), _NO_SCHEDULE),
+    "triton_enable_empty_final_response": "a request has exactly one response",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
-    """A response body in parts, and the flag of rule 4.
+    """A response body in parts, and the flag of rule 5.
 
     Attributes:
         parts: the body's parts, in order.
@@ -88,9 +94,10 @@ class Inference:
         model: the loaded model.
         contract: its contract, checked already.
         family, version: written into each response.
-        outputs_with_nan: outputs that rule 4 does not apply to.
+        outputs_with_nan: outputs that rule 5 does not apply to.
         golden_inputs: inputs of golden samples, for rule 2.
         max_response_bytes: largest response body; None for no limit.
+        on_pause: called from time to time while a large body is parsed; it can handle other requests.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Inference:
         outputs_with_nan: frozenset[str] = frozenset(),
         golden_inputs: Sequence[Mapping[str, Array]] = (),
         max_response_bytes: int | None = None,
+        on_pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._inputs = {tensor.name: tensor for tensor in contract.inputs}
@@ -109,6 +117,7 @@ class Inference:
         self._names = {"model_name": family, "model_version": version}
         self._outputs_with_nan = outputs_with_nan
         self._max_response_bytes = max_response_bytes
+        self._on_pause = on_pause
         self._dimension_names = {
             size
             for tensor in contract.inputs
@@ -133,7 +142,7 @@ class Inference:
 
         Raises:
             RequestInvalid: the request is malformed or does not fit the contract.
-            InputsRejected: the model cannot run on its inputs (rule 5), or the response would be too large.
+            InputsRejected: the model cannot run on its inputs (rule 6), or the response would be too large.
             InferenceFailed: the model failed.
         """
         request = self.parse_request(body, json_bytes)
@@ -246,7 +255,10 @@ class Inference:
             raise RequestInvalid(f"input {name!r}: shared memory is not supported")
         length = parameters.get("binary_data_size")
         if length is None:
-            return from_json(item.get("data"), expected, sizes, spec.name), raw
+            data = item.get("data")
+            if isinstance(data, NumberList):
+                return data.to_array(expected, sizes, spec.name, self._on_pause), raw
+            return from_json(data, expected, sizes, spec.name), raw
         if "data" in item:
             raise RequestInvalid(f"input {name!r}: both data and binary_data_size are given")
         if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= len(raw):
@@ -257,7 +269,7 @@ class Inference:
 
     def _requested_outputs(self, head: Mapping[str, Any]) -> dict[str, bool]:
         default = _parse_boolean(_object_or_empty(head, "parameters"), "binary_data_output", default=False)
-        if "outputs" not in head or head["outputs"] == []:
+        if not head.get("outputs") and head.get("outputs") in (None, []):
             return dict.fromkeys(self._outputs, default)
         requested: dict[str, bool] = {}
         for item in _object_list(head, "outputs"):
@@ -275,6 +287,7 @@ class Inference:
     def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceResponse:
         rows: list[dict[str, Any]] = []
         raw: list[memoryview] = []
+        lists: list[Array] = []
         for name, as_bytes in request.outputs.items():
             array = outputs[name]
             row: dict[str, Any] = {"name": name, "datatype": datatype_name(array.dtype), "shape": list(array.shape)}
@@ -283,14 +296,33 @@ class Inference:
                 raw.append(data)
                 row["parameters"] = {"binary_data_size": len(data)}
             else:
-                row["data"] = to_json(array)
+                row["data"] = []
+                lists.append(array)
             rows.append(row)
         head: dict[str, Any] = dict(self._names)
         if request.id is not None:
             head["id"] = request.id
         head["outputs"] = rows
-        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        text = self._insert_lists(_dump(head), lists)
         return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
+
+    def _insert_lists(self, head: bytes, lists: Sequence[Array]) -> bytes:
+        """Write the values of `lists` into the empty lists of "data", in pieces, since Python objects are large."""
+        if not lists:
+            return head
+        # names are quoted, so this sequence of bytes is in no string
+        first, *rest = head.split(b'"data":[]')
+        parts = [first]
+        for array, text in zip(lists, rest, strict=True):
+            flat = array.reshape(-1)
+            parts.append(b'"data":[')
+            for start in range(0, flat.size, VALUES_PER_PIECE):
+                if start:
+                    parts.append(b",")
+                    self._on_pause()
+                parts.append(_dump(to_json(flat[start : start + VALUES_PER_PIECE]))[1:-1])
+            parts += [b"]", text]
+        return b"".join(parts)
 
     def _has_nan(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> bool:
         is_found = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)
@@ -308,56 +340,20 @@ def check_servable(contract: Contract) -> None:
             raise ContractMismatch(f"tensor {tensor.name!r} is {tensor.dtype}, which requests cannot carry")
 
 
-def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
-    """Decompress a request body.
-
-    Args:
-        body: the compressed body.
-        encoding: a Content-Encoding in ZLIB_WINDOW_BITS.
-        max_bytes: largest size after decompression.
-
-    Raises:
-        RequestInvalid: the body is not in this encoding, is incomplete, or is larger than `max_bytes`.
-    """
-    engine = zlib.decompressobj(ZLIB_WINDOW_BITS[encoding])
-    try:
-        plain = engine.decompress(body, max_bytes + 1)
-    except zlib.error as error:
-        raise RequestInvalid(f"body is not {encoding}: {error}") from error
-    if len(plain) > max_bytes or engine.unconsumed_tail:
-        raise RequestInvalid(f"body is more than {max_bytes} bytes once decompressed")
-    if not engine.eof or engine.unused_data:
-        raise RequestInvalid("body is incomplete, or bytes follow its compressed stream")
-    return memoryview(plain)
-
-
-def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
-    """Compress a response body.
-
-    Args:
-        parts: parts of the body.
-        encoding: a Content-Encoding in ZLIB_WINDOW_BITS.
-    """
-    engine = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, ZLIB_WINDOW_BITS[encoding])
-    return b"".join([*(engine.compress(part) for part in parts), engine.flush()])
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def _parse_object(text: memoryview) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise RequestInvalid(f"body: {constant} is not JSON")
-
-    try:
-        value = json.loads(str(text, "utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        where = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise RequestInvalid(f"body is not JSON{where}") from error
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise RequestInvalid("body is not a JSON object")
     return value
 
 
 def _object_list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    value = head.get(key, [])
+    value = head.get(key)
+    value = [] if value is None else value
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise RequestInvalid(f"{key}: expected a list of objects")
     names = [item.get("name") for item in value]
@@ -367,9 +363,12 @@ def _object_list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _object_or_empty(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = value.get(key, {})
+    found = value.get(key)
+    found = {} if found is None else found
     if not isinstance(found, dict):
         raise RequestInvalid(f"{key}: expected an object")
+    if key == "parameters" and (refused := [name for name in REFUSED_PARAMETERS if name in found]):
+        raise RequestInvalid(f"parameter {refused[0]!r} is not supported: {REFUSED_PARAMETERS[refused[0]]}")
     return found
 
 

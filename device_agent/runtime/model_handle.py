@@ -18,6 +18,7 @@ LOAD_DEADLINE_S: Final = (
 )
 LOADING_NICENESS_INCREMENT: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+REQUEST_MEMORY_BYTES: Final = 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,9 @@ class GenerationSpec:
         version, variant: of the release.
         contract: contract that the model must have; None to accept the model's own.
         threads: intra-op threads; 0 for one per processor, at most 4.
-        max_body_bytes: largest request body after decompression.
+        max_body_bytes: largest request body after decompression; the contract can allow less.
+        request_memory_bytes: memory that requests may use, beyond what the model and its golden inputs need; 0 for no
+            limit.
     """
 
     family: str
@@ -40,6 +43,7 @@ class GenerationSpec:
     contract: Contract | None
     threads: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
+    request_memory_bytes: int = REQUEST_MEMORY_BYTES
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields for the model process."""
@@ -51,6 +55,7 @@ class GenerationSpec:
             "contract": None if self.contract is None else self.contract.as_json(),
             "threads": self.threads,
             "max_body_bytes": self.max_body_bytes,
+            "request_memory_bytes": self.request_memory_bytes,
         }
 
 

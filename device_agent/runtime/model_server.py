@@ -6,7 +6,10 @@ Rules:
 2. `load` creates the session, checks the contract, and runs every golden input once, so that the first live request
    finds kernels and arenas warm. If another generation serves meanwhile, it pauses between these steps
    (device_agent.process.throttle). An error is the reply; the supervisor then ends the process.
-3. One thread handles requests and calls in turn. A model is unloaded by ending its process.
+3. One thread handles requests and calls in turn. While it parses a large body, or writes a large response, it handles
+   the requests that arrive meanwhile (`_serve_others`). A model is unloaded by ending its process.
+4. After the golden runs, the process limits its own memory, so that no request can use more than the supervisor allows.
+   A request that would is an error of the client.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ import json
 import logging
 import mmap
 import os
+import resource
 import select
 import socket
 import struct
@@ -28,13 +32,15 @@ import numpy as np
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
 from bundle.strict_json import StrictObject
-from device_agent.errors import InputsRejected
+from device_agent.errors import InputsRejected, RequestInvalid
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.throttle import Throttle
 from device_agent.process.worker import Handler, SupervisorChannel, handle_call
 from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.inference import Inference, check_servable, compress, decompress
+from device_agent.runtime.content_coding import compress, decompress
+from device_agent.runtime.inference import Inference, check_servable
+from device_agent.runtime.oip import max_request_bytes
 from device_agent.runtime.session import LoadedModel, outputs_with_non_finite, read_golden_samples, trim_heap
 from device_agent.runtime.tensor_channel import TensorServer
 from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, WireError
@@ -42,13 +48,18 @@ from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, Wire
 logger = logging.getLogger(__name__)
 
 MAX_BUSY_US: Final = 2**32 - 1
-RESPONSE_BODIES: Final = 4  # a response may be this many times the largest request, as the front allows it
 
 
 class ModelServer:
-    """Runs the loop of a model process (rule 3)."""
+    """Runs the loop of a model process (rule 3).
 
-    def __init__(self, supervisor: SupervisorChannel) -> None:
+    Args:
+        supervisor: the channel.
+        statm: descriptor of `/proc/self/statm`, opened before the jail closed; None for no limit of memory.
+    """
+
+    def __init__(self, supervisor: SupervisorChannel, statm: int | None = None) -> None:
+        self._statm = statm
         self._supervisor = supervisor
         self._poll = select.poll()
         self._poll.register(supervisor.fileno(), select.POLLIN)
@@ -108,7 +119,7 @@ class ModelServer:
                 throttle.wait()
         finally:
             message.close()
-        self._max_body_bytes = value["max_body_bytes"]
+        self._max_body_bytes = max_request_bytes(contract, value["max_body_bytes"])
         self._inference = Inference(
             model,
             contract,
@@ -116,11 +127,14 @@ class ModelServer:
             value["version"],
             outputs_with_non_finite(samples),
             [sample.inputs for sample in samples],
-            max_response_bytes=RESPONSE_BODIES * value["max_body_bytes"],
+            max_response_bytes=wire.KEPT_BODIES * value["max_body_bytes"],
+            on_pause=self._serve_others,
         )
         self._tensors = TensorServer(model)
         warmed = time.monotonic_ns()
         trim_heap()
+        if self._statm is not None and value["request_memory_bytes"]:
+            limit_memory(self._statm, value["request_memory_bytes"])
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours
         self._poll.register(ours.fileno(), select.POLLIN)
@@ -131,6 +145,18 @@ class ModelServer:
         """Handle the call `facts`: return the loaded modules and the user id, for tests and `status`."""
         message.close()
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
+
+    def _serve_others(self) -> None:
+        """Handle the requests that wait, while a large one is parsed from bytes of its own (rule 3).
+
+        At most MAX_IN_FLIGHT_REQUESTS are nested, because the front sends no more.
+        """
+        assert self._requests is not None
+        waiting = select.poll()
+        waiting.register(self._requests.fileno(), select.POLLIN)
+        with contextlib.suppress(ChannelClosed):  # `run` notices it too
+            while waiting.poll(0):
+                self._serve_request()
 
     def _serve_request(self) -> None:
         assert self._requests is not None
@@ -180,6 +206,8 @@ class ModelServer:
                 body = decompress(body, "gzip", self._max_body_bytes)
             elif head.flags & wire.DEFLATE_BODY:
                 body = decompress(body, "deflate", self._max_body_bytes)
+            elif len(body) > self._max_body_bytes and not head.flags & wire.SHADOW:
+                raise RequestInvalid(f"body has {len(body)} bytes, at most {self._max_body_bytes} are allowed")
             if head.flags & wire.SHADOW:
                 live_bytes, live_json, limit_ppm = wire.SHADOW_TRAILER.unpack(body[-wire.SHADOW_TRAILER.size :])
                 request, live = (
@@ -194,6 +222,8 @@ class ModelServer:
             return 400, NO_JSON, (_error_body(error.message),), wire.REJECTED
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
+        except MemoryError:
+            return 400, NO_JSON, (_error_body("the request needs more memory than requests may use"),), 0
         except AirweightsError as error:
             logger.warning("%s", error.message)
             return 500, NO_JSON, (_error_body(error.message),), 0
@@ -218,6 +248,22 @@ class ModelServer:
         except AirweightsError as error:
             return 500, NO_JSON, (_error_body(error.message),), 0
         return 200, json_bytes, parts, 0
+
+
+def limit_memory(statm: int, request_bytes: int) -> None:
+    """Limit the private memory of this process.
+
+    Args:
+        statm: descriptor of `/proc/self/statm`.
+        request_bytes: what requests may use, in bytes, beyond the present size and the peak of the golden runs.
+    """
+    fields = os.pread(statm, 256, 0).split()
+    data_bytes = int(fields[5]) * resource.getpagesize()
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    limit = data_bytes + peak_bytes + request_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _close_when_free(mapping: mmap.mmap) -> None:

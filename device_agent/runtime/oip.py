@@ -1,11 +1,16 @@
-"""Datatype names and model metadata of the Open Inference Protocol v2.
+"""Datatype names, model metadata and request sizes of the Open Inference Protocol v2.
 
 This module does not import numpy, because the supervisor uses it.
 """
 
-from typing import Any, Protocol
+import math
+from typing import Any, Final, Protocol
 
 from bundle.contract import Contract, TensorSpec
+
+MAX_HEAD_BYTES: Final = 64 * 1024  # of a request body: everything beside the tensors' data
+MAX_VALUE_BYTES: Final = 64  # of one number in JSON: 24 characters, and white space of a nested, indented list
+MAX_NAME_BYTES: Final = 6  # of one character of a tensor's name, as a JSON escape
 
 
 class DescribedModel(Protocol):
@@ -44,3 +49,23 @@ def model_metadata(described: DescribedModel) -> dict[str, Any]:
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else -1 for size in spec.shape]
     return {"name": spec.name, "datatype": oip_datatype_name(spec), "shape": shape}
+
+
+def max_request_bytes(contract: Contract | None, configured: int) -> int:
+    """Return the size that no sensible request body for a model exceeds, in bytes.
+
+    It follows from the contract if all inputs have fixed shapes and no strings: their size as indented JSON.
+
+    Args:
+        contract: the model's contract; None if unknown.
+        configured: the limit for other models, and the upper limit for all.
+    """
+    if contract is None:
+        return configured
+    total = MAX_HEAD_BYTES + MAX_NAME_BYTES * sum(len(spec.name) for spec in (*contract.inputs, *contract.outputs))
+    for spec in contract.inputs:
+        sizes = [size for size in spec.shape if isinstance(size, int)]
+        if spec.dtype == "string" or len(sizes) < len(spec.shape):
+            return configured
+        total += MAX_VALUE_BYTES * math.prod(sizes)
+    return min(total, configured)

@@ -2,8 +2,9 @@
 
 Sources: the protocol's "Tensor Data" and Triton's binary tensor data extension. Rules:
 1. No value is converted silently. An integer tensor accepts only integers in its range, BOOL only Booleans, BYTES only
-   strings. A float tensor accepts any number except NaN and infinity, which are not JSON.
-2. JSON data may be nested or flat, in row-major order. Its number of elements must be that of the shape.
+   strings. A float tensor accepts any number, and null for NaN; NaN and infinity are not JSON.
+2. JSON data may be nested or flat, in row-major order. Its number of elements must be that of the shape. A tensor
+   without dimensions may be a bare value.
 3. Raw data is little-endian and row-major, and has exactly the shape's bytes. A BYTES element is a u32 length followed
    by UTF-8.
 4. In a JSON response, NaN and infinity, which JSON does not have, are null.
@@ -77,6 +78,8 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
         RequestInvalid: the data does not fit datatype and shape.
     """
     count = count_elements(shape, name)
+    if not isinstance(data, list) and not shape:
+        data = [data]
     if not isinstance(data, list):
         raise RequestInvalid(f"input {name!r}: data is {type(data).__name__}, expected a list")
     if datatype == "BYTES":
@@ -85,6 +88,23 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
         array: Array = np.empty(count, object)
         array[:] = flat
         return array.reshape(tuple(shape))
+    found = numbers_from_list(data, datatype, name)
+    _check_count(found.size, count, shape, name)
+    # not ascontiguousarray: it converts a scalar to an array with one dimension
+    return np.asarray(found.reshape(tuple(shape)), order="C")
+
+
+def numbers_from_list(data: list[Any], datatype: str, name: str) -> Array:
+    """Convert a list, flat or nested, to an array of the same nesting (rule 1).
+
+    Args:
+        data: the parsed JSON list.
+        datatype: a name in DATATYPES other than BYTES.
+        name: the input, for error messages.
+
+    Raises:
+        RequestInvalid: the data is ragged or does not fit the datatype.
+    """
     dtype = DATATYPES[datatype]
     try:
         found = np.array(data) if data else np.empty(0, dtype)
@@ -93,21 +113,23 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
             exact = np.array(data, object)
             if all(type(value) is int for value in exact.reshape(-1)):
                 found = np.array(data, np.uint64)
+        elif found.dtype.kind == "O" and dtype.kind == "f":
+            found = _floats_with_null(data)
     except (ValueError, OverflowError) as error:
         raise RequestInvalid(f"input {name!r}: data is ragged, or a number is out of range") from error
+    if not found.size:
+        found = found.astype(dtype)  # numpy gives [] and [[]] the dtype float64
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if found.dtype.kind not in allowed:
-        # numpy makes objects of integers beyond 64 bits and of null
+    if found.dtype.kind not in allowed or (dtype.kind != "b" and _has_boolean(data)):
+        # numpy makes objects of integers beyond 64 bits and of null, and numbers of Booleans among numbers
         raise RequestInvalid(f"input {name!r}: data has values that are not {datatype}")
-    _check_count(found.size, count, shape, name)
     if dtype.kind in "iu" and found.size:
         limits = np.iinfo(dtype)
         if found.min() < limits.min or found.max() > limits.max:
             raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
     with np.errstate(over="ignore"):
-        # not ascontiguousarray: it converts a scalar to an array with one dimension
-        array = found.reshape(tuple(shape)).astype(dtype, order="C")
-    if has_non_finite(array):
+        array = found.astype(dtype, order="C", copy=False)
+    if has_non_finite(array) and np.isinf(array).any():
         raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
     return array
 
@@ -170,6 +192,19 @@ def has_non_finite(array: Array) -> bool:
     with np.errstate(all="ignore"):
         total = array.sum(dtype=np.float32 if array.dtype.itemsize < 4 else None)
     return not np.isfinite(total) and not bool(np.isfinite(array).all())
+
+
+def _has_boolean(data: list[Any]) -> bool:
+    kinds = set(map(type, data))
+    return bool in kinds or (list in kinds and any(_has_boolean(item) for item in data if type(item) is list))
+
+
+def _floats_with_null(data: list[Any]) -> Array:
+    values = np.array(data, object)
+    flat = values.reshape(-1).tolist()
+    if not all(value is None or type(value) in (int, float) for value in flat):
+        return values
+    return np.array([math.nan if value is None else value for value in flat], np.float64).reshape(values.shape)
 
 
 def _flat_strings(data: list[object], name: str) -> "list[str]":

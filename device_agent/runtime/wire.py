@@ -19,6 +19,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 MAX_INLINE_BYTES: Final = 64 * 1024  # three fit into the kernel's default socket buffer of 208 KiB
 MAX_IN_FLIGHT_REQUESTS: Final = 4
+KEPT_BODIES: Final = 4  # bodies of the largest size that the front keeps in memory; a response can have as many bytes
 ALIGNMENT_BYTES: Final = 64  # a cache line, which is also the widest vector load of onnxruntime's kernels
 NO_JSON: Final = 0xFFFFFFFF  # the whole body is JSON, or there is no body
 

@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from bundle.errors import Unavailable
 from bundle.variant import Variant
-from device_agent.config.config import Config
+from device_agent.config.config import Config, ServeSettings
 from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import ServingObservation
@@ -32,6 +32,7 @@ from device_agent.runtime.handles import (
     PrestartedProcess,
     ServeConfig,
 )
+from device_agent.runtime.wire import KEPT_BODIES
 from device_agent.serving.family_serving import ModelProcessHandle
 
 T = TypeVar("T")
@@ -59,9 +60,7 @@ class ServingRuntime:
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
         self._model_jail = replace(self._jail, lock_memory=True)
         self._prestarting: tuple[threading.Thread, list[PrestartedProcess]] | None = None
-        self._family_runtimes = {
-            family: FamilyRuntime(self, family, config.serve.threads) for family in config.families
-        }
+        self._family_runtimes = {family: FamilyRuntime(self, family, config.serve) for family in config.families}
         self._listen = config.serve.listen
         self.front = self._start_front()
         if self.front.address.startswith("http://"):
@@ -147,7 +146,20 @@ class ServingRuntime:
         awaited = tuple(
             family for family, family_runtime in self._family_runtimes.items() if family_runtime.is_published
         )
-        return FrontHandle.start(ServeConfig(self._listen, self._config.families, awaited, jail=self._jail))
+        serve = self._config.serve
+        return FrontHandle.start(
+            ServeConfig(
+                self._listen,
+                self._config.families,
+                awaited,
+                allowed_hosts=serve.allowed_hosts,
+                allowed_origins=serve.allowed_origins,
+                max_body_bytes=serve.max_body_bytes,
+                max_kept_bytes=KEPT_BODIES * serve.max_body_bytes,
+                max_connections=serve.max_connections,
+                jail=self._jail,
+            )
+        )
 
 
 class FamilyRuntime:
@@ -156,11 +168,11 @@ class FamilyRuntime:
     Args:
         runtime: the shared part.
         family: the family's name, under which the front serves it.
-        threads: intra-op threads of a model process; 0 for one per processor, at most 4.
+        settings: threads and limits of a model process.
     """
 
-    def __init__(self, runtime: ServingRuntime, family: str, threads: int) -> None:
-        self._runtime, self._family, self._threads = runtime, family, threads
+    def __init__(self, runtime: ServingRuntime, family: str, settings: ServeSettings) -> None:
+        self._runtime, self._family, self._settings = runtime, family, settings
         self._published: ModelProcess | None = None
 
     @property
@@ -198,7 +210,9 @@ class FamilyRuntime:
             version=bundle.version,
             variant=bundle.variant,
             contract=variant.require_model().contract,
-            threads=self._threads,
+            threads=self._settings.threads,
+            max_body_bytes=self._settings.max_body_bytes,
+            request_memory_bytes=self._settings.request_memory_bytes,
         )
         # load in the background while another process serves requests; at full speed if requests wait for this one
         is_serving = self._published is not None and self._published.is_alive()

@@ -4,6 +4,8 @@ Its imports take 0.75 s of a small device's processor. So they start after the s
 and pause after each module.
 """
 
+import os
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
@@ -24,10 +26,17 @@ def _import_all(throttle: Throttle) -> None:
 
 def main() -> None:
     """Run the model process until the supervisor stops it."""
-    parent, _ = start_worker(_import_all)
+    statm: list[int] = []
+
+    def prepare(throttle: Throttle) -> None:
+        with suppress(OSError):  # without /proc, requests have no limit of memory
+            statm.append(os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
+        _import_all(throttle)
+
+    parent, _ = start_worker(prepare)
     from device_agent.runtime.model_server import ModelServer
 
-    ModelServer(parent).run()
+    ModelServer(parent, statm[0] if statm else None).run()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from onnx import helper
 
 from bundle.contract import Contract
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
-from device_agent.runtime import inference, tensors
+from device_agent.runtime import content_coding, inference, tensors
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import DATATYPES, Array
@@ -115,7 +115,7 @@ def test_a_tensor_survives_json_and_bytes(name: str, shape: list[int], seed: int
         ({"inputs": 3}, "inputs: expected a list of objects"),
         (x([1, 2, 3]), "3 elements of data, expected 4"),
         (x([1, 2, 3, "4"]), "data has values that are not FP32"),
-        (x([1, 2, 3, None]), "data has values that are not FP32"),
+        (x([1, 2, 3, "x", None]), "data has values that are not FP32"),
         (x([[1, 2], [3]]), "ragged"),
         (x([True, False, True, True]), "data has values that are not FP32"),
         (x("1234"), "data is str, expected a list"),  # type: ignore[arg-type]
@@ -132,6 +132,11 @@ def test_a_tensor_survives_json_and_bytes(name: str, shape: list[int], seed: int
         ({**x([1, 2, 3, 4]), "id": 7}, "id: expected a string"),
         ({"inputs": x([1, 2, 3, 4])["inputs"] * 2}, "a name is given twice"),
         ({**x([1, 2, 3, 4]), "parameters": {"binary_data_output": 1}}, "expected true or false"),
+        *(
+            ({**x([1, 2, 3, 4]), "parameters": {name: 1}}, f"parameter '{name}' is not supported")
+            for name in ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout")
+        ),
+        (x([1, 2, 3, 4], parameters={"sequence_id": 1}), "parameter 'sequence_id' is not supported"),
     ],
 )
 def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
@@ -305,10 +310,10 @@ def test_external_data_comes_from_memory() -> None:
 def test_compressed_bodies_are_bounded(encoding: str, module: Any) -> None:
     plain_body = b"x" * 10_000
     packed = module.compress(plain_body)
-    assert bytes(inference.decompress(memoryview(packed), encoding, 10_000)) == plain_body
+    assert bytes(content_coding.decompress(memoryview(packed), encoding, 10_000)) == plain_body
     for bad in (packed[:-1], packed + b"x", b"nonsense"):
         with pytest.raises(RequestInvalid, match=r"gzip|deflate|incomplete"):
-            inference.decompress(memoryview(bad), encoding, 10_000)
+            content_coding.decompress(memoryview(bad), encoding, 10_000)
     with pytest.raises(RequestInvalid, match="more than 9999 bytes"):
-        inference.decompress(memoryview(packed), encoding, 9_999)
-    assert module.decompress(inference.compress([b"ab", memoryview(b"cd")], encoding)) == b"abcd"
+        content_coding.decompress(memoryview(packed), encoding, 9_999)
+    assert module.decompress(content_coding.compress([b"ab", memoryview(b"cd")], encoding)) == b"abcd"

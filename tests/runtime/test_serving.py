@@ -232,19 +232,6 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         waiting.close()
 
 
-def test_a_connection_beyond_the_limit_is_told_and_closed() -> None:
-    with start_front(max_connections=1) as served:
-        first = connect(served.address)
-        first.request("GET", "/v2/health/live")
-        assert first.getresponse().read() == b'{"live": true}'
-        status, fields, body = post(served.address)
-        assert (status, fields["connection"], fields["retry-after"]) == (503, "close", "1")
-        assert b"more than 1 connections" in body
-        first.request("GET", "/v2/health/live")
-        assert first.getresponse().status == 200
-        first.close()
-
-
 def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
     with create_memfd_bundle(make_scale_model(2.0)) as bundle, start_front(families=("toy", "other")) as served:
         process, other = bundle.start_process(1), bundle.start_process(1, family="other")
