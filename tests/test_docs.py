@@ -119,6 +119,8 @@ def test_every_default_of_the_configuration_is_documented() -> None:
                 if isinstance(value, bool)
                 else f'"{value}"'
                 if isinstance(value, str)
+                else "[]"
+                if value == ()
                 else str(value)
             )
             if value is not None:

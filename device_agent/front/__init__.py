@@ -7,9 +7,14 @@ Words:
 
 Reading order:
     generations.py      leases, the switch and the queue; no I/O
+    fair_queue.py       the order of waiting requests; no I/O
+    connections.py      limits, and what gives way at one; no I/O
+    access.py           requests of web pages are refused
     app.py              the HTTP routes as an ASGI app
     request_channel.py  frames to a model process and back
     shadow.py           mirrors requests to a candidate
+    peers.py            the user at the other end of a connection
+    protocol.py         one HTTP connection
     server.py           uvicorn without its timer
     metrics.py          `/metrics`; model_info.py: statistics and the repository index
     __main__.py         the process: the supervisor's calls

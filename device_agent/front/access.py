@@ -1,4 +1,4 @@
-"""Which requests come from a program of this machine, and which from a web page in its browser.
+"""Tell requests of programs on this machine from requests of web pages in its browser.
 
 A browser lets any page send requests to a loopback port: with a name of the page's own that resolves to 127.0.0.1 (DNS
 rebinding), or to the port itself, without reading the response. Programs need no protection from each other here.

@@ -67,7 +67,7 @@ class RequestLimits:
 
 
 class ClientConnection(Connection, Protocol):
-    """The connection of a request, in its scope as "connection"; device_agent.front.protocol implements it."""
+    """The connection of a request; "connection" in its scope. device_agent.front.protocol implements it."""
 
     @property
     def is_over_limit(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which connection and which body give way when a limit is reached. No I/O.
+"""The open connections and their bytes: at a limit, choose what gives way. No I/O.
 
 Rules:
 1. A connection is idle while it has no complete request head: it is new, its head is incomplete, or it waits for the

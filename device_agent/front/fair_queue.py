@@ -1,6 +1,6 @@
-"""A queue that serves peers in turn (round robin), and each peer's requests in order of arrival. No I/O.
+"""A queue that serves peers in turn, and the requests of each in order of arrival. No I/O.
 
-So a peer with many waiting requests delays another one by at most one request per turn. Each connection has at most one
+This is a round robin: a peer with many waiting requests delays another one by at most one request per turn. Each connection has at most one
 waiting request, so among the connections of one peer the order of arrival is a round robin too.
 """
 

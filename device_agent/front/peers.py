@@ -1,4 +1,4 @@
-"""Which user of this machine is at the other end of a connection.
+"""Find the user of this machine who is at the other end of a connection.
 
 A Unix socket says so itself (SO_PEERCRED). For a TCP connection over loopback, the kernel's socket diagnosis does
 (sock_diag(7)); its netlink socket is opened before the jail closes. An address would not identify a client, because

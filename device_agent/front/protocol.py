@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's protocol with the limits of a device, and a transport that joins writes.
+"""One HTTP connection: uvicorn's protocol with limits, over a transport that joins writes.
 
 Rules:
 1. Bytes that are not HTTP get a JSON error, like every other error. The size of a request's head, of the framing of its
@@ -186,7 +186,11 @@ class FrontProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Store a header field; drop trailers, which follow a body."""
+        """Store a header field; drop trailers, which follow a body.
+
+        Args:
+            name, value: of the field.
+        """
         if self._is_in_head:
             super().on_header(name, value)
 

@@ -307,7 +307,7 @@ class Inference:
         return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
 
     def _insert_lists(self, head: bytes, lists: Sequence[Array]) -> bytes:
-        """Write the values of `lists` into the empty lists of "data", in pieces, since Python objects are large."""
+        """Write `lists` into the empty lists of "data", in pieces, because Python objects are large."""
         if not lists:
             return head
         # names are quoted, so this sequence of bytes is in no string

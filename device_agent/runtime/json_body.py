@@ -132,7 +132,7 @@ def refuse_constant(constant: str) -> NoReturn:
 
 
 def _cut_out_lists(text: bytes, lists: dict[str, NumberList]) -> memoryview:
-    """Return the text with a string in place of each long list of numbers; store the list under that string."""
+    """Replace each long list of numbers by a string, and store the list under that string."""
     token, parts, copied, values = secrets.token_hex(8), [], 0, 0
     for match in _TOKEN.finditer(text):
         start, end = match.span()
@@ -155,7 +155,7 @@ def _cut_out_lists(text: bytes, lists: dict[str, NumberList]) -> memoryview:
 
 
 def _check_regular(skeleton: bytes, name: str) -> int:
-    """Return the nesting of a list, from its brackets and commas; each level must have lists of one length."""
+    """Return the depth of a list from its brackets and commas; all lists of a level have one length."""
     depth = len(skeleton) - len(skeleton.lstrip(b"["))
     if not 1 <= depth <= MAX_NESTING:
         raise RequestInvalid(f"input {name!r}: data is nested too deeply")

@@ -152,7 +152,7 @@ class LoadedModel:
 
         Raises:
             RequestInvalid: onnxruntime rejects the inputs.
-            InferenceFailed: the model failed, or an output is not a tensor; `is_failure_of_inputs` tells them apart.
+            InferenceFailed: the model failed, or an output is not a tensor; see `is_failure_of_inputs`.
         """
         names = [tensor.name for tensor in self.outputs] if outputs is None else list(outputs)
         try:

@@ -16,7 +16,7 @@ from onnx import helper
 
 from bundle.contract import Contract
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
-from device_agent.runtime import content_coding, inference, tensors
+from device_agent.runtime import content_coding, tensors
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import DATATYPES, Array
