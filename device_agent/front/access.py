@@ -1,4 +1,4 @@
-"""Tell requests of programs on this machine from requests of web pages in its browser.
+"""Refuse requests that web pages send; accept those of programs on this machine.
 
 A browser lets any page send requests to a loopback port: with a name of the page's own that resolves to 127.0.0.1 (DNS
 rebinding), or to the port itself, without reading the response. Programs need no protection from each other here.

@@ -1,7 +1,7 @@
 """A queue that serves peers in turn, and the requests of each in order of arrival. No I/O.
 
-This is a round robin: a peer with many waiting requests delays another one by at most one request per turn. Each connection has at most one
-waiting request, so among the connections of one peer the order of arrival is a round robin too.
+This is a round robin: a peer with many waiting requests delays another one by at most one request per turn. Each
+connection has at most one waiting request, so among the connections of one peer the order of arrival is fair too.
 """
 
 from collections import OrderedDict, deque

@@ -125,15 +125,15 @@ def test_the_rules_hold_for_every_path_and_a_refused_request_says_what_helps(add
         assert response.status == 403
         assert b"serve.allowed_hosts" in response.read()
         connection.close()
-    assert post(address, **{"Content-Type": "text/plain"})[0] == 415
+    assert post(address, REQUEST, INFER, **{"Content-Type": "text/plain"})[0] == 415
     status, _, body = post(address, Origin="http://evil.example")
     assert status == 403
     assert b"serve.allowed_origins" in body
-    assert post(address, **{"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
+    assert post(address, REQUEST, INFER, **{"Content-Type": "application/x-www-form-urlencoded"})[0] == 200
 
 
 def test_a_configured_origin_gets_the_cors_fields_and_no_other_does(address: str) -> None:
-    status, fields, _ = post(address, Origin=PANEL, **{"Content-Type": "application/json"})
+    status, fields, _ = post(address, REQUEST, INFER, **{"Origin": PANEL, "Content-Type": "application/json"})
     assert (status, fields["access-control-allow-origin"]) == (200, PANEL)
     assert "access-control-allow-origin" not in post(address)[1]
     for origin, expected in ((PANEL, 204), ("http://evil.example", 403)):

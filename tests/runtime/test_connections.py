@@ -39,14 +39,14 @@ def test_a_few_idle_connections_stay_beyond_the_limit() -> None:
         table.start_request(client)
     for client in idle:
         table.open(client)
-    assert not table.is_full
+    states = [table.is_full]
     table.open(Client())
     assert [client.gave_way for client in idle] == [True] + [False] * (RESERVED_CONNECTIONS - 1)
     table.start_request(idle[1])
-    assert table.is_full
+    states.append(table.is_full)
     table.close(busy[0])
     table.close(busy[0])
-    assert not table.is_full
+    assert [*states, table.is_full] == [False, True, False]
 
 
 def test_the_user_with_the_most_connections_gives_way_first() -> None:

@@ -33,7 +33,8 @@ def test_a_byte_order_mark_is_read() -> None:
 
 @pytest.mark.parametrize("datatype", ["BOOL", "FP32", "INT8", "UINT64", "BYTES"])
 def test_an_empty_tensor_may_be_nested(datatype: str) -> None:
-    for data, shape in (([], [0, 4]), ([[]], [0, 4]), ([[], []], [2, 0])):
+    pairs: list[tuple[list[Any], list[int]]] = [([], [0, 4]), ([[]], [0, 4]), ([[], []], [2, 0])]
+    for data, shape in pairs:
         assert from_json(data, datatype, shape, "x").shape == tuple(shape)
 
 
