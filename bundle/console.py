@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TextIO
 
-from bundle.errors import AirweightsError, Bug, OsFailure
+from bundle.errors import AirweightsError, Bug, MemoryExhausted, OsFailure
 from bundle.rendering import render_json, render_line
 
 INTERRUPTED: Final = 130
@@ -115,6 +115,10 @@ def _run(main: Callable[[], None], *, as_json: bool) -> int:
         path = f" ({error.filename})" if error.filename else ""
         print_error(OsFailure(f"{error.strerror or error}{path}"), as_json=as_json)
         return OsFailure.exit_code
+    except MemoryError as error:
+        _show_traceback()
+        print_error(MemoryExhausted(str(error) or "no memory is left"), as_json=as_json)
+        return MemoryExhausted.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

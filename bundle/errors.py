@@ -76,6 +76,30 @@ class InvalidUsage(Invalid):
     reason = "invalid-usage"
 
 
+class FileNotRegular(Invalid):
+    """The path is a FIFO, a device or a socket, and reading it may never end. Name a regular file."""
+
+    reason = "file-not-regular"
+
+
+class TextEncodingUnsupported(Invalid):
+    """A text file is UTF-16, as some Windows editors write it. Save the file as UTF-8."""
+
+    reason = "text-encoding-unsupported"
+
+
+class FolderUnsafe(Invalid):
+    """Other users could replace what is written into the folder. Choose your own folder, mode 700."""
+
+    reason = "folder-unsafe"
+
+
+class MemoryExhausted(Unavailable):
+    """The command needs more memory than it may use. Use smaller files, or a machine with more memory."""
+
+    reason = "memory-exhausted"
+
+
 class OsFailure(Unavailable):
     """The operating system refused an operation: no permission, full disk, missing file. Check the path."""
 

@@ -3,8 +3,8 @@
 Rules:
 - A path is relative and has at most 8 segments, separated by `/`, and 200 characters. Each segment starts with a
   letter, a digit or `_`: no `..`, no hidden files, no absolute paths, no names that a file system treats specially.
-- A list of files is sorted by path. It contains no path twice, no two paths that differ in upper and lower case only,
-  and no path that is the folder of another one.
+- A list of files is sorted by path. It contains no path twice, and no path that is the folder of another one. No two
+  files or folders differ only in upper and lower case: some file systems would merge them.
 - The bundle digest is the SHA-256 of the canonical JSON of [{path, role, sha256, size}, ...] (docs/format.md, 3.2).
 """
 
@@ -84,23 +84,39 @@ def check_files(files: Iterable[BundleFile]) -> None:
     """Check that a list of files is sorted and that no path is the folder of another one.
 
     Raises:
-        Malformed: the list is not sorted, contains a path twice or in two spellings, or a path is both a file and a
-            folder.
+        Malformed: the list is not sorted, contains a path twice, a path is both a file and a folder, or two paths
+            differ only in case.
     """
     paths = [file.path for file in files]
     for before, after in pairwise(paths):
         if before >= after:
             raise Malformed(f"bundle files: found {after!r} after {before!r}, expected a sorted list without repeats")
-    spelled: dict[str, str] = {}
-    for path in paths:
-        if spelled.setdefault(path.lower(), path) != path:
-            raise Malformed(f"bundle files: {spelled[path.lower()]!r} and {path!r} differ in upper and lower case only")
     known = set(paths)
     for path in paths:
         parts = path.split("/")
         for n in range(1, len(parts)):
             if "/".join(parts[:n]) in known:
                 raise Malformed(f"bundle files: {'/'.join(parts[:n])!r} is both a file and the folder of {path!r}")
+    collision = find_case_collision(paths)
+    if collision is not None:
+        raise Malformed(f"bundle files: {collision[0]!r} and {collision[1]!r} differ only in upper and lower case")
+
+
+def find_case_collision(paths: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two files or folders that differ only in upper and lower case, or None.
+
+    Args:
+        paths: paths of files, which consist of ASCII characters.
+    """
+    spelled: dict[str, str] = {}
+    for path in paths:
+        parts = path.split("/")
+        for n in range(1, len(parts) + 1):
+            name = "/".join(parts[:n])
+            first = spelled.setdefault(name.lower(), name)
+            if first != name:
+                return first, name
+    return None
 
 
 def bundle_digest(files: Iterable[BundleFile]) -> BundleDigest:
@@ -116,7 +132,8 @@ def scan_directory(root: Path, roles: dict[str, str]) -> BundleDirectory:
         roles: role by path; all other paths get the role "other".
 
     Raises:
-        Invalid: the directory is missing or empty, or contains a symbolic link, a special file or an invalid name.
+        Invalid: the directory is missing or empty, or contains a symbolic link, a special file, an invalid name, or
+            names that differ only in case.
     """
     if not root.is_dir():
         raise Invalid(f"bundle folder {root} is missing or not a folder")
@@ -132,4 +149,10 @@ def scan_directory(root: Path, roles: dict[str, str]) -> BundleDirectory:
         files.append(BundleFile(path, roles.get(path, "other"), file.stat().st_size, sha256))
     if not files:
         raise Invalid(f"bundle folder {root} is empty")
+    collision = find_case_collision(file.path for file in files)
+    if collision is not None:
+        raise Invalid(
+            f"bundle folder {root}: {collision[0]!r} and {collision[1]!r} differ only in upper and lower case",
+            hint="rename one of them",
+        )
     return BundleDirectory(root, tuple(sorted(files)))

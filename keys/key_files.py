@@ -44,7 +44,10 @@ from cryptography.hazmat.primitives.serialization import (
 from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
 from bundle.envelope import MLKEM_SEED_BYTES
+from bundle.errors import TooLarge
 from bundle.frames import Secret
+from bundle.local_files import decode_text, missing_file_hint, read_local_file
+from bundle.private_folder import check_private_folder
 from keys.errors import KeyDamaged, KeyExists, KeyMissing, KeyUnreadable, PlaintextKey, WrongPassphrase
 
 PrivateKey: TypeAlias = (
@@ -123,6 +126,7 @@ def write_key_file(
     Raises:
         KeyExists: the file exists.
         PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
+        FolderUnsafe: other users could replace the file.
     """
     if passphrase is None and not insecure_plaintext:
         raise PlaintextKey(
@@ -142,6 +146,7 @@ def write_key_file(
     body = b"".join(blocks).decode()
     text = f"{MAGIC}\nalgorithm: {algorithm}\nstretch: {stretch}\n"
     text += f"sha256: {_checksum(algorithm, stretch, body)}\n\n{body}"
+    check_private_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -279,19 +284,15 @@ def _to_public_key(private: PrivateKey) -> SSlibKey:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_FILE_BYTES + 1)
+        data = read_local_file(path, MAX_KEY_FILE_BYTES)
     except FileNotFoundError as error:
-        raise KeyMissing(
-            f"there is no key file {path}",
-            hint="correct the path; replace a lost key with `packager keys role replace`",
-        ) from error
+        raise KeyMissing(f"there is no key file {path}", hint=missing_file_hint(path)) from error
     except IsADirectoryError as error:
         raise KeyMissing(f"{path} is a folder, expected a key file") from error
-    if len(data) > MAX_KEY_FILE_BYTES:
-        raise KeyUnreadable(f"{path} is larger than {MAX_KEY_FILE_BYTES} bytes, the limit for a key file")
+    except TooLarge as error:
+        raise KeyUnreadable(f"{path} is larger than {MAX_KEY_FILE_BYTES} bytes, the limit for a key file") from error
     try:
-        return data.decode()
+        return decode_text(data, where=str(path))
     except UnicodeDecodeError as error:
         raise KeyDamaged(f"{path} is not text, expected a key file") from error
 

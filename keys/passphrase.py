@@ -10,18 +10,23 @@ Other users of the machine can read a command line.
 
 import getpass
 import os
+import select
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
+from bundle.errors import TooLarge
 from bundle.frames import Secret
+from bundle.local_files import decode_text, missing_file_hint, read_local_file
 from keys.errors import KeyMissing, PassphraseMissing
 
 PASSPHRASE_VARIABLE: Final = "PACKAGER_PASSPHRASE"  # noqa: S105  # a name
 PIN_VARIABLE: Final = "PACKAGER_PIN"
 MIN_PASSPHRASE_CHARACTERS: Final = 8
 MAX_PASSPHRASE_BYTES: Final = 1024
+PIPE_TIMEOUT_S: Final = 10.0
 
 
 def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Secret:
@@ -76,24 +81,40 @@ def read_pin(file: Path | None, *, uri: str) -> Secret:
 def _read_file(file: Path) -> str:
     try:
         mode = file.stat().st_mode
-        data = file.read_bytes()
+        data = _read_pipe(file) if stat.S_ISFIFO(mode) else read_local_file(file, MAX_PASSPHRASE_BYTES)
     except FileNotFoundError as error:
-        raise KeyMissing(f"there is no passphrase file {file}") from error
+        raise KeyMissing(f"there is no passphrase file {file}", hint=missing_file_hint(file)) from error
     except IsADirectoryError as error:
         raise KeyMissing(f"{file} is a folder, expected a passphrase file") from error
+    except TooLarge as error:
+        raise PassphraseMissing(f"passphrase file {error.message}") from error
     if stat.S_ISREG(mode) and mode & 0o077:
         raise PassphraseMissing(
             f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", hint=f"run `chmod 600 {file}`"
         )
-    if len(data) > MAX_PASSPHRASE_BYTES:
-        raise PassphraseMissing(
-            f"passphrase file {file} has {len(data)} bytes, expected at most {MAX_PASSPHRASE_BYTES}"
-        )
     try:
-        lines = data.decode().splitlines()
+        lines = decode_text(data, where=f"passphrase file {file}").splitlines()
     except UnicodeDecodeError as error:
         raise PassphraseMissing(f"passphrase file {file} is not UTF-8 text") from error
     return lines[0] if lines else ""
+
+
+def _read_pipe(file: Path) -> bytes:
+    """Read a FIFO, such as a shell's `<(command)`, that is written within PIPE_TIMEOUT_S seconds."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    data, deadline = b"", time.monotonic() + PIPE_TIMEOUT_S
+    try:
+        while len(data) <= MAX_PASSPHRASE_BYTES:
+            readable, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+            if not readable:
+                raise PassphraseMissing(f"nothing was written to the pipe {file} within {PIPE_TIMEOUT_S:g} s")
+            chunk = os.read(descriptor, MAX_PASSPHRASE_BYTES)
+            if not chunk:
+                return data
+            data += chunk
+    finally:
+        os.close(descriptor)
+    raise PassphraseMissing(f"passphrase file {file} has more than {MAX_PASSPHRASE_BYTES} bytes")
 
 
 def _prompt(what: str, *, is_new: bool) -> str:

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.contract import Contract
+from bundle.errors import TooLarge
 from bundle.golden import GoldenSample, read_golden
+from bundle.local_files import read_local_file
 from device_agent.config.config import Config
 from device_agent.errors import BenchFailed, ConfigInvalid, NothingToBenchmark
 from device_agent.host.meters import EnergyMeter, ProcessMeter, open_energy_meters
@@ -202,16 +204,14 @@ def read_mix(path: Path) -> tuple[BenchRequest, ...]:
         ConfigInvalid: the file cannot be read, is empty, exceeds MAX_MIX_BYTES, or a line is not a JSON object.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_MIX_BYTES + 1)
+        data = read_local_file(path, MAX_MIX_BYTES)
+    except TooLarge as error:
+        raise ConfigInvalid(error.message) from error
     except OSError as error:
         raise ConfigInvalid(f"{path}: {error.strerror}") from error
     lines = [line for line in data.splitlines() if line.strip()]
-    if not lines or len(data) > MAX_MIX_BYTES:
-        raise ConfigInvalid(
-            f"{path}: found {len(lines)} requests in {len(data)} bytes, expected at least one, one per line,"
-            f" and at most {MAX_MIX_BYTES} bytes"
-        )
+    if not lines:
+        raise ConfigInvalid(f"{path}: found no request, expected at least one, one per line")
     for number, line in enumerate(lines, 1):
         try:
             is_object = isinstance(json.loads(line), dict)

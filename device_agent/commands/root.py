@@ -116,7 +116,9 @@ def init(
     as_json: bool,
 ) -> None:
     """Create this device's identity and folders, and write its configuration file."""
-    from device_agent.config.config import parse_config
+    from bundle.local_files import read_local_file
+    from bundle.private_folder import check_private_folder
+    from device_agent.config.config import MAX_CONFIG_BYTES, parse_config
     from device_agent.identity.provision import default_label, initialize_device
     from device_agent.storage.device_directory import DeviceDirectory
 
@@ -132,10 +134,14 @@ def init(
     )
     config_text = render_config(config)
     parse_config(config_text.encode(), where="the options given", folder=Path("/"))
+    check_private_folder(config.directory)
+    check_private_folder(path.absolute().parent, may_be_sticky=True)
     # create the identity last: `init` can then be run again after a crash before that step
     device = DeviceDirectory(config.directory)
     is_unfinished = (
-        path.exists() and not device.identity_directory.exists() and path.read_bytes() == config_text.encode()
+        path.exists()
+        and not device.identity_directory.exists()
+        and read_local_file(path, MAX_CONFIG_BYTES) == config_text.encode()
     )
     if path.exists() and not is_unfinished:
         raise AlreadyInitialized(f"{path} exists", hint="remove it, or name another file with --config")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
+from bundle.errors import TooLarge
+from bundle.local_files import decode_text, read_local_file
 from bundle.strict_json import NAME_PATTERN, describe_pattern
 from device_agent.config.key_storage import parse_key_storage
 from device_agent.errors import ConfigInvalid
@@ -287,14 +289,13 @@ def load_config(path: Path) -> Config:
         ConfigInvalid: the file cannot be read, is longer than MAX_CONFIG_BYTES, or breaks a rule of this module.
     """
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_CONFIG_BYTES + 1)
+        data = read_local_file(path, MAX_CONFIG_BYTES)
+    except TooLarge as error:
+        raise ConfigInvalid(error.message) from error
     except OSError as error:
         raise ConfigInvalid(
             f"{path}: {error.strerror}", hint="create one with `device-agent init`, or name another with --config"
         ) from error
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigInvalid(f"{path}: longer than {MAX_CONFIG_BYTES} bytes")
     return parse_config(data, where=str(path), folder=path.absolute().parent)
 
 
@@ -310,7 +311,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         ConfigInvalid: `data` breaks a rule of this module.
     """
     try:
-        values = tomllib.loads(data.decode("utf-8"))
+        values = tomllib.loads(decode_text(data, where=where))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigInvalid(f"{where}: not TOML: {error}") from error
     top = _Table(values, where, TOP_KEYS)

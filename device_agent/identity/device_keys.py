@@ -21,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.envelope import derive_public_key, generate_private_key
-from bundle.errors import Malformed
+from bundle.errors import Malformed, TooLarge
 from bundle.frames import KEY_BYTES, Secret
+from bundle.local_files import read_local_file
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject, describe_pattern
 from device_agent.config.key_storage import FILE_STORAGE, parse_key_storage
 from device_agent.errors import ConfigInvalid, IdentityInvalid
@@ -251,10 +252,12 @@ def read_shipped_root(shipped: Path) -> bytes:
     from tuf.api.metadata import Metadata, Root
     from tuf.api.serialization import DeserializationError
 
+    from bundle.trust.updater import MAX_ROOT_BYTES
+
     try:
-        data = shipped.read_bytes()
+        data = read_local_file(shipped, MAX_ROOT_BYTES)
         is_root = isinstance(Metadata[Root].from_bytes(data).signed, Root)
-    except (OSError, DeserializationError) as error:
+    except (OSError, TooLarge, DeserializationError) as error:
         raise ConfigInvalid(
             f"{shipped}: not root metadata ({error})", hint="use metadata/1.root.json of the repository"
         ) from error

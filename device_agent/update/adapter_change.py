@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import Bug
+from bundle.local_files import check_regular_file
 from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInvalid
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.storage.adapter_store import DEFAULT_TOLERANCE_PPM, MAX_ADAPTER_BYTES, Adapter, AdapterStore
@@ -65,7 +66,8 @@ def _attach(
 def _copy_to_memfd(path: Path) -> int:
     # onnxruntime opens a file by its path: in the jail /proc/self/fd/N works for a memfd, not for the user's file
     try:
-        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        check_regular_file(path)
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             size = os.fstat(source).st_size
             if not 0 < size <= MAX_ADAPTER_BYTES:

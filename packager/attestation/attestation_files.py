@@ -17,6 +17,8 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import FormatError, VerificationError
 from securesystemslib.signer import Key, Signer
 
+from bundle.errors import TooLarge
+from bundle.local_files import read_local_file
 from bundle.manifest import Manifest
 from packager.attestation.bill_of_materials import create_bill_of_materials
 from packager.attestation.build_record import BuildRecord
@@ -187,12 +189,10 @@ def _has_signed(envelope: Envelope, key: Key) -> bool:
 
 def _read_bounded(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_ATTESTATION_BYTES + 1)
+        return read_local_file(path, MAX_ATTESTATION_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise FileNotFound(
             f"there is no file {path}", hint="correct the path, or write it with `packager attestation create`"
         ) from error
-    if len(data) > MAX_ATTESTATION_BYTES:
-        raise AttestationRefused(f"{path} has more than {MAX_ATTESTATION_BYTES} bytes, the limit")
-    return data
+    except TooLarge as error:
+        raise AttestationRefused(error.message) from error

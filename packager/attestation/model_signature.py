@@ -17,11 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from bundle.frames import Secret
+from bundle.local_files import missing_file_hint, read_local_file
 from keys.errors import KeyUnreadable
 from keys.key_files import read_key_file
 from packager.errors import ExtraMissing, FileNotFound, ModelSignatureRefused, OutputExists
 
 INSTALL_HINT: Final = "install it with `pip install 'airweights[oms]'`"
+MAX_SIGNATURE_BYTES: Final = 16 * 1024 * 1024  # room for the digests of 100,000 files
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,20 @@ def verify_model(folder: Path, signature: Path, public_key: Path) -> None:
 
     Raises:
         ModelSignatureRefused: the signature is invalid for this folder and key.
+        FileNotFound: the folder or a file does not exist.
+        FileNotRegular, TooLarge: a file cannot be a signature or a key.
         ExtraMissing: the extra `oms` is not installed.
     """
     _check_library()
     from model_signing import hashing, verifying
 
+    if not folder.is_dir():
+        raise FileNotFound(f"there is no folder {folder}", hint=missing_file_hint(folder))
+    for path in (signature, public_key):  # the library reads both without a limit
+        try:
+            read_local_file(path, MAX_SIGNATURE_BYTES)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise FileNotFound(f"there is no file {path}", hint=missing_file_hint(path)) from error
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
         config.set_hashing_config(_ignore_no_files(hashing.Config()))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result, progress_bar
+from bundle.local_files import read_local_file
 from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
@@ -280,8 +281,7 @@ def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
     from packager.errors import InvalidUsage
 
     try:
-        with path.open("rb") as file:
-            return file.read(max_bytes)
+        return read_local_file(path, max_bytes)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InvalidUsage(f"file {path} does not exist") from error
 

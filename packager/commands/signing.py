@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result
+from bundle.local_files import read_local_file
 from packager.commands.options import (
     JSON_OPTION,
     KEY_OPTION,
@@ -145,10 +146,11 @@ def add_signatures_command(
     from packager.errors import InvalidUsage
     from packager.repository.detached_signing import add_signatures
     from packager.repository.repository import Repository
+    from packager.repository.signing_request import MAX_REQUEST_BYTES
 
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else []
     try:
-        data = [file.read_bytes() for file in files]
+        data = [read_local_file(file, MAX_REQUEST_BYTES) for file in files]
     except FileNotFoundError as error:
         raise InvalidUsage(f"signature file {error.filename} does not exist") from error
     report = add_signatures(Repository.open(repo).layout, data, signers, int(time.time()))
@@ -171,10 +173,10 @@ def _sign_request(
     from packager.errors import InvalidUsage
     from packager.repository.detached_signing import review_request, sign_request
     from packager.repository.layout import write_file
-    from packager.repository.signing_request import parse_request
+    from packager.repository.signing_request import MAX_REQUEST_BYTES, parse_request
 
     try:
-        request = parse_request(request_file.read_bytes())
+        request = parse_request(read_local_file(request_file, MAX_REQUEST_BYTES))
     except FileNotFoundError as error:
         raise InvalidUsage(f"signing request {request_file} does not exist") from error
     reviewed = review_request(request, public, history, int(time.time()), **allow_flags)

@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from bundle.errors import Unavailable
+from bundle.local_files import check_regular_file, missing_file_hint
 from packager.errors import (
     ExternalDataMissing,
     InputUnsupported,
@@ -119,13 +120,24 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         external_data: whether to load the tensors of external data files too.
 
     Raises:
-        ModelUnreadable: the file does not exist, or is not an ONNX model.
-        ExternalDataMissing: an external data file is missing or damaged.
+        ModelUnreadable: the file does not exist, is not an ONNX model, or a tensor has another size than its shape.
+        FileNotRegular: the path is a FIFO, a device or a socket.
+        ExternalDataMissing: an external data file is missing or too short.
         Unavailable: the file cannot be read.
     """
+    from packager.models.tensor_sizes import MAX_MODEL_FILE_BYTES, check_tensor_sizes
+
     try:
+        check_regular_file(path)
+        size = path.stat().st_size
+        if size > MAX_MODEL_FILE_BYTES:
+            raise ModelUnreadable(
+                f"{path}: found {size:,} bytes, expected at most {MAX_MODEL_FILE_BYTES:,}, the limit of the format",
+                hint="save the model with external data",
+            )
+        # the format is named, because onnx would choose it by the name's ending
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
-        _check_external_data(model, path)
+        check_tensor_sizes(model, path)
         if external_data:
             onnx.load_external_data_for_model(model, str(path.parent))
     except (FileNotFoundError, onnx.checker.ValidationError) as error:
@@ -133,7 +145,9 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
             raise ExternalDataMissing(
                 f"{path}: its external data cannot be read: {error}", hint="put the data files beside the model"
             ) from error
-        raise ModelUnreadable(f"{path}: no such file") from error
+        raise ModelUnreadable(f"{path}: no such file", hint=missing_file_hint(path)) from error
+    except IsADirectoryError as error:
+        raise ModelUnreadable(f"{path}: found a folder, expected a model file") from error
     except DecodeError as error:
         raise ModelUnreadable(f"{path}: not an ONNX model: {error}") from error
     except OSError as error:
@@ -141,17 +155,6 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
     if not model.graph.output or not model.opset_import:
         raise ModelUnreadable(f"{path}: not an ONNX model: it has no outputs or names no operator set")
     return model
-
-
-def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            if not (path.parent / location).is_file():
-                raise ExternalDataMissing(
-                    f"{path}: tensor {tensor.name!r} is stored in {location!r}, found no such file beside the model",
-                    hint="put the model's data files beside it",
-                )
 
 
 def check_names(found: set[str], expected: dict[str, TensorInfo], where: object) -> None:

@@ -1,13 +1,17 @@
 """Samples that are fed to a model: from an `.npz` file, from a folder, or from memory.
 
 1. An array is read row by row from its file, so memory has one sample at a time.
-2. `origin` and `digest` identify the samples; random ones are marked as such.
-3. Calibration and held-out samples alternate, so that sorted files split evenly.
+2. An archive is refused by its own headers, before it is read, if it inflates to far more than real samples do, or if
+   an array's header and length disagree.
+3. `origin` and `digest` identify the samples; random ones are marked as such.
+4. Calibration and held-out samples alternate, so that sorted files split evenly.
 
 The form of a sample: packager.models.inputs.
 """
 
 import hashlib
+import math
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -17,6 +21,7 @@ from typing import IO, Final, Protocol
 
 import numpy as np
 
+from bundle.local_files import check_regular_file, open_local_file
 from packager.errors import SampleNameMismatch, SampleShapeMismatch, SamplesUnreadable, TooFewSamples
 from packager.models.inputs import (
     ModelInterface,
@@ -32,6 +37,8 @@ from packager.models.inputs import (
 )
 
 FOLDER_SUFFIXES: Final = (".npz", ".npy")
+MAX_INFLATION: Final = 50  # numbers of real samples deflate to a quarter or a tenth, masks of ones to a thousandth
+FREE_INFLATED_BYTES: Final = 2**30  # below it any inflation is accepted: it is read in a few seconds
 
 
 class SampleSource(Protocol):
@@ -129,6 +136,7 @@ class FolderSource:
 
     def _read(self, path: Path) -> Sample:
         try:
+            _check_numpy_file(path)
             loaded = np.load(path, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 if len(self.interface.inputs) != 1:
@@ -159,7 +167,9 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
     """
     expected = {info.name: info for info in interface.inputs}
     try:
+        check_regular_file(path)
         with zipfile.ZipFile(path) as archive:
+            _check_inflation(archive, path)
             found = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
             check_names(found, expected, path)
             shapes = {name: _check_header(archive, info, path) for name, info in expected.items()}
@@ -251,9 +261,41 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
+def _check_numpy_file(path: Path) -> None:
+    """Check the headers of a file with one sample, before numpy makes arrays of the sizes that they name."""
+    with open_local_file(path) as stream:
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
+            _check_length(stream, os.fstat(stream.fileno()).st_size, path)
+            return
+        with zipfile.ZipFile(stream) as archive:
+            _check_inflation(archive, path)
+            for member in archive.infolist():
+                with archive.open(member) as part:
+                    _check_length(part, member.file_size, f"{path}: array {member.filename!r}")
+
+
+def _check_inflation(archive: zipfile.ZipFile, path: Path) -> None:
+    size, inflated = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if inflated > max(FREE_INFLATED_BYTES, MAX_INFLATION * size):
+        raise SamplesUnreadable(
+            f"{path}: {size:,} bytes inflate to {inflated:,}, expected at most {MAX_INFLATION} times as many",
+            hint="write it without compression, with numpy.savez",
+        )
+
+
+def _check_length(stream: IO[bytes], size: int, where: object) -> tuple[tuple[int, ...], np.dtype]:
+    shape, dtype = _read_header(stream)
+    found, expected = size - stream.tell(), math.prod(shape) * dtype.itemsize
+    if found != expected:
+        raise ValueError(f"{where}: an array of shape {shape} needs {expected:,} bytes, found {found:,}")
+    return shape, dtype
+
+
 def _check_header(archive: zipfile.ZipFile, info: TensorInfo, path: Path) -> tuple[int, ...]:
-    with archive.open(f"{info.name}.npy") as stream:
-        shape, dtype = _read_header(stream)
+    member = archive.getinfo(f"{info.name}.npy")
+    with archive.open(member) as stream:
+        shape, dtype = _check_length(stream, member.file_size, f"array {info.name!r}")
     check_dtype(dtype, info, path)
     if not shape:
         raise SampleShapeMismatch(f"{path}: array {info.name!r} is a scalar, expected samples along its first axis")

@@ -17,7 +17,8 @@ from typing import Final
 
 from bundle.errors import Unavailable
 from bundle.files import bundle_digest
-from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from bundle.local_files import missing_file_hint, open_local_file, read_local_file
+from bundle.manifest import Manifest, parse_manifest
 from bundle.variant import Variant
 from packager.errors import UnknownFormat
 from packager.models.model_package import open_package
@@ -53,16 +54,18 @@ def inspect_path(path: Path) -> Inspection:
 
     Raises:
         UnknownFormat: the file does not exist, or has no known kind.
+        FileNotRegular: it is a FIFO, a device or a socket.
+        TooLarge: a document is larger than MAX_DOCUMENT_BYTES.
         Refused: the file has a known kind, but is malformed.
         Unavailable: the file cannot be read.
     """
     if path.is_dir():
         return _inspect_bundle(path)
     try:
-        with path.open("rb") as stream:
+        with open_local_file(path) as stream:
             head = stream.read(MAX_HEAD_BYTES)
     except FileNotFoundError as error:
-        raise UnknownFormat(f"{path}: no such file or folder") from error
+        raise UnknownFormat(f"{path}: no such file or folder", hint=missing_file_hint(path)) from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
     if head.startswith(b"\x89AWPATCH"):
@@ -81,9 +84,7 @@ def inspect_path(path: Path) -> Inspection:
 
 
 def _inspect_document(path: Path) -> Inspection:
-    data = path.read_bytes()
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise UnknownFormat(f"{path}: found a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+    data = read_local_file(path, MAX_DOCUMENT_BYTES)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -104,7 +105,7 @@ def _inspect_document(path: Path) -> Inspection:
 
 
 def _inspect_manifest(data: bytes) -> Inspection:
-    manifest = parse_manifest(data[: MAX_MANIFEST_BYTES + 1])
+    manifest = parse_manifest(data)
     facts: dict[str, object] = {
         "digest": manifest.digest_without_patches(),
         "bytes": len(data),

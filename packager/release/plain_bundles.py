@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bundle.contract import Contract
 from bundle.errors import Unavailable
 from bundle.files import BundleDirectory, BundleFile, bundle_digest
+from bundle.local_files import read_local_file
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from packager.diff.bundle_folder import open_bundle
@@ -238,8 +239,7 @@ def read_manifest(path: Path) -> Manifest:
         Unavailable: it cannot be read.
     """
     try:
-        with path.open("rb") as stream:
-            return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
+        return parse_manifest(read_local_file(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UnknownFormat(f"manifest {path}: found no such file") from error
     except OSError as error:

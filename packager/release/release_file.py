@@ -15,7 +15,8 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
-from bundle.errors import Malformed
+from bundle.errors import Malformed, TooLarge
+from bundle.local_files import decode_text, missing_file_hint, read_local_file
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
@@ -87,18 +88,18 @@ def parse_release_file(path: Path) -> ReleasePlan:
         InputFileMissing: a file that it names does not exist.
     """
     try:
-        data = path.read_bytes()
+        text = decode_text(read_local_file(path, MAX_RELEASE_FILE_BYTES), where=str(path))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ReleaseFileInvalid(
             f"release file {path} does not exist",
-            hint="create it; family, version, channels, model and [variants.NAME] are required",
+            hint=f"{missing_file_hint(path)}; family, version, channels, model and [variants.NAME] are required",
         ) from error
-    if len(data) > MAX_RELEASE_FILE_BYTES:
-        raise ReleaseFileInvalid(f"{path}: found {len(data)} bytes, expected at most {MAX_RELEASE_FILE_BYTES}")
-    try:
-        document = tomllib.loads(data.decode("utf-8"))
+    except TooLarge as error:
+        raise ReleaseFileInvalid(error.message) from error
     except UnicodeDecodeError as error:
         raise ReleaseFileInvalid(f"{path}: not UTF-8 at byte {error.start}") from error
+    try:
+        document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ReleaseFileInvalid(f"{path}: not TOML: {error}") from error
     return plan_from_document(document, path.absolute().parent, where=str(path))

@@ -18,6 +18,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 
 from bundle.fleet import Fleet
 from bundle.frames import Secret
+from bundle.private_folder import check_private_folder
 from bundle.trust.role_names import FLEET_ROLE
 from keys.cohorts import create_next_epoch, key_path
 from keys.errors import KeyExists
@@ -89,12 +90,15 @@ def create_repository_with_new_keys(
         ThresholdInvalid: a role of `public` has too few keys of a kind.
         FamilyUnknown: a family's or the cohort's name is malformed, or `public` names an unknown role.
         KeyExists: a key file exists.
+        FolderUnsafe: other users could replace the keys or the repository.
         PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
     """
     check_names([*families, cohort])
     repository = Repository(root)
     if repository.layout.metadata.exists():
         raise RepositoryExists(f"{repository.root} contains a repository already", hint="choose another folder")
+    for folder in (root, key_dir):
+        check_private_folder(folder)
     first_key = key_path(key_dir, cohort, 1)
     if first_key.exists():
         raise KeyExists(f"{first_key} exists already", hint="choose another folder; keys are never overwritten")

@@ -1,61 +1,28 @@
 """Hostile strings in every parameter of every command, and in the files that commands read, are printed rendered."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import click
 import onnx
 import pytest
 
 import device_agent.commands.root as agent
 import packager.commands.root as publisher
 from tests.support import tiny_models
+from tests.support.command_lines import command_lines, commands_of
 from tests.support.hostile_strings import HOSTILE, raw_signs
 from tests.support.release_fixtures import RELEASE, create_site
 
 EVIL = HOSTILE.replace("\udce9", "").replace("/", "-")
 EVIL_NAME = "".join(EVIL.splitlines())[:60] + "\n{}"  # as the name of a file
-ENDLESS = {"demo", "run"}  # commands that would start without a file to read
 DOCUMENTS = {
     "json": json.dumps({"schema": EVIL, EVIL: EVIL}),
     "toml": f"family = {json.dumps(EVIL)}\n{json.dumps(EVIL)} = {json.dumps(EVIL)}\n",
     "pem": f"-----BEGIN {EVIL}-----\n",
 }
-
-
-def commands_of(root: click.Command) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every command below a group with its words."""
-    if not isinstance(root, click.Group):
-        yield (), root
-        return
-    for name in root.list_commands(click.Context(root)):
-        found = root.get_command(click.Context(root), name)
-        assert found is not None
-        yield from (((name, *words), command) for words, command in commands_of(found))
-
-
-def hostile_calls(root: click.Command, values: list[str]) -> Iterator[list[str]]:
-    """Yield a command line for every parameter of every command and every value, and one that has it everywhere."""
-    for words, command in commands_of(root):
-        if set(words) & ENDLESS:
-            continue
-        for value in values:
-            arguments = [value for one in command.params if isinstance(one, click.Argument) and one.required]
-            required = [
-                word
-                for one in command.params
-                if isinstance(one, click.Option) and one.required
-                for word in (one.opts[0], value)
-            ]
-            yield [*words, *arguments, *required]
-            for one in command.params:
-                if isinstance(one, click.Option) and not one.is_flag and not one.required:
-                    yield [*words, *arguments, *required, one.opts[0], value]
-            yield [*words, value, *arguments, *required]
-            yield [*words, f"--{value}"]
 
 
 def run(main: Callable[[list[str]], int], words: list[str]) -> str:
@@ -93,7 +60,7 @@ def test_every_parameter_of_every_command(folder: Path, program: "object") -> No
     main, root = program.main, program.cli  # type: ignore[attr-defined]
     values = [EVIL, *(f"{EVIL_NAME}.{end}" for end in DOCUMENTS)]
     count = 0
-    for number, words in enumerate(hostile_calls(root, values)):
+    for number, words in enumerate(command_lines(root, values)):
         text = run(main, [*words, "--json"] if number % 2 else words)
         assert not raw_signs(text), words
         count += 1

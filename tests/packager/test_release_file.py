@@ -213,7 +213,7 @@ def test_a_file_that_is_named_must_be_there(folder: Path, change: tuple[str, str
 def test_a_missing_or_binary_release_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ReleaseFileInvalid, match="does not exist"):
         parse_release_file(tmp_path / "none.toml")
-    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary.toml").write_bytes(b"\xfc\xfe\x00")
     with pytest.raises(ReleaseFileInvalid, match="UTF-8"):
         parse_release_file(tmp_path / "binary.toml")
     with pytest.raises(ReleaseFileInvalid, match="does not exist"):

@@ -182,6 +182,9 @@ def make_manifest_vectors() -> Vectors:
         "file-is-a-folder-too": variant(
             lambda v: v["files"].insert(1, {**v["files"][1], "path": "model", "role": "other"})
         ),
+        "folder-in-another-case": variant(
+            lambda v: v["files"].insert(0, {**v["files"][0], "path": "Model/other.txt", "role": "other"})
+        ),
         "path-parent": file(path="../labels.txt"),
         "path-parent-inside": file(path="a/../labels.txt"),
         "path-absolute": file(path="/labels.txt"),
