@@ -232,6 +232,12 @@ class UntrustedMetadata(Refused):
     reason = "untrusted-metadata"
 
 
+class AnotherRepository(UntrustedMetadata):
+    """Another repository is published at the URL than the one this device was made for. Check the URL."""
+
+    reason = "another-repository"
+
+
 class RollbackRefused(Refused):
     """Metadata or a release is older than one that was accepted before."""
 

@@ -162,6 +162,12 @@ class EnvelopeMissing(Unavailable):
     reason = "envelope-missing"
 
 
+class NotEnrolled(EnvelopeMissing):
+    """The device is not enrolled in its cohort. Run `device-agent enroll`, then `packager device enroll`."""
+
+    reason = "not-enrolled"
+
+
 class NotEligible(Unavailable):
     """The rollout does not include this device now. Wait, or change its cohorts, window or percentage."""
 
@@ -193,9 +199,51 @@ class JournalUnreadable(Unavailable):
 
 
 class ServerTooSlow(DownloadFailed):
-    """A transfer was slower than `update.min_rate_bytes_s`; its progress is kept. Check the network."""
+    """A transfer stalled or was too slow; its progress is kept. Check the network."""
 
     reason = "server-too-slow"
+
+
+class ConnectionFailed(DownloadFailed):
+    """The server's name does not resolve, or no address accepts a connection. Check network, DNS and URL."""
+
+    reason = "connection-failed"
+
+
+class ProxyFailed(DownloadFailed):
+    """The proxy cannot be reached, or refuses the request. Check `repository.proxy`."""
+
+    reason = "proxy-failed"
+
+
+class ProxyAuthRequired(ProxyFailed):
+    """The proxy wants a user name and password: it responded with 407. Set `repository.proxy_auth_file`."""
+
+    reason = "proxy-auth-required"
+
+
+class RepositoryAuthRequired(DownloadFailed):
+    """The server wants other credentials: it responded with 401. Set `repository.token_file`."""
+
+    reason = "repository-auth-required"
+
+
+class TlsFailed(DownloadFailed):
+    """No TLS connection with a trusted certificate. Check `repository.ca_file` and the clock."""
+
+    reason = "tls-failed"
+
+
+class RedirectRefused(DownloadFailed):
+    """A redirect is malformed or not allowed. Check `repository.allow_redirects_to`."""
+
+    reason = "redirect-refused"
+
+
+class RepositoryNotReached(DownloadFailed):
+    """A web page came in place of a file: a login page, or another server. Open the URL in a browser."""
+
+    reason = "repository-not-reached"
 
 
 class AgentStopping(Unavailable):

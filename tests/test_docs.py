@@ -13,6 +13,7 @@ import pytest
 from bundle.contract import Health
 from device_agent.commands.root import cli as device_agent
 from device_agent.config.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.config.repository import RepositorySettings
 from device_agent.policy.attempt import EXIT_CODES
 from packager.commands.root import cli as packager
 
@@ -74,16 +75,23 @@ def commands_of(text: str) -> list[str]:
 
 def test_every_configuration_key_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    sections: dict[str, type[Config | ServeSettings | UpdateSettings | ProbationSettings]] = {
+    sections: dict[str, type[Config | ServeSettings | UpdateSettings | ProbationSettings | RepositorySettings]] = {
         "": Config,
         "serve.": ServeSettings,
         "update.": UpdateSettings,
         "probation.": ProbationSettings,
+        "repository.": RepositorySettings,
     }
     for prefix, settings in sections.items():
         for field in fields(settings):
             key = field.name
-            if key in ("serve", "update", "probation", "family_directory"):  # the last one follows from `families`
+            if key in (
+                "serve",
+                "update",
+                "probation",
+                "repository",
+                "family_directory",
+            ):  # the last one follows from `families`
                 continue
             name = {"allow_unjailed": "jail.allow_unjailed", "further_families": "[[families]]"}.get(key, prefix + key)
             assert f"`{name}`" in text, name
@@ -112,7 +120,8 @@ def test_every_default_of_the_health_contract_is_documented() -> None:
 
 def test_every_default_of_the_configuration_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    for prefix, settings in (("serve.", ServeSettings()), ("update.", UpdateSettings())):
+    sections = (("serve.", ServeSettings()), ("update.", UpdateSettings()), ("repository.", RepositorySettings()))
+    for prefix, settings in sections:
         for name, value in _values(settings):
             shown = (
                 str(value).lower()
@@ -123,11 +132,11 @@ def test_every_default_of_the_configuration_is_documented() -> None:
                 if value == ()
                 else str(value)
             )
-            if value is not None:
+            if value not in (None, "", ()):
                 assert f"| `{prefix}{name}` | `{shown}` |" in text, (name, shown)
 
 
-def _values(settings: Health | ServeSettings | UpdateSettings) -> list[tuple[str, object]]:
+def _values(settings: Health | ServeSettings | UpdateSettings | RepositorySettings) -> list[tuple[str, object]]:
     return [(field.name, getattr(settings, field.name)) for field in fields(settings)]
 
 

@@ -8,11 +8,13 @@ agent at any of them. A case takes a fraction of a second. Left out are jails an
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bundle.variant import Variant
 from device_agent.config.config import load_config
+from device_agent.config.repository import RepositorySettings
 from device_agent.errors import StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import UpdateResult
@@ -57,6 +59,7 @@ class InProcessWorkerPool(WorkerPool):
         super().__init__(*words)
         self._patcher = patcher.Patcher()
         self._handlers: dict[tuple[str, str], Handler] = {
+            ("fetcher", "configure"): fetcher.configure,
             ("fetcher", "get"): fetcher.handle_get,
             ("fetcher", "blob"): fetcher.fetch_blob,
             ("verifier", "check"): verifier.check_channel,
@@ -65,6 +68,9 @@ class InProcessWorkerPool(WorkerPool):
             ("patcher", "unseal"): patcher.unseal_bundle,
             ("patcher", "describe"): patcher.read_sealed_header,
         }
+
+    def _is_running(self, worker: str) -> bool:
+        return True  # in this process
 
     def _call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
@@ -141,11 +147,21 @@ class InProcessAgent:
         config_path: path of the device's configuration.
         fails_live: whether a candidate fails with live requests.
         has_real_workers: start real processes for fetcher, verifier and patcher.
+        repository: replaces `[repository]` of the configuration.
     """
 
-    def __init__(self, config_path: Path, *, fails_live: bool = False, has_real_workers: bool = False) -> None:
+    def __init__(
+        self,
+        config_path: Path,
+        *,
+        fails_live: bool = False,
+        has_real_workers: bool = False,
+        repository: RepositorySettings | None = None,
+    ) -> None:
         self._has_real_workers = has_real_workers
         self.config = load_config(config_path)
+        if repository is not None:
+            self.config = replace(self.config, repository=repository)
         self.device = DeviceDirectory(self.config.directory)
         self.store = BundleStore(self.device.root)
         self.journal = open_journal(self.device, self.store, self._open_workers)

@@ -19,6 +19,7 @@ from unittest import mock
 
 from bundle.errors import Unavailable
 from device_agent.config.config import load_config
+from device_agent.config.repository import RepositorySettings
 from device_agent.workers import fetcher
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Fault, serve_folder
@@ -27,12 +28,11 @@ from torture.fault_classes import Row
 from torture.in_process import InProcessAgent, copy_device
 
 SHORT_TIMEOUTS: Final = {
-    "READ_TIMEOUT_S": 0.3,
-    "RATE_WINDOW_S": 0.3,
     "DOCUMENT_DEADLINE_S": 0.6,
     "MAX_BACKOFF_S": 0.02,
     "MAX_RETRY_AFTER_S": 0.05,
 }
+STALL_S: Final = 0.3
 UPDATES: Final = 4  # a single fault may end one attempt, or two if it cuts a poll off
 PIECE_BYTES: Final = 64 * 1024
 
@@ -61,15 +61,14 @@ def short_timeouts() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in SHORT_TIMEOUTS.items():
             stack.enter_context(mock.patch.object(fetcher, name, value))
-        fetcher.connection_pool.cache_clear()
-        stack.callback(fetcher.connection_pool.cache_clear)
         yield
 
 
 def _updates(site: Site, url: str) -> tuple[set[str | None], str | None]:
     """Update a copy; return every version that served, and the last one."""
     shutil.rmtree(site.scratch / "case", ignore_errors=True)
-    agent = InProcessAgent(copy_device(site.device, site.scratch / "case", url))
+    hasty = RepositorySettings(first_byte_s=STALL_S, stall_window_s=STALL_S)
+    agent = InProcessAgent(copy_device(site.device, site.scratch / "case", url), repository=hasty)
     served: set[str | None] = {agent.start()}
     try:
         for _ in range(UPDATES):
@@ -112,7 +111,7 @@ def _stalled(exchange: Exchange, *, after: int) -> bool:
     body = exchange.data[exchange.start :]
     exchange.head(200, {"Content-Length": str(len(body))})
     exchange.write(body[: min(after, len(body) - 1)])
-    time.sleep(SHORT_TIMEOUTS["READ_TIMEOUT_S"] * 2)
+    time.sleep(STALL_S * 2)
     exchange.cut()
     return True
 

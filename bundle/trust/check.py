@@ -53,6 +53,7 @@ from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
 from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.repository_id import repository_id_of
+from bundle.trust.other_repository import check_same_repository
 from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
@@ -120,13 +121,18 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
 
     Raises:
         CheckInProgress: another check uses the same cache directory.
+        AnotherRepository: the metadata is that of another repository.
         Refused: signed bytes are wrong, older than stored ones, or not allowed; `TrustSession` lists the classes.
         Unavailable: the repository cannot be reached, its metadata has expired, or it has no such rollout.
         OSError: the cache or the trust state cannot be written.
     """
     with _lock_cache(request.cache_dir):
         session = TrustSession(request, fetch, store)
-        session.refresh()
+        try:
+            session.refresh()
+        except UntrustedMetadata:
+            check_same_repository(request.metadata_url, session.expected_repository_id, fetch)
+            raise
         return session.verify_release()
 
 
@@ -231,6 +237,14 @@ class TrustSession:
             Unavailable: the document or its role cannot be fetched, or has expired.
         """
         return self._read_fleet()
+
+    @property
+    def expected_repository_id(self) -> str:
+        """Id of the repository that this device was made for, or "" if neither root nor trust state says so."""
+        if self._updater.bootstrap_version == 1:
+            return repository_id_of(self._request.bootstrap_root)
+        named = self._updater.root.unrecognized_fields.get(REPOSITORY_ID_FIELD, "")
+        return self.trust_state.repository_id or (named if isinstance(named, str) else "")
 
     @property
     def _delegated_roles(self) -> tuple[str, str, str]:

@@ -22,6 +22,8 @@ from bundle.errors import AirweightsError
 from bundle.suggestion import suggest
 from bundle.version import VERSION
 from device_agent.commands.adapter import adapter
+from device_agent.commands.check_config import check_config
+from device_agent.commands.client_key import seal_client_key
 from device_agent.commands.daemon_or_offline import (
     FAMILY_OPTION,
     JSON_OPTION,
@@ -406,19 +408,9 @@ def move_command(path: Path, *, as_json: bool) -> None:
     console.print_result(result, as_json=as_json, text=f"the keys are stored in {config.key_storage}")
 
 
-@cli.command("check-config", short_help="Check the configuration file.")
-@JSON_OPTION
-@click.pass_obj
-def check_config(path: Path, *, as_json: bool) -> None:
-    """Check the configuration file. Nothing is changed."""
-    config = load_config(path)
-    result = {"config": str(path), "ok": True, "directory": str(config.directory), "family": config.family}
-    if config.further_families:
-        result["families"] = list(config.families)
-    console.print_result(result, as_json=as_json, text=f"{path} is valid")
-
-
 cli.add_command(adapter)
+cli.add_command(check_config)
+identity.add_command(seal_client_key)
 cli.add_command(quarantine)
 cli.add_command(report)
 

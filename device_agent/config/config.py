@@ -4,7 +4,8 @@ Rules:
 - An unknown key, a wrong type or a value out of range is an error that names the key, the value and what is expected.
   Nothing is corrected silently. Unknown keys are reported before missing ones: a missing key is often a mistyped one.
 - Paths are absolute, or relative to the folder of the file.
-- The file contains no secret: the device keys are stored as `key_storage` says.
+- The file contains no secret, except for values of `repository.headers`: the device keys are stored as `key_storage`
+  says, and credentials are in files that `[repository]` names (device_agent.config.repository).
 """
 
 import re
@@ -16,29 +17,36 @@ from typing import Final
 
 from bundle.errors import TooLarge
 from bundle.local_files import decode_text, read_local_file
-from bundle.strict_json import NAME_PATTERN, describe_pattern
+from bundle.strict_json import NAME_PATTERN
 from device_agent.config.key_storage import parse_key_storage
+from device_agent.config.repository import (
+    HTTP_URL_PATTERN,
+    REPOSITORY_KEYS,
+    URL_EXPECTED,
+    URL_PATTERN,
+    RepositorySettings,
+    parse_repository,
+    parse_url,
+    parse_urls,
+)
+from device_agent.config.table import Table
 from device_agent.errors import ConfigInvalid
 
 MAX_CONFIG_BYTES: Final = 64 * 1024
 DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
-URL_PATTERN: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
 LISTEN_PATTERN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 HOST_PATTERN: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
 ORIGIN_PATTERN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 KEY_STORAGE_PATTERN: Final = re.compile(r"[ -~]{1,1024}")
-MIRROR_PATTERN: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
 MAX_FAMILIES: Final = 16
 MAX_ALLOWED_NAMES: Final = 64
 FAMILIES_FOLDER_NAME: Final = "families"  # in `directory`; contains a folder for each further family
-PATTERN_DESCRIPTIONS: Final = {
-    URL_PATTERN: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
-    LISTEN_PATTERN: "unix:/path, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)",
-    HOST_PATTERN: "a host name in lower case without port, such as kws.local",
-    ORIGIN_PATTERN: "an origin in lower case without path, such as https://panel.example.com",
-    KEY_STORAGE_PATTERN: "file, tpm:… or pkcs11:…",
-}
+LISTEN_EXPECTED: Final = "unix:/path, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)"
+HOST_EXPECTED: Final = "a host name in lower case without port, such as kws.local"
+ORIGIN_EXPECTED: Final = "an origin in lower case without path, such as https://panel.example.com"
+KEY_STORAGE_EXPECTED: Final = "file, tpm:… or pkcs11:…"
+MAX_PORT: Final = 65535
 MIN_POLL_S: Final = 1
 MAX_DURATION_S: Final = 30 * 86400
 
@@ -80,8 +88,8 @@ class UpdateSettings:
     Attributes:
         poll_interval_s: mean time between two polls, in seconds; each interval is drawn within ±20 % of it.
         max_rate_bytes_s: upper limit of the download rate, in bytes per second, or None for no limit.
-        min_rate_bytes_s: a download slower than this many bytes per second for 30 s is aborted; the received bytes are
-            kept for the next attempt.
+        min_rate_bytes_s: a transfer slower than this many bytes per second, measured over `repository.stall_window_s`,
+            is aborted; the received bytes are kept for the next attempt. At 0, a transfer without any byte is aborted.
         variant: the name of a variant, or "auto" to choose by the device's facts.
         metered: whether the connection is paid by volume.
         metered_limit_bytes: maximum download of one update while `metered`, in bytes; None for no limit.
@@ -91,7 +99,7 @@ class UpdateSettings:
 
     poll_interval_s: int = 3600
     max_rate_bytes_s: int | None = None
-    min_rate_bytes_s: int = 256
+    min_rate_bytes_s: int = 34  # 1 KiB in 30 s
     variant: str = "auto"
     metered: bool = False
     metered_limit_bytes: int | None = None
@@ -143,6 +151,7 @@ class Config:
         channel: name of the channel that the device follows.
         cohort: cohort whose key opens the family's blobs.
         key_storage: storage of the device keys: "file", "tpm:…" or "pkcs11:…" (device_agent.config.key_storage).
+        repository: how the repository is reached.
         allow_unjailed: `allow_unjailed` of `[jail]`: whether workers may run on a kernel without Landlock or seccomp.
         further_families: the families beside the first one.
         family_directory: folder of a further family's bundle store, spool and journal. None for the first family, which
@@ -157,6 +166,7 @@ class Config:
     mirrors: tuple[str, ...] = ()
     key_storage: str = "file"
     allow_unjailed: bool = False
+    repository: RepositorySettings = field(default_factory=RepositorySettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
     probation: ProbationSettings = field(default_factory=ProbationSettings)
@@ -191,95 +201,16 @@ def _field_names(settings: type) -> tuple[str, ...]:
 
 TOP_KEYS: Final = (
     *("directory", "repository_url", "family", "channel", "cohort", "mirrors", "key_storage"),
-    *("serve", "update", "probation", "jail", FAMILIES_FOLDER_NAME),
+    *("repository", "serve", "update", "probation", "jail", FAMILIES_FOLDER_NAME),
 )
 TABLE_KEYS: Final = {
+    "repository": REPOSITORY_KEYS,
     "serve": _field_names(ServeSettings),
     "update": _field_names(UpdateSettings),
     "probation": _field_names(ProbationSettings),
     "jail": ("allow_unjailed",),
     FAMILIES_FOLDER_NAME: _field_names(FurtherFamily),
 }
-
-
-class _Table:
-    """One TOML table. Every getter raises ConfigInvalid if the value has a wrong type or is out of range."""
-
-    def __init__(self, values: dict[str, object], where: str, known: Iterable[str], name: str = "") -> None:
-        """Raise ConfigInvalid if `values` has a key that is not in `known`."""
-        self._values, self._where, self._prefix = values, where, f"{name}." if name else ""
-        for key in sorted(values.keys() - set(known)):
-            from bundle.suggestion import suggest  # only to report the error: difflib would stay in the daemon's memory
-
-            raise ConfigInvalid(
-                f"{where}: unknown key {self._prefix + key!r}{suggest(key, known)}",
-                hint=f"known keys{f' of {name}' if name else ''}: {', '.join(known)}",
-            )
-
-    def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
-        value = self._value(key, default)
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self._type_error(key, value, PATTERN_DESCRIPTIONS.get(pattern) or describe_pattern(pattern))
-        return value
-
-    def texts(self, key: str, pattern: re.Pattern[str], max_items: int) -> tuple[str, ...]:
-        value = self._value(key, [])
-        if not isinstance(value, list) or len(value) > max_items:
-            raise self._type_error(key, value, f"a list of at most {max_items} texts")
-        for item in value:
-            if not isinstance(item, str) or not pattern.fullmatch(item):
-                raise self._type_error(key, item, PATTERN_DESCRIPTIONS.get(pattern) or f"a match of {pattern.pattern}")
-        return tuple(item.rstrip("/") for item in value)
-
-    def path(self, key: str, folder: Path) -> Path:
-        value = self._value(key, None)
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise self._type_error(key, value, "a path")
-        return (folder / value).absolute()
-
-    def integer(self, key: str, default: int, low: int, high: int) -> int:
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._type_error(key, value, f"an integer from {low} to {high}")
-        return value
-
-    def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        return self.integer(key, low, low, high) if key in self._values else None
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            raise self._type_error(key, value, "true or false")
-        return value
-
-    def table(self, key: str) -> "_Table":
-        value = self._values.get(key, {})
-        if not isinstance(value, dict):
-            raise self._type_error(key, value, "a table")
-        return _Table(value, self._where, TABLE_KEYS[key], f"{self._prefix}{key}")
-
-    def tables(self, key: str, max_items: int) -> "list[_Table]":
-        values = self._values.get(key, [])
-        if (
-            not isinstance(values, list)
-            or len(values) > max_items
-            or not all(isinstance(value, dict) for value in values)
-        ):
-            raise self._type_error(key, values, f"at most {max_items} tables, each headed [[{self._prefix}{key}]]")
-        return [
-            _Table(value, self._where, TABLE_KEYS[key], f"{self._prefix}{key}[{number}]")
-            for number, value in enumerate(values, 1)
-        ]
-
-    def _value(self, key: str, default: object) -> object:
-        if key in self._values:
-            return self._values[key]
-        if default is None:
-            raise ConfigInvalid(f"{self._where}: key {self._prefix + key!r} is missing")
-        return default
-
-    def _type_error(self, key: str, value: object, expected: str) -> ConfigInvalid:
-        return ConfigInvalid(f"{self._where}: {self._prefix}{key} is {value!r}, expected {expected}")
 
 
 def load_config(path: Path) -> Config:
@@ -314,11 +245,13 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         values = tomllib.loads(decode_text(data, where=where))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigInvalid(f"{where}: not TOML: {error}") from error
-    top = _Table(values, where, TOP_KEYS)
-    serve, update, probation, jail = (top.table(name) for name in ("serve", "update", "probation", "jail"))
-    families = top.tables(FAMILIES_FOLDER_NAME, MAX_FAMILIES - 1)
+    top = Table(values, where, TOP_KEYS)
+    repository, serve, update, probation, jail = (
+        top.table(name, TABLE_KEYS[name]) for name in ("repository", "serve", "update", "probation", "jail")
+    )
+    families = top.tables(FAMILIES_FOLDER_NAME, TABLE_KEYS[FAMILIES_FOLDER_NAME], MAX_FAMILIES - 1)
     directory = top.path("directory", folder)
-    repository_url = top.text("repository_url", None, URL_PATTERN).rstrip("/")
+    repository_url = parse_url(top, "repository_url", URL_PATTERN, URL_EXPECTED)
     config = Config(
         directory=directory,
         repository_url=repository_url,
@@ -328,7 +261,8 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         mirrors=_parse_mirrors(top, where, repository_url),
         key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
-        serve=_parse_serve(serve),
+        repository=parse_repository(repository, where, folder),
+        serve=_parse_serve(serve, where),
         update=_parse_update(update),
         probation=ProbationSettings(
             window_s=probation.optional_integer("window_s", 0, MAX_DURATION_S),
@@ -338,7 +272,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
     return replace(config, further_families=_parse_further_families(families, where, config))
 
 
-def _parse_further_families(tables: Iterable[_Table], where: str, first: Config) -> tuple[FurtherFamily, ...]:
+def _parse_further_families(tables: Iterable[Table], where: str, first: Config) -> tuple[FurtherFamily, ...]:
     names, further = {first.family}, []
     for table in tables:
         one = FurtherFamily(
@@ -354,16 +288,23 @@ def _parse_further_families(tables: Iterable[_Table], where: str, first: Config)
     return tuple(further)
 
 
-def _parse_mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
-    mirrors = table.texts("mirrors", MIRROR_PATTERN, MAX_MIRRORS)
+def _parse_mirrors(table: Table, where: str, repository_url: str) -> tuple[str, ...]:
+    mirrors = parse_urls(table, "mirrors", HTTP_URL_PATTERN, MAX_MIRRORS)
     if mirrors and repository_url.startswith("file:"):
         # the fetcher's jail allows either the network or one folder
         raise ConfigInvalid(f"{where}: mirrors need an http: or https: repository_url, found {repository_url!r}")
     return mirrors
 
 
-def _parse_key_storage(table: _Table, where: str) -> str:
-    uri = table.text("key_storage", "file", KEY_STORAGE_PATTERN)
+def _parse_listen(table: Table, where: str) -> str:
+    address = table.text("listen", "tcp:127.0.0.1:0", LISTEN_PATTERN, LISTEN_EXPECTED)
+    if address.startswith("tcp:") and int(address.rpartition(":")[2]) > MAX_PORT:
+        raise ConfigInvalid(f"{where}: serve.listen is {address!r}, expected a port of at most {MAX_PORT}")
+    return address
+
+
+def _parse_key_storage(table: Table, where: str) -> str:
+    uri = table.text("key_storage", "file", KEY_STORAGE_PATTERN, KEY_STORAGE_EXPECTED)
     try:
         parse_key_storage(uri)
     except ValueError as error:
@@ -371,22 +312,22 @@ def _parse_key_storage(table: _Table, where: str) -> str:
     return uri
 
 
-def _parse_serve(table: _Table) -> ServeSettings:
+def _parse_serve(table: Table, where: str) -> ServeSettings:
     default = ServeSettings()
     return ServeSettings(
-        listen=table.text("listen", default.listen, LISTEN_PATTERN),
+        listen=_parse_listen(table, where),
         threads=table.integer("threads", default.threads, 0, 1024),
         standby=table.flag("standby", default.standby),
         memory_bytes=table.optional_integer("memory_bytes", 2**20, 2**50),
-        allowed_hosts=table.texts("allowed_hosts", HOST_PATTERN, MAX_ALLOWED_NAMES),
-        allowed_origins=table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES),
+        allowed_hosts=table.texts("allowed_hosts", HOST_PATTERN, MAX_ALLOWED_NAMES, HOST_EXPECTED),
+        allowed_origins=table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES, ORIGIN_EXPECTED),
         max_body_bytes=table.integer("max_body_bytes", default.max_body_bytes, 1024, 2**31),
         max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
         request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
     )
 
 
-def _parse_update(table: _Table) -> UpdateSettings:
+def _parse_update(table: Table) -> UpdateSettings:
     default = UpdateSettings()
     return UpdateSettings(
         poll_interval_s=table.integer("poll_interval_s", default.poll_interval_s, MIN_POLL_S, MAX_DURATION_S),

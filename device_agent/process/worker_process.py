@@ -47,16 +47,6 @@ MAX_LINES_LOGGED: Final = 1000  # per worker: a broken model must not fill the d
 STDERR_TAIL_LINES: Final = 5
 INHERITED_VARIABLES: Final = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH"),
-    *(
-        "SSL_CERT_FILE",
-        "SSL_CERT_DIR",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-    ),
 )
 # one thread: a second thread started before the jail would escape Landlock; few arenas: arenas cost resident memory
 FIXED_VARIABLES: Final = {

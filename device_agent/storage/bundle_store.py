@@ -20,7 +20,6 @@ from device_agent.errors import NoSpace, StoreDamaged
 SEALED_SUFFIX: Final = ".sealed"
 INCOMING_SUFFIX: Final = ".incoming"
 PARTIAL_SUFFIX: Final = ".part"
-ETAG_SUFFIX: Final = ".etag"
 RESERVE_BYTES: Final = 8 * 1024 * 1024  # stays free for the journal and the trust state
 
 
@@ -86,20 +85,13 @@ class BundleStore:
         part = self._spool_directory / (blob + PARTIAL_SUFFIX)
         return part.stat().st_size if part.exists() else 0
 
-    def open_partial(self, blob: str) -> tuple[int, int]:
-        """Open a blob's partial file and the file with its ETag; the caller closes both descriptors."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        part = os.open(self._spool_directory / (blob + PARTIAL_SUFFIX), flags, 0o600)
-        try:
-            return part, os.open(self._spool_directory / (blob + ETAG_SUFFIX), flags, 0o600)
-        except OSError:
-            os.close(part)
-            raise
+    def open_partial(self, blob: str) -> int:
+        """Open a blob's partial file; the caller closes the descriptor."""
+        return os.open(self._partial_path(blob), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def delete_partial(self, blob: str) -> None:
-        """Delete a blob's partial file and its ETag."""
-        for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX):
-            (self._spool_directory / (blob + suffix)).unlink(missing_ok=True)
+        """Delete a blob's partial file."""
+        self._partial_path(blob).unlink(missing_ok=True)
 
     # disk space
 
@@ -130,12 +122,15 @@ class BundleStore:
             keep_partials: SHA-256 of the blobs whose partial files to keep.
         """
         kept = {digest + SEALED_SUFFIX for digest in keep}
-        kept_parts = {blob + suffix for blob in keep_partials for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX)}
+        kept_parts = {blob + PARTIAL_SUFFIX for blob in keep_partials}
         deleted = [path for path in self._bundle_directory.iterdir() if path.name not in kept]
         deleted += [path for path in self._spool_directory.iterdir() if path.name not in kept_parts]
         for path in deleted:
             path.unlink(missing_ok=True)
         return sorted(path.name for path in deleted)
+
+    def _partial_path(self, blob: str) -> Path:
+        return self._spool_directory / (blob + PARTIAL_SUFFIX)
 
     def _sealed_path(self, digest: BundleDigest) -> Path:
         return self._bundle_directory / (digest + SEALED_SUFFIX)

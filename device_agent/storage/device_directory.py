@@ -34,6 +34,7 @@ MAX_IDENTITY_BYTES: Final = 16 * 1024
 DEVICE_KEY_FILE: Final = "x-wing.key"
 SIGNING_KEY_FILE: Final = "ed25519.key"
 STORAGE_KEY_FILE: Final = "storage.key"
+CLIENT_KEY_FILE: Final = "client.key.sealed"  # the TLS client key, sealed under the storage key
 DEVICE_KEY: Final = "x-wing"
 SIGNING_KEY: Final = "ed25519"
 STORAGE_KEY: Final = "storage"

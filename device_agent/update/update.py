@@ -262,6 +262,8 @@ class _Update:
 
     def _run_path(self, release: VerifiedRelease, path: PatchPath) -> None:
         with self._time_phase("fetch"):
+            if path.steps:
+                self._workers.check_enrollment(release, self._context.identity.x_wing_public)
             for edge in path.steps:
                 cost = self._workers.fetch_blob(
                     edge, lambda done, total: self._context.on_progress("fetch", done, total)

@@ -1,15 +1,12 @@
-"""A partial download: the bytes received so far, their hash, and the ETag that they belong to."""
+"""A partial download: the bytes received so far, and their hash."""
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass, field
 from typing import Final
 
 READ_BYTES: Final = 64 * 1024
 SYNC_INTERVAL_BYTES: Final = 8 * 1024 * 1024  # a power cut can lose at most this much of a download
-MAX_ETAG_CHARACTERS: Final = 256
-STRONG_ETAG_PATTERN: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 
 
 @dataclass(slots=True)
@@ -18,7 +15,6 @@ class PartialBlob:
 
     Attributes:
         fd: descriptor of the partial file.
-        etag_fd: descriptor of the file with its ETag.
         size_bytes: signed size of the blob.
         received_bytes: bytes written and hashed so far.
         hash: running SHA-256 of these bytes.
@@ -28,7 +24,6 @@ class PartialBlob:
     """
 
     fd: int
-    etag_fd: int
     size_bytes: int
     received_bytes: int = 0
     hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -66,21 +61,10 @@ class PartialBlob:
         self.unsynced_bytes = 0
 
     def clear(self) -> None:
-        """Discard the content and the ETag."""
+        """Discard the received bytes."""
         os.ftruncate(self.fd, 0)
         self.restarts += 1
         self.received_bytes, self.hash = 0, hashlib.sha256()
-        self.write_etag("")
-
-    def write_etag(self, etag: str) -> None:
-        """Store the ETag of the file that the content belongs to."""
-        os.ftruncate(self.etag_fd, 0)
-        os.pwrite(self.etag_fd, etag.encode("ascii", "replace"), 0)
-
-    def read_etag(self) -> str:
-        """Return the stored strong ETag, or ""."""
-        text = os.pread(self.etag_fd, MAX_ETAG_CHARACTERS, 0).decode("ascii", "replace")
-        return text if STRONG_ETAG_PATTERN.fullmatch(text) else ""
 
     def _hash_data(self, data: bytes) -> None:
         self.hash.update(data)

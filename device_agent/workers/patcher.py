@@ -9,6 +9,7 @@ Calls (descriptors in their order):
 - `unseal` (storage key, sealed bundle): one sealed memfd for each requested file.
 - `seal-adapter` (storage key, adapter, golden outputs, output): seal a personal adapter into one file.
 - `unseal-adapter` (storage key, sealed file): the adapter and its golden outputs.
+- `seal-client-key`, `unseal-client-key`: device_agent.workers.sealed_client_key.
 - `describe` (storage key, sealed bundle): read all of a sealed bundle and return its head.
 """
 
@@ -42,6 +43,7 @@ from device_agent.process.worker import Handler, SupervisorChannel, serve_calls,
 from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
 from device_agent.workers.sealed_bundle import SealedBundle, SealedHead, SealedWriter
+from device_agent.workers.sealed_client_key import seal_client_key, unseal_client_key
 
 with suppress(ImportError):  # some builds of Python lack it; then the planner chooses no patch that needs it
     import lzma  # noqa: F401  # bundle.patch loads it at its first use
@@ -276,5 +278,7 @@ if __name__ == "__main__":
         "describe": read_sealed_header,
         "seal-adapter": seal_adapter,
         "unseal-adapter": unseal_adapter,
+        "seal-client-key": seal_client_key,
+        "unseal-client-key": unseal_client_key,
     }
     serve_calls(start_worker()[0], handlers)

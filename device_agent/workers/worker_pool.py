@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bundle.acceptance import VerifiedRelease
@@ -22,7 +23,14 @@ from bundle.files import BundleDigest
 from bundle.repository_paths import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
 from device_agent.config.config import Config
-from device_agent.errors import AgentStopping, EnvelopeMissing, StoreDamaged
+from device_agent.errors import (
+    AgentStopping,
+    EnvelopeMissing,
+    NotEnrolled,
+    ProxyAuthRequired,
+    RepositoryAuthRequired,
+    StoreDamaged,
+)
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
@@ -30,19 +38,28 @@ from device_agent.process.channel import Message
 from device_agent.process.worker_process import parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
-from device_agent.storage.bundle_store import BundleStore
-from device_agent.storage.device_directory import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
+from device_agent.storage.bundle_store import BundleStore, sync_directory
+from device_agent.storage.device_directory import (
+    CLIENT_KEY_FILE,
+    DEVICE_KEY,
+    KEY_FILES,
+    STORAGE_KEY,
+    DeviceDirectory,
+)
 from device_agent.workers.adapter_check import with_adapter
+from device_agent.workers.repository_access import RepositoryAccess
 from device_agent.workers.worker_processes import WorkerProcesses
 
 logger = logging.getLogger(__name__)
 
 CHECK_DEADLINE_S: Final = 900.0  # enough for years of root versions over a slow connection
-DOCUMENT_DEADLINE_S: Final = 180.0
-BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's minimum rate ends a stalled transfer long before
+DOCUMENT_DEADLINE_S: Final = 900.0  # the fetcher's watchdog ends a stalled transfer long before
+CONFIGURE_DEADLINE_S: Final = 60.0
+BLOB_DEADLINE_S: Final = 7 * 86400.0  # likewise
 PATCH_DEADLINE_S: Final = 3600.0
 UNSEAL_DEADLINE_S: Final = 600.0
 KEY_OPENER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
+MAX_REACHED_BYTES: Final = 64 * 1024
 MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
 SERVED_FILE_ROLES: Final = ("model", "external-data", "golden")
@@ -78,6 +95,8 @@ class WorkerPool:
     ) -> None:
         self._config, self._device, self._store = config, device, store
         self._processes = WorkerProcesses(config, device.trust_directory, on_idle)
+        self._access = RepositoryAccess(config)
+        self._cohort_envelopes: dict[tuple[str, str], str] = {}  # by mirror and path
         self._mirrors = [config.repository_url, *config.mirrors]
 
     def __enter__(self) -> "WorkerPool":
@@ -105,11 +124,22 @@ class WorkerPool:
             Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
             Unavailable: no mirror could be reached, or the metadata expired.
         """
-        return self._try_mirrors(lambda source: self._check_channel(source, persistent_state, bundles))
+        return self._try_mirrors(lambda source: self.check_source(source, persistent_state, bundles))
 
-    def _check_channel(
+    def check_source(
         self, source: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]
     ) -> VerifiedRelease:
+        """Return the verified release that the channel runs now, from one URL.
+
+        Args:
+            source: URL of the repository or of a mirror.
+            persistent_state: as of `check_channel`.
+            bundles: as of `check_channel`.
+
+        Raises:
+            Refused: signed metadata is wrong, or the release is not admitted.
+            Unavailable: the URL could not be reached, or the metadata expired.
+        """
         config = self._config
         request = {
             "trust_dir": str(self._device.trust_directory),
@@ -149,12 +179,11 @@ class WorkerPool:
             "backoff_ms": BACKOFF_MS,
         }
         with _OwnedFds() as fds:
-            part, note = (fds.own(fd) for fd in self._store.open_partial(entry.blob))
-            reply = self._call(
-                "fetcher",
+            part = fds.own(self._store.open_partial(entry.blob))
+            reply = self._call_fetcher(
                 "blob",
                 request,
-                (part, note),
+                (part,),
                 deadline_s=BLOB_DEADLINE_S,
                 on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
             )
@@ -175,32 +204,88 @@ class WorkerPool:
         """
         self._try_mirrors(lambda source: self._load_content_key(source, release, edge, x_wing_public))
 
-    def _load_content_key(self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
+    def check_enrollment(self, release: VerifiedRelease, x_wing_public: bytes) -> None:
+        """Check that an envelope for this device is published, before anything larger is downloaded.
+
+        Args:
+            release: the verified release with the fleet document.
+            x_wing_public: public key of the device, which names its envelope.
+
+        Raises:
+            NotEnrolled: none is published.
+            EnvelopeMissing: the fleet document has no such cohort.
+            Unavailable: no mirror could be reached.
+        """
+        self._try_mirrors(lambda source: self.check_enrollment_at(source, release, x_wing_public))
+
+    def check_enrollment_at(self, source: str, release: VerifiedRelease, x_wing_public: bytes) -> None:
+        """Check as `check_enrollment` does, at one URL.
+
+        Args:
+            source: URL of the repository or of a mirror.
+            release: as of `check_enrollment`.
+            x_wing_public: as of `check_enrollment`.
+
+        Raises:
+            NotEnrolled, EnvelopeMissing, Unavailable: as `check_enrollment`.
+        """
+        self._fetch_cohort_envelope(source, release, x_wing_public)
+
+    def reach(self, source: str) -> None:
+        """Fetch a file from a URL of the repository, which does not verify anything.
+
+        Args:
+            source: URL of the repository or of a mirror.
+
+        Raises:
+            Unavailable: the URL could not be reached.
+            ConfigInvalid: a credential file is not usable.
+        """
+        self._fetch_document(f"{source}/metadata/timestamp.json", MAX_REACHED_BYTES).close()
+
+    def _fetch_cohort_envelope(self, source: str, release: VerifiedRelease, x_wing_public: bytes) -> str:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
             raise EnvelopeMissing(f"the fleet document has no cohort {name!r}", hint="check `cohort`")
-        manifest = edge.manifest
-        content = content_envelope_path(
+        path = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
+        try:
+            if (source, path) not in self._cohort_envelopes:
+                self._cohort_envelopes[source, path] = self._fetch_envelope(source, path)
+            return self._cohort_envelopes[source, path]
+        except NotFound as error:
+            raise NotEnrolled(
+                f"this device is not enrolled in cohort {name!r} (epoch {cohort.epoch})",
+                hint="run `device-agent enroll` and send its request to the release team, "
+                "who run `packager device enroll`",
+            ) from error
+
+    def _load_content_key(self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
+        cohort_envelope = self._fetch_cohort_envelope(source, release, x_wing_public)
+        name, manifest = self._config.cohort, edge.manifest
+        cohort = release.fleet.cohort(name)
+        assert cohort is not None  # _fetch_cohort_envelope raises otherwise
+        path = content_envelope_path(
             manifest.family, manifest.counter, edge.variant_name, envelope_name(cohort.public_key, cohort.epoch)
         )
-        device = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
+        try:
+            content_envelope = self._fetch_envelope(source, path)
+        except NotFound as error:
+            raise EnvelopeMissing(
+                f"release {manifest.version} is not sealed to {name!r}", hint="seal the release to its cohort"
+            ) from error
         request = {
             **_release_fields(edge),
             "repository": release.repository_id,
             "cohort": name,
             "epoch": cohort.epoch,
             "cohort_public_key": cohort.public_key.hex(),
-            "cohort_envelope": self._fetch_envelope(
-                source, device, f"this device is not in epoch {cohort.epoch} of {name!r}"
-            ),
-            "content_envelope": self._fetch_envelope(
-                source, content, f"release {manifest.version} is not sealed to {name!r}"
-            ),
+            "cohort_envelope": cohort_envelope,
+            "content_envelope": content_envelope,
         }
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(DEVICE_KEY))
-            self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
+            self._call("patcher", "unlock", request, (key,), deadline_s=KEY_OPENER_DEADLINE_S)
 
     def apply_patch(self, edge: PatchEdge) -> int:
         """Apply one patch from the spool into the store, and return the size of the sealed bundle in bytes.
@@ -213,8 +298,7 @@ class WorkerPool:
         """
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
-            part, note = (fds.own(fd) for fd in self._store.open_partial(edge.entry.blob))
-            del note
+            part = fds.own(self._store.open_partial(edge.entry.blob))
             output = fds.own(self._store.create_incoming(edge.target))
             base = () if edge.entry.base is None else (fds.own(self._store.open_bundle(edge.entry.base)),)
             request = {**_release_fields(edge), "patch": edge.entry.as_json()}
@@ -301,6 +385,39 @@ class WorkerPool:
             adapter_fd, golden_fd = reply.fds
             return adapter_fd, golden_fd
 
+    def seal_client_key(self, plain_fd: int, path: Path) -> None:
+        """Seal a TLS client key under the storage key into a file, which is replaced as a whole.
+
+        Args:
+            plain_fd: descriptor of the PEM file.
+            path: the file.
+
+        Raises:
+            TooLarge: the key is empty or too large.
+        """
+        new = path.with_name(path.name + ".new")
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            output = fds.own(os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            self._call("patcher", "seal-client-key", {}, (key, plain_fd, output), deadline_s=UNSEAL_DEADLINE_S)
+            os.fsync(output)
+        new.rename(path)
+        sync_directory(path.parent)
+
+    def unseal_client_key(self) -> int:
+        """Unseal the TLS client key into a sealed memfd; the caller closes the descriptor.
+
+        Raises:
+            IdentityInvalid: no key was sealed, or it does not open.
+        """
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            sealed = fds.own(self._device.open_key(CLIENT_KEY_FILE))
+            reply = self._call("patcher", "unseal-client-key", {}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        with parse_reply("patcher"):
+            (fd,) = reply.fds
+            return fd
+
     def read_sealed_header(self, digest: BundleDigest) -> BundleRecord:
         """Read all of a sealed bundle and return the record in its head.
 
@@ -369,21 +486,41 @@ class WorkerPool:
 
     def _fetch_document(self, url: str, max_bytes: int) -> Message:
         request = {"url": url, "max_bytes": max_bytes}
-        return self._call("fetcher", "get", request, deadline_s=DOCUMENT_DEADLINE_S)
+        return self._call_fetcher("get", request, deadline_s=DOCUMENT_DEADLINE_S)
 
-    def _fetch_envelope(self, source: str, path: str, missing_detail: str) -> str:
-        url = f"{source}/{path}"
+    def _call_fetcher(
+        self, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
+    ) -> Message:
+        self._configure_fetcher()
         try:
-            document = self._fetch_document(url, MAX_ENVELOPE_BYTES)
-        except NotFound as error:
-            raise EnvelopeMissing(
-                missing_detail, hint="enroll the device, and seal the release to its cohort"
-            ) from error
+            return self._call("fetcher", operation, request, fds, **options)
+        except (RepositoryAuthRequired, ProxyAuthRequired):
+            # a token can expire while it is used: if its file was renewed meanwhile, the request is sent once more
+            if self._config.repository_url.startswith("file:") or not self._access.is_changed():
+                raise
+            self._configure_fetcher()
+            return self._call("fetcher", operation, request, fds, **options)
+
+    def _configure_fetcher(self) -> None:
+        if self._config.repository_url.startswith("file:"):
+            return
+        if not self._is_running("fetcher"):
+            self._access.forget()
+        self._access.send_if_changed(
+            lambda request, fds: self._call("fetcher", "configure", request, fds, deadline_s=CONFIGURE_DEADLINE_S),
+            self.unseal_client_key,
+        )
+
+    def _fetch_envelope(self, source: str, path: str) -> str:
+        document = self._fetch_document(f"{source}/{path}", MAX_ENVELOPE_BYTES)
         try:
             with parse_reply("fetcher"):
                 return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
         finally:
             document.close()
+
+    def _is_running(self, worker: str) -> bool:
+        return self._processes.is_running(worker)
 
     def _call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any

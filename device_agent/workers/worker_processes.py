@@ -22,6 +22,10 @@ NETWORK_FILES: Final = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
     *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
 )
+# of the environment, for the fetcher alone: a proxy's URL can contain a password; compared in lower case
+NETWORK_VARIABLES: Final = frozenset(
+    {"ssl_cert_file", "ssl_cert_dir", "http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+)
 
 
 class WorkerProcesses:
@@ -48,6 +52,11 @@ class WorkerProcesses:
         self._is_interrupted = True
         for process in list(self._workers.values()):
             process.kill()
+
+    def is_running(self, worker: str) -> bool:
+        """Return whether a worker was started and has not ended."""
+        process = self._workers.get(worker)
+        return process is not None and process.is_alive()
 
     def call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
@@ -128,5 +137,10 @@ def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
 
 
 def _environment_of(worker: str, config: Config) -> dict[str, str]:
-    # the library of a token reads environment variables of its own, which are not known here
-    return {**os.environ, "AIRWEIGHTS_KEY_STORAGE": config.key_storage} if worker == "key_opener" else {}
+    if worker == "fetcher":
+        return {name: value for name, value in os.environ.items() if name.lower() in NETWORK_VARIABLES}
+    if worker == "key_opener":
+        # the library of a token reads environment variables of its own, which are not known here
+        others = {name: value for name, value in os.environ.items() if name.lower() not in NETWORK_VARIABLES}
+        return {**others, "AIRWEIGHTS_KEY_STORAGE": config.key_storage}
+    return {}

@@ -2,12 +2,9 @@
 
 from dataclasses import replace
 
-import pytest
-
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
-from device_agent.workers import fetcher
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site
 from tests.support.plaintext_search import contains_any, distinctive_windows
@@ -55,15 +52,16 @@ def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site
         assert public.label.encode() not in data
 
 
-def test_slow_retrieval(
-    installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_retrieval(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     """A byte now and then, forever: cut by the average rate, what came is kept, and the next attempt goes on there."""
     # the same rule over a shorter window: a test cannot wait for half a minute
-    monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)
     publisher.offer("1.1.0")
     site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.trickle(0.02))]
-    hasty = replace(installed.config, update=replace(installed.config.update, min_rate_bytes_s=1000))
+    hasty = replace(
+        installed.config,
+        update=replace(installed.config.update, min_rate_bytes_s=1000),
+        repository=replace(installed.config.repository, stall_window_s=0.3),
+    )
 
     def here() -> InProcessWorkerPool:
         return InProcessWorkerPool(hasty, installed.directory, BundleStore(installed.directory.root))

@@ -1,10 +1,14 @@
-"""Run the fetcher worker with a rate window of 0.2 seconds and a single attempt, so that tests do not wait."""
+"""Run the fetcher worker with a single attempt for each blob, so that tests do not wait for retries."""
 
-from device_agent.process.worker import serve_calls, start_worker
+from device_agent.process.worker import Handler, serve_calls, start_worker
 from device_agent.workers import fetcher
 
-fetcher.RATE_WINDOW_S = 0.2  # type: ignore[misc]  # what the test changes
-fetcher.MAX_TRIES = 1  # type: ignore[misc]
+fetcher.MAX_TRIES = 1  # type: ignore[misc]  # what the test changes
 
 if __name__ == "__main__":
-    serve_calls(start_worker()[0], {"get": fetcher.handle_get, "blob": fetcher.fetch_blob})
+    handlers: dict[str, Handler] = {
+        "configure": fetcher.configure,
+        "get": fetcher.handle_get,
+        "blob": fetcher.fetch_blob,
+    }
+    serve_calls(start_worker(lambda _pace: fetcher.prepare_client())[0], handlers)

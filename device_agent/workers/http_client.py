@@ -1,0 +1,326 @@
+"""The HTTP client of the fetcher: GET with redirects, credentials and proxies.
+
+Rules:
+1. Credentials are sent to the configured origins only; each hop of a redirect is judged by its own origin.
+2. Redirects follow device_agent.policy.redirect_rules.
+3. One idle connection is kept for each server. If it turns out to be closed, the request is sent again over a new one.
+4. A URL in a message has no user name and no query: presigned URLs are credentials.
+5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 stays NotFound: object stores send it for missing files.
+"""
+
+import http.client
+import logging
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from bundle.errors import DownloadFailed, NotFound
+from device_agent.config.repository import origin_of, redact_url
+from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
+from device_agent.policy.proxy_choice import Proxy, choose_proxy
+from device_agent.policy.redirect_rules import (
+    MAX_REDIRECTS,
+    check_redirect_address,
+    kind_of_address,
+    redirect_target,
+)
+from device_agent.workers.http_connection import (
+    CLIENT_CERTIFICATE_REASONS,
+    USER_AGENT,
+    Connection,
+    Response,
+    Target,
+    ascii_host,
+    describe_error,
+    open_connection,
+    proxy_auth_required,
+    tls_failed,
+)
+from device_agent.workers.repository_credentials import RepositoryCredentials, basic_authorization
+from device_agent.workers.transfer_watchdog import TransferWatchdog
+
+logger = logging.getLogger(__name__)
+
+REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
+RANGE_NOT_SATISFIABLE: Final = 416
+NO_CODINGS: Final = ("", "identity", "none", "aws-chunked")  # stores play back what the upload said over plain bytes
+CERTIFICATE_PAGE_BYTES: Final = 1024  # how nginx says that a client certificate is missing: a page with status 400
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """The settings that requests are sent with.
+
+    Attributes:
+        credentials: header fields and TLS contexts.
+        proxy: `repository.proxy`, or "".
+        no_proxy: `repository.no_proxy`, or None.
+        allow_redirects_to: `repository.allow_redirects_to`.
+        first_byte_s: seconds until the first byte of the body.
+        stall_window_s: length of the window of the rate, in seconds.
+        min_rate_bytes_s: minimum rate of a document.
+    """
+
+    credentials: RepositoryCredentials
+    proxy: str = ""
+    no_proxy: tuple[str, ...] | None = None
+    allow_redirects_to: tuple[str, ...] = ()
+    first_byte_s: float = 60.0
+    stall_window_s: float = 30.0
+    min_rate_bytes_s: int = 34
+
+
+@dataclass(slots=True)
+class HttpResponse:
+    """A response with its body still unread. Close it.
+
+    Attributes:
+        url: the URL that it came from, for messages.
+        response: status, header fields and body.
+        remaining_bytes: bytes of the body that are still unread, or None if its length is unknown.
+    """
+
+    url: str
+    response: Response
+    _client: "HttpClient"
+    _key: "_Key"
+    _connection: Connection
+    remaining_bytes: int | None
+
+    @property
+    def status(self) -> int:
+        """The status code of the response."""
+        return self.response.status
+
+    def header(self, name: str) -> str:
+        """Return a header field, or ""."""
+        return self.response.headers.get(name, "")
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Yield the body, each time what has arrived, at most `size` bytes.
+
+        Raises:
+            DownloadFailed: the connection broke.
+            ServerTooSlow: the watchdog cut it.
+        """
+        watchdog = self._client.watchdog
+        while self.remaining_bytes != 0:
+            # http.client's read1 does not count the bytes that are left (before Python 3.13)
+            wanted = size if self.remaining_bytes is None else min(size, self.remaining_bytes)
+            try:
+                with watchdog.waiting(self.url, self._connection.sock):
+                    # read1: a full read would block on a slow server and hide what has arrived
+                    data = self.response.read1(wanted)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                raise DownloadFailed(f"{self.url}: the transfer broke: {describe_error(error)}") from error
+            if not data:
+                return
+            if self.remaining_bytes is not None:
+                self.remaining_bytes -= len(data)
+            watchdog.record_body(len(data))
+            yield data
+
+    def close(self) -> None:
+        """Close the response; its connection is kept only if the body was read to its end."""
+        is_complete = self.remaining_bytes == 0 or (self.response.chunked and self.response.isclosed())
+        is_reusable = bool(is_complete) and not self.response.will_close
+        self.response.close()
+        self._client.release(self._key, self._connection, is_reusable=is_reusable)
+
+
+_Key = tuple[str, str, int, str, bool, str]  # scheme, host, port, proxy, has credentials, host of the repository
+
+
+class HttpClient:
+    """Sends requests, one after the other.
+
+    Args:
+        settings: how requests are sent.
+
+    Attributes:
+        settings: how requests are sent.
+        watchdog: watches the transfer; the caller starts it (`TransferWatchdog.watch`).
+    """
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._idle: dict[_Key, Connection] = {}
+        self._kinds: dict[str, set[str]] = {}  # kinds of the repository's addresses, by host
+        self.watchdog = TransferWatchdog(settings.first_byte_s, settings.stall_window_s)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        while self._idle:
+            self._idle.popitem()[1].close()
+
+    def release(self, key: _Key, connection: Connection, *, is_reusable: bool) -> None:
+        """Keep or close a connection.
+
+        Args:
+            key: the server that it leads to.
+            connection: the connection.
+            is_reusable: whether another request can be sent.
+        """
+        if is_reusable and key not in self._idle:
+            self._idle[key] = connection
+        else:
+            connection.close()
+
+    def open(self, url: str, headers: dict[str, str]) -> HttpResponse:
+        """Send a GET request, follow its redirects, and return the response, whose status is 200, 206 or 416.
+
+        Args:
+            url: URL of the repository.
+            headers: header fields of the request.
+
+        Raises:
+            NotFound: 403, 404 or 410.
+            RepositoryAuthRequired: 401, or the server wants a client certificate.
+            ProxyFailed: the proxy cannot be reached, or refuses the request.
+            TlsFailed: no TLS connection with a trusted certificate.
+            RedirectRefused: a redirect is malformed, leads where it may not, or there are too many.
+            ServerTooSlow: the watchdog cut the connection.
+            DownloadFailed: any other failure; a note has the value of Retry-After.
+        """
+        source = url
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(source, url, headers)
+            if response.status not in REDIRECT_STATUSES:
+                return self._check(response, url)
+            location = response.header("Location")
+            response.close()
+            url = redirect_target(url, location, response.url)
+        raise RedirectRefused(f"{redact_url(source)}: redirected more than {MAX_REDIRECTS} times")
+
+    def _send(self, source: str, url: str, headers: dict[str, str]) -> HttpResponse:
+        credentials, shown = self.settings.credentials, redact_url(url)
+        target, path = _split(url, shown)
+        source_host = (urlsplit(source).hostname or "").lower()
+        proxy = choose_proxy(
+            target.scheme,
+            target.host,
+            target.port,
+            configured=self.settings.proxy,
+            no_proxy=self.settings.no_proxy,
+            environment=os.environ,
+        )
+        is_private = origin_of(url) in credentials.credential_origins
+        fields = {"Host": target.authority, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        if is_private:
+            fields.update(credentials.headers)
+        proxy_authorization = ""
+        if proxy is not None:
+            proxy_authorization = credentials.proxy_authorization or (
+                basic_authorization(proxy.credentials) if proxy.credentials else ""
+            )
+            if target.scheme == "http":
+                path = f"http://{target.authority}{path}"
+                if proxy_authorization:
+                    fields["Proxy-Authorization"] = proxy_authorization
+        key = (target.scheme, target.host, target.port, proxy.url if proxy else "", is_private, source_host)
+
+        def check_address(address: str) -> None:
+            if target.host.lower() != source_host:
+                kinds, allowed = self._kinds.get(source_host, set()), self.settings.allow_redirects_to
+                check_redirect_address(target.host, target.port, address, kinds, allowed, shown)
+
+        if proxy is not None:
+            check_address(target.host)
+        while True:
+            connection = self._idle.pop(key, None)
+            if connection is None:
+                connection = open_connection(
+                    target,
+                    proxy,
+                    proxy_authorization=proxy_authorization,
+                    context=credentials.private_context if is_private else credentials.public_context,
+                    check_address=check_address,
+                    watchdog=self.watchdog,
+                    timeout_s=self.settings.first_byte_s + self.settings.stall_window_s,
+                    shown=shown,
+                )
+            if target.host.lower() == source_host:
+                self._kinds.setdefault(source_host, set()).add(kind_of_address(connection.peer or target.host))
+            try:
+                with self.watchdog.waiting(shown, connection.sock):
+                    response = connection.request(path, fields)
+                break
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                connection.close()
+                if connection.uses > 1 and not isinstance(error, TimeoutError):
+                    continue  # the server closed an idle connection
+                raise self._request_error(error, shown, proxy if target.scheme == "http" else None) from error
+            except ServerTooSlow:
+                connection.close()
+                raise
+        opened = HttpResponse(shown, response, self, key, connection, response.length)
+        if proxy is not None and response.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
+            opened.close()
+            raise proxy_auth_required(proxy, bool(proxy_authorization), shown)
+        return opened
+
+    def _request_error(self, error: Exception, shown: str, proxy: Proxy | None) -> Exception:
+        if isinstance(error, ssl.SSLError) and any(
+            name in (error.reason or "").upper() for name in CLIENT_CERTIFICATE_REASONS
+        ):
+            return tls_failed(error, shown)  # with TLS 1.3, the server says so after the handshake
+        through = f" (through the proxy {proxy.url})" if proxy is not None else ""
+        return DownloadFailed(f"{shown}: no response: {describe_error(error)}{through}")
+
+    def _check(self, response: HttpResponse, url: str) -> HttpResponse:
+        status, shown = response.status, response.url
+        codings = [coding.strip().lower() for coding in response.header("Content-Encoding").split(",")]
+        is_plain = all(coding in NO_CODINGS for coding in codings)
+        if status in (200, 206, RANGE_NOT_SATISFIABLE) and is_plain:
+            return response
+        page = b""
+        if status == http.client.BAD_REQUEST and url.startswith("https:"):
+            page = next(response.chunks(CERTIFICATE_PAGE_BYTES), b"")
+        retry_after = response.header("Retry-After")
+        response.close()
+        if status in (403, 404, 410):
+            raise NotFound(f"{shown}: HTTP {status}")
+        if status == http.client.UNAUTHORIZED:
+            raise self._auth_required(url, shown)
+        if b"SSL certificate" in page:
+            problem = "does not accept the client certificate" if b"error" in page else "wants a client certificate"
+            raise RepositoryAuthRequired(
+                f"{shown}: the server {problem}: HTTP {status}",
+                hint="set `repository.client_cert` and `repository.client_key`",
+            )
+        if not is_plain:
+            raise DownloadFailed(f"{shown}: sent with a content coding that was not requested")
+        error = DownloadFailed(f"{shown}: HTTP {status}")
+        error.add_note(retry_after if retry_after.isdecimal() and len(retry_after) < 6 else "")
+        raise error
+
+    def _auth_required(self, url: str, shown: str) -> RepositoryAuthRequired:
+        credentials = self.settings.credentials
+        has_any = any(name.lower() == "authorization" for name, _ in credentials.headers)
+        if has_any and origin_of(url) in credentials.credential_origins:
+            return RepositoryAuthRequired(
+                f"{shown}: the server does not accept the configured credentials: HTTP 401",
+                hint="check the file that `repository.token_file` or `repository.basic_auth_file` names",
+            )
+        hint = "set `repository.token_file` or `repository.basic_auth_file`"
+        if has_any:
+            hint = "credentials are sent to the origin of `repository_url` only: see `repository.send_credentials_to`"
+        return RepositoryAuthRequired(f"{shown}: the server wants credentials: HTTP 401", hint=hint)
+
+
+def _split(url: str, shown: str) -> tuple[Target, str]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise DownloadFailed(f"{shown}: not a URL") from error
+    target = Target(parts.scheme, ascii_host(host), port or (443 if parts.scheme == "https" else 80))
+    path = quote(parts.path or "/", safe="%/:=&?~#+!$,;'@()*[]")
+    query = quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
+    if re.search(r"[\x00-\x20\x7f]", f"{target.host}{path}{query}"):
+        raise DownloadFailed(f"{shown}: not a URL")
+    return target, f"{path}?{query}" if query else path
