@@ -7,8 +7,11 @@ error's message is one line (what was found, what was expected, where), its hint
 libraries are translated where they enter, with `raise ... from`.
 """
 
+import re
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Final
+
+SENTENCE_END: Final = re.compile(r"(?<=[.?!])\s+(?=[A-Z`])")
 
 
 class AirweightsError(Exception):
@@ -290,6 +293,22 @@ class GoldenMismatch(Unfit):
     """A model's output is missing or is not the golden one. Fix the model or record new golden outputs."""
 
     reason = "golden-mismatch"
+
+
+def kind_of(error: type[AirweightsError]) -> type[AirweightsError]:
+    """Return the kind of an error class."""
+    return next(kind for kind in KINDS if issubclass(error, kind))
+
+
+def sentences_of(error: type[AirweightsError]) -> list[str]:
+    """Return the sentences of a class's own docstring: what was found, then what to do."""
+    paragraph = " ".join((vars(error).get("__doc__") or "").strip().split("\n\n")[0].split())
+    return SENTENCE_END.split(paragraph)
+
+
+def action_of(error: type[AirweightsError]) -> str:
+    """Return what to do: the later sentences of the docstring of the class, or else of its kind."""
+    return " ".join(sentences_of(error)[1:] or sentences_of(kind_of(error))[1:])
 
 
 def subclasses(root: type[AirweightsError] = AirweightsError) -> Iterator[type[AirweightsError]]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import KINDS, AirweightsError
+from bundle.errors import KINDS, AirweightsError, action_of, kind_of
 from tests.support.docstring_rules import product_files
 from tools.generate_docs.__main__ import DOCS
-from tools.generate_docs.error_page import action, kind_of, meaning, written_errors
+from tools.generate_docs.error_page import meaning, written_errors
 
 ROOT = Path(__file__).parents[1]
 ERRORS = written_errors()
@@ -32,14 +32,14 @@ def test_a_class_is_its_reason_in_camel_case(error: type[AirweightsError]) -> No
 def test_the_page_lists_every_class_with_its_meaning_and_what_to_do(error: type[AirweightsError]) -> None:
     rows = [line for line in (DOCS / "errors.md").read_text().splitlines() if line.startswith(f"| `{error.reason}` |")]
     assert len(rows) == 1
-    for cell in (error.__name__, kind_of(error).reason, f" {error.exit_code} ", meaning(error), action(error)):
+    for cell in (error.__name__, kind_of(error).reason, f" {error.exit_code} ", meaning(error), action_of(error)):
         assert cell in rows[0]
 
 
 @pytest.mark.parametrize("error", [*KINDS, *ERRORS], ids=name_of)
 def test_meaning_and_action_are_one_short_sentence_each(error: type[AirweightsError]) -> None:
     assert vars(error).get("__doc__"), "no docstring"
-    for sentence in (meaning(error), action(error)):
+    for sentence in (meaning(error), action_of(error)):
         assert sentence.endswith(".")
         assert len(sentence) <= MAX_SENTENCE, sentence
 

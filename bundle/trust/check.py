@@ -52,8 +52,8 @@ from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
 from bundle.trust.offline_pack import check_pack_role, is_file_url
-from bundle.trust.repository_id import repository_id_of
 from bundle.trust.other_repository import check_same_repository
+from bundle.trust.repository_id import repository_id_of
 from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,

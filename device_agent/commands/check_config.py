@@ -1,6 +1,5 @@
-"""`device-agent check-config`: check the configuration file, and with --connect the way to the repository."""
+"""`device-agent check-config`: check the file, and with --connect the way to the repository."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,6 @@ def check_config(path: Path, *, connect: bool, as_json: bool) -> None:
         failed = next((one for one in found if one.error is not None), None)
         if failed is not None and failed.error is not None:
             if not as_json:
-                console.print_result(result, as_json=False, text="\n".join(lines))
+                console.print_result(result, as_json=False, text=lines)
             raise failed.error
-    console.print_result(result, as_json=as_json, text="\n".join(lines))
+    console.print_result(result, as_json=as_json, text=lines)

@@ -1,19 +1,20 @@
-"""The steps of `device-agent check-config --connect`: from the proxy to the enrollment, for each URL of the repository.
+"""The steps of `device-agent check-config --connect`, from the proxy to the enrollment.
 
 Rules:
 - The real fetcher and verifier do the steps; the class of an error says which step failed.
 - The verifier works on a copy of the trust state, so that nothing is changed, and a daemon may run.
 """
 
+import itertools
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from bundle.acceptance import VerifiedRelease
-from bundle.errors import AirweightsError, Unavailable
+from bundle.errors import AirweightsError
 from device_agent.config.config import Config
 from device_agent.errors import (
     ConfigInvalid,
@@ -89,15 +90,14 @@ def check_connection(config: Config) -> tuple[ConnectionCheck, ...]:
 
 def _check_source(config: Config, source: str, identity: PublicIdentity) -> ConnectionCheck:
     passed: list[tuple[str, str]] = []
-    step = SETTINGS
+    step, transport = "", _transport_steps(config, source)
     try:
         with tempfile.TemporaryDirectory(prefix="airweights-check-") as folder:
             for family in config.family_configs():
                 with _open_workers(family, Path(folder)) as workers:
-                    if not passed:
-                        step = ""
+                    if not step:
                         workers.reach(source)
-                        passed += _transport_steps(config, source)
+                        passed += transport
                     step = METADATA
                     release = workers.check_source(source, PersistentState(), ())
                     passed.append((METADATA, _describe(family, release)))
@@ -105,11 +105,9 @@ def _check_source(config: Config, source: str, identity: PublicIdentity) -> Conn
                     workers.check_enrollment_at(source, release, identity.x_wing_public)
                     passed.append((ENROLLMENT, f"cohort {family.cohort}"))
     except AirweightsError as error:
-        failed = step if step in (METADATA, ENROLLMENT) and not _is_transport(error) else _step_of(error)
-        if not passed:
-            order = [name for name, _ in _transport_steps(config, source)]
-            reached = order.index(failed) if failed in order else len(order) if failed == METADATA else 0
-            passed = _transport_steps(config, source)[:reached] if reached else []
+        failed = step or _step_of(error)
+        if not step and failed != SETTINGS:
+            passed = list(itertools.takewhile(lambda each: each[0] != failed, transport))
         named = type(error)(f"{source}: step {failed} failed: {error.message}", hint=error.hint)
         return ConnectionCheck(source, tuple(passed), failed, named)
     return ConnectionCheck(source, tuple(passed))
@@ -162,10 +160,6 @@ def split_authority(text: str, default_port: int) -> tuple[str, int]:
 
 def _step_of(error: AirweightsError) -> str:
     return next((step for kind, step in STEP_OF_ERROR if isinstance(error, kind)), METADATA)
-
-
-def _is_transport(error: AirweightsError) -> bool:
-    return isinstance(error, Unavailable | ConfigInvalid) and _step_of(error) != METADATA
 
 
 def _describe(config: Config, release: VerifiedRelease) -> str:

@@ -18,8 +18,8 @@ from device_agent.errors import InvalidUsage
 def seal_client_key(path: Path, file: Path, *, as_json: bool) -> None:
     """Seal a private key in PEM form for mutual TLS, so that no plain copy has to stay on the disk.
 
-    The key storage protects it like the device's own keys. Then set `client_key = "sealed"` in `[repository]` and delete
-    FILE. Run the command again to replace the key.
+    The key storage protects it like the device's own keys. Then set `client_key = "sealed"` in `[repository]` and
+    delete FILE. Run the command again to replace the key.
     """
     from device_agent.storage.bundle_store import BundleStore
     from device_agent.storage.device_directory import CLIENT_KEY_FILE, DeviceDirectory

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from bundle.errors import AirweightsError
+from bundle.errors import AirweightsError, action_of, subclasses
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import QuarantineRecord
 from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
@@ -31,6 +31,12 @@ def result_text(result: UpdateResult) -> str:
     if attempt.full_bytes:
         parts.append(f"downloaded {attempt.download_bytes} bytes, full download {attempt.full_bytes} bytes")
     return " ".join(part for part in parts if part)
+
+
+def result_lines(result: UpdateResult) -> list[str]:
+    """Format the result of one attempt, with what to do if it was refused, unavailable or unfit."""
+    error = next((each for each in subclasses() if each.reason == result.reason), None)
+    return [result_text(result), *([] if error is None else [f"hint: {action_of(error)}"])]
 
 
 def history_lines(history: UpdateHistory) -> list[str]:

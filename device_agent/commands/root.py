@@ -219,7 +219,7 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
     Several families are updated one after the other; the exit code is the highest of theirs.
     """
     from device_agent.commands.offline import update_offline
-    from device_agent.commands.result_text import result_text
+    from device_agent.commands.result_text import result_lines
     from device_agent.config.families import FamilyResults
     from device_agent.policy.attempt import UpdateResult
 
@@ -230,9 +230,7 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
         lambda reply, families: FamilyResults.parse(reply, families, UpdateResult.from_json),
         family=family,
     )
-    console.print_result(
-        found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_lines(lambda one: [result_text(one)])
-    )
+    console.print_result(found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_lines(result_lines))
     click.get_current_context().exit(max(value.exit_code for _, value in found.rows))
 
 

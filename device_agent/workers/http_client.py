@@ -34,6 +34,7 @@ from device_agent.workers.http_connection import (
     Connection,
     Response,
     Target,
+    TooManyInterimResponses,
     ascii_host,
     describe_error,
     open_connection,
@@ -268,6 +269,8 @@ class HttpClient:
             name in (error.reason or "").upper() for name in CLIENT_CERTIFICATE_REASONS
         ):
             return tls_failed(error, shown)  # with TLS 1.3, the server says so after the handshake
+        if isinstance(error, TooManyInterimResponses):
+            return ServerTooSlow(f"{shown}: no response: {error}")
         through = f" (through the proxy {proxy.url})" if proxy is not None else ""
         return DownloadFailed(f"{shown}: no response: {describe_error(error)}{through}")
 

@@ -60,6 +60,10 @@ class Target:
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
 
+class TooManyInterimResponses(http.client.HTTPException):
+    """A server sends interim responses in place of a final one."""
+
+
 class Response(http.client.HTTPResponse):
     """A response whose interim responses (1xx) are skipped, up to a limit."""
 
@@ -69,7 +73,7 @@ class Response(http.client.HTTPResponse):
             if not 100 <= status < 200 or status == http.client.SWITCHING_PROTOCOLS:
                 return version, status, reason
             http.client.parse_headers(self.fp)
-        raise http.client.HTTPException(f"more than {MAX_INTERIM_RESPONSES} interim responses")
+        raise TooManyInterimResponses(f"more than {MAX_INTERIM_RESPONSES} interim responses")
 
 
 class Connection:
