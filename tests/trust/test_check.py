@@ -224,7 +224,7 @@ def test_expired_metadata_is_not_believed_and_not_fatal(publisher: MetadataPubli
     assert device.check(publisher.published).manifest.version == "1.0.0"
 
 
-def test_metadata_of_another_repository_is_untrusted(
+def test_metadata_of_another_repository_is_named_as_such(
     publisher: MetadataPublisher, device: CheckClient, pristine_publisher: MetadataPublisher
 ) -> None:
     device.check(publisher.published)
@@ -233,7 +233,7 @@ def test_metadata_of_another_repository_is_untrusted(
     before = device.trust_states.load()
     with pytest.raises(UntrustedMetadata) as refused:
         device.check(other.published)
-    assert refused.value.reason == "untrusted-metadata"
+    assert refused.value.reason == "another-repository"
     assert device.trust_states.load() == before
 
 
