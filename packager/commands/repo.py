@@ -141,11 +141,15 @@ def status_command(repo: Path, as_json: bool) -> int:
 def verify_command(repo: Path, as_json: bool) -> int:
     """Verify the published roles, keys and files, and that no role can be signed with one algorithm alone.
 
-    Exit status: 0 verified, 2 invalid input, 3 a role is unsound, or a file differs from the signed one.
+    Exit status: 0 verified, 2 invalid input, 3 a role is unsound, a file differs from the signed one, or
+    other users cannot read one.
     """
+    from packager.repository.layout import unreadable_paths
     from packager.repository.repository import Repository
 
-    report = Repository.open(repo).status()
+    repository = Repository.open(repo)
+    report = repository.status()
+    unreadable = [path.relative_to(repository.published).as_posix() for path in unreadable_paths(repository.layout)]
     lines = [
         f"{role.name}: {'; '.join(role.problems) or 'sound'} ({role.still_needed})"
         for role in report.roles
@@ -153,8 +157,9 @@ def verify_command(repo: Path, as_json: bool) -> int:
     ]
     if report.is_classical:
         lines.append("this repository is classical: breaking Ed25519 is enough to sign for every role")
-    print_result(report.as_json(), as_json=as_json, text=lines)
-    return 0 if report.is_sound else EXIT_CODE_UNSOUND
+    lines += [f"{path}: other users cannot read it: run `chmod -R a+rX {repository.published}`" for path in unreadable]
+    print_result({**report.as_json(), "unreadable": unreadable}, as_json=as_json, text=lines)
+    return 0 if report.is_sound and not unreadable else EXIT_CODE_UNSOUND
 
 
 @repo.command("refresh", short_help="Renew the online metadata.")
@@ -256,20 +261,21 @@ def unstage_command(repo: Path, as_json: bool) -> None:
 
 
 @repo.command("collect-garbage", short_help="Remove files that no listed release needs.")
-@click.option("--dry-run", is_flag=True, help="List the files that would be removed, and remove none.")
+@click.option("--dry-run", is_flag=True, help="Show why each file stays or goes, and remove none.")
 @click.option(
     "--grace-hours",
     type=click.IntRange(0, 24 * 365),
     default=24,
     show_default=True,
-    help="Keep files newer than this many hours.",
+    help="Keep what fell out of use less than this many hours ago.",
 )
 @REPO_OPTION
 @JSON_OPTION
 def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
     """Remove blobs, envelopes and old metadata that no listed release needs.
 
-    Root documents are kept forever. Plain bundles of unlisted releases are removed from the private workspace; content
+    What a publication named that was replaced less than --grace-hours ago stays: caches may still serve it. Root
+    documents are kept forever. Plain bundles of unlisted releases are removed from the private workspace; content
     keys are kept.
 
     Exit status: 0 done, 2 invalid input, 4 a lock is held.
@@ -282,8 +288,13 @@ def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json
     listed = {family: repository.releases(family) for family in repository.families()}
     forgotten = Workspace(repository.root).delete_unlisted_bundles(listed, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
+    names = (
+        [f"{'keep' if one.is_kept else 'remove'} {one.path}: {one.reason}" for one in report.decisions]
+        if dry_run
+        else report.removed
+    )
     text = [
-        *report.removed,
+        *names,
         f"{verb} {len(report.removed)} files, {report.freed_bytes:,} bytes, and {len(forgotten)} plain bundles",
     ]
     print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)

@@ -140,7 +140,7 @@ def _stage_first_documents(
     targets = tuf_documents.new_targets(now_s)
     for role in roles[len(tuf_documents.TOP_LEVEL) :]:
         tuf_documents.delegate(targets, role, keys[role], classical=classical)
-    repository.layout.metadata.mkdir(parents=True)
+    repository.layout.create()
     staging = Staging(repository.layout)
     staging.put_document("root", Metadata[Root](first_root))
     staging.put_document("targets", Metadata[Targets](targets))

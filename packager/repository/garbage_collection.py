@@ -1,51 +1,96 @@
 """Delete published files that devices no longer need.
 
+Theory of operation. A publication is in use while devices may see its timestamp: the newest one always, an older one
+until the grace period after its successor, because caches serve it and a device may be in the middle of a check. The
+time is that of the succeeding publication (packager.repository.layout), not the age of a file: what was published years
+ago may have fallen out of use a minute ago. What the snapshot of a publication in use names stays, and what that names.
+
 - All roots stay forever: a device that was offline for years reads each of them in turn.
-- Other metadata stays if it is published now, or younger than the grace period: a device may be in the middle of a
-  check.
-- Blobs, manifests, rollouts, fleet documents and content envelopes stay if a listed release, rollout or fleet document
-  names them, or if they are younger than the grace period: a release stores its blobs before its manifest.
-- Cohort envelopes of past epochs are deleted after the grace period.
+- Every listed release stays with all its patches and envelopes, so late devices and devices that keep an older release
+  can still update. To let go of a release, withdraw it.
+- A file that no publication has named yet stays while it is younger than the grace period: a release stores its blobs
+  before its manifest.
+- Cohort envelopes stay for the epochs that a publication in use names, and for later ones.
+- Each file has a reason, which `--dry-run` prints.
 """
 
+import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tuf.api.metadata import Targets
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import Metadata, Snapshot, Targets
 
-from bundle.manifest import Manifest
-from packager.repository.layout import RepositoryLayout
-from packager.repository.published import PublishedDocuments
+from bundle.errors import AirweightsError
+from bundle.fleet import FLEET_TARGET, parse_fleet
+from bundle.manifest import Manifest, parse_manifest
+from packager.repository.layout import RepositoryLayout, publication_times
 from packager.repository.tuf_documents import target_path
 
 GRACE_S: Final = 86_400
+SNAPSHOT_SUFFIX: Final = ".snapshot.json"
+UNUSED: Final = "no listed release and no publication of the grace period names it"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDecision:
+    """Whether one file stays, and why.
+
+    Attributes:
+        path: path below `published/`.
+        is_kept: the file stays.
+        reason: sentence for people.
+        size: bytes of the file.
+    """
+
+    path: str
+    is_kept: bool
+    reason: str
+    size: int
+
+    def as_json(self) -> dict[str, object]:
+        """Return the file's row for `--json`."""
+        return {"path": self.path, "kept": self.is_kept, "reason": self.reason, "bytes": self.size}
 
 
 @dataclass(frozen=True, slots=True)
 class GarbageReport:
-    """The files that were deleted, or would be.
+    """The decision on each file.
 
     Attributes:
-        removed: paths below `published/`, sorted.
-        freed_bytes: their total size in bytes.
+        decisions: every published file, sorted by path.
         is_dry_run: nothing was deleted.
     """
 
-    removed: tuple[str, ...]
-    freed_bytes: int
+    decisions: tuple[FileDecision, ...]
     is_dry_run: bool
 
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """Paths below `published/` of the files that were deleted, or would be."""
+        return tuple(decision.path for decision in self.decisions if not decision.is_kept)
+
+    @property
+    def freed_bytes(self) -> int:
+        """Total size of the files that were deleted, or would be."""
+        return sum(decision.size for decision in self.decisions if not decision.is_kept)
+
     def as_json(self) -> dict[str, object]:
-        """Return the JSON object for `--json`."""
-        return {"removed": list(self.removed), "freed_bytes": self.freed_bytes, "dry_run": self.is_dry_run}
+        """Return the JSON object for `--json`; it lists every file only after a dry run."""
+        files = [decision.as_json() for decision in self.decisions] if self.is_dry_run else []
+        return {
+            "removed": list(self.removed),
+            "freed_bytes": self.freed_bytes,
+            "dry_run": self.is_dry_run,
+            "files": files,
+        }
 
 
 def collect_garbage(
     layout: RepositoryLayout,
-    published: PublishedDocuments,
     releases: Sequence[Manifest],
     epochs: Mapping[str, int],
     *,
@@ -56,55 +101,112 @@ def collect_garbage(
 
     Args:
         layout: the repository's paths; the caller has locked it.
-        published: the published state, as devices see it now.
         releases: every release that is listed or staged.
         epochs: cohort → current epoch.
         dry_run: report the files to delete, but delete nothing.
-        grace_s: keep files younger than this many seconds; None for GRACE_S.
+        grace_s: keep what fell out of use less than this many seconds ago; None for GRACE_S.
     """
     cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)
-    referenced = _referenced_paths(published, releases)
-    unused = []
-    for path in _list_files(layout.published):
-        relative = path.relative_to(layout.published)
-        if str(relative) in referenced or path.stat().st_mtime > cutoff_s or _is_root(relative):
-            continue
-        if relative.parts[0] == "envelopes" and not _is_outdated(relative, releases, epochs):
-            continue
-        unused.append(path)
-    freed = sum(path.stat().st_size for path in unused)
-    names = tuple(path.relative_to(layout.published).as_posix() for path in unused)
-    if not dry_run:
-        for path in unused:
-            path.unlink()
-    return GarbageReport(names, freed, dry_run)
-
-
-def _referenced_paths(published: PublishedDocuments, releases: Iterable[Manifest]) -> set[str]:
-    out = {"metadata/timestamp.json"}
-    out |= {f"metadata/{version}.{role}.json" for role, (version, _) in published.files.items()}
-    for document in published.documents.values():
-        if isinstance(document.signed, Targets):
-            out |= {f"targets/{target_path(target)}" for target in document.signed.targets.values()}
+    uses = _Uses(layout, epochs)
     for manifest in releases:
+        uses.add_release(manifest, f"of release {manifest.family} {manifest.version}")
+    for version, reason in _publications_in_use(layout, cutoff_s):
+        uses.add_publication(version, reason)
+    decisions = []
+    for path in sorted(path for path in layout.published.rglob("*") if path.is_file()):
+        relative, status = path.relative_to(layout.published), path.stat()
+        use = uses.reason(relative)
+        if use is None and status.st_mtime > cutoff_s:
+            use = "newer than the grace period"
+        decisions.append(FileDecision(relative.as_posix(), use is not None, use or UNUSED, status.st_size))
+    report = GarbageReport(tuple(decisions), dry_run)
+    if not dry_run:
+        for name in report.removed:
+            (layout.published / name).unlink()
+    return report
+
+
+def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[tuple[int, str]]:
+    """Yield the version of each snapshot that devices may still see, and the reason, the newest first."""
+    files = {}
+    for path in layout.metadata.glob(f"*{SNAPSHOT_SUFFIX}"):
+        number = path.name.removesuffix(SNAPSHOT_SUFFIX)
+        if number.isdigit():
+            files[int(number)] = path
+    times = publication_times(layout)
+    successor: int | None = None
+    for version in sorted(files, reverse=True):
+        if successor is None:
+            yield version, "of the current publication"
+        else:
+            # without a record, for example in a copy of the repository, the successor's file has the time
+            replaced_s = times.get(successor) or files[successor].stat().st_mtime
+            if replaced_s > cutoff_s:
+                hours = max(0.0, time.time() - replaced_s) / 3600
+                yield version, f"of publication {version}, which was replaced {hours:.1f} hours ago"
+        successor = version
+
+
+class _Uses:
+    """The files in use, each with the first reason that was added."""
+
+    def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int]) -> None:
+        self._layout = layout
+        self._newest_epochs = dict(epochs)
+        self._reasons: dict[str, str] = {"metadata/timestamp.json": "the timestamp"}
+        self._releases: dict[tuple[str, str], str] = {}
+        self._epochs: dict[tuple[str, str], str] = {}
+
+    def add_publication(self, snapshot_version: int, reason: str) -> None:
+        """Add all that a snapshot names; what is already deleted is left out."""
+        name = f"metadata/{snapshot_version}{SNAPSHOT_SUFFIX}"
+        self._reasons.setdefault(name, reason)
+        snapshot = self._read_metadata(name)
+        for file, meta in snapshot.meta.items() if isinstance(snapshot, Snapshot) else ():
+            document_name = f"metadata/{meta.version}.{file}"
+            self._reasons.setdefault(document_name, reason)
+            document = self._read_metadata(document_name)
+            if isinstance(document, Targets):
+                self._add_targets(document, reason)
+
+    def _add_targets(self, document: Targets, reason: str) -> None:
+        for target_name, target in document.targets.items():
+            path = f"targets/{target_path(target)}"
+            self._reasons.setdefault(path, reason)
+            try:
+                data = (self._layout.published / path).read_bytes()
+                if target_name == FLEET_TARGET:
+                    for cohort in parse_fleet(data).cohorts:
+                        self._epochs.setdefault((cohort.name, str(cohort.epoch)), reason)
+                elif target_name.startswith("bundles/"):
+                    self.add_release(parse_manifest(data), reason)
+            except (OSError, AirweightsError):
+                continue
+
+    def add_release(self, manifest: Manifest, reason: str) -> None:
+        """Add the blobs and content envelopes of a release."""
+        self._releases.setdefault((manifest.family, str(manifest.counter)), reason)
         for _, variant in manifest.variants:
-            out |= {f"blobs/{patch.blob[:2]}/{patch.blob}" for patch in variant.patches}
-    return out
+            for patch in variant.patches:
+                self._reasons.setdefault(f"blobs/{patch.blob[:2]}/{patch.blob}", reason)
 
+    def reason(self, relative: Path) -> str | None:
+        """Return why a file is in use, or None if it is not."""
+        match relative.parts:
+            case ("metadata", name) if name.endswith(".root.json"):
+                return "roots stay forever"
+            case ("envelopes", "content", family, counter, *_):
+                return self._releases.get((family, counter))
+            case ("envelopes", "cohorts", cohort, epoch, *_):
+                newest = self._newest_epochs.get(cohort, 0)
+                if epoch.isdigit() and int(epoch) >= newest:
+                    return f"of cohort {cohort}'s epoch {epoch}"
+                return self._epochs.get((cohort, epoch))
+            case _:
+                return self._reasons.get(relative.as_posix())
 
-def _list_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _is_root(relative: Path) -> bool:
-    return relative.parts[0] == "metadata" and relative.name.endswith(".root.json")
-
-
-def _is_outdated(relative: Path, releases: Sequence[Manifest], epochs: Mapping[str, int]) -> bool:
-    match relative.parts:
-        case ("envelopes", "content", family, counter, *_):
-            return (family, counter) not in {(manifest.family, str(manifest.counter)) for manifest in releases}
-        case ("envelopes", "cohorts", cohort, epoch, *_):
-            return not epoch.isdigit() or int(epoch) < epochs.get(cohort, 0)
-        case _:
-            return True
+    def _read_metadata(self, name: str) -> object:
+        try:
+            return Metadata.from_bytes((self._layout.published / name).read_bytes()).signed
+        except (OSError, RepositoryError, json.JSONDecodeError):
+            return None

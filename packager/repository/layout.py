@@ -7,9 +7,11 @@
       registry.jsonl        the enrolled devices (keys.registry)
       publish.lock          locked by the running publisher
       published-by.json     the last publisher
+      publications.json     the times of the newest publications
 
 A file is written under a temporary name in the same folder, synced, and renamed. A published file other than
-`timestamp.json` never changes.
+`timestamp.json` never changes. Everything below `published/` is readable for all users, whatever the umask is, because
+web servers run as other users.
 """
 
 import fcntl
@@ -18,6 +20,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -32,6 +35,10 @@ from packager.errors import FamilyUnknown, PublishConflict
 LOCK_TIMEOUT_S: Final = 10.0
 LOCK_POLL_INTERVAL_S: Final = 0.05
 COPY_CHUNK_BYTES: Final = 1024 * 1024
+PUBLISHED: Final = "published"
+SERVED_FOLDER_MODE: Final = 0o755
+SERVED_FILE_MODE: Final = 0o644
+MAX_PUBLICATION_TIMES: Final = 4096  # a year of ten publications a day
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +50,7 @@ class RepositoryLayout:
     @property
     def published(self) -> Path:
         """The folder to serve."""
-        return self.root / "published"
+        return self.root / PUBLISHED
 
     @property
     def metadata(self) -> Path:
@@ -76,9 +83,21 @@ class RepositoryLayout:
         return self.root / "publish.lock"
 
     @property
+    def publications(self) -> Path:
+        """The file with the times of the newest publications."""
+        return self.root / "publications.json"
+
+    @property
     def published_by(self) -> Path:
         """The file that names the last publisher."""
         return self.root / "published-by.json"
+
+    def create(self) -> None:
+        """Create the folders of a new repository; other users can reach what is served, and list nothing else."""
+        is_new = not self.root.exists()
+        make_folder(self.metadata)
+        if is_new:
+            self.root.chmod(stat.S_IMODE(self.root.stat().st_mode) | 0o111)
 
     def blob(self, sha256: str) -> Path:
         """Return the path of a blob, by its SHA-256 in hexadecimal."""
@@ -97,13 +116,13 @@ def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
         data: its content.
         is_synced: sync file and folder; False only for many files at once, if the caller ends with one `os.sync`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)
+            os.fchmod(file.fileno(), SERVED_FILE_MODE)
             if is_synced:
                 os.fsync(file.fileno())
         Path(name).replace(path)
@@ -124,7 +143,7 @@ def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
     Returns:
         The copy's path, and its SHA-256 in hexadecimal.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-")
     digest = hashlib.sha256()
     try:
@@ -134,11 +153,39 @@ def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(SERVED_FILE_MODE)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     return Path(name), digest.hexdigest()
+
+
+def unreadable_paths(layout: RepositoryLayout) -> list[Path]:
+    """List the folders and files below `published/`, and itself, that other users cannot read."""
+    found = [] if _is_served(layout.published) else [layout.published]
+    return found + sorted(path for path in layout.published.rglob("*") if not _is_served(path))
+
+
+def _is_served(path: Path) -> bool:
+    needed = SERVED_FOLDER_MODE if path.is_dir() else SERVED_FILE_MODE
+    return path.stat().st_mode & needed & 0o005 == needed & 0o005
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents; below a repository's `published/`, all are readable whatever the umask is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = folder.parts
+    if PUBLISHED in parts:
+        first = len(parts) - parts[::-1].index(PUBLISHED)
+        is_repository = Path(*parts[:first], "metadata").is_dir()
+        for depth in range(first, len(parts) + 1) if is_repository else ():
+            _open_folder(Path(*parts[:depth]))
+
+
+def _open_folder(folder: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & SERVED_FOLDER_MODE != SERVED_FOLDER_MODE:
+        folder.chmod(mode | SERVED_FOLDER_MODE)
 
 
 def sync_directory(path: Path) -> None:
@@ -188,15 +235,32 @@ def describe_process() -> str:
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
 
 
-def record_publisher(layout: RepositoryLayout, timestamp_version: int) -> None:
-    """Record who published, for the error message of a publisher that comes second.
+def record_publisher(layout: RepositoryLayout, timestamp_version: int, snapshot_version: int) -> None:
+    """Record who published, and when.
+
+    A publisher that comes second names the first one, and the garbage collection must know since when a publication is
+    out of use.
 
     Args:
         layout: the repository's paths.
         timestamp_version: version of the published timestamp.
+        snapshot_version: version of the published snapshot.
     """
-    record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": int(time.time())}
+    now_s = int(time.time())
+    record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": now_s}
     write_file(layout.published_by, json.dumps(record).encode())
+    times = {**publication_times(layout), snapshot_version: now_s}
+    newest = sorted(times.items())[-MAX_PUBLICATION_TIMES:]
+    write_file(layout.publications, json.dumps({str(version): at_s for version, at_s in newest}).encode())
+
+
+def publication_times(layout: RepositoryLayout) -> dict[int, int]:
+    """Return snapshot version → Unix time of its publication, as far as this repository recorded it."""
+    try:
+        record = json.loads(layout.publications.read_bytes())
+        return {int(version): int(at_s) for version, at_s in record.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def last_publisher(layout: RepositoryLayout) -> str:

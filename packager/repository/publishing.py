@@ -105,7 +105,7 @@ def publish(
         if check_clients:
             client_check.save_state()
     version = staging.documents["timestamp"].signed.version
-    record_publisher(layout, version)
+    record_publisher(layout, version, staging.documents["snapshot"].signed.version)
     return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, results)
 
 

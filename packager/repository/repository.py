@@ -35,6 +35,7 @@ from packager.repository.layout import (
     copy_into,
     last_publisher,
     lock_repository,
+    make_folder,
     sync_directory,
     write_file,
 )
@@ -69,7 +70,7 @@ class Repository(RepositoryListing):
         """Copy a blob into the repository, synced, and return its SHA-256 in hexadecimal."""
         copy, sha256 = copy_into(source, self._layout.published / "blobs")
         path = self._layout.blob(sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         copy.replace(path)
         sync_directory(path.parent)
         return sha256
@@ -308,12 +309,11 @@ class Repository(RepositoryListing):
 
         Args:
             dry_run: report the files to delete, but delete nothing.
-            grace_s: keep files younger than this many seconds; None for the default of one day.
+            grace_s: keep what fell out of use less than this many seconds ago; None for the default of one day.
         """
         with lock_repository(self._layout):
             return collect_garbage(
                 self._layout,
-                PublishedDocuments(self._layout),
                 [manifest for family in self.families() for manifest in self.releases(family)],
                 {cohort.name: cohort.epoch for cohort in self._cohorts()},
                 dry_run=dry_run,

@@ -1,6 +1,7 @@
 """A publication is complete, signed by enough keys and checked like a device does, or it does not happen."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from tests.support.metadata_publisher import (
     copy_publisher,
     make_rollout,
 )
+from tests.support.packager_cli import run_packager
 
 
 def test_a_release_needs_every_signature_of_its_roles(publisher: MetadataPublisher, device: CheckClient) -> None:
@@ -313,6 +315,80 @@ def test_doctor_finds_a_key_under_two_ids(publisher: MetadataPublisher) -> None:
     assert not status.is_sound
     problems = next(role.problems for role in status.roles if role.name == "timestamp")
     assert any("under 2 key ids" in problem for problem in problems)
+
+
+def test_garbage_is_what_fell_out_of_use_before_the_grace_period(publisher: MetadataPublisher) -> None:
+    """All files are years old; what was published a minute ago is in use until its successor is a day old."""
+    repository = publisher.repository
+    manifest = repository.manifest(FAMILY, "1.0.0")
+    assert manifest is not None
+    blob = manifest.variants[0][1].patches[0].blob
+    rollout = next((publisher.published / "targets" / "rollouts" / FAMILY).iterdir()).relative_to(publisher.published)
+    publisher.release("1.1.0", 2)
+    repository.withdraw(FAMILY, "1.0.0")
+    publisher.publish()
+    for path in publisher.published.rglob("*"):
+        os.utime(path, (0, 0))
+    kept = repository.collect_garbage(dry_run=False)
+    assert kept.removed == ()
+    times = layout.publication_times(repository.layout)
+    newest = max(times)
+    reasons = {one.path: one.reason for one in repository.collect_garbage(dry_run=True).decisions}
+    assert "which was replaced 0.0 hours ago" in reasons[f"blobs/{blob[:2]}/{blob}"]
+    assert "which was replaced" in reasons[str(rollout)]
+    assert reasons["metadata/1.root.json"] == "roots stay forever"
+    assert reasons[f"metadata/{newest}.snapshot.json"] == "of the current publication"
+    # a day later only the current publication is in use
+    record = {str(version): at_s - 86_401 for version, at_s in times.items()}
+    repository.layout.publications.write_text(json.dumps(record))
+    removed = repository.collect_garbage(dry_run=False).removed
+    assert {f"blobs/{blob[:2]}/{blob}", str(rollout)} <= set(removed)
+    assert publisher.repository.status().is_sound
+
+
+def test_without_a_record_the_age_of_the_successor_counts(publisher: MetadataPublisher) -> None:
+    """A copy of a repository, from a backup or another machine, may lack the record of publications."""
+    publisher.release("1.1.0", 2)
+    publisher.repository.withdraw(FAMILY, "1.0.0")
+    publisher.publish()
+    publisher.repository.layout.publications.unlink()
+    for path in publisher.published.rglob("*"):
+        os.utime(path, (0, 0))
+    newest = max(publisher.published.glob("metadata/*.snapshot.json"), key=lambda path: int(path.name.split(".")[0]))
+    os.utime(newest)
+    assert not [name for name in publisher.repository.collect_garbage(dry_run=True).removed if "blobs/" in name]
+    os.utime(newest, (0, 0))
+    assert [name for name in publisher.repository.collect_garbage(dry_run=True).removed if "blobs/" in name]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027])
+def test_what_is_published_can_be_read_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        repository = create_repository_with_new_keys(
+            tmp_path / "repository", tmp_path / "keys", None, [FAMILY], insecure_plaintext=True
+        )
+        blob = tmp_path / "blob"
+        blob.write_bytes(b"data")
+        repository.put_blob(blob)
+        repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"sealed")
+    finally:
+        os.umask(before)
+    assert layout.unreadable_paths(repository.layout) == []
+    assert repository.root.stat().st_mode & 0o011 == 0o011
+    (repository.published / "blobs").chmod(0o700)
+    repository.put_blob(blob)
+    assert layout.unreadable_paths(repository.layout) == []
+
+
+def test_verify_names_what_a_web_server_cannot_read(publisher: MetadataPublisher) -> None:
+    metadata = publisher.published / "metadata"
+    (metadata / "timestamp.json").chmod(0o600)
+    result = run_packager("repo", "verify", "--repo", publisher.repository.root, "--json")
+    assert result.code == 3
+    assert result.json["unreadable"] == ["metadata/timestamp.json"]
+    text = run_packager("repo", "verify", "--repo", publisher.repository.root).stdout
+    assert "metadata/timestamp.json: other users cannot read it" in text
 
 
 def test_garbage_is_what_no_listed_release_names(publisher: MetadataPublisher, device: CheckClient) -> None:
