@@ -84,6 +84,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "swap-inproc": _swap_arguments("inproc", 100),
     "swap-worker": _swap_arguments("worker", 20),
     "serve": lambda _pairs, _out: ["--seconds", "5"],
+    "endpoint_abuse": lambda _pairs, _out: [],
     "epochs": lambda _pairs, _out: ["--devices", "10000"],
 }
 

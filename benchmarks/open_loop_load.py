@@ -33,7 +33,7 @@ def build_infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
         rows.append({**row, "parameters": {"binary_data_size": len(data)}})
         raw += data
     text = json.dumps({"inputs": rows, "parameters": {"binary_data_output": True}}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(text) + len(raw)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(text) + len(raw)}\r\n"
     return f"{head}Inference-Header-Content-Length: {len(text)}\r\n\r\n".encode() + text + raw
 
 
@@ -71,6 +71,10 @@ class HttpClient:
             self._connect()
             return False
         return head.startswith(b"http/1.1 200")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
 
     def _receive(self) -> bytes:
         data = self._socket.recv(1 << 20)

@@ -55,6 +55,7 @@ SAMPLED_CASES = {
     "test_killed_in": 4,
     "test_killed_again_and_again_in_the_same_trial_refuses_the_release": 1,
     "test_swaps_of_any_kind_of_model_fail_no_request": 1,
+    "test_any_number_of_keep_alive_connections_takes_bounded_memory": 1,
     "test_loading_without_end_is_cut_off": 1,
     "test_a_run_that_asks_for_what_can_not_be_had_fails": 2,
     "test_a_model_that_does_not_end_is_killed_at_the_deadline": 1,

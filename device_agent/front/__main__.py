@@ -30,6 +30,7 @@ from device_agent.process.worker import Handler, SupervisorChannel, handle_call,
 from device_agent.runtime.wire import Response
 
 RESERVED_OPEN_FILES: Final = 128  # channels, meters, and bodies in memory files
+BODY_GRACE_S: Final = 1.0  # time for incomplete bodies after `stop`
 SWEEP_INTERVAL_S: Final = 0.5  # deadlines are noticed this much late; no sweep runs while no request is open
 
 
@@ -44,7 +45,8 @@ class FrontProcess:
 
     def __init__(self, supervisor: SupervisorChannel, meters: metrics.ProcessMeters, peers: PeerFinder) -> None:
         self._supervisor, self._meters, self._peers = supervisor, meters, peers
-        self._table = ConnectionTable(0)
+        self._ledger = ByteLedger(0)
+        self._table = ConnectionTable(0, self._ledger)
         self._loop = asyncio.get_running_loop()
         self._app: EndpointApp | None = None
         self._server: FrontServer | None = None
@@ -84,9 +86,14 @@ class FrontProcess:
             for queue in self._app.family_queues.values():
                 queue.fail_waiting()
             self._server.request_stop()
+            self._loop.call_later(BODY_GRACE_S, self._fail_incomplete)
             await self._server_task
         self._loop.remove_reader(self._supervisor.fileno())
         self._supervisor.reply({})
+
+    def _fail_incomplete(self) -> None:
+        while (connection := self._ledger.take_stalled()) is not None:
+            connection.give_way()
 
     def serve(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle `serve`: start to serve on the listening socket of the message."""
@@ -96,8 +103,8 @@ class FrontProcess:
         max_connections = max(min(limits.max_connections, open_files - RESERVED_OPEN_FILES), 1)
         self._limits = limits = replace(limits, max_connections=max_connections)
         listener = socket.socket(fileno=message.fds[0])
-        ledger = ByteLedger(limits.max_kept_bytes)
-        self._table = ConnectionTable(limits.max_connections, ledger.find_stalled)
+        self._ledger = ledger = ByteLedger(limits.max_kept_bytes)
+        self._table = ConnectionTable(limits.max_connections, ledger)
         is_unix = listener.family == socket.AF_UNIX
         access = AccessRules(message.value["allowed_hosts"], message.value["allowed_origins"], is_unix=is_unix)
         self._app = EndpointApp(limits, access, self._table, ledger, self._schedule_sweep)
@@ -292,7 +299,8 @@ def _import_all() -> tuple[metrics.ProcessMeters, PeerFinder]:
     peers = PeerFinder()
 
     async def load() -> None:
-        create_server(nothing, ConnectionTable(0), ByteLedger(0), peers)
+        ledger = ByteLedger(0)
+        create_server(nothing, ConnectionTable(0, ledger), ledger, peers)
 
     asyncio.run(load())
     return metrics.ProcessMeters(open_energy_meters(), {'process="front"': ProcessMeter.open()}), peers

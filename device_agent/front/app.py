@@ -250,9 +250,7 @@ class EndpointApp:
         while True:
             message = await receive()
             if connection.must_give_way:
-                raise RequestFailed(
-                    408, "the body arrived too slowly, and others need its memory", closes_connection=True
-                )
+                raise RequestFailed(503, "others needed the memory of this incomplete body", closes_connection=True)
             if message["type"] != "http.request" or connection.is_cut_off:
                 raise _cut_off_error()
             part: bytes = message["body"]

@@ -1,11 +1,12 @@
 """The open connections and their bytes: at a limit, choose what gives way. No I/O.
 
 Rules:
-1. A connection is idle while it has no complete request head: it is new, its head is incomplete, or it waits for the
-   next request. Above `max_connections`, the oldest idle ones are closed, but RESERVED_CONNECTIONS stay, so that a
-   request for `/v2/health` finds a free one in any case.
-2. If too few are idle, the body that makes the least progress gives way. If there is none, requests other than those
-   for `/v2/health` get a 503 until one of the others is complete.
+1. A connection is new until its first request head is complete, busy until the response is, then idle until the next
+   head is complete. Above `max_connections`, the oldest new ones are closed, but `reserved` stay: a burst of
+   connections closes none whose request is on the way, and a request for `/v2/health` finds a connection in any case.
+2. If no more than these are new, the oldest of two gives way: the idle connection whose last response is the longest
+   ago, or the body that made no progress for the longest time. If there is neither, requests other than those for
+   `/v2/health` get a 503 until others are complete.
 3. A body is counted as its bytes arrive, not as they are announced. The first FREE_BYTES of each are not counted, so
    that large bodies never keep small requests out.
 4. Above `max_bytes`, the bytes with the largest product of size and time without progress give way: a body that is
@@ -14,13 +15,15 @@ Rules:
    machine (device_agent.front.peers).
 """
 
+import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-RESERVED_CONNECTIONS: Final = 16
+MAX_RESERVED_CONNECTIONS: Final = 64  # a head arrives while at most three times ACCEPTED_AT_ONCE others are accepted
+MIN_RESERVED_CONNECTIONS: Final = 4
 FREE_BYTES: Final = 64 * 1024
 PROGRESS_BYTES: Final = 64 * 1024  # fewer bytes do not count as progress, so that single bytes do not keep a body alive
 
@@ -43,13 +46,20 @@ class ConnectionTable:
 
     Args:
         max_connections: connections that may have a request.
-        find_stalled: returns the connection with the body that makes the least progress, or None.
+        ledger: the bytes of their requests.
+        clock: returns monotonic seconds.
+
+    Attributes:
+        reserved: new connections that stay above the limit.
+        evictions: connections that had to give way.
     """
 
-    def __init__(self, max_connections: int, find_stalled: Callable[[], Connection | None] = lambda: None) -> None:
+    def __init__(self, max_connections: int, ledger: "ByteLedger", clock: Callable[[], float] = time.monotonic) -> None:
         self.max_connections = max_connections
-        self._find_stalled = find_stalled
-        self._idle: dict[int, OrderedDict[Connection, None]] = {}
+        self._ledger, self._clock = ledger, clock
+        self.reserved = max(min(MAX_RESERVED_CONNECTIONS, max_connections // 4), MIN_RESERVED_CONNECTIONS)
+        self._new: dict[int, OrderedDict[Connection, float]] = {}
+        self._idle: dict[int, OrderedDict[Connection, float]] = {}
         self._busy: set[Connection] = set()
         self._counts: Counter[int] = Counter()
         self.evictions = 0
@@ -66,7 +76,7 @@ class ConnectionTable:
     def open(self, connection: Connection) -> None:
         """Add a new connection; others may have to give way."""
         self._counts[connection.peer] += 1
-        self._idle.setdefault(connection.peer, OrderedDict())[connection] = None
+        self._new.setdefault(connection.peer, OrderedDict())[connection] = self._clock()
         while len(self) > self.max_connections:
             victim = self._choose_victim()
             if victim is None:
@@ -84,7 +94,7 @@ class ConnectionTable:
         """Mark a connection as idle: its response is complete."""
         if connection in self._busy:
             self._busy.remove(connection)
-            self._idle.setdefault(connection.peer, OrderedDict())[connection] = None
+            self._idle.setdefault(connection.peer, OrderedDict())[connection] = self._clock()
 
     def close(self, connection: Connection) -> None:
         """Remove a connection; one that was removed before is ignored."""
@@ -94,20 +104,30 @@ class ConnectionTable:
         self._counts[connection.peer] -= 1
         if not self._counts[connection.peer]:
             del self._counts[connection.peer]
+            self._new.pop(connection.peer, None)
             self._idle.pop(connection.peer, None)
 
     def _remove_idle(self, connection: Connection) -> bool:
-        idle = self._idle.get(connection.peer)
-        if idle is None or connection not in idle:
-            return False
-        del idle[connection]
-        return True
+        for waiting in (self._new.get(connection.peer), self._idle.get(connection.peer)):
+            if waiting is not None and connection in waiting:
+                del waiting[connection]
+                return True
+        return False
 
     def _choose_victim(self) -> Connection | None:
-        if len(self) - len(self._busy) > RESERVED_CONNECTIONS:
-            peers = [peer for peer, idle in self._idle.items() if idle]
-            return next(iter(self._idle[max(peers, key=self._counts.__getitem__)]))
-        return self._find_stalled()
+        if sum(map(len, self._new.values())) > self.reserved:
+            return self._oldest(self._new)[0]
+        idle, since_s = self._oldest(self._idle)
+        if idle is not None and since_s <= self._ledger.stalled_since_s:
+            return idle
+        return self._ledger.take_stalled()
+
+    def _oldest(self, waiting: dict[int, OrderedDict[Connection, float]]) -> tuple[Connection | None, float]:
+        """Return the oldest connection of the peer with the most, and since when it waits (rule 5)."""
+        peers = [peer for peer, connections in waiting.items() if connections]
+        if not peers:
+            return None, math.inf
+        return next(iter(waiting[max(peers, key=self._counts.__getitem__)].items()))
 
 
 @dataclass(eq=False, slots=True)
@@ -184,10 +204,19 @@ class ByteLedger:
             del self._entries[held]
             self.counted_bytes -= held.counted
 
-    def find_stalled(self) -> Connection | None:
-        """Return the connection with the body that made no progress for the longest time, or None."""
+    @property
+    def stalled_since_s(self) -> float:
+        """Time of the last progress of those bytes that made none for the longest time, or infinity."""
+        return min((one.marked_s for one in self._entries if one.can_give_way), default=math.inf)
+
+    def take_stalled(self) -> Connection | None:
+        """Release the bytes that made no progress for the longest time; return their connection, or None."""
         stalled = [one for one in self._entries if one.can_give_way]
-        return min(stalled, key=lambda one: one.marked_s).connection if stalled else None
+        if not stalled:
+            return None
+        victim = min(stalled, key=lambda one: one.marked_s)
+        self.release(victim)
+        return victim.connection
 
     def _choose(self, others: list[HeldBytes]) -> HeldBytes:
         totals: Counter[int] = Counter()

@@ -46,23 +46,22 @@ class FairQueue(Generic[Item]):
         """Add an item before all others, because it had its turn already."""
         self._returned.appendleft(item)
 
-    def popleft(self) -> Item:
-        """Remove and return the next item.
-
-        Raises:
-            IndexError: the queue is empty.
-        """
-        if self._returned:
-            return self._returned.popleft()
-        if not self._by_peer:
-            raise IndexError("the queue is empty")
-        peer, items = next(iter(self._by_peer.items()))
-        item = items.popleft()
-        if items:
-            self._by_peer.move_to_end(peer)
-        else:
-            del self._by_peer[peer]
-        return item
+    def popleft(self, fits: Callable[[Item], bool] = lambda _: True) -> Item | None:
+        """Remove and return the next item for which `fits` is true; None if there is none."""
+        found = next(filter(fits, self._returned), None)
+        if found is not None:
+            self._returned.remove(found)
+            return found
+        for peer, items in self._by_peer.items():
+            found = next(filter(fits, items), None)
+            if found is not None:
+                items.remove(found)
+                if items:
+                    self._by_peer.move_to_end(peer)
+                else:
+                    del self._by_peer[peer]
+                return found
+        return None
 
     def pop_newest_of_largest(self, peer: int) -> Item | None:
         """Remove and return the newest item of the peer with the most, to make room for an item of `peer`.

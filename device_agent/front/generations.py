@@ -19,9 +19,10 @@ never unloaded with a request in it.
 Rules:
 1. A request is dispatched to exactly one generation: the current one of its family at that moment, or the one whose
    version it names. It has a lease on it until the response.
-2. At most MAX_IN_FLIGHT_REQUESTS are with a process. The others wait here, so that a crash does not affect them and
-   they can go to a successor. Peers take turns (device_agent.front.fair_queue). The number of waiting requests is
-   limited; beyond it, a request is rejected at once (503), or the newest one of a peer that has more of them.
+2. At most MAX_IN_FLIGHT_REQUESTS are with a process, and at most MAX_LARGE_REQUESTS large ones. The others wait here,
+   so that a crash does not affect them and they can go to a successor. Peers take turns
+   (device_agent.front.fair_queue). The number of waiting requests is limited; beyond it, a request is rejected at once
+   (503), or the newest one of a peer that has more of them.
 3. A request whose process crashed is sent once more, before all others. If that process crashes too, the request fails
    (500). While no process is alive, requests wait at most `wait_s` (then 503).
 4. A retired generation takes no new requests. It is drained when its last lease ends.
@@ -41,6 +42,8 @@ from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Response
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
+LARGE_BODY_BYTES: Final = 1024 * 1024
+MAX_LARGE_REQUESTS: Final = 2  # with a process; it handles small requests while it parses these
 UNLIMITED_BYTES: Final = 2**63
 MAX_PAST_VERSIONS: Final = 8  # in the metrics, which must not grow with every update
 
@@ -244,6 +247,14 @@ class FrontGeneration:
         """True if a request can be dispatched to it now."""
         return self.sender is not None and len(self.leases) < MAX_IN_FLIGHT_REQUESTS
 
+    def takes(self, request: Request) -> bool:
+        """Return whether a request can have a lease now (rule 2)."""
+        if not self.has_room:
+            return False
+        if len(request.body) <= LARGE_BODY_BYTES:
+            return True
+        return sum(len(lease.body) > LARGE_BODY_BYTES for lease in self.leases.values()) < MAX_LARGE_REQUESTS
+
 
 class FamilyQueue:
     """One family: its generations, the current one, and the waiting requests. Used by one thread.
@@ -325,7 +336,8 @@ class FamilyQueue:
             self.rejected_requests += 1
             raise RequestFailed(503, f"model {self.family!r} is not installed yet")
         queue = self.waiting_requests if generation is None or request.version is None else generation.pinned_requests
-        if generation is not None and generation.has_room and not queue:
+        is_next = generation is not None and generation.takes(request) and not any(map(generation.takes, queue))
+        if generation is not None and is_next:
             self._dispatch(generation, request)
             return
         if len(queue) >= self._max_waiting:
@@ -414,11 +426,11 @@ class FamilyQueue:
     def dispatch_waiting(self) -> None:
         """Dispatch waiting requests to generations that have room."""
         current = self.current
-        while self.waiting_requests and current is not None and current.has_room:
-            self._dispatch(current, self.waiting_requests.popleft())
+        while current is not None and (request := self.waiting_requests.popleft(current.takes)):
+            self._dispatch(current, request)
         for generation in self.generations.values():
-            while generation.pinned_requests and generation.has_room:
-                self._dispatch(generation, generation.pinned_requests.popleft())
+            while request := generation.pinned_requests.popleft(generation.takes):
+                self._dispatch(generation, request)
 
     def fail_expired(self, response_deadline_s: float) -> None:
         """Fail requests that waited too long for a process (503) or for their response (504)."""
@@ -442,8 +454,9 @@ class FamilyQueue:
             self.waiting_requests,
             *(g.pinned_requests for g in self.generations.values() if g.sender is None),
         ):
-            while queue and (not self.is_ready or queue is not self.waiting_requests):
-                queue.popleft().fail(503, "the endpoint is stopping")
+            if not self.is_ready or queue is not self.waiting_requests:
+                for request in queue.remove_all(lambda _: True):
+                    request.fail(503, "the endpoint is stopping")
 
     def _dispatch(self, generation: FrontGeneration, request: Request) -> None:
         assert generation.sender is not None
@@ -457,10 +470,8 @@ class FamilyQueue:
     def _delete_if_drained(self, generation: FrontGeneration) -> None:
         if not generation.is_retired:
             return
-        while generation.pinned_requests:
-            generation.pinned_requests.popleft().fail(
-                404, f"model {self.family!r}: version {generation.version!r} was unloaded"
-            )
+        for request in generation.pinned_requests.remove_all(lambda _: True):
+            request.fail(404, f"model {self.family!r}: version {generation.version!r} was unloaded")
         if generation.leases:
             return
         if self.generations.get(generation.number) is generation:

@@ -9,6 +9,7 @@ Rules:
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Generator
 from functools import partial
@@ -82,4 +83,6 @@ def create_server(app: Any, table: ConnectionTable, ledger: ByteLedger, peers: P
         timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
     )
     config.load()
+    # a client could fill the log with a warning for each request that is not HTTP
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     return FrontServer(config)

@@ -1,6 +1,6 @@
 """Which connection, body or waiting request gives way: the decisions, without I/O."""
 
-from device_agent.front.connections import FREE_BYTES, PROGRESS_BYTES, RESERVED_CONNECTIONS, ByteLedger, ConnectionTable
+from device_agent.front.connections import FREE_BYTES, PROGRESS_BYTES, ByteLedger, ConnectionTable
 from device_agent.front.fair_queue import FairQueue
 
 MIB = 1024 * 1024
@@ -17,32 +17,67 @@ class Client:
         self.gave_way = True
 
 
-def test_the_oldest_idle_connection_gives_way_and_a_busy_one_never_does() -> None:
-    table = ConnectionTable(30)
-    clients = [Client() for _ in range(31)]
-    for client in clients[:30]:
-        table.open(client)
-    table.start_request(clients[0])
-    table.start_request(clients[1])
-    table.end_request(clients[1])
-    table.open(clients[30])
-    assert [client.gave_way for client in clients] == [number == 2 for number in range(31)]
-    assert len(table) == 30
+class Bench:
+    """A ConnectionTable and a ByteLedger with a clock of their own."""
+
+    def __init__(self, max_connections: int, max_bytes: int = 10 * MIB) -> None:
+        self.now = 0.0
+        self.ledger = ByteLedger(max_bytes, lambda: self.now)
+        self.table = ConnectionTable(max_connections, self.ledger, lambda: self.now)
+
+    def open(self, count: int, *, peer: int = 0, is_used: bool = False) -> list[Client]:
+        """Open connections; with `is_used`, complete a request on each."""
+        clients = [Client(peer) for _ in range(count)]
+        for client in clients:
+            self.now += 0.001
+            self.table.open(client)
+            if is_used:
+                self.table.start_request(client)
+                self.table.end_request(client)
+        return clients
 
 
-def test_a_few_idle_connections_stay_beyond_the_limit() -> None:
-    table = ConnectionTable(2)
-    busy = [Client() for _ in range(2)]
-    idle = [Client() for _ in range(RESERVED_CONNECTIONS)]
+def gave_way(clients: list[Client]) -> list[int]:
+    """Return the numbers of the clients that gave way."""
+    return [number for number, client in enumerate(clients) if client.gave_way]
+
+
+def test_the_oldest_new_connections_give_way_and_a_busy_one_never_does() -> None:
+    bench = Bench(40)
+    clients = bench.open(40)
+    bench.table.start_request(clients[0])
+    clients += bench.open(30)
+    assert gave_way(clients) == list(range(1, 31))
+    assert len(bench.table) == 40
+
+
+def test_connections_that_had_a_response_outlive_those_that_never_had_one() -> None:
+    bench = Bench(40)
+    [used] = bench.open(1, is_used=True)
+    new = bench.open(100)
+    assert not used.gave_way
+    assert gave_way(new) == list(range(61))
+
+
+def test_new_connections_are_not_kept_out_by_those_that_had_a_response() -> None:
+    bench = Bench(40)
+    old = bench.open(60, is_used=True)
+    assert gave_way(old) == list(range(20))
+    new = bench.open(bench.table.reserved)
+    assert gave_way(new) == []
+    assert gave_way(old) == list(range(20 + bench.table.reserved))
+
+
+def test_a_few_new_connections_stay_beyond_the_limit() -> None:
+    bench = Bench(2)
+    table, busy = bench.table, bench.open(2)
     for client in busy:
-        table.open(client)
         table.start_request(client)
-    for client in idle:
-        table.open(client)
+    new = bench.open(table.reserved)
     states = [table.is_full]
-    table.open(Client())
-    assert [client.gave_way for client in idle] == [True] + [False] * (RESERVED_CONNECTIONS - 1)
-    table.start_request(idle[1])
+    new += bench.open(1)
+    assert gave_way(new) == [0]
+    table.start_request(new[1])
     states.append(table.is_full)
     table.close(busy[0])
     table.close(busy[0])
@@ -50,14 +85,24 @@ def test_a_few_idle_connections_stay_beyond_the_limit() -> None:
 
 
 def test_the_user_with_the_most_connections_gives_way_first() -> None:
-    table = ConnectionTable(40)
-    one = Client(peer=1)
-    table.open(one)
-    many = [Client(peer=2) for _ in range(60)]
-    for client in many:
-        table.open(client)
+    bench = Bench(40)
+    [one] = bench.open(1, peer=1)
+    many = bench.open(60, peer=2)
     assert not one.gave_way
-    assert sum(client.gave_way for client in many) == 21
+    assert len(gave_way(many)) == 21
+
+
+def test_of_idle_connections_and_bodies_the_one_without_progress_for_longest_gives_way() -> None:
+    bench = Bench(6)
+    first, second, third = bench.open(3, is_used=True)
+    for client in (first, third):
+        bench.table.start_request(client)
+        bench.ledger.hold(client)
+    new = bench.open(bench.table.reserved)
+    assert gave_way([first, second, third]) == [1]
+    bench.table.start_request(new[0])
+    bench.open(1)
+    assert gave_way([first, second, third]) == [0, 1]
 
 
 class Ledger:
@@ -91,7 +136,20 @@ def test_single_bytes_are_no_progress() -> None:
         bench.now = float(second)
         bench.ledger.grow(held[0], 1)
         bench.ledger.grow(held[1], PROGRESS_BYTES)
-    assert bench.ledger.find_stalled() is slow
+    assert bench.ledger.take_stalled() is slow
+    assert bench.ledger.take_stalled() is fast
+    assert bench.ledger.take_stalled() is None
+
+
+def test_a_body_gives_way_to_a_connection_once() -> None:
+    bench = Bench(3)
+    clients = []
+    for _ in range(9):
+        clients += bench.open(1)
+        bench.table.start_request(clients[-1])
+        bench.ledger.hold(clients[-1])
+    assert gave_way(clients) == list(range(6))
+    assert len(bench.table) == 3
 
 
 def test_complete_bodies_stay_and_small_ones_are_always_accepted() -> None:
@@ -120,7 +178,18 @@ def test_peers_take_turns_and_returned_items_come_first() -> None:
     assert queue.popleft() is one
     assert list(queue) == many[1:]
     assert queue.remove_all(lambda client: client is many[1]) == [many[1]]
-    assert (queue.popleft(), len(queue)) == (many[2], 0)
+    assert (queue.popleft(), len(queue), queue.popleft()) == (many[2], 0, None)
+
+
+def test_an_item_that_does_not_fit_is_passed_over() -> None:
+    queue: FairQueue[Client] = FairQueue()
+    large, small, other = Client(peer=1), Client(peer=1), Client(peer=2)
+    for client in (large, small, other):
+        queue.append(client)
+    assert queue.popleft(lambda client: client is not large) is small
+    assert queue.popleft(lambda client: client is not large) is other
+    assert queue.popleft(lambda client: client is not large) is None
+    assert queue.popleft() is large
 
 
 def test_the_newest_item_of_the_largest_peer_makes_room() -> None:

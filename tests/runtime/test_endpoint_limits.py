@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import socket
 import tempfile
 import threading
@@ -18,7 +19,7 @@ import pytest
 from onnx import helper
 
 from device_agent.runtime.handles import ModelProcess
-from tests.support.load_clients import INFER, REQUEST, connect, post, wait_until
+from tests.support.load_clients import INFER, REQUEST, Load, connect, post, wait_until
 from tests.support.memfd_bundles import (
     MemfdBundle,
     create_memfd_bundle,
@@ -144,7 +145,7 @@ def test_bodies_of_the_largest_size_that_stay_open_give_way_to_others(endpoint: 
     status, answer = ask_binary(endpoint.address, values)
     assert (status, np.array_equal(answer, values * 2)) == (200, True)
     answers = [read_all(connection) for connection in held[:2]]
-    assert all(b" 408 " in answer.partition(b"\r\n")[0] or not answer for answer in answers)
+    assert all(b" 503 " in answer.partition(b"\r\n")[0] or not answer for answer in answers)
     close_all(held)
 
 
@@ -318,6 +319,49 @@ def test_a_request_that_needs_too_much_memory_is_an_error_of_the_client() -> Non
         assert process.peak_bytes() < 512 * MIB
         assert ask_binary(front.address, np.ones(100, "<f4"))[0] == 200
         process.stop()
+
+
+def test_swaps_and_commits_fail_no_request_while_clients_abuse_the_endpoint(bundles: dict[str, MemfdBundle]) -> None:
+    bundle = bundles["toy"]
+    with serve({"toy": bundle}, max_connections=60) as served, Load(served.address, clients=2) as load:
+        current = served.processes["toy"]
+        held: list[socket.socket] = []
+        for number in range(2, 5):
+            held += [served.open(data) for data in (b"", HEAD, SLOW) for _ in range(30)]
+            candidate = bundle.start_process(number)
+            served.front.publish("toy", candidate)
+            load.wait_for_responses(20)
+            for connection in held:
+                with contextlib.suppress(ConnectionError):
+                    connection.send(b"1\r\na\r\n")
+            served.front.retire("toy", number - 1, 10)
+            current.stop()
+            current = served.processes["toy"] = candidate
+            load.wait_for_responses(20)
+        assert load.failures == {}
+        assert served.front.state()["connections"] <= 61
+        close_all(held)
+
+
+@pytest.mark.parametrize("count", [300, 10_000])
+def test_any_number_of_keep_alive_connections_takes_bounded_memory(endpoint: Endpoint, count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 200:
+        pytest.skip(f"this system allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    before = endpoint.front.resident_bytes()
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    held = []
+    try:
+        for number in range(count):
+            held.append(endpoint.open(request))
+            if number % 100 == 0:
+                assert endpoint.ask() == 200
+        assert endpoint.front.state()["connections"] <= 41
+        assert endpoint.front.resident_bytes() < before + 16 * MIB
+    finally:
+        close_all(held)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can run a client as another user")

@@ -7,7 +7,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration, Request, RequestFailed
+from device_agent.front.generations import (
+    LARGE_BODY_BYTES,
+    MAX_LARGE_REQUESTS,
+    CounterWindow,
+    FamilyQueue,
+    FrontGeneration,
+    Request,
+    RequestFailed,
+)
 from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
 
 
@@ -63,8 +71,8 @@ class QueueHarness:
         self.queue.publish(generation)
         return self.processes[number]
 
-    def request(self, version: str | None = None) -> Request:
-        request = Request(0, NO_JSON, b"", RecordedResponse(), self.now, version)
+    def request(self, version: str | None = None, *, body: bytes = b"", peer: int = 0) -> Request:
+        request = Request(0, NO_JSON, body, RecordedResponse(), self.now, version, peer)
         self.queue.submit(request)
         return request
 
@@ -127,6 +135,28 @@ def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
         bench.request()
     assert caught.value.status == 503
     assert bench.queue.rejected_requests == 1
+
+
+def test_large_requests_leave_leases_to_small_ones() -> None:
+    bench = QueueHarness()
+    process = bench.publish(1)
+    body = bytes(LARGE_BODY_BYTES + 1)
+    large = [bench.request(body=body) for _ in range(MAX_LARGE_REQUESTS + 2)]
+    small = bench.request()
+    assert process.inbox == [*large[:MAX_LARGE_REQUESTS], small]
+    bench.respond(1)
+    assert process.inbox == [*large[1:MAX_LARGE_REQUESTS], small, large[MAX_LARGE_REQUESTS]]
+
+
+def test_users_take_turns_and_the_one_with_most_waiting_requests_makes_room() -> None:
+    bench = QueueHarness(max_waiting=4)
+    process = bench.publish(1)
+    many = [bench.request(peer=1) for _ in range(MAX_IN_FLIGHT_REQUESTS + 4)]
+    one = bench.request(peer=2)
+    assert status_of(many[-1]) == 503
+    for _ in range(2):
+        bench.respond(1)
+    assert one in process.inbox
 
 
 def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:

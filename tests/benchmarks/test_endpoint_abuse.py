@@ -1,0 +1,38 @@
+"""The benchmark of an abused endpoint runs, and its good client loses no request."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_a_good_client_loses_no_request_beside_abusive_ones(tmp_path: Path) -> None:
+    words = [
+        "--idle",
+        "1100",
+        "--slow",
+        "40",
+        "--held",
+        "5",
+        "--held-bytes",
+        "1000000",
+        "--busy",
+        "2",
+        "--seconds",
+        "2",
+    ]
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.endpoint_abuse", *words, "--reconnects", "20", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    for run in ("alone", "abuse", "busy"):
+        for client in ("keep_alive", "new_connections"):
+            assert found[run][client]["failed"] == 0
+            assert found[run][client]["requests"] > 0
+    assert found["abuse"]["connections"] <= 1025
