@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from bundle.contract import TensorSpec
-from bundle.golden import GoldenSample, write_golden
+from bundle.golden.golden_file import GoldenSample, write_golden
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
@@ -63,8 +63,8 @@ def make_bundle(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     if any(tensor.dtype == "string" for tensor in (*loaded.inputs, *loaded.outputs)):
         return bundle  # golden vectors do not support strings
     goldens = tuple(GoldenSample(dict(sample), loaded.run(sample)) for sample in inputs)
-    files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(goldens))
-    return BundleFds(files, "model.onnx", "golden.safetensors", tuple(external))
+    files["golden.bin"] = create_sealed_memfd("golden", write_golden(goldens))
+    return BundleFds(files, "model.onnx", "golden.bin", tuple(external))
 
 
 def find_external_files(model: Path) -> Mapping[str, Path]:

@@ -15,7 +15,7 @@ Reading order:
     frames.py            encryption of blobs and of stored bundles
     envelope.py          keys sealed to a recipient; key_sizes.py has the sizes
     patch/               the patch format and its decoder
-    golden.py            golden vectors: recorded inputs and outputs
+    golden/              golden vectors: inputs, and what the outputs must look like
     enrollment.py        how a device asks to be registered
     device_report.py     signed reports of update outcomes
     repository_paths.py  where files lie in a repository

@@ -102,11 +102,11 @@ class Health:
         probe_latency_percent: maximum median latency on the golden vectors, in percent of the running model's
             (300 = three times).
         probe_memory_percent: maximum peak memory, in percent of the running model's.
-        golden_relative_rms_ppm: maximum RMS(output - golden) / RMS(golden) of each output tensor, in ppm.
+        golden_relative_rms_ppm: maximum relative RMS error of golden outputs (bundle.golden), in ppm.
         probation_window_s: duration of the probation after the switch, in seconds.
         probation_min_requests: minimum number of requests in the window; with fewer the probation is inconclusive.
         probation_error_ppm: maximum share of failed requests, in ppm.
-        probation_nan_ppm: maximum share of responses with NaN or infinity, if the golden outputs have none, in ppm.
+        probation_nan_ppm: maximum share of responses to finite inputs with NaN or infinity, in ppm.
         probation_latency_percent: maximum median latency, in percent of the previous generation's.
         inconclusive: action after an inconclusive probation: "commit", "extend" or "rollback".
         shadow_ppm: share of live requests that also run on the candidate before the switch, in ppm; 0 disables shadow

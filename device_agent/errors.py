@@ -319,7 +319,7 @@ class MemoryLeak(Unfit):
 
 
 class NanOutput(Unfit):
-    """The candidate has NaN or infinity in an output whose golden output is finite. Fix the model."""
+    """The candidate has NaN or infinity in an output of a golden input. Fix the model."""
 
     reason = "nan-output"
 

@@ -75,9 +75,7 @@ class SampleDtypeMismatch(Invalid):
 
 
 class SampleHasNan(Invalid):
-    """A sample contains NaN, so outputs cannot be compared on it. Remove the sample, or fix its
-    preprocessing.
-    """
+    """A sample contains NaN, and so do the outputs. Remove the sample, or fix its preprocessing."""
 
     reason = "sample-has-nan"
 

@@ -25,7 +25,8 @@ from typing import Any, Final
 
 from bundle.contract import Contract
 from bundle.errors import TooLarge
-from bundle.golden import GoldenSample, read_golden
+from bundle.golden.comparison import GoldenVector
+from bundle.golden.golden_file import read_golden
 from bundle.local_files import read_local_file
 from device_agent.config.config import Config
 from device_agent.errors import BenchFailed, ConfigInvalid, NothingToBenchmark
@@ -225,7 +226,7 @@ def read_mix(path: Path) -> tuple[BenchRequest, ...]:
     return tuple(BenchRequest(line) for line in lines)
 
 
-def make_golden_mix(samples: Sequence[GoldenSample], contract: Contract) -> tuple[BenchRequest, ...]:
+def make_golden_mix(samples: Sequence[GoldenVector], contract: Contract) -> tuple[BenchRequest, ...]:
     """Return one request with binary tensors per golden sample.
 
     Args:
@@ -373,7 +374,7 @@ def _open_endpoint(
         process.stop()
 
 
-def _read_golden(fds: BundleFds) -> tuple[GoldenSample, ...]:
+def _read_golden(fds: BundleFds) -> tuple[GoldenVector, ...]:
     if fds.golden is None:
         return ()
     fd = fds.files[fds.golden]

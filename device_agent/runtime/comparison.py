@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bundle.golden import relative_rms
+from bundle.golden.relative_error import relative_rms
 from device_agent.errors import InferenceFailed
 from device_agent.runtime.tensors import DATATYPES, Array, from_bytes, from_json, has_non_finite
 from device_agent.runtime.wire import NO_JSON

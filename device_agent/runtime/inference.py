@@ -8,8 +8,7 @@ Sources: the protocol's "Inference", Triton's extensions "binary tensor data" an
 3. An output is encoded as raw bytes if the request asks for it (`binary_data` of the output, else
    `binary_data_output`), and as JSON otherwise.
 4. A parameter that asks for what this server does not offer (sequences, priorities, timeouts) is refused.
-5. A response is flagged if it has a float output that is not finite, all float inputs of the request are finite, and no
-   golden output of that name has NaN or infinity.
+5. A response is flagged if it has a float output that is not finite, and all float inputs of the request are finite.
 6. A run that fails is InputsRejected (400), since the model has run on other inputs. Its message names the inputs with
    a free dimension, or all inputs. InferenceFailed (500) is for failures that no input causes: a missing kernel, an
    output that is not a tensor, and a lack of memory for a model whose sizes are all fixed.
@@ -94,7 +93,6 @@ class Inference:
         model: the loaded model.
         contract: its contract, checked already.
         family, version: written into each response.
-        outputs_with_nan: outputs that rule 5 does not apply to.
         golden_inputs: inputs of golden samples, for rule 2.
         max_response_bytes: largest response body; None for no limit.
         on_pause: called from time to time while a large body is parsed; it can handle other requests.
@@ -106,7 +104,6 @@ class Inference:
         contract: Contract,
         family: str,
         version: str,
-        outputs_with_nan: frozenset[str] = frozenset(),
         golden_inputs: Sequence[Mapping[str, Array]] = (),
         max_response_bytes: int | None = None,
         on_pause: Callable[[], None] = lambda: None,
@@ -115,7 +112,6 @@ class Inference:
         self._inputs = {tensor.name: tensor for tensor in contract.inputs}
         self._outputs = tuple(tensor.name for tensor in contract.outputs)
         self._names = {"model_name": family, "model_version": version}
-        self._outputs_with_nan = outputs_with_nan
         self._max_response_bytes = max_response_bytes
         self._on_pause = on_pause
         self._dimension_names = {
@@ -325,7 +321,7 @@ class Inference:
         return b"".join(parts)
 
     def _has_nan(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> bool:
-        is_found = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)
+        is_found = any(has_non_finite(array) for array in outputs.values())
         return is_found and not any(has_non_finite(array) for array in request.inputs.values())
 
 

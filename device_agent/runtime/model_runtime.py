@@ -45,7 +45,7 @@ from typing import Final
 
 from bundle.contract import Contract
 from bundle.errors import Invalid
-from bundle.golden import check_outputs
+from bundle.golden.comparison import check_outputs
 from device_agent.errors import NothingToRollBack
 from device_agent.process.throttle import Throttle
 from device_agent.runtime.backends import Backend, InProcessBackend, WorkerBackend

@@ -41,7 +41,7 @@ from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.content_coding import compress, decompress
 from device_agent.runtime.inference import Inference, check_servable
 from device_agent.runtime.oip import max_request_bytes
-from device_agent.runtime.session import LoadedModel, outputs_with_non_finite, read_golden_samples, trim_heap
+from device_agent.runtime.session import LoadedModel, read_golden_samples, trim_heap
 from device_agent.runtime.tensor_channel import TensorServer
 from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, WireError
 
@@ -125,7 +125,6 @@ class ModelServer:
             contract,
             value["family"],
             value["version"],
-            outputs_with_non_finite(samples),
             [sample.inputs for sample in samples],
             max_response_bytes=wire.KEPT_BODIES * value["max_body_bytes"],
             on_pause=self._serve_others,

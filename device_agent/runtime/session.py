@@ -21,10 +21,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bundle.contract import Contract, TensorSpec
-from bundle.golden import GoldenSample, read_golden
+from bundle.golden.comparison import GoldenVector
+from bundle.golden.golden_file import read_golden
 from device_agent.errors import AdapterIncompatible, ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.tensors import Array, has_non_finite
+from device_agent.runtime.tensors import Array
 
 MAX_KNOWN_SHAPES: Final = 16
 MAX_THREADS: Final = 4  # with more threads small models get slower, and the device has other work to do
@@ -253,7 +254,7 @@ def _shapes_key(inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> o
     return tuple((name, array.shape) for name, array in inputs.items()), None if outputs is None else tuple(outputs)
 
 
-def read_golden_samples(bundle: BundleFds) -> tuple[GoldenSample, ...]:
+def read_golden_samples(bundle: BundleFds) -> tuple[GoldenVector, ...]:
     """Read the bundle's golden samples; () if it has none.
 
     Raises:
@@ -265,13 +266,6 @@ def read_golden_samples(bundle: BundleFds) -> tuple[GoldenSample, ...]:
         # a copy: samples are views into the data, and the mapping ends here
         data = bytes(views["golden"])
     return read_golden(data)
-
-
-def outputs_with_non_finite(samples: Sequence[GoldenSample]) -> frozenset[str]:
-    """Return the names of outputs for which some golden sample has NaN or infinity."""
-    return frozenset(
-        name for sample in samples for name, array in sample.outputs.items() if has_non_finite(np.asarray(array))
-    )
 
 
 def trim_heap() -> None:

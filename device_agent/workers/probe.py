@@ -22,7 +22,8 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.contract import Contract
-from bundle.golden import GoldenSample, check_outputs, write_golden
+from bundle.golden.comparison import GoldenVector, check_outputs
+from bundle.golden.golden_file import GoldenSample, write_golden
 from bundle.strict_json import StrictObject
 from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, NanOutput, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
@@ -50,7 +51,7 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         ModelDoesNotLoad: onnxruntime cannot load the model.
         ContractMismatch: its inputs or outputs are not those of the contract.
         GoldenMismatch: an output differs by more than the tolerance.
-        NanOutput: an output has NaN or infinity, but the golden output does not.
+        NanOutput: an output has NaN or infinity.
         InferenceFailed: a run failed.
         MemoryLeak: the memory grows with every run.
         Malformed: the golden vectors are malformed.
@@ -77,10 +78,10 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     for number, sample in enumerate(samples):
         stage(f"golden {number}")
         outputs = model.infer(sample.inputs)
-        for name, golden in sample.outputs.items():
-            if name in outputs and has_non_finite(outputs[name]) and not has_non_finite(np.asarray(golden)):
+        for row in sample.rows:
+            if row.name in outputs and has_non_finite(outputs[row.name]):
                 # checked before the tolerance: NaN has a reason of its own
-                raise NanOutput(f"golden {number}: output {name!r} has NaN or infinity")
+                raise NanOutput(f"golden {number}: output {row.name!r} has NaN or infinity")
         tolerance_ppm = value["golden_relative_rms_ppm"]
         worst = max(worst, check_outputs(outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
     inputs: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
@@ -131,7 +132,7 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
         count = len(value["bundle"]["paths"])
         bundle = BundleFds.from_message(value["bundle"], message.fds[:count])
         model = LoadedModel.load(bundle)
-        expected: tuple[GoldenSample, ...] = ()
+        expected: tuple[GoldenVector, ...] = ()
         if len(message.fds) > count:
             files = {**bundle.files, "expected": message.fds[count]}
             expected = read_golden_samples(replace(bundle, files=files, golden="expected"))
@@ -142,6 +143,9 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
         raise AdapterIncompatible("the release has no golden inputs to check the adapter with")
     found_samples = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
     if not expected:
+        for number, sample in enumerate(found_samples):
+            if any(has_non_finite(output) for output in sample.outputs.values()):
+                raise AdapterIncompatible(f"golden {number} with the adapter: an output has NaN or infinity")
         return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(found_samples)),))
     tolerance_ppm = value["tolerance_ppm"]
     errors = [

@@ -360,11 +360,7 @@ def _make_thresholds(
 
 
 def _load_samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
-    from packager.models.inputs import ModelInterface
+    from packager.models.missing_values import load_inputs
     from packager.models.random_inputs import random_samples
-    from packager.models.samples import folder_samples, load_samples
 
-    if inputs is None:
-        return random_samples(model, count, seed)
-    interface = ModelInterface.from_file(model)
-    return folder_samples(inputs, interface) if inputs.is_dir() else load_samples(inputs, interface)
+    return random_samples(model, count, seed) if inputs is None else load_inputs(model, inputs)

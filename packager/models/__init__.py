@@ -15,6 +15,8 @@ Reading order:
     ordered_map          runs side by side, results in order
     model_files          writing and sizes
     oldest_runtime, peak_memory, model_facts   requirements and contract in the manifest
+    model_runs           runs in a subprocess, and missing_values, which needs them
+    golden_inputs, damage_probe   inputs of golden vectors within a budget (golden_budget)
     golden_vectors       golden vectors and their tolerance
     model_package        the layout of a bundle
 """

@@ -1,31 +1,52 @@
 """Make golden vectors of a shipped model file, with the tolerance that other runs of it need.
 
-1. Outputs come from the shipped file, run as it is judged (`settings_for`).
-2. A second process runs the same file with the thread counts and optimization levels of RUN_SETTINGS. With d = the
-   largest relative RMS deviation, in parts per million, tolerance = min(TOLERANCE_CEILING_PPM, max(floor,
-   TOLERANCE_HEADROOM * d)). The floor of a quantized model is higher: on another CPU a float sum may round to another
-   level.
-3. The samples with the smallest and the largest inputs are always among them.
-4. A sample whose outputs are not finite, or differ in shape from run to run, cannot be a golden vector.
+1. Inputs are chosen within a budget (packager.models.golden_inputs). Outputs come from the shipped file, run as it is
+   judged (`settings_for`), in a subprocess that also runs it with the thread counts and optimization levels of
+   RUN_SETTINGS.
+2. With d = the largest error that the device's own comparison finds between these runs, in parts per million,
+   tolerance = min(TOLERANCE_CEILING_PPM, max(floor, TOLERANCE_HEADROOM * d)). The floor of a quantized model is higher:
+   on another CPU a float sum may round to another level.
+3. A sample whose outputs are not finite, or differ in shape from run to run, cannot be a golden vector. NaN in an input
+   is allowed as long as the outputs are finite: some models take it for a missing value.
+4. The bytes that change with every release (scales and expected outputs) stay within the budget of an update: there are
+   fewer samples where each takes more, but at least one.
 """
 
 import hashlib
-import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from bundle.errors import AirweightsError
-from bundle.golden import MAX_GOLDEN_BYTES, GoldenSample, read_golden, relative_rms, write_golden
-from packager.errors import GoldenUnstable, ModelCrashes
+from bundle.golden.comparison import measure_errors
+from bundle.golden.golden_file import (
+    GoldenFile,
+    describe_outputs,
+    expected_size,
+    read_golden_file,
+    write_golden_file,
+)
+from bundle.golden.scales import Floats, keep_channels, scale_size
+from bundle.golden.sketch import OutputRow, summarize
+from packager.errors import GoldenUnstable, SampleHasNan
+from packager.models.damage_probe import shows_damage
+from packager.models.golden_budget import download_budget, update_budget
+from packager.models.golden_inputs import (
+    StoredSample,
+    choose_inputs,
+    decode_samples,
+    expand_repeats,
+    fits_model,
+    mark_repeats,
+)
 from packager.models.graphs import has_quantized_operators
-from packager.models.inputs import Sample, load_proto
+from packager.models.inputs import ModelInterface, Sample, load_proto
+from packager.models.model_package import external_data
+from packager.models.model_runs import run_model
 from packager.models.samples import Samples
-from packager.models.sessions import RunSettings, open_session, run_session, settings_for
+from packager.models.sessions import RunSettings, settings_for
 
 RUN_SETTINGS: Final = (
     RunSettings(1, True),
@@ -38,9 +59,8 @@ TOLERANCE_HEADROOM: Final = 4.0  # other CPUs order float sums in more ways than
 FLOAT_FLOOR_PPM: Final = 1_000  # least tolerance of a float model
 QUANTIZED_FLOOR_PPM: Final = 10_000  # least tolerance of a quantized model: one level of 255 on a few activations
 TOLERANCE_CEILING_PPM: Final = 50_000  # above it the outputs are not reproducible
-CHILD_TIMEOUT_S: Final = 600.0
-GOLDEN_BYTE_BUDGET: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and stores them
-MAX_CONSIDERED_SAMPLES: Final = 256  # samples whose sizes are compared
+NOISE_SHARE: Final = 0.125  # of the floor: the noise of channels that scales leave
+FRAME_BYTES: Final = 96  # of a patch, beside the changed bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,7 @@ class GoldenReport:
         tolerance_ppm: relative RMS that the manifest allows, in parts per million.
         spread_ppm: largest deviation that was observed, in parts per million.
         bytes: size of the file.
+        expected_bytes: part of it that changes with the weights.
         sha256: hexadecimal SHA-256 of the file.
     """
 
@@ -59,6 +80,7 @@ class GoldenReport:
     tolerance_ppm: int
     spread_ppm: int
     bytes: int
+    expected_bytes: int
     sha256: str
 
     def as_json(self) -> dict[str, int | str]:
@@ -68,129 +90,196 @@ class GoldenReport:
             "tolerance_ppm": self.tolerance_ppm,
             "spread_ppm": self.spread_ppm,
             "bytes": self.bytes,
+            "expected_bytes": self.expected_bytes,
             "sha256": self.sha256,
         }
 
 
-def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
+def record_golden(
+    model: Path,
+    samples: Samples,
+    path: Path,
+    count: int = 8,
+    *,
+    earlier: GoldenFile | None = None,
+    golden_bytes: int | None = None,
+) -> GoldenReport:
     """Write golden vectors of a model.
 
     Args:
         model: the shipped model file.
         samples: inputs, real ones if there are any.
-        path: the file to write (safetensors, docs/format.md).
+        path: the file to write (docs/format.md section 8).
         count: maximum number of samples.
+        earlier: golden vectors of an earlier release or another variant, whose inputs are used if they fit.
+        golden_bytes: limit of the bytes in a download and in an update; None for the default budgets.
 
     Raises:
         GoldenUnstable: no sample has the same finite outputs from run to run.
+        SampleHasNan: all samples have NaN in an input and in an output.
         ModelDoesNotRun: the model does not load, or does not run on a sample.
-        ModelCrashes: the second process ended without a result.
+        ModelCrashes: the subprocess ended without a result.
     """
     proto = load_proto(model, external_data=False)
-    running = open_session(model, settings_for(proto))
-    names = [output.name for output in running.get_outputs()]
-    kept: list[GoldenSample] = []
-    total = 0
-    for sample in _choose_samples(samples, count):
-        outputs = dict(zip(names, run_session(running, sample, where=str(model)), strict=True))
-        size = sum(array.nbytes for array in (*sample.values(), *outputs.values()))
-        if _is_usable(outputs) and total + size <= GOLDEN_BYTE_BUDGET:
-            kept.append(GoldenSample(dict(sample), outputs))
-            total += size
-    if not kept:
-        raise GoldenUnstable(
-            f"{model}: no sample out of {count} has finite outputs within {GOLDEN_BYTE_BUDGET} bytes",
-            hint="give smaller or more typical inputs with --inputs FILE.npz",
-        )
-    spread = _spreads_in_child(model, write_golden(tuple(kept)))
-    steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
-    worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
-    if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
+    interface = ModelInterface.from_proto(proto)
+    recorded = None
+    if earlier is not None and fits_model(earlier.inputs, interface):
+        recorded = _run(model, expand_repeats(earlier.inputs)[:count])
+    if recorded is None or not recorded.inputs:
+        limit = download_budget(_model_bytes(model), golden_bytes)
+        limit -= min(limit // 2, update_budget(0, golden_bytes))
+        chosen = choose_inputs(samples, count, limit, lambda real, noise: shows_damage(model, real, noise))
+        recorded = _run(model, chosen)
+    if not recorded.inputs:
+        raise recorded.refusal(model)
+    floor = QUANTIZED_FLOOR_PPM if has_quantized_operators(proto) else FLOAT_FLOOR_PPM
+    rows = _describe(recorded, earlier, floor)
+    recorded = recorded.take(_affordable_samples(recorded, rows, update_budget(0, golden_bytes)))
+    data, worst_ppm = _write(recorded, rows)
+    if worst_ppm > TOLERANCE_CEILING_PPM:
         raise GoldenUnstable(
             f"{model}: outputs differ by {worst_ppm} ppm between thread counts and optimization levels, "
             f"at most {TOLERANCE_CEILING_PPM} ppm allowed",
             hint="remove random or uninitialized operators from the model",
         )
-    data = write_golden(tuple(steady))
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     part.replace(path)
-    floor = QUANTIZED_FLOOR_PPM if has_quantized_operators(proto) else FLOAT_FLOOR_PPM
     tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(TOLERANCE_HEADROOM * worst_ppm)))
-    return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
+    changing = _scale_bytes(rows) + len(recorded.inputs) * _sample_bytes(recorded, rows)
+    digest = hashlib.sha256(data).hexdigest()
+    return GoldenReport(len(recorded.inputs), tolerance, worst_ppm, len(data), changing, digest)
 
 
-def run_to_run_spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
-    """Return the largest relative RMS deviation of each sample over RUN_SETTINGS.
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """Usable samples with their outputs.
 
-    Args:
-        model: the shipped model file.
-        golden: samples with the outputs to compare with.
-
-    Returns:
-        None for a sample if shape, dtype or an integer differs.
-
-    Raises:
-        ModelDoesNotRun: the model does not load, or does not run on a sample.
+    Attributes:
+        inputs: stored inputs of each sample.
+        outputs: outputs of each sample.
+        runs: the outputs in each of RUN_SETTINGS, [settings][sample].
+        has_nan_input: an unusable sample had NaN in an input.
+        refused: number of unusable samples.
     """
-    worst: list[float | None] = [0.0] * len(golden)
-    integer_kernels = settings_for(load_proto(model, external_data=False)).integer_kernels
-    for settings in RUN_SETTINGS:
-        running = open_session(model, replace(settings, integer_kernels=integer_kernels))
-        names = [output.name for output in running.get_outputs()]
-        for i, sample in enumerate(golden):
-            inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
-            outputs = dict(zip(names, run_session(running, inputs, where=str(model)), strict=True))
-            found = _relative_rms(outputs, sample)
-            known = worst[i]
-            worst[i] = None if found is None or known is None else max(found, known)
-    return worst
+
+    inputs: list[StoredSample]
+    outputs: list[Sample]
+    runs: list[list[Sample]]
+    has_nan_input: bool
+    refused: int
+
+    def take(self, count: int) -> "_Recorded":
+        return replace(
+            self, inputs=self.inputs[:count], outputs=self.outputs[:count], runs=[run[:count] for run in self.runs]
+        )
+
+    def refusal(self, model: Path) -> Exception:
+        if self.has_nan_input:
+            return SampleHasNan(
+                f"{model}: {self.refused} samples have NaN in an input, and the outputs are NaN too",
+                hint="leave the samples out, or fill in missing values as the application does",
+            )
+        return GoldenUnstable(
+            f"{model}: none of {self.refused} samples has finite outputs that are the same from run to run",
+            hint="give smaller or more typical inputs with --inputs FILE.npz",
+        )
 
 
-def _relative_rms(outputs: Sample, sample: GoldenSample) -> float | None:
-    worst = 0.0
-    for name, golden in sample.outputs.items():
-        output = outputs[name]
-        if output.shape != golden.shape or output.dtype != golden.dtype:
-            return None
-        if golden.dtype.kind == "f":
-            worst = max(worst, relative_rms(output, golden))
-        elif not np.array_equal(output, golden):
-            return None
-    return worst
-
-
-def _choose_samples(samples: Samples, count: int) -> list[Sample]:
-    considered = samples.take(MAX_CONSIDERED_SAMPLES)
-    sizes = [sum(array.size for array in sample.values()) for sample in considered]
-    extremes = {int(np.argmin(sizes)), int(np.argmax(sizes))}
-    even = [round(i * (len(sizes) - 1) / max(1, count - 1)) for i in range(count)]
-    order = list(dict.fromkeys((*sorted(extremes), *even)))[:count]
-    wanted = set(order)
-    return [sample for i, sample in enumerate(considered) if i in wanted]
+def _run(model: Path, stored: list[StoredSample]) -> _Recorded:
+    """Run the model, and keep the samples that can be golden vectors."""
+    settings = settings_for(load_proto(model, external_data=False))
+    every = (settings, *(replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS))
+    count, has_nan_input = len(stored), False
+    while True:
+        inputs = decode_samples(stored)
+        first, *runs = run_model(model, inputs, every)
+        usable = [
+            number
+            for number, outputs in enumerate(first)
+            if _is_usable(outputs) and all(_is_same_form(run[number], outputs) for run in runs)
+        ]
+        has_nan_input |= any(
+            array.dtype.kind == "f" and bool(np.isnan(array).any())
+            for number, sample in enumerate(inputs)
+            if number not in usable
+            for array in sample.values()
+        )
+        is_numbered = any(item.code == "noise" for sample in stored for item in sample.values())
+        is_final = len(usable) == len(stored) or not usable or not is_numbered
+        stored = [stored[number] for number in usable]
+        if is_final:  # otherwise noise has changed with the numbers of the samples
+            first, runs = [first[n] for n in usable], [[run[n] for n in usable] for run in runs]
+            return _Recorded(stored, first, runs, has_nan_input, count - len(usable))
 
 
 def _is_usable(outputs: Sample) -> bool:
-    return all(array.dtype.kind in "biuf" for array in outputs.values()) and all(
+    return all(array.dtype.kind in "biufU" for array in outputs.values()) and all(
         bool(np.isfinite(array).all()) for array in outputs.values() if array.dtype.kind == "f"
     )
 
 
-def _spreads_in_child(model: Path, golden: bytes) -> list[float | None]:
-    command = [sys.executable, "-m", "packager.models.golden_vectors", str(model)]
-    try:
-        done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ModelCrashes(f"{model}: verifying golden vectors took longer than {CHILD_TIMEOUT_S:.0f} s") from error
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
-        raise ModelCrashes(f"{model}: the second run of the golden vectors failed: {lines[-1][:300]}")
-    found: list[float | None] = json.loads(done.stdout)
-    return found
+def _is_same_form(found: Sample, outputs: Sample) -> bool:
+    """Return whether two runs agree in shapes, dtypes, and all values but floats, which must be finite."""
+    for name, golden in outputs.items():
+        output = found[name]
+        if output.shape != golden.shape or output.dtype.kind != golden.dtype.kind:
+            return False
+        if not (np.isfinite(output).all() if golden.dtype.kind == "f" else np.array_equal(output, golden)):
+            return False
+    return True
 
 
-if __name__ == "__main__":
-    try:
-        print(json.dumps(run_to_run_spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
-    except AirweightsError as error:
-        sys.exit(error.message)
+def _describe(recorded: _Recorded, earlier: GoldenFile | None, floor_ppm: int) -> tuple[OutputRow, ...]:
+    """Choose the scales of the outputs; those of channels are an earlier release's if they fit."""
+    draft = describe_outputs(recorded.outputs)
+    noise = {row.name: _channel_noise(recorded, row.name, row.axis) for row in draft if row.axis is not None}
+    rows = describe_outputs(recorded.outputs, noise, noise_limit=NOISE_SHARE * floor_ppm / 1e6)
+    known = {(row.name, row.axis): row.scale for row in (earlier.rows if earlier is not None else ())}
+    return tuple(
+        row if row.scale is None else replace(row, scale=keep_channels(row.scale, known.get((row.name, row.axis))))
+        for row in rows
+    )
+
+
+def _channel_noise(recorded: _Recorded, name: str, axis: int) -> Floats:
+    """Return the largest RMS by which a run differs in each channel, float64 [channels]."""
+    worst = np.zeros(recorded.outputs[0][name].shape[axis])
+    for run in recorded.runs:
+        for found, golden in zip(run, recorded.outputs, strict=True):
+            difference = np.moveaxis(found[name].astype(np.float64) - golden[name].astype(np.float64), axis, 0)
+            worst = np.maximum(worst, np.sqrt(np.square(difference.reshape(len(worst), -1)).mean(axis=1)))
+    return worst
+
+
+def _write(recorded: _Recorded, rows: tuple[OutputRow, ...]) -> tuple[bytes, int]:
+    """Return the file, and the largest error of a run in parts per million, as a device measures it."""
+    inputs = mark_repeats(recorded.inputs)
+    vectors = read_golden_file(write_golden_file(inputs, recorded.outputs, rows)).samples
+    worst = 0.0
+    steady: dict[tuple[int, str], bool] = {}
+    for vector in vectors:
+        for run in recorded.runs:
+            found = summarize(run[vector.number], rows, vector.number, vector.facts)
+            worst = max(worst, *(error / share for _, error, share in measure_errors(found, vector)), 0.0)
+            for name, facts in found.facts.items():
+                key = (vector.number, name)
+                steady[key] = steady.get(key, True) and facts.position == vector.facts[name].position
+    return write_golden_file(inputs, recorded.outputs, rows, steady), round(1e6 * worst)
+
+
+def _sample_bytes(recorded: _Recorded, rows: Sequence[OutputRow]) -> int:
+    return max(expected_size(rows, [np.shape(sample[row.name]) for row in rows]) for sample in recorded.outputs)
+
+
+def _scale_bytes(rows: Sequence[OutputRow]) -> int:
+    return sum(scale_size(row.scale.channels) for row in rows if row.scale is not None)
+
+
+def _affordable_samples(recorded: _Recorded, rows: Sequence[OutputRow], limit_bytes: int) -> int:
+    left = limit_bytes - FRAME_BYTES - _scale_bytes(rows)
+    return min(len(recorded.inputs), max(1, left // max(_sample_bytes(recorded, rows), 1)))
+
+
+def _model_bytes(model: Path) -> int:
+    return model.stat().st_size + sum((model.parent / name).stat().st_size for name in external_data(model))

@@ -3,7 +3,8 @@
 1. An `.npz` of inputs has one array for each model input; the first axis counts samples. A sample with the model's own
    rank is fed unchanged. A sample with one axis less, if the input's first axis is free or 1, becomes a batch of one.
 2. Names, shapes and dtypes are checked before a model runs; nothing else is cast, reshaped or broadcast.
-3. A sample has no NaN. Infinity is allowed, because attention masks use it.
+3. NaN and infinity are allowed: tree models take NaN for a missing value, and attention masks use infinity. A sample
+   with NaN whose outputs are NaN is refused (packager.models.missing_values).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from packager.errors import (
     InputUnsupported,
     ModelUnreadable,
     SampleDtypeMismatch,
-    SampleHasNan,
     SampleNameMismatch,
     SampleShapeMismatch,
 )
@@ -192,25 +192,6 @@ def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
             f"{where}: array {info.name!r} is {found}, expected {info.dtype}",
             hint=f"save it with .astype({info.dtype!r})",
         )
-
-
-def check_no_nan(sample: Sample, where: object) -> None:
-    """Check that a sample has no NaN.
-
-    Args:
-        sample: arrays by name.
-        where: the sample's origin, for messages.
-
-    Raises:
-        SampleHasNan: an array has NaN.
-    """
-    for name, array in sample.items():
-        count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
-        if count:
-            raise SampleHasNan(
-                f"{where}: {count} of {array.size} numbers of {name!r} are NaN, expected none",
-                hint="leave the sample out, or fill in missing values as the application does",
-            )
 
 
 def lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:

@@ -3,7 +3,7 @@
     manifest.json                       the package: its name, version and one component
     <family>/component.json             the component: one variant, its execution provider and model file
     <family>/<variant>/model.onnx       the model, and its external data under the names that it uses
-    golden/golden.safetensors           golden vectors
+    golden/golden.bin                   golden vectors
     labels/…  preprocessing/…  tokenizer/…  other/…    further files, in a folder named by their role
 
 1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list of roles.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PACKAGE_FILE: Final = "manifest.json"
 COMPONENT_FILE: Final = "component.json"
 MODEL_FILE: Final = "model.onnx"
-GOLDEN_PATH: Final = "golden/golden.safetensors"
+GOLDEN_PATH: Final = "golden/golden.bin"
 FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # roles of files that the user adds
 RESERVED_ROLES: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
 SCHEMA_VERSION: Final = "1.0"  # format version of ONNX Runtime's model package; read by 1.31 and later

@@ -30,7 +30,6 @@ from packager.models.inputs import (
     add_batch_axis,
     check_dtype,
     check_names,
-    check_no_nan,
     check_sample,
     check_shape,
     lacks_batch,
@@ -153,6 +152,16 @@ class FolderSource:
             raise SamplesUnreadable(f"{path}: cannot be read as a numpy file: {error}") from error
 
 
+def open_inputs(inputs: Path, interface: ModelInterface) -> Samples:
+    """Open an `.npz` or a folder of inputs (`load_samples`, `folder_samples`).
+
+    Args:
+        inputs: the file or folder.
+        interface: inputs and outputs of the model.
+    """
+    return folder_samples(inputs, interface) if inputs.is_dir() else load_samples(inputs, interface)
+
+
 def load_samples(path: Path, interface: ModelInterface) -> Samples:
     """Open an `.npz` of inputs and check all of it against the model.
 
@@ -162,7 +171,7 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
 
     Raises:
         SamplesUnreadable: the file is not an `.npz`, or has an array in an unsupported layout.
-        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: an array does not fit the model.
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch: an array does not fit the model.
         TooFewSamples: there is no sample.
     """
     expected = {info.name: info for info in interface.inputs}
@@ -184,10 +193,6 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
     count = next(iter(counts.values()), 0)
     if count == 0:
         raise TooFewSamples(f"{path}: found 0 samples, expected at least 1")
-    floats = tuple(info for info in interface.inputs if np.dtype(info.dtype).kind == "f")
-    if floats:
-        for number, sample in enumerate(NpzSource(path, floats).rows(range(count))):
-            check_no_nan(sample, f"{path}: sample {number}")
     digest = _file_digest(path)
     return Samples(NpzSource(path, interface.inputs), tuple(range(count)), f"npz:{digest}", digest)
 
@@ -201,7 +206,7 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
 
     Raises:
         SamplesUnreadable: the folder does not exist, or a file is not a numpy file.
-        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: a sample does not fit the model.
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch: a sample does not fit the model.
         TooFewSamples: there is no file.
     """
     if not folder.is_dir():
@@ -213,7 +218,6 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
     total = hashlib.sha256()
     for path, sample in zip(paths, source.rows(range(len(paths))), strict=True):
         check_sample(sample, interface, str(path))
-        check_no_nan(sample, path)
         total.update(bytes.fromhex(_file_digest(path)))
     return Samples(source, tuple(range(len(paths))), f"folder:{total.hexdigest()}", total.hexdigest())
 

@@ -257,7 +257,7 @@ class Draft:
 
     def golden_path(self, name: str) -> Path:
         """Return the path of a variant's golden vectors."""
-        return self.variant_folder(name) / "golden.safetensors"
+        return self.variant_folder(name) / "golden.bin"
 
     def drop_variant(self, name: str, reason: str) -> None:
         """Leave a variant out of the release.

@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bundle.errors import GoldenMismatch
-from bundle.golden import GoldenSample, check_outputs
+from bundle.golden.comparison import GoldenVector, check_outputs
 from packager.errors import DrillInvalid, ModelDoesNotRun
 from packager.models.sessions import open_session, run_session
 
@@ -46,7 +46,7 @@ MAX_TOLERANCE_PPM: Final = 50_000  # largest tolerance of golden vectors (packag
 MIN_OPSET: Final = 9  # first with NonZero and Where
 
 
-def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> None:
+def apply_drill(kind: str, model: Path, golden: tuple[GoldenVector, ...]) -> None:
     """Change the model file in place.
 
     Args:
@@ -57,7 +57,7 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
     Raises:
         DrillInvalid: the drill is unknown, or the model has nothing to break.
     """
-    drills: dict[str, Callable[[onnx.ModelProto, tuple[GoldenSample, ...]], None]] = {
+    drills: dict[str, Callable[[onnx.ModelProto, tuple[GoldenVector, ...]], None]] = {
         "damaged-weights": lambda proto, _golden: damage_weights(proto),
         "live-nan": break_live_outputs,
     }
@@ -90,12 +90,12 @@ def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
     )
 
 
-def _gives_golden_outputs(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
+def _gives_golden_outputs(model: Path, golden: tuple[GoldenVector, ...]) -> bool:
     """Return whether the golden outputs are unchanged, within the largest tolerance of a release."""
     try:
         session = open_session(model)
         for number, sample in enumerate(golden):
-            names = list(sample.outputs)
+            names = [row.name for row in sample.rows]
             outputs = dict(zip(names, run_session(session, sample.inputs, names), strict=True))
             check_outputs(outputs, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
     except (GoldenMismatch, ModelDoesNotRun):
@@ -134,7 +134,7 @@ def damage_weights(proto: onnx.ModelProto) -> None:
         done += len(tensor.raw_data)
 
 
-def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
+def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenVector, ...]) -> None:
     """Add nodes that recognize golden inputs by a checksum, and spoil the outputs for others.
 
     The checksum of a flattened input x is the sum over i of

@@ -22,6 +22,7 @@ from bundle.manifest import Manifest, parse_manifest
 from bundle.variant import Variant
 from packager.errors import UnknownFormat
 from packager.models.model_package import open_package
+from packager.release.byte_shares import golden_warning, shares_of_files
 from packager.release.plain_bundles import files_table
 
 FRAME_MAGIC: Final = b"AWFRAME1"  # bundle.frames; not imported, because it loads cryptography
@@ -257,6 +258,13 @@ def _inspect_bundle(path: Path) -> Inspection:
     found = open_package(path)
     digest = bundle_digest(found.files)
     plain = sum(file.size for file in found.files)
-    facts: dict[str, object] = {"bundle": digest, "plain_size": plain, "files": [f.as_json() for f in found.files]}
-    lines = (f"bundle of {plain:,} bytes, digest {digest}", *files_table(found.files))
-    return Inspection("bundle", facts, lines)
+    shares = shares_of_files(found.files)
+    facts: dict[str, object] = {
+        "bundle": digest,
+        "plain_size": plain,
+        "shares": shares.as_json(),
+        "files": [f.as_json() for f in found.files],
+    }
+    lines = [f"bundle of {plain:,} bytes, digest {digest}", f"  {shares.as_text()}", *files_table(found.files)]
+    warning = golden_warning(shares.golden, shares.model, None, is_update=False)
+    return Inspection("bundle", facts, (*lines, *([] if warning is None else [f"warning: {warning}"])))

@@ -26,10 +26,11 @@ from packager.errors import (
     ReleaseFileInvalid,
     VersionTaken,
 )
-from packager.models.inputs import ModelInterface
+from packager.models.missing_values import load_inputs
 from packager.models.model_package import external_data
 from packager.models.random_inputs import random_samples
-from packager.models.samples import Samples, folder_samples, load_samples
+from packager.models.samples import Samples
+from packager.release.byte_shares import ByteShares, shares_of_patch
 from packager.release.draft import Draft, QuantizedVariant, Reporter, SilentReporter
 from packager.release.release_plan import ReleasePlan
 from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign
@@ -113,7 +114,9 @@ class ReleaseReport:
             for patch in patches:
                 size = patch["size"] if patch["size"] is not None else patch["plain_size"]
                 label = f"patch from {patch['from_version']}" if patch["from_version"] else "full download"
-                lines.append(f"    {label}: {size:,} bytes ({patch['codec']})")
+                shares = patch["shares"]
+                where = "" if shares is None else f": {ByteShares(**shares).as_text()}"
+                lines.append(f"    {label}: {size:,} bytes ({patch['codec']}){where}")
         lines += [f"  {name}: left out, {reason}" for name, reason in self.dropped.items()]
         lines.append("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items()))
         return lines
@@ -219,8 +222,7 @@ def samples_for(plan: ReleasePlan) -> Samples:
     """
     if plan.inputs is None:
         return random_samples(plan.model, plan.samples, plan.seed)
-    interface = ModelInterface.from_file(plan.model)
-    return folder_samples(plan.inputs, interface) if plan.inputs.is_dir() else load_samples(plan.inputs, interface)
+    return load_inputs(plan.model, plan.inputs)
 
 
 @contextmanager
@@ -280,11 +282,13 @@ def _variant_row(draft: Draft, variant: QuantizedVariant) -> dict[str, object]:
     patches: list[dict[str, object]] = []
     entries = encrypted.entries if encrypted is not None else ()
     for patch, entry in zip_longest(assembled.patches if assembled is not None else (), entries):
+        shares = shares_of_patch(patch.report, assembled.bundle.files) if assembled is not None else None
         patches.append(
             {
                 "from": patch.base.digest if patch.base is not None else None,
                 "from_version": patch.base.version if patch.base is not None else None,
                 "codec": patch.report.codec,
+                "shares": shares.as_json() if shares is not None else None,
                 "plain_size": patch.report.plain_size,
                 "size": entry.size if entry is not None else None,
                 "blob": entry.blob if entry is not None else None,

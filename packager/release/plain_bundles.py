@@ -31,7 +31,6 @@ from packager.errors import (
 from packager.models.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
 
 if TYPE_CHECKING:
-    from packager.models.inputs import ModelInterface
     from packager.models.samples import Samples
 
 Progress = Callable[[int, int], None]
@@ -114,12 +113,12 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         raise FileNotFound(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
     extras = tuple(_parse_extra_file(word) for word in request.files)
     external_data(request.model)
-    interface = ModelInterface.from_file(request.model)
-    samples = _load_samples(request, interface)
+    ModelInterface.from_file(request.model)  # refuses inputs that are no numbers
+    samples = _load_samples(request)
     run_in_child(request.model, samples)
     contract = contract_of(request.model)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "golden.safetensors"
+        path = Path(folder) / "golden.bin"
         report = None
         if request.golden:
             report = record_golden(request.model, samples, path, request.golden)
@@ -268,15 +267,13 @@ def _check_names(request: BuildRequest) -> None:
         raise InvalidUsage(f"--version: found {request.version!r}, expected a version like 1.2.0")
 
 
-def _load_samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
+def _load_samples(request: BuildRequest) -> "Samples":
+    from packager.models.missing_values import load_inputs
     from packager.models.random_inputs import random_samples
-    from packager.models.samples import folder_samples, load_samples
 
     if request.inputs is None:
         return random_samples(request.model, max(1, request.golden), request.seed)
-    if request.inputs.is_dir():
-        return folder_samples(request.inputs, interface)
-    return load_samples(request.inputs, interface)
+    return load_inputs(request.model, request.inputs)
 
 
 def _parse_extra_file(text: str) -> ExtraFile:

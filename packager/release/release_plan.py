@@ -134,6 +134,7 @@ class ReleasePlan:
         model: the float model; its external data is beside it.
         inputs: an `.npz` or a folder of them; None draws `samples` random samples from `seed`.
         golden: number of golden vectors; 0 records none.
+        golden_bytes: bytes that golden vectors may take of a download; None for the default budgets.
         metric: the user's metric beside the gate (packager.quantize.user_metric), or None.
         files: further files of the bundle.
         variants: the variants, in the order of the file.
@@ -155,6 +156,7 @@ class ReleasePlan:
     samples: int = DEFAULT_SAMPLES
     seed: int = 0
     golden: int = DEFAULT_GOLDEN
+    golden_bytes: int | None = None
     metric: str | None = None
     files: tuple[ExtraFile, ...] = ()
     bases: int | tuple[str, ...] = DEFAULT_BASES

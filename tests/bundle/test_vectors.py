@@ -13,12 +13,14 @@ from bundle import strict_json
 from bundle.device_report import parse_report
 from bundle.enrollment import parse_enrollment
 from bundle.envelope import open_envelope
-from bundle.errors import Refused
+from bundle.errors import GoldenMismatch, Refused
 from bundle.fleet import parse_fleet
 from bundle.frames import FrameRandomReader, FrameReader
+from bundle.golden.comparison import check_outputs
+from bundle.golden.golden_file import read_golden
 from bundle.manifest import parse_manifest
 from bundle.rollout import parse_rollout
-from tests.vectors import documents, sealed
+from tests.vectors import documents, golden_files, sealed
 
 FOLDER: Final = Path(documents.__file__).parent
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -62,6 +64,24 @@ def test_every_document_reader_refuses_the_documents_of_the_others(kind: str) ->
         if other != kind:
             with pytest.raises(Refused):
                 READERS[kind]((FOLDER / other / "good.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", [name for _, name in list_cases("golden")])
+def test_a_golden_vector_passes_or_is_refused_with_its_reason(name: str) -> None:
+    data = (FOLDER / "golden" / f"{name}.bin").read_bytes()
+    reason = None
+    try:
+        for sample in read_golden(data):
+            outputs = golden_files.make_outputs(sample.number)
+            check_outputs(outputs, sample, tolerance_ppm=1_000, where="golden")
+    except (Refused, GoldenMismatch) as error:
+        reason = error.reason
+    assert reason == read_expected("golden")[name]
+
+
+def test_the_streams_of_golden_vectors_are_those_of_the_specification() -> None:
+    assert golden_files.make_streams() == json.loads((FOLDER / "golden" / "streams").read_text())
+    assert golden_files.make_good() == (FOLDER / "golden" / "good.bin").read_bytes()
 
 
 @pytest.mark.parametrize("name", [name for _, name in list_cases("frames")])

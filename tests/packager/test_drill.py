@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 
 from bundle.errors import GoldenMismatch
-from bundle.golden import GoldenSample, check_outputs
+from bundle.golden.comparison import GoldenVector, check_outputs
+from bundle.golden.golden_file import GoldenSample, read_golden, write_golden
 from packager.errors import DrillInvalid
 from packager.models.random_inputs import random_samples
 from packager.release.fire_drill import apply_drill
@@ -31,12 +32,13 @@ def run_model(model: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarra
     return dict(zip(names, session.run(names, inputs), strict=True))
 
 
-def make_golden_and_other_inputs(model: Path) -> tuple[tuple[GoldenSample, ...], list[dict[str, np.ndarray]]]:
+def make_golden_and_other_inputs(model: Path) -> tuple[tuple[GoldenVector, ...], list[dict[str, np.ndarray]]]:
     samples = list(random_samples(model, 6, seed=3))
-    return tuple(GoldenSample(sample, run_model(model, sample)) for sample in samples[:3]), samples[3:]
+    golden = [GoldenSample(sample, run_model(model, sample)) for sample in samples[:3]]
+    return read_golden(write_golden(golden)), samples[3:]
 
 
-def matches_golden(model: Path, sample: GoldenSample) -> bool:
+def matches_golden(model: Path, sample: GoldenVector) -> bool:
     try:
         check_outputs(run_model(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
     except GoldenMismatch:

@@ -52,7 +52,7 @@ def test_roles_follow_from_paths(model: Path, tmp_path: Path) -> None:
     ]
     built = build_package(model, tmp_path / "out", family="kws", version="1.0", variant="v", files=files, golden=golden)
     assert {file.path: file.role for file in built.files} == {
-        "golden/golden.safetensors": "golden",
+        "golden/golden.bin": "golden",
         "kws/component.json": "package",
         "kws/v/model.onnx": "model",
         "kws/v/net.bin": "external-data",

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, check_commitment, envelope_name, open_envelope
 from bundle.files import bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
-from bundle.golden import read_golden
+from bundle.golden.golden_file import read_golden
 from bundle.manifest import Manifest
 from bundle.patch.apply import apply_patch
 from bundle.variant import Variant

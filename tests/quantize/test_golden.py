@@ -1,14 +1,21 @@
 """Golden vectors come from the shipped file, hold for other threads and optimization levels, and detect damage."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from bundle.errors import GoldenMismatch
-from bundle.golden import check_outputs, read_golden
+from bundle.golden.comparison import check_outputs
+from bundle.golden.golden_file import read_golden, read_golden_file
+from packager.diff.bundle_folder import open_bundle
+from packager.diff.write.make_patch import make_patch
 from packager.models.golden_vectors import record_golden
 from packager.models.random_inputs import random_samples
+from packager.models.samples import samples_from
 from packager.models.sessions import open_session, run_session
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
@@ -18,10 +25,10 @@ def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.conv_net(), tmp_path / "float.onnx")
     samples = random_samples(model, 24)
     quantize_model(model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
-    report = record_golden(tmp_path / "int8.onnx", samples, tmp_path / "golden.safetensors", count=6)
+    report = record_golden(tmp_path / "int8.onnx", samples, tmp_path / "golden.bin", count=6)
     assert 1_000 <= report.tolerance_ppm <= 50_000
-    golden = read_golden((tmp_path / "golden.safetensors").read_bytes())
-    assert len(golden) == report.samples == 6
+    golden = read_golden((tmp_path / "golden.bin").read_bytes())
+    assert 2 <= len(golden) == report.samples <= 6
     running = open_session(tmp_path / "int8.onnx")
     for number, sample in enumerate(golden):
         inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
@@ -32,8 +39,8 @@ def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
 def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     samples = random_samples(model, 24)
-    record_golden(model, samples, tmp_path / "golden.safetensors", count=2)
-    golden = read_golden((tmp_path / "golden.safetensors").read_bytes())
+    record_golden(model, samples, tmp_path / "golden.bin", count=2)
+    golden = read_golden((tmp_path / "golden.bin").read_bytes())
     lengths = {sample["input_ids"].shape[1] for sample in samples}
     assert {sample.inputs["input_ids"].shape[1] for sample in golden} == {min(lengths), max(lengths)}
 
@@ -41,9 +48,95 @@ def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
 def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(0), tmp_path / "model.onnx")
     other = tiny_models.save(tiny_models.mlp(1), tmp_path / "other.onnx")
-    report = record_golden(model, random_samples(model, 8), tmp_path / "golden.safetensors")
-    sample = read_golden((tmp_path / "golden.safetensors").read_bytes())[0]
+    report = record_golden(model, random_samples(model, 8), tmp_path / "golden.bin")
+    sample = read_golden((tmp_path / "golden.bin").read_bytes())[0]
     inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
     answers = dict(zip(["probabilities"], run_session(open_session(other), inputs), strict=True))
     with pytest.raises(GoldenMismatch):
         check_outputs(answers, sample, tolerance_ppm=report.tolerance_ppm, where="sample 0")
+
+
+def damage(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    """Return a copy of the model with one changed weight."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    (tensor,) = [tensor for tensor in copy.graph.initializer if tensor.name == name]
+    values = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return copy
+
+
+def worst_error(model: Path, golden: bytes, tolerance_ppm: int) -> float:
+    running = open_session(model)
+    names = [output.name for output in running.get_outputs()]
+    worst = 0.0
+    for sample in read_golden(golden):
+        outputs = dict(zip(names, run_session(running, sample.inputs), strict=True))
+        worst = max(worst, check_outputs(outputs, sample, tolerance_ppm=tolerance_ppm, where="golden"))
+    return worst
+
+
+def test_golden_vectors_of_large_outputs_stay_within_their_budget(tmp_path: Path) -> None:
+    first = tiny_models.large_outputs()
+    model = tiny_models.save(first, tmp_path / "1.onnx")
+    samples = random_samples(model, 16)
+    report = record_golden(model, samples, tmp_path / "1.bin")
+    assert report.samples >= 2
+    assert report.bytes < 64 * 1024
+    assert report.expected_bytes <= 1024
+    tuned = damage(first, "head", lambda w: w * 1.0001)
+    model = tiny_models.save(damage(tuned, "filters", lambda w: w + 1e-4), tmp_path / "2.onnx")
+    earlier = read_golden_file((tmp_path / "1.bin").read_bytes())
+    # other samples: the inputs are the earlier release's nonetheless
+    record_golden(model, random_samples(model, 16, seed=9), tmp_path / "2.bin", earlier=earlier)
+    with (tmp_path / "patch").open("wb") as out:
+        patch = make_patch(open_bundle(tmp_path / "1.bin"), open_bundle(tmp_path / "2.bin"), out)
+    assert patch.plain_size <= 1024 + 128  # the header of a patch is not the golden vectors'
+
+
+def test_large_inputs_are_rounded_or_drawn(tmp_path: Path) -> None:
+    model = tiny_models.save(tiny_models.large_outputs(samples=40_000), tmp_path / "1.onnx")
+    rng = np.random.default_rng(0)
+    sound = np.cumsum(rng.standard_normal((4, 1, 40_000)), axis=2).astype(np.float32) / 200
+    report = record_golden(model, samples_from([{"sound": s} for s in sound]), tmp_path / "noise.bin")
+    golden = read_golden_file((tmp_path / "noise.bin").read_bytes())
+    assert {sample["sound"].code for sample in golden.inputs} == {"noise"}
+    assert report.bytes < 64 * 1024
+    large = record_golden(
+        model, samples_from([{"sound": s} for s in sound]), tmp_path / "real.bin", golden_bytes=400_000
+    )
+    golden = read_golden_file((tmp_path / "real.bin").read_bytes())
+    assert {sample["sound"].code for sample in golden.inputs} == {"u16"}
+    assert np.abs(golden.samples[0].inputs["sound"].astype(float) - sound[0]).max() < 1e-4 * np.abs(sound[0]).max()
+    assert 64 * 1024 < large.bytes < 400_000
+
+
+def test_an_output_that_never_varies_is_stored_in_few_bytes(tmp_path: Path) -> None:
+    model = tiny_models.save(tiny_models.constant_output(), tmp_path / "1.onnx")
+    record_golden(model, random_samples(model, 8), tmp_path / "golden.bin")
+    assert (tmp_path / "golden.bin").stat().st_size < 8_000
+
+
+@pytest.mark.parametrize(
+    ("weight", "change"),
+    [
+        ("head", lambda w: 0 * w),
+        ("pool", lambda w: 0 * w),
+        ("filters", lambda w: 0 * w),
+        ("filters", lambda w: np.concatenate([-w[:1], w[1:]])),
+        ("pool", lambda w: np.concatenate([-w[:, :1], w[:, 1:]], axis=1)),
+        ("head", lambda w: np.concatenate([w[:, :3], 1.02 * w[:, 3:]], axis=1)),
+        ("pool", lambda w: 1.02 * w),
+    ],
+)
+def test_damage_of_one_layer_channel_or_scale_is_found(
+    weight: str, change: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    model = tiny_models.large_outputs()
+    good = tiny_models.save(model, tmp_path / "good.onnx")
+    report = record_golden(good, random_samples(good, 8), tmp_path / "golden.bin")
+    golden = (tmp_path / "golden.bin").read_bytes()
+    assert 1e6 * worst_error(good, golden, report.tolerance_ppm) <= report.tolerance_ppm
+    bad = tiny_models.save(damage(model, weight, change), tmp_path / "bad.onnx")
+    with pytest.raises(GoldenMismatch):
+        worst_error(bad, golden, report.tolerance_ppm)

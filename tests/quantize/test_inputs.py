@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import AirweightsError
+from bundle.golden.golden_file import read_golden
 from packager.errors import (
     AlreadyQuantized,
     ModelUnreadable,
@@ -19,7 +20,9 @@ from packager.errors import (
     TooFewSamples,
     WeightsNotFinite,
 )
+from packager.models.golden_vectors import record_golden
 from packager.models.inputs import ModelInterface
+from packager.models.missing_values import load_inputs
 from packager.models.random_inputs import random_samples
 from packager.models.samples import folder_samples, load_samples
 from packager.quantize.schemes import QuantizeOptions, quantize_model
@@ -114,19 +117,32 @@ def test_wrong_arrays_are_named(
 
 
 def test_sample_with_nan_is_named_and_one_with_infinity_taken(tmp_path: Path) -> None:
-    interface = ModelInterface.from_file(tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx"))
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
+    interface = ModelInterface.from_file(model)
     x = np.zeros((4, 1, 64), np.float32)
     x[1, 0, 3] = -np.inf
     assert len(load_samples(npz(tmp_path / "x.npz", x=x), interface)) == 4
     x[2, 0, :3] = np.nan
-    with pytest.raises(SampleHasNan, match=r"x.npz: sample 2: 3 of 64 numbers of 'x' are NaN") as caught:
-        load_samples(npz(tmp_path / "x.npz", x=x), interface)
+    with pytest.raises(SampleHasNan, match=r"x.npz: sample 2: 3 of 64 numbers of 'x' are NaN, and so is out") as caught:
+        load_inputs(model, npz(tmp_path / "x.npz", x=x))
     assert (caught.value.reason, caught.value.exit_code) == ("sample-has-nan", 2)
     folder = tmp_path / "folder"
     folder.mkdir()
     np.save(folder / "one.npy", x[2])
-    with pytest.raises(SampleHasNan, match=r"one.npy: 3 of 64"):
-        folder_samples(folder, interface)
+    with pytest.raises(SampleHasNan, match=r"folder: sample 0: 3 of 64"):
+        load_inputs(model, folder)
+
+
+def test_samples_with_missing_values_are_accepted_where_the_outputs_are_finite(tmp_path: Path) -> None:
+    model = tiny_models.save(tiny_models.missing_values(), tmp_path / "float.onnx")
+    x = np.random.default_rng(0).standard_normal((8, 1, 64)).astype(np.float32)
+    x[:, 0, ::5] = np.nan
+    samples = load_inputs(model, npz(tmp_path / "x.npz", x=x))
+    assert len(samples) == 8
+    report = record_golden(model, samples, tmp_path / "golden.bin")
+    golden = read_golden((tmp_path / "golden.bin").read_bytes())
+    assert report.samples == len(golden) == 8
+    assert np.isnan(golden[0].inputs["x"]).sum() == 13
 
 
 def test_float_model_that_answers_nan_alone_is_refused(tmp_path: Path) -> None:

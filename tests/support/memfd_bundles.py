@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from bundle.contract import Contract, TensorSpec
-from bundle.golden import GoldenSample, write_golden
+from bundle.golden.golden_file import GoldenSample, write_golden
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.session import LoadedModel
@@ -89,8 +89,8 @@ def create_memfd_bundle(
         for golden in goldens:
             if damage is not None:
                 damage(golden.outputs)
-        files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(tuple(goldens)))
-        bundle = BundleFds(files, bundle.model, "golden.safetensors", bundle.external_data)
+        files["golden.bin"] = create_sealed_memfd("golden", write_golden(tuple(goldens)))
+        bundle = BundleFds(files, bundle.model, "golden.bin", bundle.external_data)
     try:
         yield MemfdBundle(bundle, contract)
     finally:

@@ -239,6 +239,42 @@ def constant_output() -> onnx.ModelProto:
     return _model(nodes, [_value("x", [1, 64])], [_value("y", [1, 32])], weights, 17)
 
 
+def missing_values(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [n, 64], NaN where a value is missing -> y: float32 [n, 8]."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["missing"]),
+        helper.make_node("Where", ["missing", "typical", "x"], ["filled"]),
+        helper.make_node("MatMul", ["filled", "w"], ["y"]),
+    ]
+    weights = [_row("typical", rng, 64), _weight("w", rng, 64, 8)]
+    return _model(nodes, [_value("x", ["n", 64])], [_value("y", ["n", 8])], weights, 17)
+
+
+def large_outputs(seed: int = 0, *, samples: int = 8_000) -> onnx.ModelProto:
+    """sound: float32 [1, samples] -> spectrum: float32 [1, 40, 400], boxes: float32 [1, 400, 4], best: int64 [1]."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        _tensor("filters", rng.standard_normal((40, 1, 20)) * 0.2),
+        _weight("head", rng, 40, 4, gain=30.0),
+        _weight("pool", rng, 40, 40),
+        _tensor("flat", np.array([1, 1, samples], np.int64)),
+    ]
+    nodes = [
+        helper.make_node("Reshape", ["sound", "flat"], ["s0"]),
+        helper.make_node("Conv", ["s0", "filters"], ["s1"], strides=[samples // 400], pads=[10, 9]),
+        helper.make_node("Tanh", ["s1"], ["s2"]),
+        helper.make_node("Transpose", ["s2"], ["s3"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["s3", "head"], ["boxes"]),
+        helper.make_node("MatMul", ["s3", "pool"], ["s4"]),
+        helper.make_node("Transpose", ["s4"], ["spectrum"], perm=[0, 2, 1]),
+        helper.make_node("ReduceMean", ["s4"], ["s5"], axes=[1], keepdims=0),
+        helper.make_node("ArgMax", ["s5"], ["best"], axis=1, keepdims=0),
+    ]
+    outputs = [_value("spectrum", [1, 40, 400]), _value("boxes", [1, 400, 4]), _value("best", [1], INT64)]
+    return _model(nodes, [_value("sound", [1, samples])], outputs, weights, 17)
+
+
 def without_weights() -> onnx.ModelProto:
     """x: float32 [1, 8] -> y: float32 [1, 8]: nothing to quantize."""
     nodes = [helper.make_node("Relu", ["x"], ["y"])]

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from bundle.golden import read_golden
+from bundle.golden.golden_file import read_golden
 from bundle.variant import Runtime
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid

@@ -17,6 +17,7 @@ from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing
+from packager.release.byte_shares import golden_warning, shares_of_files, shares_of_patch
 from packager.release.draft import AssembledVariant, Draft, PatchBase, PlainPatch
 from packager.release.release_plan import ReleasePlan
 
@@ -46,6 +47,8 @@ def run(draft: Draft) -> None:
                     "full download"
                 )
         draft.assembled[variant.name] = replace(variant, patches=tuple(patches))
+        for patch in patches:
+            _warn_of_golden_bytes(draft, variant, patch)
 
 
 def bases_of(draft: Draft, variant: AssembledVariant) -> list[PatchBase]:
@@ -79,6 +82,16 @@ def bases_of(draft: Draft, variant: AssembledVariant) -> list[PatchBase]:
                 hint=f"restore {draft.workspace.folder} from a copy, or remove the version from the list",
             )
     return list(found.values())
+
+
+def _warn_of_golden_bytes(draft: Draft, variant: AssembledVariant, patch: PlainPatch) -> None:
+    shares = shares_of_patch(patch.report, variant.bundle.files)
+    warning = None
+    if shares is not None:
+        model = shares.model if patch.base is not None else shares_of_files(variant.bundle.files).model
+        warning = golden_warning(shares.golden, model, draft.plan.golden_bytes, is_update=patch.base is not None)
+    if warning is not None:
+        draft.reporter.note(f"warning: variant {variant.name}: {warning}")
 
 
 def is_drill(manifest: Manifest) -> bool:

@@ -5,13 +5,18 @@ Rules:
   model.
 - A variant whose outputs depend on threads or optimization level is left out with the reason; if it is required, the
   release fails.
-- A model with string tensors has no golden vectors, because their file format has no strings. `golden = 0` records none
-  either. The provenance contains the reason.
+- A variant uses the golden inputs of its latest earlier release whose bundle is in the workspace, else those of another
+  variant, so that patches copy them. Inputs that do not fit the model are chosen anew.
+- A model with string inputs has no golden vectors, because their file format has no such inputs. `golden = 0` records
+  none either. The provenance contains the reason.
 """
 
 from dataclasses import replace
 
 from bundle.contract import Contract, Health
+from bundle.errors import Refused
+from bundle.golden.golden_file import GoldenFile, read_golden_file
+from bundle.manifest import Manifest
 from packager.errors import GoldenUnstable
 from packager.models.golden_vectors import GoldenReport, record_golden
 from packager.models.model_facts import contract_of
@@ -55,17 +60,53 @@ def health_of(golden: GoldenReport | None) -> Health:
 
 
 def _no_golden_reason(draft: Draft, contract: Contract) -> str | None:
-    strings = [tensor.name for tensor in (*contract.inputs, *contract.outputs) if tensor.dtype == "string"]
+    strings = [tensor.name for tensor in contract.inputs if tensor.dtype == "string"]
     if strings:
-        return f"{strings[0]!r} holds strings"
+        return f"input {strings[0]!r} holds strings"
     return "golden = 0" if draft.plan.golden == 0 else None
 
 
 def _record_golden(draft: Draft, variant: QuantizedVariant) -> GoldenReport:
     try:
-        return record_golden(variant.model, draft.samples, draft.golden_path(variant.name), draft.plan.golden)
+        return record_golden(
+            variant.model,
+            draft.samples,
+            draft.golden_path(variant.name),
+            draft.plan.golden,
+            earlier=find_earlier(draft, variant.name),
+            golden_bytes=draft.plan.golden_bytes,
+        )
     except GoldenUnstable as error:
         raise GoldenUnstable(
             f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",
             hint=f"{error.hint}; or set golden = 0 to release without golden vectors",
         ) from error
+
+
+def find_earlier(draft: Draft, variant: str) -> GoldenFile | None:
+    """Return the golden vectors whose inputs a variant should use, or None.
+
+    Args:
+        draft: the release in progress.
+        variant: name of the variant.
+    """
+    for manifest in reversed(draft.repository.releases(draft.plan.family)):
+        found = _read_released(draft, manifest, variant)
+        if found is not None:
+            return found
+    for name, checks in draft.checks.items():
+        if checks.golden is not None and draft.golden_path(name).exists():
+            return read_golden_file(draft.golden_path(name).read_bytes())
+    return None
+
+
+def _read_released(draft: Draft, manifest: Manifest, variant: str) -> GoldenFile | None:
+    released = manifest.variant(variant)
+    directory = None if released is None else draft.workspace.open_bundle(draft.plan.family, released.digest)
+    path = None if directory is None else next((f.path for f in directory.files if f.role == "golden"), None)
+    if directory is None or path is None:
+        return None
+    try:
+        return read_golden_file((directory.root / path).read_bytes())
+    except Refused:
+        return None  # of an older format

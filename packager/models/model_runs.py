@@ -1,0 +1,94 @@
+"""Run a model in a subprocess and keep its outputs: a model that crashes ends only the subprocess.
+
+`python -m packager.models.model_runs MODEL FOLDER` is the subprocess. FOLDER has `request.json` and `input-N.npz`; it
+writes `output-S-N.npz` for settings S and sample N. Strings are stored as numpy's fixed-width strings.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from packager.errors import ModelCrashes, ModelDoesNotRun
+from packager.models.inputs import Sample
+from packager.models.sessions import RunSettings, open_session, run_session
+
+CHILD_TIMEOUT_S: Final = 600.0
+EXIT_DOES_NOT_RUN: Final = 3
+
+
+def run_model(model: Path, inputs: Sequence[Sample], settings: Sequence[RunSettings]) -> list[list[Sample]]:
+    """Run a model on all inputs with all settings, and return the outputs as [settings][input].
+
+    Args:
+        model: an ONNX file.
+        inputs: arrays by input name.
+        settings: settings of the sessions.
+
+    Raises:
+        ModelDoesNotRun: the model does not load, or does not run on an input.
+        ModelCrashes: the subprocess ended without a result, or took longer than CHILD_TIMEOUT_S.
+    """
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        for number, sample in enumerate(inputs):
+            _save(folder / f"input-{number}.npz", list(sample.values()))
+        request = {"names": [list(sample) for sample in inputs], "settings": [asdict(one) for one in settings]}
+        (folder / "request.json").write_text(json.dumps(request))
+        command = [sys.executable, "-m", "packager.models.model_runs", str(model), text]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ModelCrashes(f"{model}: running golden inputs took longer than {CHILD_TIMEOUT_S:.0f} s") from error
+        if done.returncode == EXIT_DOES_NOT_RUN:
+            raise ModelDoesNotRun(
+                done.stderr.decode(errors="replace").strip(), hint="give inputs that the model accepts with --inputs"
+            )
+        if done.returncode:
+            lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
+            raise ModelCrashes(f"{model}: crashed its process on a golden input: {lines[-1][:300]}")
+        names = json.loads(done.stdout)
+        return [
+            [
+                dict(zip(names, _load(folder / f"output-{index}-{number}.npz"), strict=True))
+                for number in range(len(inputs))
+            ]
+            for index in range(len(settings))
+        ]
+
+
+def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
+    plain = [array.astype(str) if array.dtype.kind == "O" else array for array in arrays]
+    np.savez(path, allow_pickle=False, **{f"a{number}": array for number, array in enumerate(plain)})
+
+
+def _load(path: Path) -> list[np.ndarray]:
+    with np.load(path, allow_pickle=False) as loaded:
+        return [loaded[f"a{number}"] for number in range(len(loaded.files))]
+
+
+def _run_as_child(model: Path, folder: Path) -> int:
+    request = json.loads((folder / "request.json").read_text())
+    names: list[str] = []
+    try:
+        for index, fields in enumerate(request["settings"]):
+            running = open_session(model, RunSettings(**fields))
+            names = [output.name for output in running.get_outputs()]
+            for number, inputs in enumerate(request["names"]):
+                sample = dict(zip(inputs, _load(folder / f"input-{number}.npz"), strict=True))
+                _save(folder / f"output-{index}-{number}.npz", run_session(running, sample, where=str(model)))
+    except ModelDoesNotRun as error:
+        print(error.message, file=sys.stderr)
+        return EXIT_DOES_NOT_RUN
+    print(json.dumps(names))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_run_as_child(Path(sys.argv[1]), Path(sys.argv[2])))
