@@ -176,7 +176,7 @@ class EndpointApp:
                 return (
                     200,
                     [metrics.CONTENT_TYPE],
-                    metrics.render_metrics(self.family_queues, len(self._table), self.meters, self.supervisor_metrics),
+                    metrics.render_metrics(self.family_queues, self._table, self.meters, self.supervisor_metrics),
                 )
             case ["v2", "models", "stats"]:
                 return _json_response(200, model_statistics(self.family_queues.values(), None))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bundle.version import VERSION
+from device_agent.front.connections import ConnectionTable
 from device_agent.front.generations import CounterWindow, FamilyQueue
 from device_agent.host.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
@@ -51,12 +52,14 @@ class ProcessMeters:
             before.close()
 
 
-def render_metrics(queues: Mapping[str, FamilyQueue], connections: int, meters: ProcessMeters, further: bytes) -> bytes:
+def render_metrics(
+    queues: Mapping[str, FamilyQueue], connections: ConnectionTable, meters: ProcessMeters, further: bytes
+) -> bytes:
     """Return the body of `/metrics`.
 
     Args:
         queues: the families.
-        connections: number of open connections.
+        connections: the open connections.
         meters: meters of the processes and the machine.
         further: the supervisor's part, in the same format.
     """
@@ -68,7 +71,7 @@ def render_metrics(queues: Mapping[str, FamilyQueue], connections: int, meters: 
 
 
 def _family_metrics(
-    queues: Mapping[str, FamilyQueue], connections: int
+    queues: Mapping[str, FamilyQueue], connections: ConnectionTable
 ) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     counted = [
         (slot, f'family="{slot.family}",version="{version}"', window)
@@ -149,7 +152,13 @@ def _family_metrics(
         "1 while a model process can respond, else 0.",
         [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in queues.values()],
     )
-    yield "open_connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
+    yield "open_connections", "gauge", "Open connections to the endpoint.", [("", "", len(connections))]
+    yield (
+        "connections_evicted_total",
+        "counter",
+        "Connections that gave way to others.",
+        [("", "", connections.evictions)],
+    )
 
 
 def _resource_metrics(meters: ProcessMeters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:

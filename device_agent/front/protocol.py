@@ -1,15 +1,16 @@
 """One HTTP connection: uvicorn's protocol with limits, over a transport that joins writes.
 
 Rules:
-1. Bytes that are not HTTP get a JSON error, like every other error. The size of a request's head, of the framing of its
-   body, and the time until the head is complete are limited.
+1. Bytes that are not HTTP get a JSON error, like every other error. The bytes and fields of a request's head, the
+   framing of its body, the number of pipelined requests, and the time until the head is complete are limited.
 2. Head and body of a response are sent in one write, on a socket with TCP_NODELAY. In two writes, Nagle's algorithm
    delays the second until the client's delayed acknowledgment of the first.
 3. A client that closes its sending side gets the responses to its complete requests. One that closes its Unix socket is
    gone; over TCP the two look the same.
 4. If a request is answered before its body was read, the rest is read and dropped for LINGER_S, so that a client that
    sends before it reads gets the answer and not a reset connection.
-5. A response that a client does not read counts as bytes in memory (device_agent.front.connections rule 4).
+5. An incomplete head, and a response that a client does not read, count as bytes in memory
+   (device_agent.front.connections rules 3 and 4).
 """
 
 import asyncio
@@ -26,6 +27,9 @@ from device_agent.front.peers import UNKNOWN_PEER, PeerFinder
 
 KEEP_ALIVE_TIMEOUT_S: Final = 75  # nginx's default; an idle connection causes this one wake-up
 MAX_HEAD_BYTES: Final = 512 * 1024  # twice what asyncio reads at once, since a short head can begin late in a read
+MAX_FIELD_BYTES: Final = 64 * 1024  # of a complete head: names, values and the URL
+MAX_FIELDS: Final = 128
+MAX_PIPELINED: Final = 32  # requests that wait for the responses before them; each takes 3 kB
 MAX_FRAMING_BYTES: Final = 1024 * 1024  # chunk sizes, extensions and trailers of a body, beyond 8 per byte of the body
 MAX_JOINED_BYTES: Final = 256 * 1024  # for larger bodies a copy costs more than a second write
 LINGER_S: Final = 5.0
@@ -102,7 +106,9 @@ class FrontProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _has_eof = False
     _lingered_bytes = -1  # at least 0 while rule 4 applies
+    _field_bytes = 0
     _unread: HeldBytes | None = None
+    _held_head: HeldBytes | None = None
     must_give_way = False
     is_cut_off = False
     peer = UNKNOWN_PEER
@@ -134,6 +140,7 @@ class FrontProtocol(HttpToolsProtocol):
         self._table.close(self)
         self._stop_head_timer()
         self._release_unread()
+        self._release_head()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
@@ -164,6 +171,9 @@ class FrontProtocol(HttpToolsProtocol):
                 self.send_400_response("the chunks of a body are too small, or their extensions too long")
             return
         self._head_bytes += len(data)
+        if self._head_bytes > FREE_BYTES:
+            self._held_head = self._held_head or self._ledger.hold(self)
+            self._ledger.grow(self._held_head, self._head_bytes - self._held_head.size)
         if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response(f"a request's head is longer than {MAX_HEAD_BYTES} bytes")
         elif self._head_timer is None:
@@ -182,8 +192,13 @@ class FrontProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Start to count the bytes of a head."""
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head, self._head_bytes, self._field_bytes = True, 0, 0
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Store a part of the URL."""
+        self._field_bytes += len(url)
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header field; drop trailers, which follow a body.
@@ -192,11 +207,17 @@ class FrontProtocol(HttpToolsProtocol):
             name, value: of the field.
         """
         if self._is_in_head:
+            self._field_bytes += len(name) + len(value)
             super().on_header(name, value)
+            if self._field_bytes > MAX_FIELD_BYTES or len(self.headers) > MAX_FIELDS:
+                raise ValueError("the head is too long")  # the parser reports an error, and the client gets a 400
 
     def on_headers_complete(self) -> None:
         """Stop the timer of the head; from here on the connection has a request."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests are pipelined")
         self._is_in_head = False
+        self._release_head()
         self._body_bytes = self._framing_bytes = 0
         self._stop_head_timer()
         self._table.start_request(self)
@@ -271,6 +292,11 @@ class FrontProtocol(HttpToolsProtocol):
         if self._unread is not None:
             self._ledger.release(self._unread)
             self._unread = None
+
+    def _release_head(self) -> None:
+        if self._held_head is not None:
+            self._ledger.release(self._held_head)
+            self._held_head = None
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(KEEP_ALIVE_TIMEOUT_S, self.give_way)

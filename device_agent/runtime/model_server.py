@@ -231,9 +231,19 @@ class ModelServer:
             return 500, NO_JSON, (_error_body(f"internal error of the model process: {type(error).__name__}"),), 0
         flags = wire.HAS_NAN if result.has_nan else 0
         if head.flags & wire.GZIP_RESPONSE:
-            return 200, result.json_bytes, (compress(result.parts, "gzip"),), flags | wire.GZIP_RESPONSE
+            return (
+                200,
+                result.json_bytes,
+                (compress(result.parts, "gzip", self._serve_others),),
+                flags | wire.GZIP_RESPONSE,
+            )
         if head.flags & wire.DEFLATE_RESPONSE:
-            return 200, result.json_bytes, (compress(result.parts, "deflate"),), flags | wire.DEFLATE_RESPONSE
+            return (
+                200,
+                result.json_bytes,
+                (compress(result.parts, "deflate", self._serve_others),),
+                flags | wire.DEFLATE_RESPONSE,
+            )
         return 200, result.json_bytes, result.parts, flags
 
     def _handle_tensors(

@@ -238,6 +238,36 @@ def test_a_flood_of_chunk_extensions_or_trailers_ends(endpoint: Endpoint) -> Non
     assert endpoint.ask() == 200
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 200 + b"\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 70_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000,
+    ],
+    ids=["fields", "value", "url", "pipelined"],
+)
+def test_heads_that_would_take_much_memory_are_400(endpoint: Endpoint, data: bytes) -> None:
+    connection = endpoint.open(data)
+    assert b"HTTP/1.1 400 Bad Request" in read_all(connection)
+    connection.close()
+
+
+def test_incomplete_heads_count_as_memory(endpoint: Endpoint) -> None:
+    held = [endpoint.open(b"GET /v2 HTTP/1.1\r\nA: " + b"b" * 500_000) for _ in range(30)]
+    wait_until(lambda: sum(map(is_closed, held)) >= 8)
+    assert endpoint.ask() == 200
+    close_all(held)
+
+
+def test_a_few_pipelined_requests_are_answered_in_order(endpoint: Endpoint) -> None:
+    request = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n"
+    connection = endpoint.open((request + b"\r\n") * 20 + request + b"Connection: close\r\n\r\n")
+    assert read_all(connection).count(b'{"live": true}') == 21
+    connection.close()
+
+
 def test_a_client_that_does_not_read_its_answers_loses_them_and_no_one_else(endpoint: Endpoint) -> None:
     values = np.zeros(1_000_000, "<f4")
     tensor = {
