@@ -96,6 +96,12 @@ class StoreDamaged(Refused):
     reason = "store-damaged"
 
 
+class ControlPeerRefused(Refused):
+    """A worker or another user used the control socket. Run the command as the agent's user."""
+
+    reason = "control-peer-refused"
+
+
 class CohortKeyMismatch(Refused):
     """A cohort key differs from the fleet document's. Seal the cohort's key to the device again."""
 

@@ -62,6 +62,8 @@ SAMPLED_CASES = {
     "test_single_bytes_edited_in_a_model_cost_what_generic_tools_take": 1,
     "test_model_becomes_smaller_and_passes_the_gate": 4,
     "test_every_write_may_fail": 1,
+    "test_no_way_out_on_an_older_kernel": 1,
+    "test_no_way_out_on_an_older_kernel_without_root": 1,
     "test_models_with_weights_have_both_variants": 2,
     "test_other_networks_are_updated_by_the_same_method": 1,
     "test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room": 1,

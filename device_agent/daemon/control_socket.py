@@ -2,6 +2,8 @@
 
 Rules:
 - The socket is `control.sock` in the device directory, of mode 0600: only the owner of the device can connect.
+- A worker of this daemon can have the owner's user id. Its requests are refused: the kernel says which process
+  connected. A process that has ended since then is refused too, because it could have been a worker.
 - A connection transports one request {"command": NAME, ...} and one reply {"ok": {...}} or {"error": {...}}
   (device_agent.process.channel).
 """
@@ -9,14 +11,16 @@ Rules:
 import logging
 import os
 import socket
+import struct
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import DaemonNotRunning, error_from_dict
+from device_agent.errors import ControlPeerRefused, DaemonNotRunning, error_from_dict
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
+from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +74,12 @@ class ControlServer:
                 connection.settimeout(REQUEST_TIMEOUT_S)
                 request = receive_message(connection)
                 request.close()
+                try:
+                    check_peer(connection)
+                except ControlPeerRefused as error:
+                    logger.warning("%s", error.message)
+                    send_message(connection, {"error": error.as_dict()})
+                    return
                 connection.settimeout(None)
                 send_message(connection, self._reply(request.value))
             except (ChannelClosed, OSError) as error:
@@ -83,6 +93,21 @@ class ControlServer:
         except Exception as error:
             logger.exception("control request %r failed", request.get("command"))
             return {"error": Bug(f"{type(error).__name__}: {error}").as_dict()}
+
+
+def check_peer(connection: socket.socket) -> None:
+    """Check that the other end of a Unix socket may control this daemon.
+
+    Raises:
+        ControlPeerRefused: it belongs to another user, is a worker of this process, or has ended.
+    """
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, _ = struct.unpack("3i", credentials)
+    if uid not in (0, os.geteuid()):
+        raise ControlPeerRefused(f"control socket: process {pid} belongs to user {uid}")
+    # 0: it lives outside of this process's PID namespace, so it is no worker
+    if pid and (is_worker(pid) or not Path(f"/proc/{pid}").exists()):
+        raise ControlPeerRefused(f"control socket: process {pid} is a worker, or has ended")
 
 
 def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.poll_schedule import next_poll_delay_s
 from device_agent.policy.state_machine import State
+from device_agent.process.worker_process import missing_restrictions
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
@@ -341,6 +342,7 @@ class FamilyService:
             is_degraded=self.watchdog.is_degraded,
             is_unjailed=not self._runtime.is_jailed,
             is_memory_swappable=self._runtime.is_swappable,
+            missing_restrictions=missing_restrictions(),
         )
 
 

@@ -15,6 +15,7 @@ from bundle.errors import AirweightsError, Bug
 from bundle.rendering import render_json
 from device_agent.config.config import Config, load_config
 from device_agent.daemon.supervisor import Supervisor
+from device_agent.process.jail import close_memory
 from device_agent.storage.device_directory import DeviceDirectory
 
 _STANDARD_LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> int:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger = logging.getLogger("device_agent")
+    close_memory()
     try:
         run_daemon(load_config(Path(arguments[0])), lambda event, address: _announce(logger, event, address))
     except AirweightsError as error:

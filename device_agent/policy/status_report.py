@@ -4,6 +4,7 @@ The daemon or the offline command creates them, the control socket transmits the
 once and formats it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,6 +16,7 @@ from device_agent.errors import error_from_dict
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import QuarantineRecord
 
+RESTRICTION_PATTERN: Final = re.compile(r"[a-z-]{1,40}")
 MAX_ROWS: Final = 1000  # limit on the rows of quarantine, history and damaged bundles; the journal keeps fewer
 
 
@@ -148,6 +150,7 @@ class FamilyStatus:
         is_degraded: whether the previous bundle serves because the active one is damaged.
         is_unjailed: whether the model process runs without a jail.
         is_memory_swappable: whether the model's memory can be swapped out.
+        missing_restrictions: (worker, restrictions that its jail lacks), of the last worker of each kind.
     """
 
     device_id: str
@@ -182,6 +185,7 @@ class FamilyStatus:
     is_degraded: bool = False
     is_unjailed: bool = False
     is_memory_swappable: bool = False
+    missing_restrictions: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -223,6 +227,9 @@ class FamilyStatus:
             "degraded": self.is_degraded,
             "unjailed": self.is_unjailed,
             "memory_swappable": self.is_memory_swappable,
+            "missing_restrictions": [
+                {"worker": worker, "restrictions": list(names)} for worker, names in self.missing_restrictions
+            ],
         }
 
     @classmethod
@@ -268,6 +275,10 @@ class FamilyStatus:
             is_degraded=fields.flag("degraded"),
             is_unjailed=fields.flag("unjailed"),
             is_memory_swappable=fields.flag("memory_swappable"),
+            missing_restrictions=tuple(
+                (row.text("worker"), row.texts("restrictions", RESTRICTION_PATTERN, max_items=MAX_ROWS))
+                for row in fields.objects("missing_restrictions", max_items=MAX_ROWS)
+            ),
         )
         fields.reject_unknown()
         floor.reject_unknown()

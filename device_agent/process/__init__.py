@@ -11,6 +11,7 @@ Reading order:
     worker_process.py  the supervisor's side: start, call, stop
     worker.py          the worker's side: import, enter the jail, serve calls
     jail.py            the restrictions; syscalls.py has the kernel's numbers
+    system_call_filter.py  the seccomp filter, from the table system_calls.txt
     memory_lock.py     keeps keys and plain models out of swap
     throttle.py        pauses between the steps of background work
 """

@@ -1,29 +1,37 @@
 """The restrictions that a worker puts on itself before it reads untrusted bytes.
 
 Each worker calls `enter_jail` after its imports. The steps, in this order; each works without the others:
-1. Resource limits: no core dump; the policy's limits on memory, processor time, file size and open files; the
-   preference of the out-of-memory killer; and locked memory, if the policy asks for it and the kernel allows it.
-2. As root: a network namespace of its own (unless the policy allows "inet" sockets), and a user id that no other
-   process has. As any user: no capabilities, including those that a service manager granted.
-3. `PR_SET_DUMPABLE` 0: another process of the same user cannot read this worker's memory or descriptors. Opening one's
-   own `/proc/self/fd/N` still works. This comes after step 2, because a change of user resets it.
-4. `PR_SET_NO_NEW_PRIVS`.
+1. Resource limits: the policy's limits on memory, processor time, file size and open files. Locked memory, if the
+   policy asks for it and the kernel allows it. The preference of the out-of-memory killer.
+2. Namespaces of its own: network (unless the policy allows "inet" sockets), IPC, and a view of the file system that has
+   only the policy's paths (device_agent.process.namespaces).
+3. As root: a user id that no other process has. As any user: no capabilities, including those that a service manager
+   granted. Then a limit on threads, which the kernel counts by user and user namespace.
+4. `PR_SET_DUMPABLE` 0 and no core dump: another process of the same user cannot read this worker's memory or
+   descriptors. Opening one's own `/proc/self/fd/N` still works. A change of user resets it, so it comes after step 3.
+   Then `PR_SET_NO_NEW_PRIVS`.
 5. Landlock: only files below the policy's paths can be opened. A memfd lies on no file system and can still be opened.
-6. seccomp: no sockets other than the policy's, no new process or program, no access to other processes' memory, and no
-   kernel interface that workers have no use for.
-A worker is confined if seccomp is in force and files are closed to it, by Landlock or by a user id of its own. If it
-is not confined, `enter_jail` raises, unless the policy sets `allow_unjailed`; the status then says so.
+6. seccomp: only the system calls that are listed for the worker, with checked arguments
+   (device_agent.process.system_call_filter). It also covers what older versions of Landlock do not restrict: signals to
+   other processes, and opening a file that is to be read with O_TRUNC.
+A worker is confined if seccomp is in force and files are closed to it: by Landlock, by a view of its own, or by a user
+id of its own. If it is not confined, `enter_jail` raises, unless the policy sets `allow_unjailed`; the status then says
+so. It also names every single restriction that is missing.
 
 Landlock restricts the calling thread and the threads that it starts later. So `enter_jail` must be called before any
 thread is started.
+
+User ids: a worker that owns no files has an id that is derived from its process id. The id of a worker with
+`fixed_user` is the same at every start.
 """
 
 import contextlib
 import ctypes
-import errno
 import os
+import re
 import resource
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +48,13 @@ EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
 FIRST_WORKER_UID: Final = 1_879_048_192
 # systemd's range for dynamic users, if a container maps only 65,536 ids
 FALLBACK_UID_RANGE: Final = range(61_184, 65_520)
+# ids of workers with `fixed_user`: above all process ids (at most 2**22), and above the fallback range
+FIXED_USERS: Final = {"verifier": 1, "token_opener": 2}
+FIRST_FIXED_UID: Final = FIRST_WORKER_UID + 2**22
+FIRST_FIXED_FALLBACK_UID: Final = 65_520
+MAX_THREADS: Final = 64  # beside those that a model is configured to use
+USER_NAMESPACES_COUNT_THREADS: Final = (5, 14)  # the release of Linux
+CAPABILITIES: Final = {"read-any": sys_.CAP_DAC_READ_SEARCH, "access-any": sys_.CAP_DAC_OVERRIDE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +62,14 @@ class JailPolicy:
     """Permissions and limits of a worker.
 
     Attributes:
-        sockets: "none", "unix" (AF_UNIX only) or "inet" (all).
+        worker: the column of the table of system calls that applies (device_agent.process.system_call_filter).
+        sockets: "none", "unix" (AF_UNIX streams only) or "inet" (TCP and UDP only).
         read, write: files and folders that it can read, or also write. Missing ones are ignored.
-        own_user: if the daemon is root, become a user that no other process has. False for workers that write the
-            device's files.
+        own_user: if the daemon is root, become a user that no other process has.
+        fixed_user: its user id is the same at every start. Files below `write` are given to it, unless it has a
+            capability.
+        capability: what it keeps for files of other users if it becomes another user: "read-any", "access-any" or "".
+        threads: bound on its threads.
         memory_bytes: RLIMIT_AS, or None.
         cpu_s: RLIMIT_CPU in seconds, or None.
         file_bytes: RLIMIT_FSIZE, or None; it limits memfds too.
@@ -60,12 +79,17 @@ class JailPolicy:
         lock_memory: keep its memory out of swap, if that is allowed (device_agent.process.memory_lock).
         is_paced: pause between the steps of its imports (device_agent.process.throttle).
         allow_unjailed: continue even if the kernel cannot confine the worker.
+        landlock_abi, use_namespaces: behave as on a kernel that offers less, for tests.
     """
 
+    worker: str = "model_process"
     sockets: str = "none"
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     own_user: bool = True
+    fixed_user: bool = False
+    capability: str = ""
+    threads: int = MAX_THREADS
     memory_bytes: int | None = None
     cpu_s: int | None = None
     file_bytes: int | None = None
@@ -75,6 +99,8 @@ class JailPolicy:
     lock_memory: bool = False
     is_paced: bool = False
     allow_unjailed: bool = False
+    landlock_abi: int = 99
+    use_namespaces: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Return the policy as the worker's first message."""
@@ -94,7 +120,12 @@ class JailStatus:
         own_uid: the user id that it changed to, or None.
         landlock_abi: version of the kernel's Landlock interface; 0 if there is none.
         seccomp: the filter is installed.
-        network_namespace: it has an empty network of its own.
+        capability: the capability for files of other users that it kept, or "".
+        user_namespace: it is in a user namespace of its own.
+        network_namespace: it has an empty network of its own, or its policy allows the machine's.
+        ipc_namespace: it has IPC objects of its own.
+        own_files: it sees only the files of its policy.
+        threads_limited: the number of its threads is bounded.
         undumpable: PR_SET_DUMPABLE is 0.
         threads: number of threads when the jail closed; Landlock restricts only the calling one.
         memory_locked: none of its memory can be swapped out.
@@ -103,7 +134,12 @@ class JailStatus:
     own_uid: int | None = None
     landlock_abi: int = 0
     seccomp: bool = False
+    capability: str = ""
+    user_namespace: bool = False
     network_namespace: bool = False
+    ipc_namespace: bool = False
+    own_files: bool = False
+    threads_limited: bool = False
     undumpable: bool = False
     threads: int = 1
     memory_locked: bool = False
@@ -111,16 +147,32 @@ class JailStatus:
     @property
     def is_confined(self) -> bool:
         """True if files and system calls are closed to the worker."""
-        return self.seccomp and (self.own_uid is not None or (self.landlock_abi > 0 and self.threads == 1))
+        has_own_uid = self.own_uid is not None and not self.capability
+        return self.seccomp and (has_own_uid or self.own_files or (self.landlock_abi > 0 and self.threads == 1))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The restrictions that are not in force, by name."""
+        walls = {
+            "seccomp": self.seccomp,
+            "landlock": self.landlock_abi > 0 and self.threads == 1,
+            "own-user": self.own_uid is not None or self.user_namespace,
+            "own-files": self.own_files,
+            "network-namespace": self.network_namespace,
+            "ipc-namespace": self.ipc_namespace,
+            "thread-limit": self.threads_limited,
+            "undumpable": self.undumpable,
+        }
+        return tuple(name for name, in_force in walls.items() if not in_force)
 
     def as_json(self) -> dict[str, Any]:
         """Return the status as the worker's first reply and for `status`."""
-        return {**asdict(self), "confined": self.is_confined}
+        return {**asdict(self), "confined": self.is_confined, "missing": self.missing}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "JailStatus":
         """Parse the inverse of `as_json`."""
-        return cls(**{key: item for key, item in value.items() if key != "confined"})
+        return cls(**{key: item for key, item in value.items() if key not in ("confined", "missing")})
 
 
 def detect_jail() -> JailStatus:
@@ -134,25 +186,53 @@ def detect_jail() -> JailStatus:
     )
 
 
+def close_memory() -> bool:
+    """Disable core dumps, and tracing of this process by other processes of its user.
+
+    Returns:
+        Whether the kernel did it.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return _prctl(sys_.PR_SET_DUMPABLE, 0) and sys_.LIBC.prctl(sys_.PR_GET_DUMPABLE) == 0
+
+
 def enter_jail(policy: JailPolicy) -> JailStatus:
     """Apply the policy to this process, irrevocably.
 
     Raises:
         JailUnavailable: this process would not be confined, and the policy does not allow that.
     """
+    # not at the top: the supervisor imports this module, and needs neither
+    from device_agent.process.namespaces import Namespaces, enter_namespaces
+    from device_agent.process.system_call_filter import create_filter, install_filter
+
+    program = create_filter(policy.worker, policy.sockets)
     _set_limits(policy)
     status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
     if policy.lock_memory:
         status = replace(status, memory_locked=lock_memory())
-    if os.geteuid() == 0:
-        if policy.sockets != "inet":
-            status = replace(status, network_namespace=_LIBC.unshare(sys_.CLONE_NEWNET) == 0)
-        if policy.own_user:
-            status = replace(status, own_uid=_become_own_user())
-    _drop_capabilities()
-    status = replace(status, undumpable=_prctl(sys_.PR_SET_DUMPABLE, 0) and _LIBC.prctl(sys_.PR_GET_DUMPABLE) == 0)
+    if policy.expendable:
+        with contextlib.suppress(OSError):  # no /proc
+            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE_OOM_SCORE)
+    uid = _choose_uid(policy)
+    own = Namespaces()
+    if policy.use_namespaces:
+        own = enter_namespaces((*policy.read, *policy.write), network=policy.sockets != "inet")
+    status = replace(
+        status,
+        user_namespace=own.user,
+        network_namespace=own.network or policy.sockets == "inet",
+        ipc_namespace=own.ipc,
+        own_files=own.files or "/" in policy.read,
+    )
+    # without a view of its own, the parents of its folders can be closed to another user
+    if uid is not None and (own.files or policy.capability or not policy.fixed_user) and _become_user(uid, policy):
+        status = replace(status, own_uid=uid, capability=policy.capability)
+    else:
+        _drop_capabilities()
+    status = replace(status, threads_limited=_limit_threads(policy, status), undumpable=close_memory())
     if _prctl(sys_.PR_SET_NO_NEW_PRIVS, 1):
-        status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
+        status = replace(status, landlock_abi=_restrict_files(policy), seccomp=install_filter(program))
     if not status.is_confined and not policy.allow_unjailed:
         raise JailUnavailable(
             f"a worker cannot be confined on this machine (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
@@ -162,18 +242,8 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     return status
 
 
-_LIBC: Final = ctypes.CDLL(None, use_errno=True)
-_LIBC.syscall.restype = ctypes.c_long
-
-
-def _syscall(number: int, *arguments: int | bytes | None) -> int:
-    # ctypes passes a bare int as 32 bits
-    wide = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
-    return int(_LIBC.syscall(ctypes.c_long(number), *wide))
-
-
 def _prctl(option: int, value: int) -> bool:
-    return bool(_LIBC.prctl(option, value, 0, 0, 0) == 0)
+    return bool(sys_.LIBC.prctl(option, value, 0, 0, 0) == 0)
 
 
 def _set_limits(policy: JailPolicy) -> None:
@@ -182,7 +252,6 @@ def _set_limits(policy: JailPolicy) -> None:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (value, value))
 
-    lower(resource.RLIMIT_CORE, 0)
     lower(resource.RLIMIT_NOFILE, policy.open_files)
     if policy.memory_bytes is not None:
         lower(resource.RLIMIT_AS, policy.memory_bytes)
@@ -190,16 +259,18 @@ def _set_limits(policy: JailPolicy) -> None:
         lower(resource.RLIMIT_CPU, policy.cpu_s)
     if policy.file_bytes is not None:
         lower(resource.RLIMIT_FSIZE, policy.file_bytes)
-    if policy.expendable:
-        with contextlib.suppress(OSError):  # no /proc
-            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE_OOM_SCORE)
 
 
-def _choose_free_uid() -> int | None:
+def _count_mapped_uids() -> int:
     mapped: int = 0
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         inside, _, length = (int(field) for field in line.split())
         mapped = max(mapped, inside + length)
+    return mapped
+
+
+def _choose_free_uid() -> int | None:
+    mapped = _count_mapped_uids()
     if mapped > FIRST_WORKER_UID + os.getpid():
         return FIRST_WORKER_UID + os.getpid()
     taken = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
@@ -208,32 +279,84 @@ def _choose_free_uid() -> int | None:
     return next((uid for uid in candidates if uid not in taken and uid < mapped), None)
 
 
-def _become_own_user() -> int | None:
-    uid = _choose_free_uid()
-    if uid is None:
+def _choose_uid(policy: JailPolicy) -> int | None:
+    if os.geteuid() != 0 or not policy.own_user:
         return None
+    if not policy.fixed_user:
+        return _choose_free_uid()
+    mapped = _count_mapped_uids()
+    index = FIXED_USERS[policy.worker]
+    return next((uid + index for uid in (FIRST_FIXED_UID, FIRST_FIXED_FALLBACK_UID) if uid + index < mapped), None)
+
+
+def _become_user(uid: int, policy: JailPolicy) -> bool:
+    kept = 1 << CAPABILITIES[policy.capability] if policy.capability else 0
     try:
+        if kept & ~_permitted_capabilities():
+            return False
+        if policy.fixed_user and not policy.capability:
+            for path in policy.write:
+                _give_files(Path(path), uid)
+        if kept and not _prctl(sys_.PR_SET_KEEPCAPS, 1):
+            return False
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    except PermissionError:  # root of a container without CAP_SETUID
-        return None
-    return uid
+    except PermissionError:  # root of a container without CAP_SETUID or CAP_CHOWN
+        return False
+    _drop_capabilities(kept)
+    return True
 
 
-def _drop_capabilities() -> None:
-    _LIBC.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    # effective, permitted and inheritable sets, twice 32 bits each
-    _LIBC.capset(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), bytes(24))
+def _give_files(folder: Path, uid: int) -> None:
+    """Change the owner of a folder and of everything below it; links are not followed."""
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            if path.lstat().st_uid != uid:
+                os.chown(path, uid, uid, follow_symlinks=False)
+
+
+def _permitted_capabilities() -> int:
+    data = ctypes.create_string_buffer(24)
+    sys_.LIBC.capget(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), data)
+    return int(struct.unpack("=6I", data.raw)[1])
+
+
+def _drop_capabilities(kept: int = 0) -> None:
+    sys_.LIBC.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    # effective, permitted and inheritable sets, first their lower halves
+    sets = struct.pack("=6I", kept, kept, 0, 0, 0, 0)
+    sys_.LIBC.capset(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), sets)
+
+
+def _limit_threads(policy: JailPolicy, status: JailStatus) -> bool:
+    """Limit the number of threads, if the kernel counts no other process's threads with them."""
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if status.own_uid is None and not (status.user_namespace and release >= USER_NAMESPACES_COUNT_THREADS):
+        return False
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    limit = policy.threads if hard == resource.RLIM_INFINITY else min(policy.threads, hard)
+    # tried out: the kernel does not limit the machine's root, which can have another id in a user namespace
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, limit))
+    trial = threading.Thread(target=lambda: None)
+    try:
+        trial.start()
+    except RuntimeError:
+        return True
+    else:
+        trial.join()
+        return False
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
 
 def _landlock_abi() -> int:
-    abi = _syscall(sys_.LANDLOCK_CREATE_RULESET, None, 0, sys_.LANDLOCK_CREATE_RULESET_VERSION)
+    abi = sys_.call(sys_.LANDLOCK_CREATE_RULESET, None, 0, sys_.LANDLOCK_CREATE_RULESET_VERSION)
     return max(abi, 0)
 
 
 def _restrict_files(policy: JailPolicy) -> int:
-    abi = _landlock_abi()
+    abi = min(_landlock_abi(), policy.landlock_abi)
     if not abi:
         return 0
     # each version of the interface adds rights; the call fails if it names one that the kernel does not know
@@ -242,7 +365,7 @@ def _restrict_files(policy: JailPolicy) -> int:
     scopes = sys_.LANDLOCK_SCOPE_FLAGS if abi >= 6 else 0
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     attributes = struct.pack("=QQQ", handled, net, scopes)[:size]
-    ruleset = _syscall(sys_.LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    ruleset = sys_.call(sys_.LANDLOCK_CREATE_RULESET, attributes, size, 0)
     if ruleset < 0:
         return 0
     try:
@@ -253,7 +376,7 @@ def _restrict_files(policy: JailPolicy) -> int:
         for paths, rights in ((policy.read, readable), (policy.write, writable)):
             for path in paths:
                 _allow_path(ruleset, path, rights)
-        return abi if _syscall(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
+        return abi if sys_.call(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
     finally:
         os.close(ruleset)
 
@@ -267,7 +390,7 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
         if not Path(path).is_dir():
             rights &= sys_.READ_FILE | sys_.WRITE_FILE | sys_.TRUNCATE
         rule = struct.pack("=Qi", rights, fd)
-        if _syscall(sys_.LANDLOCK_ADD_RULE, ruleset, sys_.LANDLOCK_RULE_PATH_BENEATH, rule, 0):
+        if sys_.call(sys_.LANDLOCK_ADD_RULE, ruleset, sys_.LANDLOCK_RULE_PATH_BENEATH, rule, 0):
             raise OSError(ctypes.get_errno(), f"Landlock rule for {path}")
     finally:
         os.close(fd)
@@ -275,40 +398,3 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
 
 def _is_seccomp_offered() -> bool:
     return os.uname().machine in sys_.ARCHITECTURES and "Seccomp:" in Path("/proc/self/status").read_text()
-
-
-def _install_filter(policy: JailPolicy) -> bool:
-    arch = sys_.ARCHITECTURES.get(os.uname().machine)
-    if arch is None or struct.calcsize("P") != 8:
-        return False
-    program = _seccomp_program(arch, policy.sockets)
-    code = ctypes.create_string_buffer(program, len(program))
-    fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    result = _syscall(arch.seccomp, sys_.SECCOMP_SET_MODE_FILTER, sys_.SECCOMP_FILTER_FLAG_TSYNC, fprog)
-    return bool(result == 0)
-
-
-def _seccomp_program(arch: sys_.Architecture, sockets: str) -> bytes:
-    """Return the filter in classic BPF; offsets are those of `struct seccomp_data` (linux/seccomp.h)."""
-    load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
-    denied, unknown = sys_.SECCOMP_RET_ERRNO | errno.EPERM, sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
-    lines = [
-        (load, 0, 0, 4),
-        (equal, 1, 0, arch.audit_arch),
-        (ret, 0, 0, sys_.SECCOMP_RET_KILL_PROCESS),
-        (load, 0, 0, 0),
-    ]
-    if os.uname().machine == "x86_64":
-        lines += [(at_least, 0, 1, sys_.X32_BIT), (ret, 0, 0, denied)]
-    for number in arch.denied_calls:
-        lines += [(equal, 0, 1, number), (ret, 0, 0, denied)]
-    # ENOSYS for clone3 makes the C library use clone, whose flags a filter can read
-    lines += [(equal, 0, 1, arch.clone3), (ret, 0, 0, unknown)]
-    lines += [(equal, 0, 4, arch.clone), (load, 0, 0, 16), (any_bit, 1, 0, sys_.CLONE_THREAD), (ret, 0, 0, denied)]
-    lines += [(ret, 0, 0, sys_.SECCOMP_RET_ALLOW)]
-    if sockets == "none":
-        lines += [(equal, 0, 1, arch.socket), (ret, 0, 0, denied)]
-    elif sockets == "unix":
-        lines += [(equal, 0, 3, arch.socket), (load, 0, 0, 16), (equal, 1, 0, 1), (ret, 0, 0, denied)]
-    lines += [(ret, 0, 0, sys_.SECCOMP_RET_ALLOW)]
-    return b"".join(struct.pack("=HBBI", *line) for line in lines)

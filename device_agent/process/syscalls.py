@@ -1,9 +1,10 @@
-"""Constants of the Linux kernel's interface that the jail needs and Python does not define.
+"""System calls, and constants of the Linux kernel's interface that Python does not define.
 
 Sources: asm/unistd_64.h (x86-64), asm-generic/unistd.h (aarch64, riscv64), linux/{audit,landlock,prctl,seccomp}.h. The
 interface is stable: a number never changes its meaning.
 """
 
+import ctypes
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,8 +14,22 @@ PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 CAPABILITY_VERSION_3: Final = 0x20080522
+PR_SET_KEEPCAPS: Final = 8
+CAP_DAC_OVERRIDE: Final = 1
+CAP_DAC_READ_SEARCH: Final = 2
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
-CLONE_THREAD: Final = 0x00010000
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 0x1000
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 1 << 18
+MNT_DETACH: Final = 2
 LANDLOCK_CREATE_RULESET: Final = 444
 LANDLOCK_ADD_RULE: Final = 445
 LANDLOCK_RESTRICT_SELF: Final = 446
@@ -36,72 +51,40 @@ TRUNCATE: Final = 1 << 14
 
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_FILTER_FLAG_TSYNC: Final = 1
-SECCOMP_RET_KILL_PROCESS: Final = 0x80000000
 SECCOMP_RET_ERRNO: Final = 0x00050000
 SECCOMP_RET_ALLOW: Final = 0x7FFF0000
-X32_BIT: Final = 0x40000000  # x86-64 kernels have a second table with the same calls, x32
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """System call numbers of one processor architecture.
+    """Numbers that a filter and its installation need of a processor architecture.
 
     Attributes:
         audit_arch: AUDIT_ARCH_*, as a seccomp filter sees it.
-        seccomp, socket, clone, clone3: numbers of calls that the filter handles separately.
-        denied_calls: numbers of calls that no worker needs: new programs, other processes' memory, kernel keys,
-            mounts, namespaces, modules, clocks, and ways around a filter or a path (io_uring, file handles).
+        seccomp, pivot_root: numbers of these calls, for which the C library has no function.
     """
 
     audit_arch: int
     seccomp: int
-    socket: int
-    clone: int
-    clone3: int
-    denied_calls: tuple[int, ...]
+    pivot_root: int
 
 
-# open_tree … fsmount, pidfd_getfd, process_madvise, mount_setattr, io_uring_setup: the same on every processor
-_COMMON_DENIED_CALLS: Final = (425, 428, 429, 430, 431, 432, 433, 438, 440, 442)
-_GENERIC_DENIED_CALLS: Final = (
-    *(221, 281, 117, 270, 271, 272),  # execve, execveat, ptrace, process_vm_readv, process_vm_writev, kcmp
-    *(280, 241, 217, 218, 219),  # bpf, perf_event_open, add_key, request_key, keyctl
-    *(40, 39, 41, 51, 97, 268),  # mount, umount2, pivot_root, chroot, unshare, setns
-    *(104, 294, 105, 273, 106),  # kexec_load, kexec_file_load, init_module, finit_module, delete_module
-    *(282, 264, 265),  # userfaultfd, name_to_handle_at, open_by_handle_at
-    *(
-        60,
-        142,
-        224,
-        225,
-        89,
-        170,
-        112,
-        171,
-        266,
-        116,
-        161,
-    ),  # quotactl, reboot, swap*, acct, clocks, syslog, sethostname
-    *_COMMON_DENIED_CALLS,
-)
 ARCHITECTURES: Final[dict[str, Architecture]] = {
-    "x86_64": Architecture(
-        audit_arch=0xC000003E,
-        seccomp=317,
-        socket=41,
-        clone=56,
-        clone3=435,
-        denied_calls=(
-            *(59, 322, 101, 310, 311, 312),  # execve, execveat, ptrace, process_vm_readv, process_vm_writev, kcmp
-            *(57, 58),  # fork, vfork
-            *(321, 298, 248, 249, 250),  # bpf, perf_event_open, add_key, request_key, keyctl
-            *(165, 166, 155, 161, 272, 308),  # mount, umount2, pivot_root, chroot, unshare, setns
-            *(246, 320, 175, 313, 176),  # kexec_load, kexec_file_load, init_module, finit_module, delete_module
-            *(323, 303, 304),  # userfaultfd, name_to_handle_at, open_by_handle_at
-            *(179, 169, 167, 168, 163, 164, 227, 159, 305, 103, 170, 172, 173),  # as below, and iopl, ioperm
-            *_COMMON_DENIED_CALLS,
-        ),
-    ),
-    "aarch64": Architecture(0xC00000B7, 277, 198, 220, 435, _GENERIC_DENIED_CALLS),
-    "riscv64": Architecture(0xC00000F3, 277, 198, 220, 435, _GENERIC_DENIED_CALLS),
+    "x86_64": Architecture(audit_arch=0xC000003E, seccomp=317, pivot_root=155),
+    "aarch64": Architecture(audit_arch=0xC00000B7, seccomp=277, pivot_root=41),
+    "riscv64": Architecture(audit_arch=0xC00000F3, seccomp=277, pivot_root=41),
 }
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+LIBC.syscall.restype = ctypes.c_long
+
+
+def call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call; return its result, or -1 with the error in ctypes.get_errno().
+
+    Args:
+        number: of the call.
+        arguments: integers of at most 64 bits, or buffers.
+    """
+    # ctypes passes a bare int as 32 bits
+    wide = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
+    return int(LIBC.syscall(ctypes.c_long(number), *wide))

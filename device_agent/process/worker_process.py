@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
+from weakref import WeakSet
 
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
@@ -84,6 +85,7 @@ class WorkerProcess:
             target=self._read_log, args=(process.stderr,), name=f"{name}-log", daemon=True
         )
         self._log_thread.start()
+        _workers.add(self)
 
     @classmethod
     def start(
@@ -132,6 +134,7 @@ class WorkerProcess:
         except BaseException:
             worker.kill()
             raise
+        _jails[worker.name] = worker.jail
         if not worker.jail.is_confined:
             logger.warning("worker %s runs unjailed: %s", worker.name, worker.jail)
         return worker
@@ -353,6 +356,22 @@ class WorkerProcess:
                     log.warning("%s", text)
                 elif number == MAX_LINES_LOGGED:
                     log.warning("more than %d lines, dropping the rest", MAX_LINES_LOGGED)
+
+
+_workers: Final["WeakSet[WorkerProcess]"] = WeakSet()  # those that run, and some that have ended
+
+
+_jails: Final[dict[str, JailStatus]] = {}  # of the last worker of each name
+
+
+def missing_restrictions() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return what the jails lack, as (worker, restrictions), of the last worker of each name."""
+    return tuple((name, jail.missing) for name, jail in sorted(_jails.items()) if jail.missing)
+
+
+def is_worker(pid: int) -> bool:
+    """Return whether a process is a running worker of this process."""
+    return any(worker.pid == pid and worker.is_alive() for worker in tuple(_workers))
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ class FrontHandle:
         listener, address, unix_path = listen_on(config.listen, config.group)
         with listener:
             open_files = config.max_connections + RESERVED_OPEN_FILES
-            worker = WorkerProcess.start(MODULE, replace(config.jail, open_files=open_files))
+            worker = WorkerProcess.start(MODULE, replace(config.jail, worker="front", open_files=open_files))
             limits = {name: getattr(config, name) for name in _LIMIT_FIELDS}
             try:
                 meter = ProcessMeter.open()

@@ -117,7 +117,9 @@ def run_probe_process(
     jail = jail or JailPolicy(nice=PROBE_NICENESS)
     jail = replace(
         jail,
+        worker="probe",
         expendable=True,
+        threads=jail.threads + threads,
         memory_bytes=jail.memory_bytes or _address_space_limit_bytes(),
         cpu_s=jail.cpu_s or 4 * health.probe_deadline_s + 60,
         file_bytes=jail.file_bytes or 0,

@@ -22,7 +22,7 @@ from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
-from device_agent.process.jail import JailPolicy
+from device_agent.process.jail import MAX_THREADS, JailPolicy
 from device_agent.process.memory_lock import swap_is_enabled
 from device_agent.runtime.handles import (
     BundleFds,
@@ -58,7 +58,7 @@ class ServingRuntime:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
-        self._model_jail = replace(self._jail, lock_memory=True)
+        self._model_jail = replace(self._jail, lock_memory=True, threads=MAX_THREADS + config.serve.threads)
         self._prestarting: tuple[threading.Thread, list[PrestartedProcess]] | None = None
         self._family_runtimes = {family: FamilyRuntime(self, family, config.serve) for family in config.families}
         self._listen = config.serve.listen

@@ -75,7 +75,7 @@ def _call_probe(
     fds: BundleFds, variant: Variant, golden: tuple[int, ...], tolerance_ppm: int, allow_unjailed: bool
 ) -> Message:
     deadline_s = variant.health.probe_deadline_s
-    jail = JailPolicy(nice=PROBE_NICENESS, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
+    jail = JailPolicy("probe", nice=PROBE_NICENESS, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
     value, files = fds.to_message()
     request = {"bundle": value, "tolerance_ppm": tolerance_ppm}
     try:

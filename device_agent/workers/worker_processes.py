@@ -7,6 +7,7 @@ Rules:
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,12 @@ NETWORK_FILES: Final = (
 NETWORK_VARIABLES: Final = frozenset(
     {"ssl_cert_file", "ssl_cert_dir", "http_proxy", "https_proxy", "all_proxy", "no_proxy"}
 )
+# folders in which the store of a token in software, or the socket of a reader's daemon, can lie
+TOKEN_STORES: Final = (
+    *("/dev", "/home", "/opt", "/root", "/run", "/srv", "/var/lib", "/var/run"),
+    *("/tmp", "/var/tmp"),  # noqa: S108  # nothing is created there
+)
+BUS_SOCKETS: Final = ("/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket")
 
 
 class WorkerProcesses:
@@ -108,16 +115,16 @@ def jail_of(worker: str, config: Config, trust_directory: Path) -> JailPolicy:
     if worker == "key_opener":
         return key_opener_jail(config.key_storage, allow_unjailed=allow)
     if worker == "verifier":
-        return JailPolicy(write=(str(trust_directory),), own_user=False, allow_unjailed=allow)
+        return JailPolicy("verifier", write=(str(trust_directory),), fixed_user=True, allow_unjailed=allow)
     if worker == "patcher":
-        return JailPolicy(lock_memory=True, allow_unjailed=allow)
+        return JailPolicy("patcher", lock_memory=True, allow_unjailed=allow)
     if config.repository_url.startswith("file:"):
         from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
 
-        # own_user=False: the files of a removable disk can belong to any user
+        # read-any: the files of a removable disk can belong to any user
         folder = str(Path(unquote(urlsplit(config.repository_url).path)))
-        return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
-    return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
+        return JailPolicy("fetcher", read=(folder,), capability="read-any", allow_unjailed=allow)
+    return JailPolicy("fetcher", sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
 
 
 def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
@@ -128,12 +135,28 @@ def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
         allow_unjailed: run without a jail if the kernel offers none.
     """
     if key_storage.startswith("pkcs11:"):
-        return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
+        # its library, its configuration and the store of a token in software can lie anywhere and belong to any user
+        return JailPolicy(
+            "token_opener",
+            sockets="unix",
+            read=("/",),
+            write=TOKEN_STORES,
+            fixed_user=True,
+            capability="access-any",
+            allow_unjailed=allow_unjailed,
+        )
     if key_storage.startswith("tpm:device:"):
-        return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
+        return JailPolicy("key_opener", allow_unjailed=allow_unjailed)  # the device is open before the jail closes
     # every command opens a new connection to a resource manager or simulator
-    sockets = "inet" if "host=" in key_storage or "port=" in key_storage else "unix"
-    return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
+    if "host=" in key_storage or "port=" in key_storage:
+        return JailPolicy("key_opener", sockets="inet", read=NETWORK_FILES, allow_unjailed=allow_unjailed)
+    if path := re.search(r"path=([^,?]+)", key_storage):
+        # access-any: the socket can belong to any user
+        return JailPolicy(
+            "key_opener", sockets="unix", read=(path[1],), capability="access-any", allow_unjailed=allow_unjailed
+        )
+    # D-Bus knows the resource manager's clients by their user id
+    return JailPolicy("key_opener", sockets="unix", read=BUS_SOCKETS, own_user=False, allow_unjailed=allow_unjailed)
 
 
 def _environment_of(worker: str, config: Config) -> dict[str, str]:

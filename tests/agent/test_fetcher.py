@@ -24,7 +24,9 @@ HALF = len(DATA) // 2
 
 @pytest.fixture(scope="module")
 def shared_child() -> Iterator[WorkerProcess]:
-    with WorkerProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+    with WorkerProcess.start(
+        "device_agent.workers.fetcher", JailPolicy("fetcher", sockets="inet", read=NETWORK_FILES)
+    ) as child:
         yield child
 
 
@@ -85,7 +87,7 @@ def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: WorkerProce
 def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"from a stick")
     with WorkerProcess.start(
-        "device_agent.workers.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)
+        "device_agent.workers.fetcher", JailPolicy("fetcher", read=(str(tmp_path),), own_user=False)
     ) as child:
         assert _fetch_document(child, f"file://{tmp_path}/a%20b", 100) == b"from a stick"
         with pytest.raises(NotFound):
@@ -252,7 +254,9 @@ def test_one_redirect_is_followed(spool: PartialDownload) -> None:
 def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> None:
     release = threading.Event()
     site.faults = [faulty_http_server.hang(release)]
-    with WorkerProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+    with WorkerProcess.start(
+        "device_agent.workers.fetcher", JailPolicy("fetcher", sockets="inet", read=NETWORK_FILES)
+    ) as child:
         try:
             with pytest.raises(WorkerTimeout):
                 PartialDownload(child, tmp_path, site).fetch(deadline_s=0.5)

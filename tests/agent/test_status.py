@@ -79,6 +79,10 @@ def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, al
 
 def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
     found = replace(read_status(installed), is_daemon_running=True, is_memory_swappable=True)
+    lacks = (("verifier", ("own-user", "thread-limit")),)
+    assert "jail of verifier lacks: own-user, thread-limit" in status_lines(
+        StatusReport(replace(found, missing_restrictions=lacks))
+    )
     assert "memory swappable: the kernel does not let the agent lock models into memory" in status_lines(
         StatusReport(found)
     )
@@ -90,6 +94,7 @@ def test_a_status_is_the_same_after_the_control_socket(installed: DeviceUnderTes
     assert found.last_update is not None
     serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=3, pid=7, is_alive=True, resident_bytes=9)
     running = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=4)
+    running = replace(running, missing_restrictions=(("front", ("landlock",)), ("verifier", ("own-user",))))
     other = replace(running, family="vision", serving=None, previous=running.active)
     failed = JournalUnreadable("no such file", hint="try again")
     for report in (

@@ -17,7 +17,7 @@ from device_agent.workers.worker_processes import NETWORK_FILES
 
 def network_jail() -> JailPolicy:
     """Return the jail of a fetcher with a network."""
-    return JailPolicy(sockets="inet", read=NETWORK_FILES)
+    return JailPolicy("fetcher", sockets="inet", read=NETWORK_FILES)
 
 
 @contextmanager

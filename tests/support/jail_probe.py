@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bundle.errors import AirweightsError
+from device_agent.daemon.control_socket import call_daemon
 from device_agent.errors import DeviceLocked
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
@@ -80,5 +82,16 @@ def environment(_supervisor: SupervisorChannel, _message: Message) -> JsonObject
     return {"environment": dict(os.environ), "arguments": sys.orig_argv}
 
 
+def control(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Send a request to the control socket that the call names; return the reply or the reason of its error."""
+    try:
+        return call_daemon(Path(str(message.value["path"])), "stop")
+    except AirweightsError as error:
+        return {"reason": error.reason}
+
+
 if __name__ == "__main__":
-    serve_calls(start_worker()[0], {"attempts": attempts, "environment": environment, "fail": fail, "talk": talk})
+    serve_calls(
+        start_worker()[0],
+        {"attempts": attempts, "control": control, "environment": environment, "fail": fail, "talk": talk},
+    )
