@@ -37,7 +37,7 @@ UNUSED: Final = "no listed release and no publication of the grace period names 
 
 @dataclass(frozen=True, slots=True)
 class FileDecision:
-    """Whether one file stays, and why.
+    """One file, whether it stays, and why.
 
     Attributes:
         path: path below `published/`.

@@ -172,7 +172,7 @@ def _is_served(path: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder with its parents; below a repository's `published/`, all are readable whatever the umask is."""
+    """Create a folder with its parents, readable for all users below `published/`, whatever the umask."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = folder.parts
     if PUBLISHED in parts:
