@@ -390,3 +390,11 @@ class BaseIncompatible(Unfit):
     """
 
     reason = "base-incompatible"
+
+
+class ServedCheckFailed(Unavailable):
+    """The device's fetcher, which checks what is served, does not run on this machine. Install the agent's
+    libraries, or run the command on another machine.
+    """
+
+    reason = "served-check-failed"

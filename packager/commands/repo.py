@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import click
 
@@ -136,16 +137,29 @@ def status_command(repo: Path, as_json: bool) -> int:
 
 
 @repo.command("verify", short_help="Verify published roles, keys and files.")
+@click.option(
+    "--url",
+    "urls",
+    multiple=True,
+    help="Also fetch every file from this URL, as a device does. Repeatable: each mirror.",
+)
+@click.option("--config", type=PATH, help="With --url: proxy, CA and credentials as in this device configuration.")
 @REPO_OPTION
 @JSON_OPTION
-def verify_command(repo: Path, as_json: bool) -> int:
+def verify_command(urls: tuple[str, ...], config: Path | None, repo: Path, as_json: bool) -> int:
     """Verify the published roles, keys and files, and that no role can be signed with one algorithm alone.
 
-    Exit status: 0 verified, 2 invalid input, 3 a role is unsound, a file differs from the signed one, or
-    other users cannot read one.
+    With --url, the device's own fetcher fetches all files of the current publication from there, envelopes in a sample,
+    and compares them with the folder. Errors are what makes devices fail; warnings cost bytes or time.
+
+    Exit status: 0 verified, 2 invalid input, 3 a role is unsound, a file differs from the signed one,
+    other users cannot read one, or a URL serves something else; 4 the device's fetcher does not run here.
     """
+    from packager.errors import InvalidUsage
     from packager.repository.layout import unreadable_paths
+    from packager.repository.published import PublishedDocuments
     from packager.repository.repository import Repository
+    from packager.repository.served_check import check_served
 
     repository = Repository.open(repo)
     report = repository.status()
@@ -158,8 +172,18 @@ def verify_command(repo: Path, as_json: bool) -> int:
     if report.is_classical:
         lines.append("this repository is classical: breaking Ed25519 is enough to sign for every role")
     lines += [f"{path}: other users cannot read it: run `chmod -R a+rX {repository.published}`" for path in unreadable]
-    print_result({**report.as_json(), "unreadable": unreadable}, as_json=as_json, text=lines)
-    return 0 if report.is_sound and not unreadable else EXIT_CODE_UNSOUND
+    for url in urls:
+        if "@" in urlsplit(url).netloc or urlsplit(url).scheme not in ("http", "https", "file"):
+            raise InvalidUsage(
+                f"--url: found {url.rpartition('@')[2]!r}, expected http:, https: or file: without a user name",
+                hint="put credentials into a device configuration, and name it with --config",
+            )
+    served = [check_served(repository.layout, PublishedDocuments(repository.layout), url, config) for url in urls]
+    lines += [line for one in served for line in one.as_lines()]
+    result = {**report.as_json(), "unreadable": unreadable, "served": [one.as_json() for one in served]}
+    print_result(result, as_json=as_json, text=lines)
+    is_sound = report.is_sound and not unreadable and all(one.is_sound for one in served)
+    return 0 if is_sound else EXIT_CODE_UNSOUND
 
 
 @repo.command("refresh", short_help="Renew the online metadata.")

@@ -126,6 +126,15 @@ def collect_garbage(
     return report
 
 
+def paths_in_use(layout: RepositoryLayout) -> set[str]:
+    """Return the paths below `published/` that the current publication names, and all roots."""
+    uses = _Uses(layout, None)
+    for version, reason in _publications_in_use(layout, time.time()):
+        uses.add_publication(version, reason)
+    files = (path.relative_to(layout.published) for path in layout.published.rglob("*") if path.is_file())
+    return uses.named_paths() | {path.as_posix() for path in files if uses.reason(path) is not None}
+
+
 def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[tuple[int, str]]:
     """Yield the version of each snapshot that devices may still see, and the reason, the newest first."""
     files = {}
@@ -150,9 +159,9 @@ def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[
 class _Uses:
     """The files in use, each with the first reason that was added."""
 
-    def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int]) -> None:
+    def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int] | None) -> None:
         self._layout = layout
-        self._newest_epochs = dict(epochs)
+        self._newest_epochs = None if epochs is None else dict(epochs)
         self._reasons: dict[str, str] = {"metadata/timestamp.json": "the timestamp"}
         self._releases: dict[tuple[str, str], str] = {}
         self._epochs: dict[tuple[str, str], str] = {}
@@ -190,6 +199,10 @@ class _Uses:
             for patch in variant.patches:
                 self._reasons.setdefault(f"blobs/{patch.blob[:2]}/{patch.blob}", reason)
 
+    def named_paths(self) -> set[str]:
+        """Return the metadata, targets and blobs that were added; envelopes have no names of their own."""
+        return set(self._reasons)
+
     def reason(self, relative: Path) -> str | None:
         """Return why a file is in use, or None if it is not."""
         match relative.parts:
@@ -198,8 +211,8 @@ class _Uses:
             case ("envelopes", "content", family, counter, *_):
                 return self._releases.get((family, counter))
             case ("envelopes", "cohorts", cohort, epoch, *_):
-                newest = self._newest_epochs.get(cohort, 0)
-                if epoch.isdigit() and int(epoch) >= newest:
+                newest = None if self._newest_epochs is None else self._newest_epochs.get(cohort, 0)
+                if newest is not None and epoch.isdigit() and int(epoch) >= newest:
                     return f"of cohort {cohort}'s epoch {epoch}"
                 return self._epochs.get((cohort, epoch))
             case _:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 MAY_PRINT = {
     "bundle/console.py",
     "device_agent/process/worker.py",
+    "device_agent/workers/served_files.py",
     "device_agent/workers/tuf_conformance.py",
     "packager/models/golden_vectors.py",
     "packager/models/peak_memory.py",
