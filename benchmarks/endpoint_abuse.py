@@ -1,12 +1,13 @@
 """Measure a good client's latency while other clients hold connections, bodies and memory of the endpoint.
 
-    python -m benchmarks.endpoint_abuse [--idle N] [--slow N] [--held N] [--busy N] [--reconnects R] [--seconds S]
-        [--json OUT]
+    python -m benchmarks.endpoint_abuse [--idle N] [--slow N] [--held N] [--busy N] [--large N] [--reconnects R]
+        [--seconds S] [--json OUT]
 
-Three runs: alone; beside `idle` keep-alive connections, `slow` ones that send one byte per second of a head or a body,
-and `held` ones that stop before the last byte of a body of the largest size; and beside `busy` clients that send valid
-requests as fast as they can. With `--reconnects`, closed connections of the second run are opened again, at most R per
-second. The good client sends half of its requests on one connection, and half on a new one each.
+Four runs: alone; beside `idle` keep-alive connections, `slow` ones that send one byte per second of a head or a body,
+and `held` ones that stop before the last byte of a body of the largest size; beside `busy` clients that send valid
+requests as fast as they can; and beside `large` ones that do so with JSON of 4 bytes for each of LARGE_VALUES numbers.
+With `--reconnects`, closed connections of the second run are opened again, at most R per second. The good client sends
+half of its requests on one connection, and half on a new one each.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProce
 RATE: Final = 100.0
 PATH: Final = "/v2/models/m/infer"
 HEAD: Final = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n".encode()
+LARGE_VALUES: Final = 12_000_000
 KINDS: Final = ("idle", "slow head", "slow body", "held")
 
 
@@ -170,8 +172,14 @@ def measure(address: str, request: bytes, seconds: float) -> dict[str, Any]:
     return out
 
 
+def _make_large_request() -> bytes:
+    tensor = f'{{"name":"x","datatype":"FP32","shape":[{LARGE_VALUES}],"data":['.encode()
+    body = b'{"parameters":{"binary_data_output":true},"inputs":[' + tensor + b"0.5," * (LARGE_VALUES - 1) + b"0.5]}]}"
+    return HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the three measurements; return their figures by name."""
+    """Run the four measurements; return their figures by name."""
     out: dict[str, Any] = {}
     from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model
 
@@ -196,6 +204,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             with run_beside(_serve_busy, front.address, request, options.busy) as load:
                 out["busy"] = measure(front.address, request, options.seconds)
             out["busy"] |= load
+            with run_beside(_serve_busy, front.address, _make_large_request(), options.large) as load:
+                out["large"] = measure(front.address, request, options.seconds)
+            out["large"] |= load
+            out["large"]["model_process_peak_mib"] = round(process.peak_bytes() / 2**20)
         finally:
             front.stop()
             process.stop()
@@ -210,6 +222,7 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=8)
     parser.add_argument("--held-bytes", type=int, default=64 * 1024 * 1024)
     parser.add_argument("--busy", type=int, default=8)
+    parser.add_argument("--large", type=int, default=3)
     parser.add_argument("--reconnects", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path)

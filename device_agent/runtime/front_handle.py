@@ -55,7 +55,7 @@ class ServeConfig:
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
     max_kept_bytes: int = KEPT_BODIES * MAX_BODY_BYTES
-    max_waiting: int = 256
+    max_waiting: int = 1024
     max_connections: int = 1024
     wait_s: float = 10.0
     response_deadline_s: float = 60.0

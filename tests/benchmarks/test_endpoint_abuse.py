@@ -7,23 +7,22 @@ from pathlib import Path
 
 
 def test_a_good_client_loses_no_request_beside_abusive_ones(tmp_path: Path) -> None:
-    words = [
-        "--idle",
-        "1100",
-        "--slow",
-        "40",
-        "--held",
-        "5",
-        "--held-bytes",
-        "1000000",
-        "--busy",
-        "2",
-        "--seconds",
-        "2",
-    ]
+    text = "--idle 1100 --slow 40 --held 5 --held-bytes 1000000 --busy 2 --large 1 --reconnects 20 --seconds 2"
+    words = text.split()
     out = tmp_path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.endpoint_abuse", *words, "--reconnects", "20", "--json", str(out)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.endpoint_abuse",
+            *words,
+            "--large",
+            "1",
+            "--reconnects",
+            "20",
+            "--json",
+            str(out),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -31,7 +30,7 @@ def test_a_good_client_loses_no_request_beside_abusive_ones(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    for run in ("alone", "abuse", "busy"):
+    for run in ("alone", "abuse", "busy", "large"):
         for client in ("keep_alive", "new_connections"):
             assert found[run][client]["failed"] == 0
             assert found[run][client]["requests"] > 0
