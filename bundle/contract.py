@@ -9,11 +9,12 @@ from typing import Final
 
 from bundle.errors import Malformed
 from bundle.strict_json import JSON, StrictObject
+from bundle.tensor_types import SERVED_TYPES
 
 MAX_TENSORS: Final = 256
 MAX_RANK: Final = 16
 PPM: Final = 1_000_000
-DTYPE_PATTERN: Final = re.compile(r"bool|u?int(?:8|16|32|64)|float(?:16|32|64)|bfloat16|string")
+DTYPE_PATTERN: Final = re.compile("|".join(row.name for row in SERVED_TYPES))
 SHADOW_LIMIT_FIELDS: Final = ("shadow_agreement_ppm", "shadow_relative_rms_ppm")
 
 

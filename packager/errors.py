@@ -31,8 +31,8 @@ class ModelDoesNotRun(Invalid):
 
 
 class InputUnsupported(Invalid):
-    """A model input or output is not a tensor of numbers (for example strings, a sequence or a map).
-    Export the model with numeric tensors.
+    """A model input or output has a type, a name or a number of axes that requests cannot carry (for
+    example bfloat16, a sequence, or a name of more than 256 characters). Export the model as the hint says.
     """
 
     reason = "input-unsupported"

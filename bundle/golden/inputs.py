@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import Malformed
+from bundle.tensor_types import GOLDEN_INPUTS
 
 Array = npt.NDArray[np.generic]
 
@@ -34,10 +35,7 @@ NOISE_LEVELS: Final = 1 + 255 * sum(weight for _, weight in NOISE_CELLS)
 MIN_PATTERN_SIZE: Final = 16
 INTEGER_CODES: Final[dict[str, str]] = {"u8": "<u1", "i8": "<i1", "u16": "<u2", "i16": "<i2", "i32": "<i4"}
 CODES: Final = ("raw", "constant", "same", "noise", *INTEGER_CODES)
-INPUT_DTYPES: Final = (
-    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-    *("float16", "float32", "float64"),
-)
+INPUT_DTYPES: Final = GOLDEN_INPUTS
 _AFFINE: Final = struct.Struct("<dd")
 
 

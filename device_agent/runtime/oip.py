@@ -7,6 +7,7 @@ import math
 from typing import Any, Final, Protocol
 
 from bundle.contract import Contract, TensorSpec
+from bundle.tensor_types import BY_NAME
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # of a request body: everything beside the tensors' data
 MAX_VALUE_BYTES: Final = 64  # of one number in JSON: 24 characters, and white space of a nested, indented list
@@ -28,12 +29,9 @@ class DescribedModel(Protocol):
 
 
 def oip_datatype_name(spec: TensorSpec) -> str:
-    """Return the protocol's name of a tensor's dtype; BF16 for bfloat16, which requests cannot carry."""
-    if spec.dtype in ("string", "bool"):
-        return {"string": "BYTES", "bool": "BOOL"}[spec.dtype]
-    if spec.dtype == "bfloat16":
-        return "BF16"
-    return spec.dtype.upper().replace("FLOAT", "FP")
+    """Return the protocol's name of a tensor's dtype; the dtype itself if requests cannot carry it."""
+    row = BY_NAME.get(spec.dtype)
+    return row.protocol if row is not None and row.is_served else spec.dtype
 
 
 def model_metadata(described: DescribedModel) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from bundle.contract import Contract, TensorSpec
 from bundle.golden.comparison import GoldenVector
 from bundle.golden.golden_file import read_golden
+from bundle.tensor_types import NAME_BY_RUNTIME
 from device_agent.errors import AdapterIncompatible, ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array
@@ -31,23 +32,6 @@ MAX_KNOWN_SHAPES: Final = 16
 MAX_THREADS: Final = 4  # with more threads small models get slower, and the device has other work to do
 FATAL_LOG_LEVEL: Final = 4  # onnxruntime's severity "fatal"; errors are raised as exceptions anyway
 
-# onnxruntime's type names
-DTYPES: Final = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(uint16)": "uint16",
-    "tensor(int16)": "int16",
-    "tensor(uint32)": "uint32",
-    "tensor(int32)": "int32",
-    "tensor(uint64)": "uint64",
-    "tensor(int64)": "int64",
-    "tensor(float16)": "float16",
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(string)": "string",
-}
 ORT_ERRORS: Final = (
     *(state.EPFail, state.EngineError, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf),
     *(state.ModelLoadCanceled, state.ModelRequiresCompilation, state.NoModel, state.NoSuchFile, state.NotFound),
@@ -298,7 +282,7 @@ def _map_files(fds: Mapping[str, int]) -> Iterator[dict[str, memoryview]]:
 def _tensor_specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     out = []
     for value in values:
-        dtype = DTYPES.get(value.type)
+        dtype = NAME_BY_RUNTIME.get(value.type)
         if dtype is None:
             raise ContractMismatch(f"{value.name!r} is {value.type}, expected a tensor")
         shape = tuple(size if isinstance(size, int) and size >= 0 else str(size or "?") for size in value.shape)

@@ -5,11 +5,13 @@
 2. Names, shapes and dtypes are checked before a model runs; nothing else is cast, reshaped or broadcast.
 3. NaN and infinity are allowed: tree models take NaN for a missing value, and attention masks use infinity. A sample
    with NaN whose outputs are NaN is refused (packager.models.missing_values).
+4. Strings are arrays of objects; files have them as numpy's fixed-width strings.
+5. Types of inputs and outputs are those of bundle.tensor_types; their names have at most MAX_NAME_CHARACTERS.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from bundle.errors import Unavailable
 from bundle.local_files import check_regular_file, missing_file_hint
+from bundle.tensor_types import BY_ONNX, OTHER_KINDS, TENSOR_TYPES
 from packager.errors import (
     ExternalDataMissing,
     InputUnsupported,
@@ -26,6 +29,8 @@ from packager.errors import (
     SampleShapeMismatch,
 )
 
+MAX_NAME_CHARACTERS: Final = 256  # of an input or output (bundle.contract.TensorSpec)
+MAX_SHOWN_CHARACTERS: Final = 60  # of a name in messages
 Sample: TypeAlias = dict[str, np.ndarray]
 
 
@@ -65,7 +70,7 @@ class ModelInterface:
 
         Raises:
             ModelUnreadable: the file is not an ONNX model.
-            InputUnsupported: an input or output is not a tensor, or an input has strings.
+            InputUnsupported: an input or output has a type that is not served, or too long a name.
             Unavailable: the file cannot be read.
         """
         return cls.from_proto(load_proto(path, external_data=False))
@@ -75,12 +80,12 @@ class ModelInterface:
         """Return the interface of a parsed model.
 
         Raises:
-            InputUnsupported: an input or output is not a tensor, or an input has strings.
+            InputUnsupported: an input or output has a type that is not served, or too long a name.
         """
         fixed = {tensor.name for tensor in model.graph.initializer}
         return cls(
-            tuple(_make_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
-            tuple(_make_tensor_info(value, "output") for value in model.graph.output),
+            tuple(make_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
+            tuple(make_tensor_info(value, "output") for value in model.graph.output),
         )
 
 
@@ -152,6 +157,8 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         raise ModelUnreadable(f"{path}: not an ONNX model: {error}") from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, ValueError, RecursionError) as error:  # onnx reports damaged fields in several ways
+        raise ModelUnreadable(f"{path}: not an ONNX model: {' '.join(str(error).split())[:200]}") from error
     if not model.graph.output or not model.opset_import:
         raise ModelUnreadable(f"{path}: not an ONNX model: it has no outputs or names no operator set")
     return model
@@ -187,10 +194,10 @@ def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
     Raises:
         SampleDtypeMismatch: the dtype is not the input's.
     """
-    if found != np.dtype(info.dtype):
+    if found != np.dtype(info.dtype) and not (info.dtype == "object" and found.kind == "U"):
         raise SampleDtypeMismatch(
             f"{where}: array {info.name!r} is {found}, expected {info.dtype}",
-            hint=f"save it with .astype({info.dtype!r})",
+            hint=f"save it with .astype({'str' if info.dtype == 'object' else info.dtype!r})",
         )
 
 
@@ -230,21 +237,67 @@ def check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None
         )
 
 
-def _make_tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
-    if not value.type.HasField("tensor_type"):
-        kind = value.type.WhichOneof("value") or "untyped"
-        raise InputUnsupported(f"{role} {value.name!r} is {kind.removesuffix('_type')}, expected a tensor")
+def to_stored(array: np.ndarray) -> np.ndarray:
+    """Return an array as files have it: strings of fixed width instead of objects."""
+    return array.astype(str) if array.dtype == object else array
+
+
+def from_stored(array: np.ndarray) -> np.ndarray:
+    """Return an array as the runtime takes it: strings as objects."""
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def unsupported_type(where: str, kind: str) -> InputUnsupported:
+    """Return the error for an input or output of a type that is not served, with the remedy.
+
+    Args:
+        where: the input or output, for the message.
+        kind: its type as onnxruntime or ONNX names it, for example "tensor(bfloat16)", "BFLOAT16" or "seq(...)".
+    """
+    row = next((row for row in TENSOR_TYPES if kind in (row.runtime, row.onnx)), None)
+    if row is not None:
+        return InputUnsupported(f"{where} is {row.name}, which requests cannot carry", hint=row.remedy)
+    name = {"seq": "sequence"}.get(kind.partition("(")[0], kind.partition("(")[0])
+    return InputUnsupported(f"{where} is a {name}, expected a tensor", hint=OTHER_KINDS.get(name))
+
+
+def make_tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
+    """Return one input or output.
+
+    Args:
+        value: the input or output.
+        role: "input" or "output", for messages.
+
+    Raises:
+        InputUnsupported: it has a type that is not served, or too long a name.
+    """
+    where = f"{role} {value.name[:MAX_SHOWN_CHARACTERS]!r}"
+    if len(value.name) > MAX_NAME_CHARACTERS:
+        raise InputUnsupported(
+            f"{where} has a name of {len(value.name)} characters, at most {MAX_NAME_CHARACTERS} are allowed",
+            hint="rename it, for example with onnx.compose or the exporter's input_names and output_names",
+        )
+    kind = value.type.WhichOneof("value")
+    if kind not in ("tensor_type", None):
+        raise unsupported_type(where, kind.removesuffix("_type"))
     tensor = value.type.tensor_type
-    dtype = "object" if tensor.elem_type == onnx.TensorProto.STRING else _dtype_name(tensor.elem_type)
-    if dtype == "object" and role == "input":
-        raise InputUnsupported(f"input {value.name!r} takes strings, expected numbers")
-    return TensorInfo(value.name, dtype, tuple(_axis_size(dim) for dim in tensor.shape.dim), tensor.HasField("shape"))
+    return TensorInfo(
+        value.name,
+        _dtype_name(tensor.elem_type, where),
+        tuple(_axis_size(dim) for dim in tensor.shape.dim),
+        tensor.HasField("shape"),
+    )
 
 
-def _dtype_name(elem_type: int) -> str:
+def _dtype_name(elem_type: int, where: str) -> str:
     if elem_type == onnx.TensorProto.UNDEFINED:
         return "float32"  # some exporters write outputs without type; the runtime infers it
-    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name
+    known = onnx.TensorProto.DataType.keys()
+    kind = next((name for name in known if onnx.TensorProto.DataType.Value(name) == elem_type), str(elem_type))
+    row = BY_ONNX.get(kind)
+    if row is None or not row.is_served:
+        raise unsupported_type(where, kind)
+    return "object" if row.name == "string" else row.name
 
 
 def _axis_size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:

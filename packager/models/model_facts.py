@@ -13,33 +13,16 @@ import onnxruntime
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
 from bundle.frames import sealed_size
+from bundle.tensor_types import NAME_BY_RUNTIME
 from bundle.variant import Requirements, Runtime
 from packager.errors import InputUnsupported
-from packager.models.inputs import load_proto
+from packager.models.inputs import ModelInterface, load_proto, unsupported_type
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.peak_memory import measure_peak_memory
 from packager.models.samples import Samples
 from packager.models.sessions import open_session
 
 MAX_NAME_CHARACTERS: Final = 64  # name of a dynamic size (bundle.manifest.TensorSpec)
-
-# onnxruntime's names of element types; a contract has no others (sequences, maps, 4-bit and 8-bit floats)
-DTYPES: Final = {
-    "tensor(bool)": "bool",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(string)": "string",
-}
 
 
 def contract_of(model: Path) -> Contract:
@@ -49,6 +32,12 @@ def contract_of(model: Path) -> Contract:
         ModelDoesNotRun: the model does not load.
         InputUnsupported: an input or output is not a tensor of a known type, has too many axes, or there are too many.
     """
+    for info in ModelInterface.from_file(model).inputs:
+        if not info.is_ranked:
+            raise InputUnsupported(
+                f"{model}: input {info.name!r} does not declare its number of axes, so no request can be checked",
+                hint="export the model with the input's axes; sizes may stay free",
+            )
     running = open_session(model)
     inputs, outputs = running.get_inputs(), running.get_outputs()
     if max(len(inputs), len(outputs)) > MAX_TENSORS:
@@ -90,9 +79,9 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
 
 
 def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:
-    dtype = DTYPES.get(node.type)
+    dtype = NAME_BY_RUNTIME.get(node.type)
     if dtype is None:
-        raise InputUnsupported(f"{model}: {node.name!r} is {node.type}, expected a tensor of a numpy type")
+        raise unsupported_type(f"{model}: {node.name!r}", node.type)
     shape = node.shape or ()
     if len(shape) > MAX_RANK:
         raise InputUnsupported(f"{model}: {node.name!r} has {len(shape)} axes, at most {MAX_RANK} are allowed")

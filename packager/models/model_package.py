@@ -8,7 +8,9 @@
 
 1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list of roles.
 2. A model's external data is found by reading the model. Every name must be that of an existing file beside the model
-   or in a folder below.
+   or in a folder below. The model is rewritten if a device could not open it as it is: files whose names a bundle
+   cannot have become `weights-N.bin`, and tensors of nested graphs and functions move into the model, because the
+   runtime reads external data from sealed memory in the main graph only.
 3. The JSON files have one form: the same model and names give the same bytes.
 4. A bundle is built in a temporary folder beside `out` and renamed at the end.
 """
@@ -22,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from bundle.files import MAX_PATH_CHARACTERS, PATH_PATTERN, ROLES, BundleDirectory, scan_directory
-from packager.errors import BundleNameInvalid, ExternalDataMissing, FileNotFound, InputFileMissing, OutputExists
+from packager.errors import BundleNameInvalid, FileNotFound, InputFileMissing, OutputExists
 
 if TYPE_CHECKING:
     import onnx
@@ -93,9 +95,12 @@ def build_package(
             hint=f"use a name other than {', '.join(RESERVED_ROLES)}",
         )
     folder = f"{family}/{variant}"
+    from packager.models.model_files import save_model
+
+    portable, locations = portable_model(model)
     sources = {f"{folder}/{MODEL_FILE}": model}
-    for location in external_data(model):
-        _add_source(sources, f"{folder}/{location}", model.parent / location)
+    for name, source in locations.items():
+        _add_source(sources, f"{folder}/{name}", source)
     if golden is not None:
         sources[GOLDEN_PATH] = golden
     for extra in files:
@@ -110,12 +115,57 @@ def build_package(
         root.mkdir()
         for path, source in sources.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, root / path)
+            if source == model and portable is not None:
+                save_model(portable, root / path)
+            else:
+                shutil.copyfile(source, root / path)
         _write_json(root / PACKAGE_FILE, _package_document(family, version))
         _write_json(root / family / COMPONENT_FILE, _component_document(variant))
         scan_directory(root, {})
         root.rename(out)
     return open_package(out)
+
+
+def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Path]]:
+    """Return a model as a bundle stores it, and the sources of its external data by their names there.
+
+    Args:
+        model: an ONNX file with its external data beside it.
+
+    Returns:
+        The rewritten model, or None if the file can be stored unchanged.
+
+    Raises:
+        ModelUnreadable: the model is not an ONNX model.
+        ExternalDataMissing: a file is missing.
+    """
+    import onnx
+
+    from packager.models.inputs import load_proto
+    from packager.models.tensor_data import external_entries, stored_tensors
+
+    proto = load_proto(model, external_data=False)
+    main = list(proto.graph.initializer)
+    found = [(tensor, external_entries(tensor).get("location", "")) for tensor in stored_tensors(proto)]
+    names: dict[str, str] = {}
+    is_changed = False
+    for tensor, location in found:
+        if not location:
+            continue
+        if all(tensor is not other for other in main):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(model.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+            is_changed = True
+            continue
+        if location not in names:
+            plain = PurePosixPath(location).as_posix()
+            names[location] = plain if is_bundle_path(plain) else f"weights-{len(names)}.bin"
+        if names[location] != location:
+            entry = next(entry for entry in tensor.external_data if entry.key == "location")
+            entry.value = names[location]
+            is_changed = True
+    return (proto if is_changed else None), {name: model.parent / location for location, name in names.items()}
 
 
 def external_data(model: Path) -> tuple[str, ...]:
@@ -124,22 +174,10 @@ def external_data(model: Path) -> tuple[str, ...]:
     Raises:
         ModelUnreadable: the model is not an ONNX model.
         ExternalDataMissing: a file is missing.
-        BundleNameInvalid: a name cannot be in a bundle.
     """
     from packager.models.inputs import load_proto
 
-    names = sorted(_external_locations(load_proto(model, external_data=False)))
-    for name in names:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
-            raise BundleNameInvalid(
-                f"{model}: external data {name!r} has a name that is not allowed in a bundle",
-                hint="save the model again with a plain file name for its external data (letters, digits, . _ -)",
-            )
-        if not (model.parent / name).is_file():
-            raise ExternalDataMissing(
-                f"{model}: its external data {name!r} is not beside it", hint="put the data files beside the model"
-            )
-    return tuple(names)
+    return tuple(sorted(_external_locations(load_proto(model, external_data=False))))
 
 
 def roles_of(root: Path) -> dict[str, str]:
@@ -176,19 +214,13 @@ def open_package(root: Path) -> BundleDirectory:
 
 
 def _external_locations(model: "onnx.ModelProto") -> set[str]:
-    from packager.models.graphs import all_tensors
+    from packager.models.tensor_data import external_entries, stored_tensors
 
-    functions = (attribute.t for function in model.functions for node in function.node for attribute in node.attribute)
-    return {
-        entry.value
-        for tensor in (*all_tensors(model), *functions)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    return {external_entries(tensor).get("location", "") for tensor in stored_tensors(model)} - {""}
 
 
 def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
-    if not _is_bundle_path(path):
+    if not is_bundle_path(path):
         raise BundleNameInvalid(
             f"{source}: {path!r} is not allowed as a path in a bundle",
             hint="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
@@ -200,7 +232,8 @@ def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
     sources[path] = source
 
 
-def _is_bundle_path(path: str) -> bool:
+def is_bundle_path(path: str) -> bool:
+    """Return whether a bundle can have a file with this path."""
     return PATH_PATTERN.fullmatch(path) is not None and len(path) <= MAX_PATH_CHARACTERS
 
 

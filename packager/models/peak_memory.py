@@ -38,7 +38,10 @@ def measure_peak_memory(model: Path, samples: "Samples") -> int:
         names: list[str] = []
         for number, sample in enumerate(samples.take(MEASURED_SAMPLES)):
             names = list(sample)
-            arrays = {f"input_{i}": array for i, array in enumerate(sample.values())}
+            arrays = {
+                f"input_{i}": array.astype(str) if array.dtype == object else array
+                for i, array in enumerate(sample.values())
+            }
             np.savez(Path(folder) / f"{number}.npz", allow_pickle=False, **arrays)
         command = [sys.executable, "-m", "packager.models.peak_memory", str(model), folder, *names]
         try:
@@ -73,7 +76,8 @@ def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
     running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for path in sorted(folder.iterdir()):
         with np.load(path) as arrays:
-            running.run(None, {name: arrays[f"input_{i}"] for i, name in enumerate(names)})
+            stored = {name: arrays[f"input_{i}"] for i, name in enumerate(names)}
+            running.run(None, {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in stored.items()})
     return own_peak_bytes()
 
 

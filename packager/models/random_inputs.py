@@ -62,6 +62,7 @@ MAX_CRASHES: Final = 4
 MAX_CHILD_MEMORY_SHARE: Final = 0.75  # of physical memory
 STATE_WORDS: Final = ("state", "hidden", "cell", "cache", "h0", "c0", "h_0", "c_0", "hx", "cx", "past")
 SEQUENCE_WORDS: Final = ("seq", "len", "time", "frame", "token", "sample", "height", "width")
+WORDS: Final = ("a", "b", "red", "green", "yes", "no", "0", "1.5", "")  # inputs that take strings
 STATE_SCALE: Final = 0.1  # standard deviation; states are bounded by tanh in most recurrent nets
 
 
@@ -279,6 +280,8 @@ def _draw_array(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, inde
     )
     dtype: np.dtype = np.dtype(info.dtype)
     name = info.name.lower()
+    if dtype.kind == "O":
+        return np.asarray(rng.choice(WORDS, shape), object)
     if dtype.kind == "b":
         return np.ones(shape, dtype) if "mask" in name else rng.integers(0, 2, shape, dtype=np.uint8).astype(dtype)
     if dtype.kind in "iu":

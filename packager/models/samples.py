@@ -32,6 +32,7 @@ from packager.models.inputs import (
     check_names,
     check_sample,
     check_shape,
+    from_stored,
     lacks_batch,
 )
 
@@ -118,7 +119,9 @@ class NpzSource:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
             for index in indices:
-                yield {info.name: add_batch_axis(column.row(index), info) for info, column in columns.items()}
+                yield {
+                    info.name: from_stored(add_batch_axis(column.row(index), info)) for info, column in columns.items()
+                }
 
 
 @dataclass(frozen=True, slots=True)

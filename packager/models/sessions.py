@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from packager.errors import ModelCrashes, ModelDoesNotRun
 from packager.models.graphs import quantization_of
-from packager.models.inputs import Sample
+from packager.models.inputs import Sample, from_stored, to_stored
 from packager.models.samples import Samples
 
 DEFAULT_THREADS: Final = 2
@@ -213,7 +213,9 @@ def run_in_child(model: Path, samples: Samples) -> None:
     sample = next(iter(samples.take(1)))
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "sample.npz"
-        np.savez(arrays, allow_pickle=False, **{f"input_{i}": array for i, array in enumerate(sample.values())})
+        np.savez(
+            arrays, allow_pickle=False, **{f"input_{i}": to_stored(array) for i, array in enumerate(sample.values())}
+        )
         command = [sys.executable, "-m", "packager.models.sessions", str(model), str(arrays), *sample]
         try:
             done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
@@ -235,7 +237,7 @@ def one_line_message(error: Exception) -> str:
 
 def _run_as_child(model: str, arrays: str, names: list[str]) -> int:
     with np.load(arrays) as loaded:
-        sample = {name: loaded[f"input_{i}"] for i, name in enumerate(names)}
+        sample = {name: from_stored(loaded[f"input_{i}"]) for i, name in enumerate(names)}
     try:
         run_session(open_session(Path(model)), sample, where=model)
     except ModelDoesNotRun as error:

@@ -14,7 +14,7 @@ from typing import Final
 import onnx
 
 from packager.errors import ExternalDataMissing, ModelUnreadable
-from packager.models.graphs import all_tensors
+from packager.models.tensor_data import stored_tensors
 
 MAX_MODEL_FILE_BYTES: Final = onnx.checker.MAXIMUM_PROTOBUF  # 2 GiB: larger constants are external data
 SUB_BYTE_BITS: Final = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
@@ -22,7 +22,7 @@ WITHOUT_SIZE: Final = ("STRING", "UNDEFINED", "FLOAT6E2M3", "FLOAT6E3M2")
 
 
 def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
-    """Check the constants of every graph.
+    """Check the constants of every graph and function.
 
     Args:
         model: the parsed model, with its external data not loaded.
@@ -32,7 +32,7 @@ def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
         ModelUnreadable: a constant has more or fewer bytes than its shape and type need.
         ExternalDataMissing: external data is missing, or does not lie inside of its file.
     """
-    for tensor in all_tensors(model):
+    for tensor in stored_tensors(model):
         kind = _type_name(tensor)
         if kind in WITHOUT_SIZE:
             continue
@@ -53,6 +53,11 @@ def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
 def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: str) -> None:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
+    if not location or PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
+        raise ExternalDataMissing(
+            f"{where} is stored in {location!r}, expected a file beside the model or in a folder below",
+            hint="save the model again with a plain file name for its external data",
+        )
     file = path.parent / location
     if not file.is_file():
         raise ExternalDataMissing(
@@ -63,8 +68,6 @@ def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: 
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or expected)
     except ValueError as error:
         raise ModelUnreadable(f"{where}: offset or length of its external data is not a number") from error
-    if PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
-        return  # onnx and the bundle's rules refuse the name
     if length != expected:
         raise ModelUnreadable(f"{where} needs {expected:,} bytes, its external data has {length:,}")
     size = file.stat().st_size

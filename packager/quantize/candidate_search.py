@@ -168,7 +168,7 @@ class CandidateSearch:
                 last = candidate, verdict
         if last is None:
             reasons = "; ".join(trial.explanation for trial in self.trials) or "; ".join(
-                INAPPLICABLE_MESSAGES[method] for method in methods
+                self.builder.other_type_message(method) or INAPPLICABLE_MESSAGES[method] for method in methods
             )
             raise QuantizationRefused(f"no quantized form of this model is possible: {reasons}")
         return last

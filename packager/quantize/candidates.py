@@ -27,6 +27,7 @@ from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 
 INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
+FLOAT32_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "int4")
 MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes; a model that is hardly smaller is not worth a variant
 
 
@@ -97,6 +98,22 @@ class CandidateBuilder:
         if int4_nodes(self.prepared):
             found.append("int4")
         return (*found, "weights", "fp16")
+
+    def other_type_message(self, method: Method) -> str | None:
+        """Return the reason why a method that needs float32 weights does not fit; None if it has another reason."""
+        kinds = sorted(
+            {
+                onnx.TensorProto.DataType.Name(use.tensor.data_type).lower()
+                for use in weight_uses(self.source(method))
+                if use.elements >= MIN_ELEMENTS and use.tensor.data_type != onnx.TensorProto.FLOAT
+            }
+        )
+        if method not in FLOAT32_METHODS or not kinds:
+            return None
+        return (
+            f"{method} needs float32 weights, those of this model are {', '.join(kinds)}; export the model in float32, "
+            "or use int8-weights"
+        )
 
     def node_groups(self, method: Method) -> list[tuple[str, ...]]:
         """Return the names of the nodes that `method` would quantize, in graph order.

@@ -187,7 +187,8 @@ def _stored_bytes(array: np.ndarray, is_weight: bool) -> int:
 def estimated_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes that a model would take with its weights in int8; steps are compared by it."""
     saved: dict[tuple[int, str], int] = {}
-    for scope in scopes(model.graph):
+    everywhere = list(scopes(model.graph))  # kept, so that the ids of graphs stay unique
+    for scope in everywhere:
         for node in scope.graph.node:
             for index in weight_inputs(node):
                 behind = scope.find(node.input[index]) if index < len(node.input) else None

@@ -147,7 +147,7 @@ class _Rewrite:
         bias = None if is_wide else self._constant_bias(use)
         names = self._add_weight_levels(use, axis, input_scale, bias)
         node.input[0] = dequantized
-        # a float MatMul must not be fused with its weights (packager.quantize.weight_only, rule 4)
+        # a float MatMul must not be fused with its weights (packager.quantize.lint)
         counted = axis - len(use.tensor.dims) if axis is not None and is_wide else axis
         node.input[1] = self._add_dequantize(node, names.levels, names.scale, names.zero_point, counted)
         if bias is not None:

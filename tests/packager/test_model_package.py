@@ -85,8 +85,8 @@ def test_missing_external_data_is_told_by_name(model: Path, tmp_path: Path) -> N
     assert read_all_files(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["../net.bin", "/etc/passwd", ".hidden", "two words.bin", "a/../net.bin"])
-def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+def store_under(name: str, model: Path) -> None:
+    """Store the external data of a model under another name."""
     proto = onnx.load(model, load_external_data=False)
     for tensor in proto.graph.initializer:
         for entry in tensor.external_data:
@@ -96,10 +96,49 @@ def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_pat
     if not Path(name).is_absolute():
         (model.parent / "a").mkdir()
         (model.parent / name).write_bytes((model.parent / "net.bin").read_bytes())
-    with pytest.raises(BundleNameInvalid) as caught:
+
+
+@pytest.mark.parametrize("name", ["../net.bin", "/etc/passwd", "a/../net.bin"])
+def test_external_data_outside_of_the_models_folder_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+    store_under(name, model)
+    with pytest.raises(ExternalDataMissing) as caught:
         write_test_package(model, tmp_path / "out")
     assert name in caught.value.message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [".hidden", "two words.bin", "./net.bin", "poids-été.bin"])
+def test_external_data_with_another_kind_of_name_is_stored_under_one_that_bundles_have(
+    model: Path, tmp_path: Path, name: str
+) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(str(model)).run(None, {"x": x})[0]
+    store_under(name, model)
+    write_test_package(model, tmp_path / "out")
+    bundle = open_package(tmp_path / "out")
+    packed = next(bundle.root / file.path for file in bundle.files if file.role == "model")
+    assert external_data(packed) == (("net.bin",) if name == "./net.bin" else ("weights-0.bin",))
+    np.testing.assert_array_equal(onnxruntime.InferenceSession(str(packed)).run(None, {"x": x})[0], expected)
+
+
+def test_external_data_of_a_nested_graph_moves_into_the_model(tmp_path: Path) -> None:
+    made = tiny_models.branching()
+    path = tmp_path / "float.onnx"
+    for node in made.graph.node:
+        for attribute in node.attribute:
+            for tensor in attribute.g.initializer:
+                data = tensor.raw_data
+                (tmp_path / f"{tensor.name}.bin").write_bytes(data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                tensor.external_data.add(key="location", value=f"{tensor.name}.bin")
+    path.write_bytes(made.SerializeToString())
+    write_test_package(path, tmp_path / "out")
+    bundle = open_package(tmp_path / "out")
+    packed = next(bundle.root / file.path for file in bundle.files if file.role == "model")
+    assert external_data(path)
+    assert external_data(packed) == ()
+    onnxruntime.InferenceSession(packed.read_bytes())
 
 
 def test_extra_files_must_be_there_have_a_plain_name_and_not_meet(model: Path, tmp_path: Path) -> None:
