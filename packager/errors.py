@@ -31,8 +31,8 @@ class ModelDoesNotRun(Invalid):
 
 
 class InputUnsupported(Invalid):
-    """A model input or output has a type, a name or a number of axes that requests cannot carry (for
-    example bfloat16, a sequence, or a name of more than 256 characters). Export the model as the hint says.
+    """A model input or output has a type, name or rank that requests cannot carry, such as a sequence.
+    Export the model as the hint says.
     """
 
     reason = "input-unsupported"

@@ -22,7 +22,7 @@ PACKED_TYPES: Final = (
 
 
 def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of the model: in graphs, nested graphs, attributes, functions and sparse initializers."""
+    """Yield every tensor of the model: of graphs, attributes, functions and sparse initializers."""
     for scope in scopes(model.graph):
         yield from scope.graph.initializer
         for sparse in scope.graph.sparse_initializer:

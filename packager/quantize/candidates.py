@@ -100,7 +100,7 @@ class CandidateBuilder:
         return (*found, "weights", "fp16")
 
     def other_type_message(self, method: Method) -> str | None:
-        """Return the reason why a method that needs float32 weights does not fit; None if it has another reason."""
+        """Return why a method that needs float32 weights does not fit; None if that is not why."""
         kinds = sorted(
             {
                 onnx.TensorProto.DataType.Name(use.tensor.data_type).lower()

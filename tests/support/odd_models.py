@@ -1,4 +1,4 @@
-"""Valid models that published ones resemble in one unusual way each, and damaged files, for tests of whole commands."""
+"""Models that are unusual in one way each, valid ones and refused ones."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,12 +23,18 @@ class OddModel:
     draw: Callable[[np.random.Generator], Sample]
 
     def samples(self, count: int = 24) -> list[Sample]:
-        """Return `count` samples."""
+        """Return samples of the model's inputs, one for each seed from 0."""
         return [self.draw(np.random.default_rng(seed)) for seed in range(count)]
 
 
 def weights(*shape: int, seed: int = 0, dtype: Any = np.float32) -> np.ndarray:
-    """Return random weights whose products keep their size."""
+    """Return random weights whose products keep their size.
+
+    Args:
+        shape: sizes of the axes.
+        seed: seed of the random numbers.
+        dtype: numpy's type.
+    """
     scale = 1 / np.sqrt(max(shape[-2] if len(shape) > 1 else 1, 1))
     return np.asarray(np.random.default_rng(seed).standard_normal(shape) * scale, dtype)
 
@@ -70,7 +76,14 @@ def _draw(rng: np.random.Generator) -> Sample:
 
 
 def two_layers(x: str = "x", y: str = "y", w: str = "w", **options: Any) -> onnx.ModelProto:
-    """Return two MatMul with a Relu between them."""
+    """Return two MatMul with a Relu between them.
+
+    Args:
+        x: name of the input.
+        y: name of the output.
+        w: name of the first weight.
+        options: passed to `build`.
+    """
     nodes = [
         helper.make_node("MatMul", [x, w], ["a"]),
         helper.make_node("Relu", ["a"], ["b"]),
