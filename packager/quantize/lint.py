@@ -209,7 +209,7 @@ def _is_fused(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants
     """Return whether newer runtimes (1.32) fuse this node with its int8 weight.
 
     The weight is read by DequantizeLinear on axis 1. They make MatMulNBits at accuracy level 4 of it, which quantizes
-    activations inside the kernel, differently on each CPU (an error of 0.85 was seen where the weights alone cost 0.01).
+    activations inside the kernel, differently on each CPU (an error of 0.85 where the weights alone cost 0.01).
 
     Args:
         node: any node.
