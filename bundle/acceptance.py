@@ -16,6 +16,7 @@ A `VerifiedRelease` is a proof: only `accept` creates one, and `VerifiedRelease.
 verifier process sent.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -275,9 +276,13 @@ def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now
         )
     if rollout.windows and not any(window.start_s <= now_s < window.end_s for window in rollout.windows):
         opens = min((window.start_s for window in rollout.windows if window.start_s > now_s), default=None)
-        when = "all windows have closed" if opens is None else f"the next window opens in {opens - now_s} s"
+        when = "all windows have closed" if opens is None else f"the next window opens at {_utc(opens)}"
         return Eligibility(False, "outside-window", when, opens)
     return Eligibility(True, "eligible", f"release {rollout.version} may be activated")
+
+
+def _utc(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
 
 
 def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel: str) -> None:

@@ -398,3 +398,17 @@ class ServedCheckFailed(Unavailable):
     """
 
     reason = "served-check-failed"
+
+
+class WindowInvalid(Invalid):
+    """A maintenance window or its time zone is malformed, or all windows have closed. Correct `--window`."""
+
+    reason = "window-invalid"
+
+
+class RolloutBackwards(Invalid):
+    """The change would point a channel at an older release than it runs. Pass `--allow-older` if this is
+    intended.
+    """
+
+    reason = "rollout-backwards"

@@ -63,7 +63,7 @@ from bundle.trust.role_names import (
     rollout_role,
     rollout_target,
 )
-from bundle.trust.role_versions import check_not_older, find_delegation, is_still_signed, role_version
+from bundle.trust.role_versions import check_not_older, family_unknown, find_delegation, is_still_signed, role_version
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 
@@ -253,9 +253,7 @@ class TrustSession:
     def _require_delegations(self) -> None:
         for role in self._delegated_roles:
             if find_delegation(self._updater, role) is None:
-                raise NoRollout(
-                    f"this repository has no role {role!r}", hint=f"check that {self._request.family!r} is its family"
-                )
+                raise family_unknown(self._updater, role, self._request.family)
 
     def _signed_times(self) -> SignedTimes:
         updater = self._updater

@@ -4,14 +4,19 @@ This is step 4 of the theory of operation in bundle.trust.check.
 """
 
 import hashlib
+from typing import Final
 
 from tuf.api.metadata import DelegatedRole, Root
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
-from bundle.errors import RollbackRefused
+from bundle.errors import NoRollout, RollbackRefused
+from bundle.suggestion import suggest
 from bundle.trust.public_keys import key_digest
+from bundle.trust.role_names import rollout_role
 from bundle.trust.trust_state import RoleVersion
 from bundle.trust.updater import TrustedUpdater
+
+MAX_SHOWN_CHARACTERS: Final = 200
 
 
 def find_delegation(updater: TrustedUpdater, role: str) -> DelegatedRole | None:
@@ -23,6 +28,25 @@ def find_delegation(updater: TrustedUpdater, role: str) -> DelegatedRole | None:
     """
     delegations = updater.targets.delegations
     return None if delegations is None or delegations.roles is None else delegations.roles.get(role)
+
+
+def family_unknown(updater: TrustedUpdater, role: str, family: str) -> NoRollout:
+    """Return the error of a role that targets does not delegate to; it names the families that the repository has.
+
+    Args:
+        updater: the client of the check, after its refresh.
+        role: name of the role.
+        family: the family that the device follows.
+    """
+    delegations = updater.targets.delegations
+    roles = sorted(delegations.roles or {}) if delegations is not None else []
+    prefix = rollout_role("")
+    families = [name.removeprefix(prefix) for name in roles if name.startswith(prefix)]
+    known = ", ".join(families)[:MAX_SHOWN_CHARACTERS] or "none"
+    return NoRollout(
+        f"this repository has no role {role!r}; its families: {known}",
+        hint=f"check `family`: found {family!r}{suggest(family, families)}",
+    )
 
 
 def role_version(updater: TrustedUpdater, role: str) -> RoleVersion:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from bundle.errors import AirweightsError, action_of, subclasses
-from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.journal_records import QuarantineRecord
 from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
 from device_agent.update.preview import Plan
@@ -109,6 +109,8 @@ def _family_status_lines(status: FamilyStatus) -> list[str]:
     if status.last_update is not None:
         last = status.last_update
         lines.append(f"last update: {last.outcome.value} {last.attempt.release or ''} {last.reason}".rstrip())
+        if last.outcome is Outcome.WAITING and last.detail:
+            lines.append(f"waiting: {last.detail}")
     lines += [f"quarantined: {row.digest[:16]} ({row.reason})" for row in status.quarantine]
     return lines
 

@@ -42,7 +42,7 @@ class _Silent:
     """Takes the events of a transfer."""
 
     def send_event(self, _value: object) -> None:
-        """Ignore an event."""
+        """Ignore an event of a transfer."""
 
 
 def check_served_files(job: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`packager rollout`: point channels at releases, halt and resume rollouts."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from packager.commands.options import JSON_OPTION, KEY_OPTION, KEYS_OPTION, PASS
 
 if TYPE_CHECKING:
     from bundle.rollout import Rollout
+    from packager.repository.repository import Repository
 
 
 @click.group("rollout", short_help="Manage rollouts.")
@@ -35,6 +37,22 @@ def rollout() -> None:
 )
 @click.option("--cohort", "cohorts", multiple=True, help="Offer the release to this cohort only. Repeatable.")
 @click.option("--salt", help="Choose other devices for --percent with this salt; default: keep the salt.")
+@click.option(
+    "--window",
+    "windows",
+    multiple=True,
+    metavar="START/END",
+    help="Let devices activate the release only then: 02:00/04:00 (daily) or 2026-12-01T02:00/2026-12-01T04:00.",
+)
+@click.option("--timezone", "zone_name", default="", help="IANA time zone of --window; default: this machine's.")
+@click.option(
+    "--window-days",
+    type=click.IntRange(1, 64),
+    default=14,
+    show_default=True,
+    help="Number of days of a daily window.",
+)
+@click.option("--allow-older", is_flag=True, help="Allow an older release than the one that the channel runs.")
 @click.option("--note", default="", help="Text for people, stored in the rollout file.")
 @REPO_OPTION
 @KEY_OPTION
@@ -48,6 +66,10 @@ def set_command(
     percent: float,
     cohorts: tuple[str, ...],
     salt: str | None,
+    windows: tuple[str, ...],
+    zone_name: str,
+    window_days: int,
+    allow_older: bool,
     note: str,
     repo: Path,
     uris: tuple[str, ...],
@@ -57,20 +79,30 @@ def set_command(
 ) -> None:
     """Point CHANNEL of FAMILY at release VERSION.
 
-    Exit status: 0 done, 2 no such release, or it is not for this channel, 3 devices would refuse the rollout, 4 a lock
-    is held.
+    The number of registered devices that the share and the cohorts reach now is printed. A window opens at the same
+    moment for all devices; it is written in local time, and also shown in UTC. A window that is not given is removed.
+
+    Exit status: 0 done, 2 no such release, it is not for this channel, or it is older than the current one, 3 devices
+    would refuse the rollout, 4 a lock is held.
     """
     from bundle.rollout import Rollout
-    from packager.errors import StagingInvalid
+    from packager.errors import RolloutBackwards, StagingInvalid
     from packager.repository.repository import Repository
+    from packager.repository.windows import find_zone, parse_windows
 
     repository = Repository.open(repo)
+    parsed = parse_windows(windows, find_zone(zone_name), window_days, int(time.time()))
     manifest = repository.manifest(family, version)
     if manifest is None:
         known = ", ".join(found.version for found in repository.releases(family)) or "none"
         raise StagingInvalid(f"{family} has no release {version}, found {known}")
     published = repository.published_rollout(family, channel)
     before = repository.rollout(family, channel)
+    if before is not None and before.counter > manifest.counter and not allow_older:
+        raise RolloutBackwards(
+            f"{family} {channel}: release {version} is older than {before.version}, which the channel runs",
+            hint="add --allow-older to move the channel back",
+        )
     is_same = before is not None and before.version == version
     kept_salt = before.salt if before is not None and is_same else f"{family}-{manifest.counter}"
     changed = Rollout(
@@ -82,9 +114,20 @@ def set_command(
         percent_bp=round(percent * 100),
         salt=kept_salt if salt is None else salt,
         cohorts=cohorts,
+        windows=parsed.windows,
         note=note,
     )
-    _publish_or_stage(repo, changed, published, uris, key_dir, passphrase_file, as_json=as_json)
+    _publish_or_stage(
+        repo,
+        changed,
+        published,
+        uris,
+        key_dir,
+        passphrase_file,
+        as_json=as_json,
+        zone_name=zone_name,
+        notes=parsed.notes,
+    )
 
 
 @rollout.command("halt", short_help="Halt a rollout.")
@@ -155,7 +198,7 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
     repository = Repository.open(repo)
     names = repository.families() if family is None else (family,)
     found = [entry for name in names for entry in repository.rollouts(name)]
-    text = [_rollout_line(entry) for entry in found] or "no rollout"
+    text = [line for entry in found for line in (_rollout_line(entry), *_window_lines(entry))] or "no rollout"
     print_result({"rollouts": [entry.as_json() for entry in found]}, as_json=as_json, text=text)
 
 
@@ -193,6 +236,8 @@ def _publish_or_stage(
     passphrase_file: Path | None,
     *,
     as_json: bool,
+    zone_name: str = "",
+    notes: tuple[str, ...] = (),
 ) -> None:
     from packager.commands.options import load_signers
     from packager.repository.repository import Repository
@@ -215,8 +260,37 @@ def _publish_or_stage(
         if published is None
         else f"published, timestamp {published.timestamp_version}"
     )
-    result = {"rollout": rollout_document.as_json(), "published": None if published is None else published.as_json()}
-    print_result(result, as_json=as_json, text=[_rollout_line(rollout_document), state])
+    reached, registered = _count_devices(repository, rollout_document)
+    result = {
+        "rollout": rollout_document.as_json(),
+        "published": None if published is None else published.as_json(),
+        "devices": {"reached": reached, "registered": registered},
+        "notes": list(notes),
+    }
+    lines = [
+        _rollout_line(rollout_document),
+        *_window_lines(rollout_document, zone_name),
+        *(f"note: {note}" for note in notes),
+        f"reaches {reached} of {registered} registered devices",
+        state,
+    ]
+    print_result(result, as_json=as_json, text=lines)
+
+
+def _count_devices(repository: "Repository", entry: "Rollout") -> tuple[int, int]:
+    """Return how many registered devices share and cohorts select, and how many there are, without revoked ones."""
+    from bundle.rollout import bucket
+    from keys.registry import Registry
+
+    devices = [one for one in Registry(repository.registry_path).devices() if not one.is_revoked]
+    cohorts = [one for one in devices if not entry.cohorts or one.cohort in entry.cohorts]
+    return sum(bucket(entry.salt, one.device_id) < entry.percent_bp for one in cohorts), len(devices)
+
+
+def _window_lines(entry: "Rollout", zone_name: str = "") -> list[str]:
+    from packager.repository.windows import describe_windows, find_zone
+
+    return [f"  {line}" for line in describe_windows(entry.windows, find_zone(zone_name), int(time.time()))]
 
 
 def _rollout_line(entry: "Rollout") -> str:
