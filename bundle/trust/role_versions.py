@@ -31,7 +31,7 @@ def find_delegation(updater: TrustedUpdater, role: str) -> DelegatedRole | None:
 
 
 def family_unknown(updater: TrustedUpdater, role: str, family: str) -> NoRollout:
-    """Return the error of a role that targets does not delegate to; it names the families that the repository has.
+    """Return the error of a role without a delegation; it names the families of the repository.
 
     Args:
         updater: the client of the check, after its refresh.
