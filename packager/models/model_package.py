@@ -34,6 +34,7 @@ COMPONENT_FILE: Final = "component.json"
 MODEL_FILE: Final = "model.onnx"
 GOLDEN_PATH: Final = "golden/golden.bin"
 FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # roles of files that the user adds
+FILES_ONLY_ROLES: Final = (*FILE_ROLES, "model")  # of files in a bundle without a model that the agent runs
 RESERVED_ROLES: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
 SCHEMA_VERSION: Final = "1.0"  # format version of ONNX Runtime's model package; read by 1.31 and later
 
@@ -44,7 +45,7 @@ class ExtraFile:
 
     Attributes:
         source: its path on this machine.
-        role: one of FILE_ROLES.
+        role: one of FILES_ONLY_ROLES.
         name: its name in the bundle, below the folder of its role.
     """
 
@@ -168,6 +169,35 @@ def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Pat
     return (proto if is_changed else None), {name: model.parent / location for location, name in names.items()}
 
 
+def build_files_bundle(files: Sequence[ExtraFile], out: Path) -> BundleDirectory:
+    """Lay out the files of a release without a model that the agent runs, each in a folder named by its role.
+
+    Args:
+        files: the files; at least one.
+        out: the folder to make; must not exist.
+
+    Raises:
+        BundleNameInvalid: a name cannot be in a bundle, or two files have one path.
+        InputFileMissing: a file does not exist.
+        OutputExists: `out` exists.
+    """
+    if out.exists():
+        raise OutputExists(f"output {out} exists already", hint="remove it, or give another path")
+    sources: dict[str, Path] = {}
+    for extra in files:
+        if not extra.source.is_file():
+            raise InputFileMissing(f"{extra.role} file {extra.source} does not exist", hint="correct the path")
+        _add_source(sources, extra.path, extra.source)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.absolute().parent) as partial:
+        root = Path(partial) / "bundle"
+        for path, source in sources.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, root / path)
+        scan_directory(root, {})
+        root.rename(out)
+    return open_package(out)
+
+
 def external_data(model: Path) -> tuple[str, ...]:
     """Return the names of the files beside `model` that contain its external data, sorted.
 
@@ -191,7 +221,7 @@ def roles_of(root: Path) -> dict[str, str]:
             out[path] = "package"
         elif model_folder is not None and path.startswith(f"{model_folder}/"):
             out[path] = "model" if path == f"{model_folder}/{MODEL_FILE}" else "external-data"
-        elif first in RESERVED_ROLES and "/" in path:
+        elif first in (RESERVED_ROLES if model_folder is not None else FILES_ONLY_ROLES) and "/" in path:
             out[path] = first
         else:
             out[path] = "other"

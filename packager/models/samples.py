@@ -94,6 +94,11 @@ class Samples:
         return Samples(self.source, indices, self.origin, self.digest)
 
 
+def no_samples() -> Samples:
+    """Return an empty list of samples, for a release without a model that the agent runs."""
+    return Samples(MemorySource(()), (), "none", hashlib.sha256(b"").hexdigest())
+
+
 @dataclass(frozen=True, slots=True)
 class MemorySource:
     """Samples that are already in memory."""

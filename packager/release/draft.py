@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bundle.contract import Contract, Health
+from bundle.errors import Bug
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.frames import Secret
 from bundle.manifest import Manifest
@@ -124,7 +125,7 @@ class QuantizedVariant:
 
     Attributes:
         plan: the variant's table of the release file.
-        model: the model file that is released (before a fire drill).
+        model: the model file that is released (before a fire drill); None if the agent runs no model.
         report: result of the quantization, or None if the model was not quantized, or is an update.
         update: result of the update-aware quantization, or None.
         gate: comparison with the reference model, set by the step compare; None if the model is the reference itself.
@@ -132,7 +133,7 @@ class QuantizedVariant:
     """
 
     plan: VariantPlan
-    model: Path
+    model: Path | None
     report: "QuantizationReport | None" = None
     update: QuantizedUpdate | None = None
     gate: "GateReport | None" = None
@@ -143,19 +144,25 @@ class QuantizedVariant:
         """The variant's name in the manifest."""
         return self.plan.name
 
+    def require_model(self) -> Path:
+        """Return the model file of a variant whose model the agent runs."""
+        if self.model is None:
+            raise Bug(f"variant {self.name!r} has no model")
+        return self.model
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceChecks:
     """The limits that a device checks a variant against.
 
     Attributes:
-        contract: inputs and outputs of the model.
+        contract: inputs and outputs of the model, or None if the agent runs no model.
         health: the health contract.
         golden: the recorded golden vectors, or None.
         no_golden_reason: cause of `golden` None, for the provenance.
     """
 
-    contract: Contract
+    contract: Contract | None
     health: Health
     golden: "GoldenReport | None"
     no_golden_reason: str | None

@@ -29,7 +29,7 @@ from packager.errors import (
 from packager.models.missing_values import load_inputs
 from packager.models.model_package import external_data
 from packager.models.random_inputs import random_samples
-from packager.models.samples import Samples
+from packager.models.samples import Samples, no_samples
 from packager.release.byte_shares import ByteShares, shares_of_patch
 from packager.release.draft import Draft, QuantizedVariant, Reporter, SilentReporter
 from packager.release.release_plan import ReleasePlan
@@ -210,7 +210,7 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))
     quantize.check_schemes(plan)
-    for model in dict.fromkeys((plan.model, *(v.model for v in plan.variants if v.model is not None))):
+    for model in plan.models if plan.runtime == "onnxruntime" else ():
         external_data(model)
 
 
@@ -220,9 +220,12 @@ def samples_for(plan: ReleasePlan) -> Samples:
     Raises:
         Invalid: an input cannot be read, or does not fit the model (packager.models.inputs).
     """
+    if not plan.is_run_by_agent:
+        return no_samples()
+    model = plan.require_model()
     if plan.inputs is None:
-        return random_samples(plan.model, plan.samples, plan.seed)
-    return load_inputs(plan.model, plan.inputs)
+        return random_samples(model, plan.samples, plan.seed)
+    return load_inputs(model, plan.inputs)
 
 
 @contextmanager

@@ -20,15 +20,16 @@ from bundle.local_files import decode_text, missing_file_hint, read_local_file
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
-from bundle.variant import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
+from bundle.variant import AT_REST, FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, RUNTIMES
 from packager.errors import InputFileMissing, ReleaseFileInvalid
-from packager.models.model_package import FILE_ROLES, ExtraFile
+from packager.models.model_package import FILE_ROLES, FILES_ONLY_ROLES, ExtraFile
 from packager.quantize.targets import ANY, TARGETS
 from packager.release.release_plan import (
     AUTO_SCHEME,
     DEFAULT_BASES,
     DEFAULT_GOLDEN,
     DEFAULT_MIN_AGENT,
+    DEFAULT_RUNTIME,
     DEFAULT_SAMPLES,
     DRILLS,
     GATE_LIMITS,
@@ -48,6 +49,8 @@ RELEASE_KEYS: Final = (
     "family",
     "version",
     "channels",
+    "runtime",
+    "at_rest",
     "model",
     "variants",
     "min_counter",
@@ -200,7 +203,9 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
         family=table.text("family", NAME_PATTERN),
         version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
-        model=table.path("model", folder),
+        runtime=table.choice("runtime", RUNTIMES) if table.has("runtime") else DEFAULT_RUNTIME,
+        at_rest=table.choice("at_rest", AT_REST) if table.has("at_rest") else "sealed",
+        model=table.path("model", folder) if table.has("model") else None,
         variants=_parse_variants(table, folder),
         min_counter=table.integer("min_counter") if table.has("min_counter") else None,
         min_agent=table.text("min_agent", NUMERIC_VERSION_PATTERN) if table.has("min_agent") else DEFAULT_MIN_AGENT,
@@ -220,6 +225,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     table.reject_unknown()
     if not out.variants:
         raise Malformed(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
+    _check_runtime(out, table.where)
     if out.override_gate == "":
         raise Malformed(f"{table.where}: override_gate: found '', expected the reason for the override")
     if out.drill == "live-nan" and not out.golden:
@@ -235,6 +241,31 @@ def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:
     if twice is not None:
         raise Malformed(f"{table.where}: variants: found {twice!r} twice, once from scheme {AUTO_SCHEME!r}")
     return out
+
+
+def _check_runtime(plan: ReleasePlan, where: str) -> None:
+    """Check what depends on the runtime. Raises Malformed: a key is missing, or has no effect."""
+    if plan.is_run_by_agent:
+        if plan.model is None:
+            raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
+        for extra in plan.files:
+            if extra.role not in FILE_ROLES:
+                raise Malformed(f"{where}: files {extra.name!r}: role {extra.role!r} needs runtime 'app' or 'none'")
+        return
+    if plan.model is not None:
+        raise Malformed(
+            f"{where}: model: found one for runtime {plan.runtime!r}, expected a [[files]] entry with role = 'model'"
+        )
+    if not plan.files:
+        raise Malformed(f"{where}: files: found none for runtime {plan.runtime!r}, expected at least one [[files]]")
+    for key in ("inputs", "metric", "drill", "override_gate"):
+        if getattr(plan, key) is not None:
+            raise Malformed(f"{where}: {key}: has no effect for runtime {plan.runtime!r}, expected no such key")
+    for variant in plan.variants:
+        if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
+            raise Malformed(
+                f"{where}: variants.{variant.name}: model, scheme and gate have no effect for runtime {plan.runtime!r}"
+            )
 
 
 def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
@@ -292,7 +323,7 @@ def _parse_health(row: _Table) -> Overrides:
 
 def _parse_file(row: _Table, folder: Path) -> ExtraFile:
     source = row.path("path", folder)
-    role = row.choice("role", FILE_ROLES)
+    role = row.choice("role", FILES_ONLY_ROLES)
     name = row.text("name", max_length=200) if row.has("name") else source.name
     row.reject_unknown()
     return ExtraFile(source, role, name)
@@ -338,7 +369,8 @@ def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
 
 def _check_files(plan: ReleasePlan, where: str) -> None:
     """Check that all named files exist. Raises InputFileMissing."""
-    named = [("model", plan.model), *((f"variants.{v.name}.model", v.model) for v in plan.variants)]
+    named: list[tuple[str, Path | None]] = [("model", plan.model)]
+    named += [(f"variants.{v.name}.model", v.model) for v in plan.variants]
     named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
     for key, path in named:
         if path is not None and not path.is_file():

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from bundle.contract import Health
+from bundle.errors import Bug
 from bundle.rollout import BASIS_POINTS
-from bundle.variant import Requirements, Runtime
+from bundle.variant import AGENT_RUNTIMES, Requirements, Runtime
 from packager.models.model_package import ExtraFile
 from packager.quantize.targets import ANY, AUTO_TARGETS, TARGETS
 
@@ -16,6 +17,7 @@ DEFAULT_SAMPLES: Final = 64  # random samples, if no inputs are given
 DEFAULT_GOLDEN: Final = 8
 DEFAULT_BASES: Final = 3
 DEFAULT_MIN_AGENT: Final = "0.1"
+DEFAULT_RUNTIME: Final = "onnxruntime"
 MAX_BASES: Final = 60  # with the full downloads, fewer than bundle.manifest.MAX_PATCHES
 DRILLS: Final = (
     "damaged-weights",
@@ -131,7 +133,9 @@ class ReleasePlan:
     Attributes:
         family, version, channels, min_agent: fields of the manifest.
         min_counter: rollback floor; None keeps that of the last release.
-        model: the float model; its external data is beside it.
+        runtime: what runs the release, one of bundle.variant.RUNTIMES.
+        at_rest: "sealed" or "plain", as in the manifest.
+        model: the float model, with its external data beside it; None if the agent runs no model of the release.
         inputs: an `.npz` or a folder of them; None draws `samples` random samples from `seed`.
         golden: number of golden vectors; 0 records none.
         golden_bytes: bytes that golden vectors may take of a download; None for the default budgets.
@@ -148,8 +152,10 @@ class ReleasePlan:
     family: str
     version: str
     channels: tuple[str, ...]
-    model: Path
+    model: Path | None
     variants: tuple[VariantPlan, ...]
+    runtime: str = DEFAULT_RUNTIME
+    at_rest: str = "sealed"
     min_counter: int | None = None
     min_agent: str = DEFAULT_MIN_AGENT
     inputs: Path | None = None
@@ -164,3 +170,20 @@ class ReleasePlan:
     override_gate: str | None = None
     drill: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_run_by_agent(self) -> bool:
+        """True if devices' agents run the release's model."""
+        return self.runtime in AGENT_RUNTIMES
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The release's model and those of its variants, each once."""
+        named = (self.model, *(variant.model for variant in self.variants))
+        return tuple(dict.fromkeys(model for model in named if model is not None))
+
+    def require_model(self) -> Path:
+        """Return the float model of a release whose model the agent runs."""
+        if self.model is None:
+            raise Bug(f"a release for runtime {self.runtime!r} has no model")
+        return self.model

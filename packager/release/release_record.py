@@ -45,10 +45,10 @@ def _variant_record(variant: QuantizedVariant) -> dict[str, Any]:
 def _materials(draft: Draft) -> tuple[Material, ...]:
     plan = draft.plan
     found = []
-    for model in dict.fromkeys((plan.model, *(v.model for v in plan.variants if v.model is not None))):
+    for model in plan.models:
         found.append(Material("model", model.name, _sha256(model)))
         found += [Material("external-data", name, _sha256(model.parent / name)) for name in external_data(model)]
-    if not draft.samples.is_random:
+    if draft.samples and not draft.samples.is_random:
         name = "inputs" if plan.inputs is None else plan.inputs.name
         found.append(Material("inputs", name, draft.samples.digest))
     found += [Material(extra.role, extra.name, _sha256(extra.source)) for extra in plan.files]

@@ -11,13 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from bundle.frames import sealed_size
 from bundle.golden.golden_file import read_golden
-from bundle.variant import Runtime
+from bundle.variant import Requirements, Runtime
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
 from packager.models.model_facts import requirements_of, runtime_of
-from packager.models.model_package import build_package, open_package
+from packager.models.model_package import build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 
@@ -38,6 +39,9 @@ def run(draft: Draft) -> None:
         ModelCrashes: the model crashes its process.
     """
     for variant in draft.quantized.values():
+        if variant.model is None:
+            draft.assembled[variant.name] = _assemble_files(draft, variant)
+            continue
         checks = draft.checks[variant.name]
         root = draft.variant_folder(variant.name) / "bundle"
         built = build_package(
@@ -65,9 +69,24 @@ def run(draft: Draft) -> None:
         )
 
 
+def _assemble_files(draft: Draft, variant: QuantizedVariant) -> AssembledVariant:
+    """Build the bundle of a variant without a model that the agent runs."""
+    built = build_files_bundle(draft.plan.files, draft.variant_folder(variant.name) / "bundle")
+    measured = Requirements(storage_bytes=sealed_size(sum(file.size for file in built.files)))
+    provenance = {"packager": VERSION, **dict(draft.plan.provenance)}
+    return AssembledVariant(
+        variant,
+        draft.checks[variant.name],
+        built,
+        Runtime(draft.plan.runtime, None),
+        variant.plan.apply_requires(measured),
+        {name: _to_printable(text) for name, text in provenance.items()},
+    )
+
+
 def _check_runtime(variant: QuantizedVariant, runtime: Runtime) -> None:
     """Check that the required ONNX Runtime has all operators of the model. Raises ReleaseFileInvalid."""
-    oldest = oldest_runtime(load_proto(variant.model, external_data=False))
+    oldest = oldest_runtime(load_proto(variant.require_model(), external_data=False))
     if runtime.min_version is not None and parse_version(runtime.min_version) < oldest.version:
         raise ReleaseFileInvalid(
             f"variants.{variant.name}: requires.runtime_min: found {runtime.min_version}, "
@@ -86,7 +105,7 @@ def _apply_drill(draft: Draft, name: str, checks: DeviceChecks, drill: str, root
 
 
 def _collect_provenance(draft: Draft, variant: QuantizedVariant) -> dict[str, str]:
-    source = variant.plan.model or draft.plan.model
+    source = variant.plan.model or draft.plan.require_model()
     out = {
         "source_sha256": _sha256(source),
         "packager": VERSION,

@@ -65,9 +65,10 @@ def _measure_gate(draft: Draft, variant: QuantizedVariant) -> GateReport | None:
         return measured
     _, held_out = draft.samples.split_halves()
     limits = thresholds_of(variant.plan)
-    found = run_gate(draft.plan.model, variant.model, held_out, limits)
-    metric = MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_out)
-    return found if metric is None else metric.add_to_report(found, variant.model, held_out, limits.max_metric_loss)
+    reference, model = draft.plan.require_model(), variant.require_model()
+    found = run_gate(reference, model, held_out, limits)
+    metric = MetricReference.from_float_model(metric_of(draft.plan), reference, held_out)
+    return found if metric is None else metric.add_to_report(found, model, held_out, limits.max_metric_loss)
 
 
 def _quantization_record(

@@ -61,12 +61,16 @@ def run(draft: Draft) -> None:
     """
     check_schemes(draft.plan)
     plans = draft.plan.variants
-    for model in dict.fromkeys(v.model or draft.plan.model for v in plans if v.scheme == UNQUANTIZED_SCHEME):
+    if not draft.plan.is_run_by_agent:
+        draft.quantized.update((plan.name, QuantizedVariant(plan, None)) for plan in plans)
+        return
+    reference = draft.plan.require_model()
+    for model in dict.fromkeys(v.model or reference for v in plans if v.scheme == UNQUANTIZED_SCHEME):
         external_data(model)
         run_in_child(model, draft.samples)
     for plan in plans:
         if plan.scheme == UNQUANTIZED_SCHEME:
-            draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or draft.plan.model)
+            draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or reference)
         elif (variant := _quantize(draft, plan)) is not None:
             draft.quantized[plan.name] = variant
 
@@ -126,11 +130,12 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
     manifest, model = base
     earlier = manifest.variant(plan.name)
     assert earlier is not None
+    reference = draft.plan.require_model()
     calibration, held_out = draft.samples.split_halves()
     bar, solved = draft.reporter.bar(f"{plan.name} near {manifest.version}"), count(1)
     try:
         report = quantize_update(
-            draft.plan.model,
+            reference,
             model,
             out,
             calibration,
@@ -148,7 +153,7 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
     reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
     if (
         reason is None
-        and (metric := MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_out)) is not None
+        and (metric := MetricReference.from_float_model(metric_of(draft.plan), reference, held_out)) is not None
     ):
         measured = metric.add_to_report(report.gate, out, held_out, thresholds_of(plan).max_metric_loss)
         reason = measured.explanation if measured.verdict != "pass" else None
@@ -174,7 +179,7 @@ def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
     if update is not None:
         return QuantizedVariant(plan, out, update=update)
     try:
-        report = quantize_model(draft.plan.model, out, plan.scheme, draft.samples, options)
+        report = quantize_model(draft.plan.require_model(), out, plan.scheme, draft.samples, options)
     except (AlreadyQuantized, WeightsNotFinite) as error:
         if plan.required:
             raise

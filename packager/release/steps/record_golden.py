@@ -34,6 +34,10 @@ def run(draft: Draft) -> None:
     """
     bar = draft.reporter.bar("golden vectors")
     for number, variant in enumerate(list(draft.quantized.values()), start=1):
+        if variant.model is None:
+            health = variant.plan.apply_health(Health())
+            draft.checks[variant.name] = DeviceChecks(None, health, None, f"runtime {draft.plan.runtime}")
+            continue
         contract = contract_of(variant.model)
         reason = _no_golden_reason(draft, contract)
         golden = None
@@ -69,7 +73,7 @@ def _no_golden_reason(draft: Draft, contract: Contract) -> str | None:
 def _record_golden(draft: Draft, variant: QuantizedVariant) -> GoldenReport:
     try:
         return record_golden(
-            variant.model,
+            variant.require_model(),
             draft.samples,
             draft.golden_path(variant.name),
             draft.plan.golden,

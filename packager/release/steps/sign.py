@@ -68,7 +68,7 @@ def make_manifest(draft: Draft) -> Manifest:
         min_agent=plan.min_agent,
         created=draft.created,
         ramp=(),
-        variants=tuple((v.name, _manifest_variant(v)) for v in sorted(draft.encrypted.values(), key=lambda v: v.name)),
+        variants=tuple((name, _manifest_variant(v, plan.at_rest)) for name, v in sorted(draft.encrypted.items())),
     )
 
 
@@ -112,14 +112,14 @@ def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
             raise CohortUnknown(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
 
 
-def _manifest_variant(variant: EncryptedVariant) -> Variant:
+def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
     assembled = variant.assembled
     return Variant(
         runtime=assembled.runtime,
         requires=assembled.requires,
-        at_rest="sealed",
+        at_rest=at_rest,
         files=assembled.bundle.files,
-        models=(_model_entry(assembled),),
+        models=_model_entries(assembled),
         patches=variant.entries,
         key_commitment=compute_commitment(variant.content_key),
         health=assembled.checks.health,
@@ -128,9 +128,12 @@ def _manifest_variant(variant: EncryptedVariant) -> Variant:
     )
 
 
-def _model_entry(assembled: AssembledVariant) -> ModelEntry:
+def _model_entries(assembled: AssembledVariant) -> tuple[ModelEntry, ...]:
+    contract = assembled.checks.contract
+    if contract is None:
+        return ()
     by_role = {file.role: file.path for file in assembled.bundle.files}
-    return ModelEntry(DEFAULT_MODEL_NAME, by_role["model"], by_role.get("golden"), assembled.checks.contract)
+    return (ModelEntry(DEFAULT_MODEL_NAME, by_role["model"], by_role.get("golden"), contract),)
 
 
 def _store_variant(draft: Draft, variant: EncryptedVariant) -> None:
