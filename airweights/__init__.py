@@ -15,6 +15,9 @@ Names:
     BundleFds          the plain files of a model, in memory
     bundle_from_files  reads a BundleFds from files
     NoModelLoaded      raised before the first swap
+    AppClient          a connection to a running agent: borrow files of a release, watch swaps (docs/apps.md)
+    BorrowedBundle     borrowed files of one release
+    open_bundle        borrows the files of a family's serving release
     AirweightsError    base class of all errors; `reason` is stable, the message is for people
 
 A name is loaded when it is first used: `import airweights` loads neither numpy nor onnxruntime.
@@ -26,22 +29,27 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from bundle.errors import AirweightsError
+    from device_agent.apps.client import AppClient, BorrowedBundle, open_bundle
     from device_agent.runtime.bundle_fds import BundleFds
     from device_agent.runtime.model_runtime import Lease, ModelRuntime, NoModelLoaded, SwapReport, bundle_from_files
 
 __all__ = [
     "AirweightsError",
+    "AppClient",
+    "BorrowedBundle",
     "BundleFds",
     "Lease",
     "ModelRuntime",
     "NoModelLoaded",
     "SwapReport",
     "bundle_from_files",
+    "open_bundle",
 ]
 
 _MODULE_OF_NAME: Final = {
     "AirweightsError": "bundle.errors",
     "BundleFds": "device_agent.runtime.bundle_fds",
+    **dict.fromkeys(("AppClient", "BorrowedBundle", "open_bundle"), "device_agent.apps.client"),
     **dict.fromkeys(
         ("Lease", "ModelRuntime", "NoModelLoaded", "SwapReport", "bundle_from_files"),
         "device_agent.runtime.model_runtime",

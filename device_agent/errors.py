@@ -72,6 +72,36 @@ class InputsRejected(RequestInvalid):
     reason = "inputs-rejected"
 
 
+class FileUnknown(Invalid):
+    """The release has no such file, or several of that name. See `device-agent files list`."""
+
+    reason = "file-unknown"
+
+
+class ProgramMissing(Invalid):
+    """The program of `files exec` cannot be started. Correct its name, or install it."""
+
+    reason = "program-missing"
+
+
+class NotAllowed(Refused):
+    """The user, group or unit may not read or judge the family. The owner lists it in `apps.FAMILY`."""
+
+    reason = "not-allowed"
+
+
+class LendLimitReached(Refused):
+    """The process holds files of too many releases. Close the connections that borrowed older ones."""
+
+    reason = "lend-limit-reached"
+
+
+class ReleaseReplaced(Refused):
+    """The verdict is on a release that no longer serves. Borrow the files of the serving release."""
+
+    reason = "release-replaced"
+
+
 class BundleQuarantined(Refused):
     """The bundle failed here before with this runtime. Publish a new release or clear the quarantine."""
 
@@ -172,6 +202,12 @@ class NotEnrolled(EnvelopeMissing):
     """The device is not enrolled in its cohort. Run `device-agent enroll`, then `packager device enroll`."""
 
     reason = "not-enrolled"
+
+
+class NothingServed(Unavailable):
+    """No release of the family is active. Run `device-agent update` first."""
+
+    reason = "nothing-served"
 
 
 class NotEligible(Unavailable):

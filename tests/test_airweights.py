@@ -9,6 +9,7 @@ import pytest
 
 import airweights
 from bundle.errors import AirweightsError
+from device_agent.apps import client
 from device_agent.runtime import model_runtime
 
 HEAVY = {"numpy", "onnxruntime", "cryptography", "tuf", "click", "urllib3", "uvicorn", "onnx", "packager", "keys"}
@@ -55,7 +56,11 @@ def test_an_error_class_is_loaded_without_the_runtime() -> None:
 @pytest.mark.parametrize("name", airweights.__all__)
 def test_every_public_name_is_the_object_that_it_stands_for(name: str) -> None:
     assert name in dir(airweights)
-    assert getattr(airweights, name) in (getattr(model_runtime, name, None), AirweightsError)
+    assert getattr(airweights, name) in (
+        getattr(model_runtime, name, None),
+        getattr(client, name, None),
+        AirweightsError,
+    )
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

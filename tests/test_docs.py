@@ -12,7 +12,14 @@ import pytest
 
 from bundle.contract import Health
 from device_agent.commands.root import cli as device_agent
-from device_agent.config.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.config.config import (
+    AppSettings,
+    Config,
+    FurtherFamily,
+    ProbationSettings,
+    ServeSettings,
+    UpdateSettings,
+)
 from device_agent.config.repository import RepositorySettings
 from device_agent.policy.attempt import EXIT_CODES
 from packager.commands.root import cli as packager
@@ -75,12 +82,15 @@ def commands_of(text: str) -> list[str]:
 
 def test_every_configuration_key_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
-    sections: dict[str, type[Config | ServeSettings | UpdateSettings | ProbationSettings | RepositorySettings]] = {
+    sections: dict[
+        str, type[Config | ServeSettings | UpdateSettings | ProbationSettings | RepositorySettings | AppSettings]
+    ] = {
         "": Config,
         "serve.": ServeSettings,
         "update.": UpdateSettings,
         "probation.": ProbationSettings,
         "repository.": RepositorySettings,
+        "apps.": AppSettings,
     }
     for prefix, settings in sections.items():
         for field in fields(settings):
@@ -90,6 +100,7 @@ def test_every_configuration_key_is_documented() -> None:
                 "update",
                 "probation",
                 "repository",
+                "apps",
                 "family_directory",
             ):  # the last one follows from `families`
                 continue

@@ -17,16 +17,29 @@ ROOT = Path(__file__).parents[1]
 LAYERS: dict[str, dict[str, set[str]]] = {
     "device_agent": {
         "commands": {
-            *("daemon", "update", "workers", "identity", "runtime", "storage", "host", "config", "policy", "process"),
+            *(
+                "daemon",
+                "apps",
+                "update",
+                "workers",
+                "identity",
+                "runtime",
+                "storage",
+                "host",
+                "config",
+                "policy",
+                "process",
+            ),
         },
         "daemon": {
-            *("update", "workers", "serving", "storage", "runtime", "host", "config", "process", "policy"),
+            *("apps", "update", "workers", "serving", "storage", "runtime", "host", "config", "process", "policy"),
         },
         "update": {"workers", "serving", "storage", "runtime", "host", "config", "process", "policy"},
         "workers": {"identity", "storage", "runtime", "host", "config", "process", "policy"},
         "front": {"runtime", "host", "process"},
         "identity": {"storage", "config", "policy"},
         "serving": {"runtime", "config", "process", "policy"},
+        "apps": {"policy", "process"},
         "runtime": {"host", "process"},
         "storage": {"host", "config", "policy"},
         "host": {"policy"},

@@ -3,15 +3,16 @@
 A bundle that they make active is served when the daemon starts next.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from bundle.files import BundleDigest
+from device_agent.apps.client import BorrowedBundle, ServingRelease
 from device_agent.config.config import Config
 from device_agent.config.families import FamilyResults, check_family, per_family, require_one_family
-from device_agent.errors import UpdatesPaused, system_error
+from device_agent.errors import NothingServed, UpdatesPaused, system_error
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.state_machine import State
@@ -127,6 +128,36 @@ def adapter_offline(config: Config, family: str | None, command: str, fields: di
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:
         return _run_per_family(config, chosen, device_journal, change).values()[0]
+
+
+def borrow_offline(config: Config, family: str, paths: Sequence[str] | None) -> BorrowedBundle:
+    """Return files of the active release of a family, unsealed from the store.
+
+    Args:
+        config: the device's configuration.
+        family: name of the family.
+        paths: paths of the wanted files, all if empty; None lists the files without unsealing any.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        NothingServed: no release is active.
+        StoreDamaged: the sealed bundle is missing or damaged.
+    """
+
+    def borrow(context: UpdateContext) -> BorrowedBundle:
+        bundle = context.journal.bundle(context.journal.pointers.active)
+        if bundle is None:
+            raise NothingServed(f"family {family!r} has no active release", hint="run `device-agent update` first")
+        found = bundle.parse_manifest()[1].files
+        release = ServingRelease(bundle.family, bundle.version, bundle.variant, bundle.digest, 0)
+        if paths is None:
+            return BorrowedBundle(release, found, {})
+        wanted = [file for file in found if not paths or file.path in paths]
+        with context.open_workers() as workers:
+            return BorrowedBundle(release, wanted, workers.unseal_files(bundle, [file.path for file in wanted]))
+
+    with _open_locked_device(config) as device_journal:
+        return _run_per_family(config, family, device_journal, borrow).values()[0]
 
 
 def set_paused_offline(config: Config, *, is_paused: bool) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from device_agent.commands.daemon_or_offline import (
     daemon_or_offline,
     plain_json,
 )
+from device_agent.commands.files import files
 from device_agent.commands.quarantine import quarantine
 from device_agent.commands.report import report
 from device_agent.config.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
@@ -409,6 +410,7 @@ def move_command(path: Path, *, as_json: bool) -> None:
 cli.add_command(adapter)
 cli.add_command(check_config)
 identity.add_command(seal_client_key)
+cli.add_command(files)
 cli.add_command(quarantine)
 cli.add_command(report)
 

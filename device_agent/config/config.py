@@ -47,6 +47,9 @@ HOST_EXPECTED: Final = "a host name in lower case without port, such as kws.loca
 ORIGIN_EXPECTED: Final = "an origin in lower case without path, such as https://panel.example.com"
 KEY_STORAGE_EXPECTED: Final = "file, tpm:… or pkcs11:…"
 MAX_PORT: Final = 65535
+MAX_PRINCIPALS: Final = 64
+PRINCIPAL_PATTERN: Final = re.compile(r"(?:user|group):[A-Za-z0-9_.-]{1,64}|unit:[A-Za-z0-9_.@:-]{1,200}")
+PRINCIPAL_EXPECTED: Final = "user:NAME, group:NAME or unit:NAME.service"
 MIN_POLL_S: Final = 1
 MAX_DURATION_S: Final = 30 * 86400
 
@@ -66,6 +69,7 @@ class ServeSettings:
         allowed_origins: origins of web pages that may send requests.
         max_body_bytes: largest request body; a model with fixed shapes allows only what its inputs can need.
         max_connections: connections that may have a request at the same time; idle ones give way.
+        apps_socket: path of the socket for applications; None: `apps.sock` in the device directory.
         request_memory_bytes: memory that requests may use in a model process, beyond what the model and its golden
             inputs need.
     """
@@ -79,6 +83,20 @@ class ServeSettings:
     max_body_bytes: int = 64 * 1024 * 1024
     max_connections: int = 1024
     request_memory_bytes: int = 1024 * 1024 * 1024
+    apps_socket: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppSettings:
+    """Settings of a table `[apps.FAMILY]`: the applications that may read and judge a family's releases.
+
+    Attributes:
+        readers: users, groups and units that may borrow files ("user:NAME", "group:NAME", "unit:NAME.service").
+        judges: users, groups and units whose health verdicts count; they may also borrow files.
+    """
+
+    readers: tuple[str, ...] = ()
+    judges: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +171,7 @@ class Config:
         key_storage: storage of the device keys: "file", "tpm:…" or "pkcs11:…" (device_agent.config.key_storage).
         repository: how the repository is reached.
         allow_unjailed: `allow_unjailed` of `[jail]`: whether workers may run on a kernel without Landlock or seccomp.
+        apps: pairs of a family's name and its settings for applications.
         further_families: the families beside the first one.
         family_directory: folder of a further family's bundle store, spool and journal. None for the first family, which
             uses `directory` itself, so that a device that gets a second family keeps its files.
@@ -170,6 +189,7 @@ class Config:
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
     probation: ProbationSettings = field(default_factory=ProbationSettings)
+    apps: tuple[tuple[str, AppSettings], ...] = ()
     further_families: tuple[FurtherFamily, ...] = ()
     family_directory: Path | None = None
 
@@ -201,7 +221,7 @@ def _field_names(settings: type) -> tuple[str, ...]:
 
 TOP_KEYS: Final = (
     *("directory", "repository_url", "family", "channel", "cohort", "mirrors", "key_storage"),
-    *("repository", "serve", "update", "probation", "jail", FAMILIES_FOLDER_NAME),
+    *("repository", "serve", "update", "probation", "jail", "apps", FAMILIES_FOLDER_NAME),
 )
 TABLE_KEYS: Final = {
     "repository": REPOSITORY_KEYS,
@@ -209,6 +229,7 @@ TABLE_KEYS: Final = {
     "update": _field_names(UpdateSettings),
     "probation": _field_names(ProbationSettings),
     "jail": ("allow_unjailed",),
+    "apps": _field_names(AppSettings),
     FAMILIES_FOLDER_NAME: _field_names(FurtherFamily),
 }
 
@@ -262,14 +283,15 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         repository=parse_repository(repository, where, folder),
-        serve=_parse_serve(serve, where),
+        serve=_parse_serve(serve, where, folder),
         update=_parse_update(update),
         probation=ProbationSettings(
             window_s=probation.optional_integer("window_s", 0, MAX_DURATION_S),
             min_requests=probation.optional_integer("min_requests", 0, 10**9),
         ),
     )
-    return replace(config, further_families=_parse_further_families(families, where, config))
+    config = replace(config, further_families=_parse_further_families(families, where, config))
+    return replace(config, apps=_parse_apps(top, config.families))
 
 
 def _parse_further_families(tables: Iterable[Table], where: str, first: Config) -> tuple[FurtherFamily, ...]:
@@ -312,7 +334,20 @@ def _parse_key_storage(table: Table, where: str) -> str:
     return uri
 
 
-def _parse_serve(table: Table, where: str) -> ServeSettings:
+def _parse_apps(top: Table, families: tuple[str, ...]) -> tuple[tuple[str, AppSettings], ...]:
+    return tuple(
+        (
+            family,
+            AppSettings(
+                readers=table.texts("readers", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
+                judges=table.texts("judges", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
+            ),
+        )
+        for family, table in top.named_tables("apps", families, TABLE_KEYS["apps"])
+    )
+
+
+def _parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
     default = ServeSettings()
     return ServeSettings(
         listen=_parse_listen(table, where),
@@ -324,6 +359,7 @@ def _parse_serve(table: Table, where: str) -> ServeSettings:
         max_body_bytes=table.integer("max_body_bytes", default.max_body_bytes, 1024, 2**31),
         max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
         request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
+        apps_socket=table.path("apps_socket", folder) if table.has("apps_socket") else None,
     )
 
 

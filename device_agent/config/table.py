@@ -162,6 +162,17 @@ class Table:
             raise self._type_error(key, value, "a table")
         return Table(value, self._where, known, f"{self._prefix}{key}")
 
+    def named_tables(self, key: str, names: Iterable[str], known: Iterable[str]) -> "list[tuple[str, Table]]":
+        """Return the tables `[key.NAME]` with their names, in the order of the file.
+
+        Args:
+            key: the key of the outer table.
+            names: the possible names.
+            known: possible keys of each table.
+        """
+        outer = self.table(key, names)
+        return [(name, outer.table(name, known)) for name in outer._values]  # of the same class
+
     def tables(self, key: str, known: Iterable[str], max_items: int) -> "list[Table]":
         """Return the tables of an array, each headed by `[[key]]`.
 

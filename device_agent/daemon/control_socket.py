@@ -20,13 +20,13 @@ from typing import Any, Final
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import ControlPeerRefused, DaemonNotRunning, error_from_dict
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
+from device_agent.process.socket_path import ShortSocketPath
 from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
 
 BACKLOG_CONNECTIONS: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # for the arrival of the request; the reply has no limit
-MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 
 RequestHandler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -44,7 +44,7 @@ class ControlServer:
         self._path, self._handle_request = path, handle_request
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _ShortSocketPath(path) as name:
+        with ShortSocketPath(path) as name:
             mask = os.umask(0o177)
             try:
                 self._socket.bind(name)
@@ -125,7 +125,7 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            with _ShortSocketPath(path) as name:
+            with ShortSocketPath(path) as name:
                 connection.connect(name)
             connection.settimeout(timeout_s)
             send_message(connection, {"command": command, **fields})
@@ -138,20 +138,3 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
     if isinstance(reply.value.get("ok"), dict):
         return dict(reply.value["ok"])
     raise error_from_dict(reply.value.get("error"))
-
-
-class _ShortSocketPath:
-    """A name of a socket that fits into sun_path: the path itself, or one through /proc/self/fd if it is longer."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._fd = path, -1
-
-    def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) <= MAX_SOCKET_PATH_BYTES:
-            return str(self._path)
-        self._fd = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._fd}/{self._path.name}"
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)

@@ -10,12 +10,15 @@ Rules:
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleDigest
+from device_agent.apps.access import FamilyAccess
+from device_agent.apps.app_socket import AppFamily
+from device_agent.apps.lender import FileLender
 from device_agent.config.config import Config
 from device_agent.daemon.messages import ModelCrashed
 from device_agent.daemon.serving_watchdog import ServingWatchdog
@@ -23,6 +26,7 @@ from device_agent.daemon.update_metrics import UpdateMetrics
 from device_agent.errors import JournalUnreadable
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import Outcome, UpdateResult
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.poll_schedule import next_poll_delay_s
 from device_agent.policy.state_machine import State
 from device_agent.process.worker_process import missing_restrictions
@@ -58,6 +62,7 @@ class FamilyService:
 
     Attributes:
         name: name of the family.
+        app_family: the family as applications see it.
         config: configuration of the family.
         device: the family's part of the device directory.
         journal: the family's journal, open for writing.
@@ -80,6 +85,10 @@ class FamilyService:
         self.journal = open_journal(self.device, self._store, self._open_workers)
         self._runtime = supervisor.runtime.family_runtime(self.name)
         self.serving = FamilyServing(self._runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
+        self.app_family = AppFamily(
+            self.name, _family_access(config), FileLender(self._unseal_files), self._serving_bundle
+        )
+        self.serving.on_change = self.app_family.changed
         self.context = UpdateContext(
             config=config,
             device=self.device,
@@ -109,6 +118,15 @@ class FamilyService:
         self.next_poll_at_s = time.monotonic()
         self._needs_recovery = True
         self._failed_polls = 0
+
+    def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
+        """Unseal files in a thread of an application's connection, with workers of their own."""
+        with self._open_workers() as workers:
+            return workers.unseal_files(bundle, paths)
+
+    def _serving_bundle(self) -> tuple[BundleRecord, int] | None:
+        current = self.serving.current  # assigned as a whole by the main thread
+        return None if current is None else (current.bundle, current.number)
 
     def _open_workers(self) -> WorkerPool:
         return self._supervisor.open_workers(self.config, self.device, self._store)
@@ -344,6 +362,11 @@ class FamilyService:
             is_memory_swappable=self._runtime.is_swappable,
             missing_restrictions=missing_restrictions(),
         )
+
+
+def _family_access(config: Config) -> FamilyAccess:
+    settings = dict(config.apps).get(config.family)
+    return FamilyAccess() if settings is None else FamilyAccess(settings.readers, settings.judges)
 
 
 def log_errors(action: Callable[[], object]) -> None:

@@ -179,6 +179,8 @@ class ServingWatchdog:
         Raises:
             Unfit, Refused, Unavailable: the bundle cannot be unsealed or loaded.
         """
+        if not bundle.is_run_by_agent():
+            return self._serving.create_generation(bundle)
         with self._open_workers() as workers:
             fds = workers.unseal_to_serve(bundle)
         try:
@@ -197,7 +199,8 @@ class ServingWatchdog:
         Raises:
             JournalUnreadable: the journal cannot be written.
         """
-        self._runtime.prestart()
+        if bundle.is_run_by_agent():
+            self._runtime.prestart()
         try:
             generation = self.load(bundle)
         except StoreDamaged as error:

@@ -26,6 +26,7 @@ from typing import assert_never
 from weakref import ref
 
 from bundle.errors import Unavailable
+from device_agent.apps.app_socket import AppServer
 from device_agent.config.config import Config
 from device_agent.config.families import FamilyResults, per_family
 from device_agent.daemon.control_socket import ControlServer
@@ -100,6 +101,10 @@ class Supervisor:
                 device.control_path,
                 RequestHandler(self.enqueue, self._registry.open_service, config.families).handle_request,
             )
+            self._apps = AppServer(
+                config.serve.apps_socket or device.apps_path,
+                lambda: {service.name: service.app_family for service in self._registry.services},
+            )
         except BaseException:
             self.runtime.stop()
             raise
@@ -130,6 +135,7 @@ class Supervisor:
             self.is_stopping = True
             self._notifier.stop()
             self._control.close()
+            self._apps.close()
             self._cancel_replies()
             self.runtime.stop()
             for service in self.services:

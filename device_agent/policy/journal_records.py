@@ -68,6 +68,14 @@ class BundleRecord:
             raise StoreDamaged(f"the manifest recorded for bundle {self.digest[:16]} describes another bundle")
         return manifest, variant
 
+    def is_run_by_agent(self) -> bool:
+        """Return whether the agent runs the models of this bundle, in a model process.
+
+        Raises:
+            StoreDamaged: the manifest does not describe this bundle.
+        """
+        return self.parse_manifest()[1].runtime.is_run_by_agent
+
     def release_digest(self) -> str:
         """Return the digest of the release: that of its manifest without patches."""
         return parse_manifest(self.manifest.encode()).digest_without_patches()

@@ -154,6 +154,8 @@ def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
 
 
 def _unmet_runtime(runtime: Runtime, facts: DeviceFacts) -> str:
+    if not runtime.is_run_by_agent:
+        return ""
     if runtime.name != "onnxruntime":
         return f"needs the runtime {runtime.name}, this agent has onnxruntime"
     found = parse_dotted_version(facts.runtime)

@@ -65,6 +65,7 @@ class Event(StrEnum):
     DAEMON_STARTED = "daemon-started"
     SWAPPED = "swapped"
     FIRST_INSTALL = "first-install"
+    NOT_RUN = "not-run"
     ROLLBACK_REQUESTED = "rollback-requested"
     DONE = "done"
 
@@ -89,6 +90,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.STAGED, Event.ABORTED): State.IDLE,
     (State.SWAPPING, Event.SWAPPED): State.PROBATION,
     (State.SWAPPING, Event.FIRST_INSTALL): State.COMMITTING,
+    (State.SWAPPING, Event.NOT_RUN): State.COMMITTING,
     (State.SWAPPING, Event.UNHEALTHY): State.ROLLING_BACK,
     (State.SWAPPING, Event.ABORTED): State.IDLE,
     (State.PROBATION, Event.HEALTHY): State.COMMITTING,

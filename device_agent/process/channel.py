@@ -78,8 +78,12 @@ def send_message(channel: socket.socket, value: Mapping[str, Any], fds: Sequence
         raise ChannelClosed(str(error)) from error
 
 
-def receive_message(channel: socket.socket) -> Message:
+def receive_message(channel: socket.socket, max_bytes: int = MAX_MESSAGE_BYTES) -> Message:
     """Receive one message; block until all of it has arrived.
+
+    Args:
+        channel: a Unix stream socket.
+        max_bytes: maximum length of the message's JSON.
 
     Raises:
         ChannelClosed: the peer is gone or broke a rule of the channel.
@@ -88,8 +92,8 @@ def receive_message(channel: socket.socket) -> Message:
     fds: list[int] = []
     try:
         (length,) = _HEAD.unpack(_read_exactly(channel, _HEAD.size, fds))
-        if length > MAX_MESSAGE_BYTES:
-            raise ChannelClosed(f"message of {length} bytes announced, at most {MAX_MESSAGE_BYTES} are allowed")
+        if length > max_bytes:
+            raise ChannelClosed(f"message of {length} bytes announced, at most {max_bytes} are allowed")
         try:
             value = json.loads(_read_exactly(channel, length, fds))
         except (ValueError, RecursionError) as error:

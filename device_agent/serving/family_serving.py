@@ -49,6 +49,27 @@ class ModelProcessHandle(Protocol):
         ...
 
 
+class NoProcess:
+    """The process of a generation whose models the agent does not run: there is none."""
+
+    pid = 0
+
+    def is_alive(self) -> bool:
+        """Return True: nothing can end."""
+        return True
+
+    def fileno(self) -> int:
+        """Return -1: there is no pidfd."""
+        return -1
+
+    def resident_bytes(self) -> int:
+        """Return 0: no memory is used."""
+        return 0
+
+    def stop(self) -> None:
+        """Do nothing: there is no process to end."""
+
+
 class ServingBackend(Protocol):
     """Starts model processes and directs requests to them; FamilyRuntime implements it."""
 
@@ -110,7 +131,7 @@ class Generation:
     Attributes:
         number: grows by one with each generation.
         bundle, variant: the release that it serves.
-        process: the process behind it.
+        process: the process behind it; NoProcess if the agent does not run the release's models.
     """
 
     number: int
@@ -122,6 +143,11 @@ class Generation:
     def digest(self) -> BundleDigest:
         """Digest of the bundle."""
         return self.bundle.digest
+
+    @property
+    def is_run(self) -> bool:
+        """True if the agent runs its model, in a process."""
+        return not isinstance(self.process, NoProcess)
 
 
 class FamilyServing:
@@ -135,6 +161,7 @@ class FamilyServing:
         current: the generation that serves, or None.
         previous: the generation before it, still loaded, or None.
         standby: a second loaded process of the current bundle, or None.
+        on_change: called after another generation became `current`, or none did.
     """
 
     def __init__(self, runtime: ServingBackend, on_crash: Callable[[int], None]) -> None:
@@ -143,6 +170,7 @@ class FamilyServing:
         self.current: Generation | None = None
         self.previous: Generation | None = None
         self.standby: Generation | None = None
+        self.on_change: Callable[[], None] = lambda: None
 
     def start_generation(self, bundle: BundleRecord, fds: BundleFds) -> Generation:
         """Start a process with a bundle's model; it serves no requests until `publish`.
@@ -160,25 +188,32 @@ class FamilyServing:
         self._watch_process(self._last_number, os.dup(process.fileno()))
         return Generation(self._last_number, bundle, variant, process)
 
+    def create_generation(self, bundle: BundleRecord) -> Generation:
+        """Return a generation of a bundle whose models the agent does not run; applications borrow its files."""
+        self._last_number += 1
+        return Generation(self._last_number, bundle, bundle.parse_manifest()[1], NoProcess())
+
     def publish(self, generation: Generation) -> int:
         """Switch to a generation; keep the one that it replaces as `previous`.
 
         Returns:
             Duration of the switch, in microseconds.
         """
-        took_us = self._runtime.publish(generation.number, generation.process)
+        took_us = self._runtime.publish(generation.number, generation.process) if generation.is_run else 0
         if self.current is not None and self.current is not generation:
             self._retire_and_stop(self.previous)
             self.previous = self.current
         self.current = generation
+        self.on_change()
         return took_us
 
     def revert(self) -> None:
         """Switch back to the previous generation, if it is still loaded, and stop the current one."""
         failed, previous = self.current, self.previous
-        if previous is not None:
+        if previous is not None and previous.is_run:
             self._runtime.publish(previous.number, previous.process)
         self.current, self.previous = previous, None
+        self.on_change()
         self._retire_and_stop(failed)
 
     def stop_replaced(self) -> None:
@@ -189,6 +224,7 @@ class FamilyServing:
     def stop_current(self) -> None:
         """Stop the current generation first, because two models do not fit into memory (rule 4)."""
         stopped, self.current = self.current, None
+        self.on_change()
         self._retire_and_stop(stopped)
 
     def drop_standby(self) -> None:
@@ -223,7 +259,7 @@ class FamilyServing:
     def needs_standby(self) -> bool:
         """Return whether a generation is current and no live standby of the same bundle exists."""
         current, standby = self.current, self.standby
-        if current is None:
+        if current is None or not current.is_run:
             return False
         return standby is None or not standby.process.is_alive() or standby.digest != current.digest
 
@@ -257,7 +293,7 @@ class FamilyServing:
         self.current = self.previous = self.standby = None
 
     def _retire_and_stop(self, generation: Generation | None) -> None:
-        if generation is not None:
+        if generation is not None and generation.is_run:
             self._runtime.retire(generation.number)
             generation.process.stop()
 

@@ -86,6 +86,7 @@ class DeviceDirectory:
         self.shipped_root_path = self.trust_directory / "root.json"
         self.journal_path = self.family_directory / "state.db"
         self.control_path = root / "control.sock"
+        self.apps_path = root / "apps.sock"
         self.lock_path = root / "lock"
 
     @classmethod

@@ -85,12 +85,17 @@ class Candidate:
     def probe(self, bundle: BundleRecord) -> None:
         """Probe the candidate, and check the enabled personal adapter with it.
 
+        The files of a release that the agent does not run are only checked in the store.
+
         Raises:
             Unfit: the candidate fails, or the probe is inconclusive (ProbeInconclusive).
             StoreDamaged: the sealed bundle does not open; it is marked as damaged.
             Unavailable: a worker process crashed or timed out.
         """
         try:
+            if not bundle.is_run_by_agent():
+                self._workers.read_sealed_header(bundle.digest)
+                return
             fds = self._workers.unseal(bundle)
         except StoreDamaged:
             self._context.journal.update_persistent_state(mark_damaged(bundle.digest))
@@ -147,6 +152,8 @@ class Candidate:
             StoreDamaged: the sealed bundle does not open.
             Unavailable: the process could not be started.
         """
+        if not bundle.is_run_by_agent():
+            return serving.create_generation(bundle)
         fds = self._workers.unseal_to_serve(bundle)
         try:
             return serving.start_generation(bundle, fds)

@@ -10,7 +10,8 @@ Sequence (the state that the journal contains during a step is on the left; `_Up
     PROBING      probe the candidate; check the channel again
                  without a daemon: end as staged; the daemon continues with SWAPPING when it starts
     SWAPPING     make memory available, load the candidate, run shadow mode, switch the requests to it
-    PROBATION    watch it serve (not on a first install: there is no release to return to)
+    PROBATION    watch it serve (not on a first install: there is no release to return to; not if the agent does not
+                 run the release's models)
     COMMITTING   make it active; stop the previous generation
 
 Rules:
@@ -143,7 +144,7 @@ class _Update:
         with self._time_phase("check"):
             self._check_again(release)
         if self._context.serving is None:
-            return self._journal.stage(self._attempt)
+            return self._commit_files() if not bundle.is_run_by_agent() else self._journal.stage(self._attempt)
         return self._activate(bundle, Event.HEALTHY)
 
     def from_staged(self) -> UpdateResult:
@@ -310,7 +311,7 @@ class _Update:
         serving, candidate = self._context.serving, self._candidate
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
-        is_first = serving.current is None
+        is_first, is_run = serving.current is None, bundle.is_run_by_agent()
         with self._time_phase("swap"):
             candidate.make_memory_available(serving, bundle)
             generation = candidate.load(serving, bundle)
@@ -322,14 +323,21 @@ class _Update:
         self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # a first install has no release to return to: a failed probation could only end the service
-        self._attempt = self._journal.advance(Event.FIRST_INSTALL if is_first else Event.SWAPPED, self._attempt)
-        if not is_first:
+        event = Event.NOT_RUN if not is_run else Event.FIRST_INSTALL if is_first else Event.SWAPPED
+        self._attempt = self._journal.advance(event, self._attempt)
+        if event is Event.SWAPPED:
             with self._time_phase("probation"):
                 candidate.run_probation(serving, generation)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         result = self._journal.commit(self._attempt)
         serving.stop_replaced()
         return result
+
+    def _commit_files(self) -> UpdateResult:
+        """Make a bundle without a model that the agent runs active; no daemon is needed for it."""
+        self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
+        self._attempt = self._journal.advance(Event.NOT_RUN, self._attempt)
+        return self._journal.commit(self._attempt)
 
     # errors
 

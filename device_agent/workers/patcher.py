@@ -150,10 +150,10 @@ class Patcher:
 
 
 def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
-    """Unseal the files with the given roles, in table order: call `unseal`.
+    """Unseal the files with the given roles or paths, in table order: call `unseal`.
 
     Args:
-        message: fields `digest`, `roles`.
+        message: field `digest`, and `roles` or `paths`.
 
     Raises:
         StoreDamaged: the sealed bundle does not open.
@@ -163,7 +163,8 @@ def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
     try:
         storage_fd, sealed_fd = message.fds
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
-        requested = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
+        roles, paths = message.value.get("roles", ()), set(message.value.get("paths", ()))
+        requested = [index for index, file in enumerate(bundle.files) if file.role in roles or file.path in paths]
         if len(requested) > MAX_FDS:
             raise TooLarge(f"bundle with {len(requested)} files to load, at most {MAX_FDS} are supported")
         fds.extend(bundle.unseal_file(index) for index in requested)

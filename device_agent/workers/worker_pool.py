@@ -34,7 +34,7 @@ from device_agent.errors import (
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
-from device_agent.process.channel import Message
+from device_agent.process.channel import MAX_FDS, Message
 from device_agent.process.worker_process import parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
@@ -321,6 +321,35 @@ class WorkerPool:
             reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher"):
             return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+
+    def unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
+        """Unseal files for an application; the caller closes the descriptors.
+
+        Args:
+            bundle: a bundle in the store.
+            paths: paths of its files.
+
+        Returns:
+            Descriptor of a sealed memfd, by path.
+
+        Raises:
+            StoreDamaged: the sealed bundle is missing or damaged.
+        """
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            sealed = fds.own(self._store.open_bundle(bundle.digest))
+            found: dict[str, int] = {}
+            try:
+                for start in range(0, len(paths), MAX_FDS):
+                    request = {"digest": bundle.digest, "paths": list(paths[start : start + MAX_FDS])}
+                    reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+                    with parse_reply("patcher"):
+                        found.update(zip(reply.value["paths"], reply.fds, strict=True))
+            except BaseException:
+                for fd in found.values():
+                    os.close(fd)
+                raise
+        return found
 
     def unseal_to_serve(self, bundle: BundleRecord) -> BundleFds:
         """Unseal as `unseal` does, with the personal adapter if one is attached to this bundle.

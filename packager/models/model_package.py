@@ -170,7 +170,7 @@ def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Pat
 
 
 def build_files_bundle(files: Sequence[ExtraFile], out: Path) -> BundleDirectory:
-    """Lay out the files of a release without a model that the agent runs, each in a folder named by its role.
+    """Lay out a release without a model that the agent runs: each file in a folder named by its role.
 
     Args:
         files: the files; at least one.

@@ -1,0 +1,123 @@
+"""Lend the files of the active bundle: sealed memory files, shared by all clients of a generation.
+
+Rules:
+- Files are unsealed when a client first asks for them. They stay in memory while a connection that
+  borrowed them is open.
+- Each client gets open file descriptions of its own, read-only: descriptors that share one would share an offset too.
+  The memory is sealed against writing, growing, shrinking and further seals.
+- A client process holds at most MAX_GENERATIONS generations of a family; what it borrows beyond is refused until it
+  closes a connection. Its memory is counted per process (`held_bytes`).
+- The memory of a borrowed file is freed when the agent and all clients have closed it: a client that keeps a
+  descriptor open keeps its memory, too.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from bundle.files import BundleDigest, BundleFile
+from device_agent.errors import LendLimitReached
+from device_agent.policy.journal_records import BundleRecord
+
+MAX_GENERATIONS: Final = 2
+
+Unseal = Callable[[BundleRecord, Sequence[str]], dict[str, int]]
+
+
+@dataclass(slots=True)
+class _Held:
+    """The unsealed files of one bundle, and the clients that borrowed them."""
+
+    fds: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    borrowers: dict[int, int] = field(default_factory=dict)  # id of a connection to the process id of its client
+
+
+class FileLender:
+    """The lent files of one family. Any thread may call it.
+
+    Args:
+        unseal: unseals files of a bundle by path and returns descriptors of sealed memory files.
+    """
+
+    def __init__(self, unseal: Unseal) -> None:
+        self._unseal, self._lock = unseal, threading.Lock()
+        self._held: dict[BundleDigest, _Held] = {}
+
+    def borrow(self, bundle: BundleRecord, files: Sequence[BundleFile], connection: int, pid: int) -> list[int]:
+        """Return a fresh read-only descriptor of each file, in order; the caller closes them.
+
+        Args:
+            bundle: record of a bundle in the store.
+            files: files of the bundle.
+            connection: a number that identifies the client's connection, for `give_back`.
+            pid: id of the client's process.
+
+        Raises:
+            LendLimitReached: the process holds MAX_GENERATIONS other generations.
+            StoreDamaged: the sealed bundle is missing or damaged.
+            Unavailable: the files cannot be unsealed now.
+        """
+        with self._lock:
+            generations = {digest for digest, held in self._held.items() if pid in held.borrowers.values()}
+            if len(generations - {bundle.digest}) >= MAX_GENERATIONS:
+                raise LendLimitReached(
+                    f"process {pid} holds files of {len(generations)} releases, at most {MAX_GENERATIONS} are lent",
+                    hint="close the connections that borrowed files of older releases",
+                )
+            held = self._held.setdefault(bundle.digest, _Held())
+            held.borrowers[connection] = pid
+            try:
+                missing = [file.path for file in files if file.path not in held.fds]
+                if missing:
+                    held.fds.update(self._unseal(bundle, missing))
+                    held.sizes.update((file.path, file.size) for file in files)
+                return _reopen([held.fds[file.path] for file in files])
+            except BaseException:
+                self._forget(bundle.digest, connection)
+                raise
+
+    def give_back(self, connection: int) -> None:
+        """Forget what a closed connection borrowed; files without a borrower are closed."""
+        with self._lock:
+            for digest in list(self._held):
+                self._forget(digest, connection)
+
+    def held_bytes(self) -> dict[int, int]:
+        """Return the bytes of the files that are lent, by process id of the client."""
+        with self._lock:
+            out: dict[int, int] = {}
+            for held in self._held.values():
+                for pid in set(held.borrowers.values()):
+                    out[pid] = out.get(pid, 0) + sum(held.sizes[path] for path in held.fds)
+            return out
+
+    def close(self) -> None:
+        """Close all files of the agent; borrowed descriptors stay valid."""
+        with self._lock:
+            for held in self._held.values():
+                for fd in held.fds.values():
+                    os.close(fd)
+            self._held.clear()
+
+    def _forget(self, digest: BundleDigest, connection: int) -> None:
+        held = self._held[digest]
+        held.borrowers.pop(connection, None)
+        if not held.borrowers:
+            for fd in held.fds.values():
+                os.close(fd)
+            del self._held[digest]
+
+
+def _reopen(fds: Sequence[int]) -> list[int]:
+    """Return a new read-only open file description of each memory file."""
+    out: list[int] = []
+    try:
+        out.extend(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC) for fd in fds)
+    except BaseException:
+        for fd in out:
+            os.close(fd)
+        raise
+    return out

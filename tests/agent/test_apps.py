@@ -1,0 +1,283 @@
+"""Applications borrow the verified files of a release; strangers borrow nothing."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import AirweightsError
+from bundle.files import BundleFile
+from device_agent.apps.access import FamilyAccess, Peer
+from device_agent.apps.client import AppClient
+from device_agent.apps.lender import MAX_GENERATIONS, FileLender
+from device_agent.apps.protocol import parse_request
+from device_agent.apps.verdicts import AppVerdict, AppVerdicts
+from device_agent.errors import FileUnknown, LendLimitReached, NotAllowed
+from device_agent.policy.attempt import Outcome
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.process.channel import receive_message, send_message
+from device_agent.runtime.bundle_fds import MEMFD_SEALS, create_sealed_memfd
+from tests.support.faulty_http_server import serve_folder
+from tests.support.json_schemas import check_schema
+from tests.support.plaintext_search import contains_any, distinctive_windows
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
+
+SETTINGS = """
+family = "{family}"
+version = "{version}"
+channels = ["stable"]
+runtime = "none"
+[[files]]
+path = "words.txt"
+role = "labels"
+[[files]]
+path = "weights.bin"
+role = "model"
+[variants.all]
+[rollout]
+percent = 100
+"""
+WEIGHTS = random.Random(5).randbytes(300_000)
+NOBODY = 65534
+
+
+def release(publisher: Publisher, version: str, words: str) -> None:
+    """Publish a release without a model that the agent runs."""
+    changed = bytearray(WEIGHTS)
+    changed[1000] ^= len(words) & 0xFF
+    (publisher.folder / "weights.bin").write_bytes(changed)
+    (publisher.folder / "words.txt").write_text(words)
+    (publisher.folder / "release.toml").write_text(SETTINGS.format(family=FAMILY, version=version))
+    publisher.publish_release_file()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Publisher, DeviceUnderTest]]:
+    """Yield a publisher of 1.0.0 and a device that is not updated yet; the tests of the module run in order."""
+    folder = tmp_path_factory.mktemp("apps")
+    folder.chmod(0o755)
+    publisher = Publisher(folder / "site")
+    release(publisher, "1.0.0", "one\ntwo\n")
+    with serve_folder(publisher.published) as site:
+        device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root, variant="all")
+        (folder / "run").mkdir(mode=0o755)
+        device.config = replace(device.config, serve=replace(device.config.serve, apps_socket=folder / "run/apps.sock"))
+        text = device.config_path.read_text()
+        text = text.replace("[serve]\n", f'[serve]\napps_socket = "{folder}/run/apps.sock"\n')
+        device.config_path.write_text(f'{text}\n[apps.{FAMILY}]\njudges = ["user:root"]\n')
+        publisher.enroll(device.directory)
+        try:
+            yield publisher, device
+        finally:
+            device.stop()
+
+
+def socket_path(device: DeviceUnderTest) -> Path:
+    """Return the path of the device's socket for applications."""
+    assert device.config.serve.apps_socket is not None
+    return device.config.serve.apps_socket
+
+
+def test_without_a_daemon_the_release_is_committed_and_its_files_are_read(
+    lab: tuple[Publisher, DeviceUnderTest],
+) -> None:
+    _, device = lab
+    result = device.update()
+    assert (result.outcome, result.attempt.release) == (Outcome.UPDATED, "1.0.0")
+    assert device.command("files", "cat", "labels").stdout == "one\ntwo\n"
+    assert device.command("files", "cat", "labels/words.txt", "--family", FAMILY).stdout == "one\ntwo\n"
+    listed = json.loads(device.command("files", "list", "--json").stdout)
+    check_schema("agent-files-list", listed)
+    assert [(row["path"], row["role"], row["size"]) for row in listed["files"]] == [
+        ("labels/words.txt", "labels", 8),
+        ("model/weights.bin", "model", len(WEIGHTS)),
+    ]
+    missing = device.command("files", "cat", "tokenizer")
+    assert missing.returncode == 2
+    assert "has no file 'tokenizer'" in missing.stderr
+    windows = distinctive_windows(WEIGHTS)
+    assert contains_any(WEIGHTS, windows)
+    stored = [path for path in device.folder.rglob("*") if path.is_file()]
+    assert not any(contains_any(path.read_bytes(), windows) for path in stored)
+
+
+def test_the_daemon_lends_sealed_memory_with_an_offset_of_its_own(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    _, device = lab
+    device.start()
+    with AppClient(socket_path(device)) as first, AppClient(socket_path(device)) as second:
+        with first.open(FAMILY) as one, second.open(FAMILY, roles=["labels"]) as two:
+            assert set(two.fds) == {"labels/words.txt"}
+            assert one.read("labels") == two.read("words.txt") == b"one\ntwo\n"
+            assert len(one.read("model")) == len(WEIGHTS)
+            mine, theirs = one.fds["labels/words.txt"], two.fds["labels/words.txt"]
+            assert fcntl.fcntl(mine, fcntl.F_GET_SEALS) & MEMFD_SEALS == MEMFD_SEALS
+            os.lseek(mine, 4, os.SEEK_SET)
+            assert os.lseek(theirs, 0, os.SEEK_CUR) == 0
+            with pytest.raises(OSError):
+                os.write(mine, b"x")
+            with pytest.raises(OSError):
+                os.write(os.open(f"/proc/self/fd/{mine}", os.O_RDWR), b"x")
+        with pytest.raises(FileUnknown):
+            first.open(FAMILY, paths=["labels/other.txt"])
+        with pytest.raises(NotAllowed):
+            first.open("other-family")
+    shown = device.command("files", "exec", "--", "cat", "{labels}")
+    assert shown.stdout == "one\ntwo\n", shown.stderr
+
+
+def test_a_watching_application_follows_update_and_rollback(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    publisher, device = lab
+    with AppClient(socket_path(device)) as client:
+        events = client.watch(FAMILY)
+        assert (now := next(events)) is not None
+        assert now.release == "1.0.0"
+        release(publisher, "1.1.0", "one\ntwo\nthree\n")
+        updated = device.call("update")
+        assert (updated["outcome"], updated["release"]) == ("updated", "1.1.0")
+        assert updated["download_bytes"] < len(WEIGHTS) / 20  # a patch, not the files
+        assert (after := next(events)) is not None
+        assert (after.release, after.generation > now.generation) == ("1.1.0", True)
+        assert device.command("files", "cat", "labels").stdout == "one\ntwo\nthree\n"
+        assert device.call("rollback")["outcome"] == "rolled-back"
+        assert (back := next(events)) is not None
+        assert back.release == "1.0.0"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_borrows_only_what_the_owner_allows(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    _, device = lab
+    path = socket_path(device)
+    for folder in path.parents:
+        if folder.stat().st_mode & 0o001 == 0:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    assert ask_as(NOBODY, path)["error"]["reason"] == "not-allowed"
+
+
+def ask_as(user: int, path: Path) -> dict[str, Any]:
+    """Return the reply to an open request of a child process of another user."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                send_message(connection, {"version": 1, "command": "open", "family": FAMILY})
+                os.write(writing, json.dumps(receive_message(connection).value).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as stream:
+        data = stream.read()
+    os.waitpid(child, 0)
+    return dict(json.loads(data))
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 64, struct.pack(">I", 1 << 30), struct.pack(">I", 2) + b"[]", b"GET / HTTP"]
+)
+def test_nonsense_ends_the_connection_and_nothing_else(lab: tuple[Publisher, DeviceUnderTest], data: bytes) -> None:
+    _, device = lab
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(socket_path(device)))
+        connection.settimeout(20)
+        connection.sendall(data)
+        with contextlib.suppress(ConnectionResetError):  # what was not read yet is lost
+            assert connection.recv(1) == b""
+    with AppClient(socket_path(device)) as client:
+        assert client.list(FAMILY).release.release == "1.0.0"
+
+
+@pytest.mark.parametrize(
+    "request_fields",
+    [
+        {},
+        {"version": 2, "command": "list", "family": "kws"},
+        {"version": 1, "command": "update", "family": "kws"},
+        {"version": 1, "command": "open", "family": "../kws"},
+        {"version": 1, "command": "open", "family": "kws", "paths": ["../../etc/shadow"]},
+        {"version": 1, "command": "list", "family": "kws", "more": 1},
+        {"version": 1, "command": "verdict", "family": "kws", "bundle": "a" * 64, "is_healthy": "yes"},
+    ],
+)
+def test_requests_are_parsed_strictly(request_fields: dict[str, object]) -> None:
+    with pytest.raises(AirweightsError) as caught:
+        parse_request(request_fields)
+    assert caught.value.reason == "malformed"
+
+
+def make_record(version: str) -> BundleRecord:
+    digest = version.encode().hex().ljust(64, "0")
+    return BundleRecord(digest, FAMILY, version, 1, 0, "all", "{}")  # type: ignore[arg-type]  # a digest by its form
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_client_holds_two_generations_and_no_third() -> None:
+    unsealed: list[tuple[str, ...]] = []
+
+    def unseal(bundle: BundleRecord, paths: object) -> dict[str, int]:
+        assert isinstance(paths, list)
+        unsealed.append(tuple(paths))
+        return {path: create_sealed_memfd("test", bundle.version.encode()) for path in paths}
+
+    lender = FileLender(unseal)
+    files = [BundleFile("a.txt", "labels", 5, "0" * 64)]
+    records = [make_record(f"1.{n}.0") for n in range(MAX_GENERATIONS + 1)]
+    before = open_descriptors()
+    for connection, record in enumerate(records[:-1]):
+        for fd in lender.borrow(record, files, connection, pid=7):
+            os.close(fd)
+    with pytest.raises(LendLimitReached):
+        lender.borrow(records[-1], files, 9, pid=7)
+    assert lender.held_bytes() == {7: 5 * MAX_GENERATIONS}
+    for fd in lender.borrow(records[-1], files, 10, pid=8):
+        os.close(fd)
+    lender.give_back(0)
+    for fd in lender.borrow(records[-1], files, 9, pid=7):
+        os.close(fd)
+    assert len(unsealed) == MAX_GENERATIONS + 1  # the third generation was in memory already
+    for connection in (1, 9, 10):
+        lender.give_back(connection)
+    assert not lender.held_bytes()
+    assert open_descriptors() == before
+
+
+def test_only_the_first_verdict_of_each_judge_counts() -> None:
+    verdicts = AppVerdicts(["user:a", "user:b"])
+    verdicts.begin(3)
+    assert not verdicts.add(2, AppVerdict("user:a", is_healthy=False))
+    assert verdicts.add(3, AppVerdict("user:a", is_healthy=True))
+    assert not verdicts.add(3, AppVerdict("user:a", is_healthy=False))
+    assert (verdicts.unhealthy(), verdicts.are_complete()) == (None, False)
+    assert verdicts.add(3, AppVerdict("user:b", is_healthy=False, reason="noise"))
+    assert verdicts.are_complete()
+    assert (found := verdicts.unhealthy()) is not None
+    assert found.reason == "noise"
+    verdicts.begin(4)
+    assert not verdicts.all()
+    assert not AppVerdicts([]).are_complete()
+
+
+def test_rights_follow_user_group_and_unit() -> None:
+    me = Peer(os.getpid(), 1234, 5678)
+    assert FamilyAccess(readers=("user:1234",)).may_read(me)
+    assert FamilyAccess(readers=("group:5678",)).may_read(me)
+    assert FamilyAccess(judges=("group:5678",)).may_read(me)
+    assert not FamilyAccess(readers=("user:1235", "group:5679", "user:no-such-user", "unit:x.service")).may_read(me)
+    assert FamilyAccess(readers=("user:1234",)).judge_of(me) is None
+    assert FamilyAccess(judges=("user:1", "group:5678")).judge_of(me) == "group:5678"
+    assert FamilyAccess().may_read(Peer(1, 0, 0))
