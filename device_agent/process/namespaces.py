@@ -14,9 +14,8 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from device_agent.process import syscalls as sys_
 
@@ -26,8 +25,7 @@ VIEW_OPTIONS: Final = b"size=64k,nr_inodes=1024,mode=755"
 OWN_DESCRIPTORS: Final = "/proc/self/fd"
 
 
-@dataclass(frozen=True, slots=True)
-class Namespaces:
+class Namespaces(NamedTuple):
     """The namespaces that a worker has for itself.
 
     Attributes:

@@ -20,9 +20,8 @@ import errno
 import os
 import re
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from device_agent.process import syscalls as sys_
 
@@ -62,8 +61,7 @@ _ENOSYS: Final = sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(NamedTuple):  # not a dataclass: every worker would generate its methods at its start
     """A condition on one argument: `argument & mask` is one of the values.
 
     Attributes:
@@ -81,8 +79,7 @@ class Condition:
         return arguments[self.index] & self.mask in self.values
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of the table.
 
     Attributes:
