@@ -65,18 +65,18 @@ class Condition(NamedTuple):  # not a dataclass: every worker would generate its
     """A condition on one argument: `argument & mask` is one of the values.
 
     Attributes:
-        index: number of the argument, 0 to 5.
+        argument: number of the argument, 0 to 5.
         mask: bits that are compared.
         values: the allowed values.
     """
 
-    index: int
+    argument: int
     mask: int
     values: tuple[int, ...]
 
     def holds(self, arguments: tuple[int, ...]) -> bool:
         """Return whether the condition holds for the arguments of a call."""
-        return arguments[self.index] & self.mask in self.values
+        return arguments[self.argument] & self.mask in self.values
 
 
 class Row(NamedTuple):
@@ -197,7 +197,7 @@ def _compile_alternative(conditions: tuple[Condition, ...]) -> list[Instruction]
     """Return instructions that allow the call, or continue behind themselves."""
     code: list[Instruction] = [(_RETURN, 0, 0, sys_.SECCOMP_RET_ALLOW)]
     for condition in reversed(conditions):
-        test: list[Instruction] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * condition.index)]
+        test: list[Instruction] = [(_LOAD, 0, 0, _ARGUMENTS_OFFSET + 8 * condition.argument)]
         if condition.mask != 0xFFFFFFFF:
             test.append((_AND, 0, 0, condition.mask))
         count = len(condition.values)

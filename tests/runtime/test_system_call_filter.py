@@ -72,11 +72,11 @@ def _interesting_arguments(rows: list[tuple[Condition, ...]]) -> list[tuple[int,
     for row in rows:
         met = [0] * 6
         for condition in row:
-            met[condition.index] = condition.values[-1]
+            met[condition.argument] = condition.values[-1]
         found.append(tuple(met))
         for condition in row:
             for value in (*condition.values, PID + 1, *(1 << bit for bit in range(32))):
-                found.append(tuple(value if index == condition.index else item for index, item in enumerate(met)))
+                found.append(tuple(value if index == condition.argument else item for index, item in enumerate(met)))
     return found
 
 
