@@ -278,7 +278,7 @@ def _publish_or_stage(
 
 
 def _count_devices(repository: "Repository", entry: "Rollout") -> tuple[int, int]:
-    """Return how many registered devices share and cohorts select, and how many there are, without revoked ones."""
+    """Return the numbers of selected and of all registered devices, without revoked ones."""
     from bundle.rollout import bucket
     from keys.registry import Registry
 

@@ -131,7 +131,7 @@ def _parse_moment(text: str, part: str, zone: tzinfo) -> datetime:
 
 
 def _instant(moment: datetime, fold: int, notes: list[str]) -> int:
-    """Return the Unix time of a local time; of one that occurs twice, the first for fold 0, the second for fold 1."""
+    """Return the Unix time of a local time; `fold` selects one of two that read the same."""
     first, second = (moment.replace(fold=number) for number in (0, 1))
     if first.utcoffset() == second.utcoffset():
         return int(moment.timestamp())
