@@ -1,14 +1,30 @@
-"""The feature flags of this machine's processor, as variants require them.
+"""The name of this machine's processor, and its feature flags, as variants require them.
 
 Flags are those of /proc/cpuinfo. Features that several flags grant under different names have an alias of their own
 (ALIASES), because a variant requires all features that it names and cannot name alternatives.
 """
 
+import os
 from pathlib import Path
 from typing import Final
 
+MAX_NAME_CHARACTERS: Final = 128  # of a processor (bundle.variant.Measured)
 # feature -> flags, of which one is enough
 ALIASES: Final = {"vnni": ("avx512_vnni", "avx_vnni")}
+
+
+def read_cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the model name of the first processor, or the architecture if the kernel does not name it.
+
+    Args:
+        path: the file with the processors.
+    """
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() in ("model name", "Model"):
+                return "".join(c for c in value.strip() if c.isprintable())[:MAX_NAME_CHARACTERS]
+    return os.uname().machine
 
 
 def read_cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

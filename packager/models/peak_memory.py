@@ -56,16 +56,55 @@ def measure_peak_memory(model: Path, samples: "Samples") -> int:
     return int(done.stdout)
 
 
+def measure_load_memory(model: Path) -> int:
+    """Return the peak memory above that of an empty process, in bytes, while a process loads the model.
+
+    Args:
+        model: an ONNX file.
+
+    Raises:
+        ModelDoesNotRun: the model does not load.
+        ModelCrashes: the model crashed its process, or took too long.
+    """
+    command = [sys.executable, "-m", "packager.models.peak_memory", str(model)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelCrashes(f"{model}: loading took longer than {CHILD_TIMEOUT_S:.0f} s") from error
+    if done.returncode < 0:
+        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) while it was loaded")
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise ModelDoesNotRun(f"{model}: cannot measure its memory: {lines[-1][:300]}")
+    return int(done.stdout)
+
+
 def own_peak_bytes() -> int:
     """Return the peak resident memory of this process, in bytes.
 
     Raises:
         ModelDoesNotRun: the kernel does not report it.
     """
+    return _own_memory_bytes("VmHWM")
+
+
+def _own_memory_bytes(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise ModelDoesNotRun("found no VmHWM in /proc/self/status, expected a Linux kernel that reports it")
+    raise ModelDoesNotRun(f"found no {field} in /proc/self/status, expected a Linux kernel that reports it")
+
+
+def _measure_loading_in_child(model: str) -> int:
+    import onnxruntime  # only the subprocess needs it
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
+    before = _own_memory_bytes("VmRSS")
+    running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    after = own_peak_bytes()
+    del running
+    return max(0, after - before)
 
 
 def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
@@ -82,4 +121,7 @@ def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    print(_measure_in_child(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    if len(sys.argv) == 2:
+        print(_measure_loading_in_child(sys.argv[1]))
+    else:
+        print(_measure_in_child(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

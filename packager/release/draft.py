@@ -22,7 +22,7 @@ from bundle.errors import Bug
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.frames import Secret
 from bundle.manifest import Manifest
-from bundle.variant import PatchEntry, Quantization, Requirements, Runtime
+from bundle.variant import Measured, PatchEntry, Quantization, Requirements, Runtime
 from packager.release.release_plan import ReleasePlan, VariantPlan
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from packager.models.golden_vectors import GoldenReport
     from packager.models.samples import Samples
     from packager.quantize.gate import GateReport
+    from packager.quantize.latency import Latency
     from packager.quantize.quantization_report import QuantizationReport
     from packager.quantize.update_aware.quantize_update import UpdateReport
     from packager.repository.publishing import PublishReport
@@ -130,6 +131,7 @@ class QuantizedVariant:
         update: result of the update-aware quantization, or None.
         gate: comparison with the reference model, set by the step compare; None if the model is the reference itself.
         quantization: the manifest's record of the quantization, set by the step compare.
+        latency: latency relative to the float model; None if it was not measured.
     """
 
     plan: VariantPlan
@@ -138,6 +140,7 @@ class QuantizedVariant:
     update: QuantizedUpdate | None = None
     gate: "GateReport | None" = None
     quantization: Quantization = field(default_factory=Quantization)
+    latency: "Latency | None" = None
 
     @property
     def name(self) -> str:
@@ -179,6 +182,7 @@ class AssembledVariant:
         runtime: runtime that the variant is made for.
         requires: requirements of the device.
         provenance: printable strings about the build, by name.
+        measured: figures of this machine, for the manifest.
         patches: the patches, full downloads first; set by the step diff.
     """
 
@@ -188,6 +192,7 @@ class AssembledVariant:
     runtime: Runtime
     requires: Requirements
     provenance: dict[str, str]
+    measured: Measured = field(default_factory=Measured)
     patches: tuple[PlainPatch, ...] = ()
 
     @property

@@ -11,16 +11,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from bundle.contract import PPM
+from bundle.cpu_features import read_cpu_name
 from bundle.frames import sealed_size
 from bundle.golden.golden_file import read_golden
-from bundle.variant import Requirements, Runtime
+from bundle.variant import Measured, Requirements, Runtime
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
 from packager.models.model_facts import requirements_of, runtime_of
 from packager.models.model_package import build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
+from packager.models.peak_memory import measure_load_memory
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
+from packager.release.release_plan import UNQUANTIZED_SCHEME
 
 TOOLS: Final = ("onnx", "onnxruntime", "numpy")
 MAX_PROVENANCE_CHARACTERS: Final = 512  # bundle.manifest
@@ -65,7 +69,7 @@ def run(draft: Draft) -> None:
         if draft.plan.drill is not None:
             provenance["drill"] = draft.plan.drill
         draft.assembled[variant.name] = AssembledVariant(
-            variant, checks, open_package(root), runtime, requires, provenance
+            variant, checks, open_package(root), runtime, requires, provenance, _measured_figures(variant)
         )
 
 
@@ -81,6 +85,17 @@ def _assemble_files(draft: Draft, variant: QuantizedVariant) -> AssembledVariant
         Runtime(draft.plan.runtime, None),
         variant.plan.apply_requires(measured),
         {name: _to_printable(text) for name, text in provenance.items()},
+    )
+
+
+def _measured_figures(variant: QuantizedVariant) -> Measured:
+    is_float = variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None
+    ratio = 1.0 if is_float else variant.latency.ratio if variant.latency is not None else None
+    return Measured(
+        cpu=read_cpu_name(),
+        runtime=_version_of("onnxruntime"),
+        float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
+        load_memory_bytes=measure_load_memory(variant.model),
     )
 
 

@@ -2,6 +2,7 @@
 
 Rules:
 - If the gate fails or is inconclusive, the variant is left out with the reason; for a required one, the release fails.
+- A variant that was not timed while it was quantized is timed here, if its target is this machine.
 - With `override_gate`, the variant is released nevertheless. The verdict in the signed manifest is then "overridden",
   and the provenance contains the reason for the override.
 """
@@ -12,8 +13,11 @@ from typing import Final, Literal
 from bundle.contract import PPM
 from bundle.variant import Quantization
 from packager.errors import GateFailed, GateInconclusive
+from packager.models.sessions import ONE_THREAD_SETTINGS, open_session
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import GateReport, run_gate
+from packager.quantize.latency import Latency, measure_latency
+from packager.quantize.targets import TARGETS
 from packager.release.draft import Draft, QuantizedVariant
 from packager.release.release_plan import UNQUANTIZED_SCHEME
 from packager.release.steps.quantize import metric_of, thresholds_of
@@ -40,6 +44,9 @@ def run(draft: Draft) -> None:
         if variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None:
             continue
         found = _measure_gate(draft, variant)
+        latency = _measure_speed(draft, variant)
+        if latency is not None and found is not None and found.verdict == "pass":
+            found = _judge_speed(draft, variant, found, latency)
         if found is None or found.verdict == "pass":
             verdict: Literal["pass", "none", "overridden"] = "pass" if found else "none"
         elif draft.plan.override_gate:
@@ -54,7 +61,7 @@ def run(draft: Draft) -> None:
             draft.drop_variant(variant.name, f"gate: {found.verdict}: {found.explanation}")
             continue
         quantization = _quantization_record(variant, found, verdict, draft.samples.digest)
-        draft.quantized[variant.name] = replace(variant, gate=found, quantization=quantization)
+        draft.quantized[variant.name] = replace(variant, gate=found, quantization=quantization, latency=latency)
 
 
 def _measure_gate(draft: Draft, variant: QuantizedVariant) -> GateReport | None:
@@ -69,6 +76,31 @@ def _measure_gate(draft: Draft, variant: QuantizedVariant) -> GateReport | None:
     found = run_gate(reference, model, held_out, limits)
     metric = MetricReference.from_float_model(metric_of(draft.plan), reference, held_out)
     return found if metric is None else metric.add_to_report(found, model, held_out, limits.max_metric_loss)
+
+
+def _measure_speed(draft: Draft, variant: QuantizedVariant) -> Latency | None:
+    """Return the latency relative to the float model; None if the target is another machine."""
+    if variant.report is not None and variant.report.latency is not None:
+        return variant.report.latency
+    if variant.plan.is_bound_to_target and not TARGETS[variant.plan.target].is_this_machine:
+        return None
+    left, right = (open_session(model, ONE_THREAD_SETTINGS) for model in (draft.plan.model, variant.model))
+    _, held_out = draft.samples.split_halves()
+    return measure_latency(left, right, held_out, thresholds_of(variant.plan).max_latency_ratio)
+
+
+def _judge_speed(draft: Draft, variant: QuantizedVariant, found: GateReport, latency: Latency) -> GateReport:
+    """Return `found`, or a failure if the variant is certainly too slow."""
+    limit = thresholds_of(variant.plan).max_latency_ratio
+    verdict = latency.verdict(limit)
+    if verdict == "above":
+        return replace(found, verdict="fail", explanation=f"it takes {latency.describe()}, at most {limit:.2f} allowed")
+    if verdict == "undecided":
+        draft.reporter.note(
+            f"variant {variant.name}: the machine was too busy to decide whether {latency.describe()} exceeds the "
+            f"limit of {limit:.2f}"
+        )
+    return found
 
 
 def _quantization_record(

@@ -124,6 +124,7 @@ def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
         key_commitment=compute_commitment(variant.content_key),
         health=assembled.checks.health,
         quantization=assembled.quantized.quantization,
+        measured=assembled.measured,
         provenance=tuple(sorted(assembled.provenance.items())),
     )
 
