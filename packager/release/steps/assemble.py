@@ -95,7 +95,7 @@ def _measured_figures(variant: QuantizedVariant) -> Measured:
         cpu=read_cpu_name(),
         runtime=_version_of("onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
-        load_memory_bytes=measure_load_memory(variant.model),
+        load_memory_bytes=None if variant.model is None else measure_load_memory(variant.model),
     )
 
 

@@ -84,6 +84,8 @@ def _measure_speed(draft: Draft, variant: QuantizedVariant) -> Latency | None:
         return variant.report.latency
     if variant.plan.is_bound_to_target and not TARGETS[variant.plan.target].is_this_machine:
         return None
+    if draft.plan.model is None or variant.model is None:
+        return None  # nothing to run, or nothing to compare with
     left, right = (open_session(model, ONE_THREAD_SETTINGS) for model in (draft.plan.model, variant.model))
     _, held_out = draft.samples.split_halves()
     return measure_latency(left, right, held_out, thresholds_of(variant.plan).max_latency_ratio)
