@@ -29,7 +29,6 @@ from device_agent.policy.redirect_rules import (
     redirect_target,
 )
 from device_agent.workers.http_connection import (
-    CLIENT_CERTIFICATE_REASONS,
     USER_AGENT,
     Connection,
     Response,
@@ -265,10 +264,8 @@ class HttpClient:
         return opened
 
     def _request_error(self, error: Exception, shown: str, proxy: Proxy | None) -> Exception:
-        if isinstance(error, ssl.SSLError) and any(
-            name in (error.reason or "").upper() for name in CLIENT_CERTIFICATE_REASONS
-        ):
-            return tls_failed(error, shown)  # with TLS 1.3, the server says so after the handshake
+        if isinstance(error, ssl.SSLError):
+            return tls_failed(error, shown)  # with TLS 1.3, a client certificate is judged after the handshake
         if isinstance(error, TooManyInterimResponses):
             return ServerTooSlow(f"{shown}: no response: {error}")
         through = f" (through the proxy {proxy.url})" if proxy is not None else ""

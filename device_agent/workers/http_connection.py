@@ -4,8 +4,9 @@ Each step raises the error class that names it: ConnectionFailed, ProxyFailed, T
 is watched (device_agent.workers.transfer_watchdog). A URL in a message has no user name and no query.
 """
 
-# the codec of international names; without it, the first one would be resolved when the jail has closed the files
-import encodings.idna  # noqa: F401
+# the codecs of international names; the first such name would load them when the jail has closed the files
+import encodings.idna
+import encodings.punycode  # noqa: F401
 import http.client
 import socket
 import ssl
@@ -317,7 +318,7 @@ def tls_failed(error: Exception, shown: str) -> AirweightsError:
     hint = "check that the server speaks TLS 1.2 or later at this port"
     if any(name in reason for name in NO_TLS_REASONS):
         hint = "the port does not speak TLS: check the port, or use http:"
-    elif any(name in reason for name in CLIENT_CERTIFICATE_REASONS):
+    elif isinstance(error, ssl.SSLEOFError) or any(name in reason for name in CLIENT_CERTIFICATE_REASONS):
         hint = "the server may want another client certificate: check `repository.client_cert` and `client_key`"
     return TlsFailed(f"{shown}: no TLS connection: {describe_error(error)}", hint=hint)
 
@@ -326,6 +327,8 @@ def describe_error(error: Exception) -> str:
     """Return one line about an error of the network: never a URL, which could have a query."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLEOFError):
+        return "the connection was closed"
     if isinstance(error, ssl.SSLError):
         return (error.reason or type(error).__name__).replace("_", " ").lower()
     if isinstance(error, http.client.RemoteDisconnected):

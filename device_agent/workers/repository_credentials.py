@@ -223,7 +223,7 @@ def _parse_headers(data: bytes, paths: dict[str, str]) -> list[tuple[str, str]]:
 
 def _decode(data: bytes, key: str, paths: dict[str, str]) -> str:
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8").removeprefix("\ufeff")  # not utf-8-sig, a module that the jail would not load
     except UnicodeDecodeError as error:
         raise _invalid(key, paths, "is not UTF-8 text") from error
 

@@ -1,6 +1,7 @@
 """An HTTP server on loopback for a folder, with ranges and ETags, and faults that tests add to `Site.faults`."""
 
 import hashlib
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 Fault = Callable[["Exchange"], bool]
 
@@ -43,11 +45,12 @@ class Exchange:
 
 @dataclass
 class ReceivedRequest:
-    """A received request: path, first byte of the range, and bytes of the body that were sent."""
+    """A received request: path, first byte of the range, bytes of the body that were sent, and header fields."""
 
     path: str
     start: int
     sent: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -56,16 +59,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         site = self.server.site
-        path = self.path.lstrip("/")
+        path = urlsplit(self.path).path.lstrip("/")  # a client of a proxy sends the whole URL
+        headers = {name.lower(): value for name, value in self.headers.items()}
         file = site.folder / path
         if not file.is_file():
-            site.requests.append(ReceivedRequest(path, 0))
+            site.requests.append(ReceivedRequest(path, 0, headers=headers))
             self._empty(404)
             return
         data = file.read_bytes()
         etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if site.etags else ""
         start = self._start(etag)
-        seen = ReceivedRequest(path, start)
+        seen = ReceivedRequest(path, start, headers=headers)
         site.requests.append(seen)
         exchange = Exchange(self, path, data, start, etag)
         for fault in list(site.faults):
@@ -137,14 +141,16 @@ class Site:
 
 
 @contextmanager
-def serve_folder(folder: Path) -> Iterator[Site]:
-    """Serve a folder on a free port until the block ends."""
+def serve_folder(folder: Path, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> Iterator[Site]:
+    """Serve a folder on a free port until the block ends, with TLS if a context is given."""
     site = Site(folder)
-    server = _Server(("127.0.0.1", 0), _Handler)
+    server = _Server((address, 0), _Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     server.site = site
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    site.url = f"{'https' if tls else 'http'}://{address}:{server.server_address[1]}"
     try:
         yield site
     finally:
