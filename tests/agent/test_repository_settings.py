@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,7 @@ def place(tmp_path: Path, certificates: Certificates) -> Iterator[Place]:
         yield Place(secrets, site, other, certificates)
 
 
-def _sent_headers(place: Place, url: str | None = None, **settings: object) -> dict[str, str]:
+def _sent_headers(place: Place, url: str | None = None, **settings: Any) -> dict[str, str]:
     with start_fetcher(place.site.url, **settings) as child:
         assert get(child, f"{url or place.site.url}/a.json") == DOCUMENT
     return (place.other if url == place.other.url else place.site).requests[-1].headers
@@ -94,7 +95,7 @@ def _system_ca(place: Place) -> None:
 
 
 def _client_cert(place: Place) -> None:
-    pair = {"client_cert": place.certificates.client, "client_key": place.certificates.client_key}
+    pair: dict[str, Any] = {"client_cert": place.certificates.client, "client_key": place.certificates.client_key}
     with place.tls(wants_client=True) as site:
         with start_fetcher(site.url, ca_file=place.certificates.ca) as child, pytest.raises(TlsFailed) as refused:
             get(child, f"{site.url}/a.json")
@@ -154,7 +155,7 @@ def _proxy(place: Place) -> None:
 
 
 def _proxy_auth_file(place: Place) -> None:
-    settings = {"proxy": place.site.url, "proxy_auth_file": place.secret_file("me:word")}
+    settings: dict[str, Any] = {"proxy": place.site.url, "proxy_auth_file": place.secret_file("me:word")}
     with start_fetcher("http://models.corp.example", **settings) as child:
         assert get(child, "http://models.corp.example/a.json") == DOCUMENT
     assert place.site.requests[-1].headers["proxy-authorization"] == "Basic bWU6d29yZA=="
@@ -171,7 +172,7 @@ def _no_proxy(place: Place) -> None:
 def _allow_redirects_to(place: Place) -> None:
     # the repository is known by its name alone: it is behind the proxy
     place.site.faults = [respond_with_status(302, {"Location": f"{place.other.url}/a.json"})]
-    behind = {"proxy": place.site.url, "no_proxy": ("127.0.0.1",)}
+    behind: dict[str, Any] = {"proxy": place.site.url, "no_proxy": ("127.0.0.1",)}
     with start_fetcher(place.site.url, **behind) as child, pytest.raises(RedirectRefused, match="loopback address"):
         get(child, "http://models.corp.example/a.json")
     for rule in ("127.0.0.0/8", place.other.url.removeprefix("http://")):
@@ -299,7 +300,7 @@ def test_a_malformed_file_is_refused_by_name_and_without_its_content(
     place: Place, key: str, content: str, message: str
 ) -> None:
     with pytest.raises(ConfigInvalid, match=f"repository.{key}: .*{message}") as refused:
-        with start_fetcher(**{key: place.secret_file(content)}):
+        with start_fetcher(**dict[str, Any]({key: place.secret_file(content)})):
             pass
     assert not content or content not in str(refused.value)
 
