@@ -208,6 +208,14 @@ class TooManyPatches(Invalid):
     reason = "too-many-patches"
 
 
+class PatchCheckFailed(Refused):
+    """A new patch does not make the files of its target, so it is not released. Create it again; if it fails again,
+    check the disk and memory of the build machine.
+    """
+
+    reason = "patch-check-failed"
+
+
 class VersionTaken(Invalid):
     """The version is already released or staged. Choose another version."""
 

@@ -6,7 +6,7 @@ Order of choice:
     3. float samples rounded to 16 bits, if at least MIN_ROUNDED_SAMPLES fit
     4. noise between the smallest and the largest element of each large input, if it shows damaged weights as well as
        the samples do (packager.models.damage_probe)
-    5. as many rounded samples as fit, at least one
+    5. as many samples rounded to 16 or else 8 bits as fit, at least one
 
 Golden outputs are those of the stored inputs, so rounding does not make the check less exact.
 """
@@ -56,8 +56,8 @@ def choose_inputs(
         drawn = decode_samples(noise[:1])
         if shows_damage(candidates[:1], drawn):
             return noise
-    smallest = [_encode(candidates[0], encode_rounded)]
-    return rounded or exact or smallest
+    coarse = [_encode(sample, encode_coarse) for sample in candidates]
+    return rounded or exact or _fill(coarse, limit_bytes) or coarse[:1]
 
 
 def fits_model(stored: Sequence[StoredSample], interface: ModelInterface) -> bool:
@@ -129,12 +129,14 @@ def encode_exact(array: np.ndarray) -> StoredInput:
 def encode_rounded(array: np.ndarray) -> StoredInput:
     """Store an array as `encode_exact`, a float one rounded to 16 bits."""
     stored = encode_exact(array)
-    if stored.code != "raw" or array.dtype.kind != "f" or array.size < MIN_PACKED_ELEMENTS or array.itemsize <= 2:
-        return stored
-    if not np.isfinite(array).all():
-        return stored
-    low, high = float(array.min()), float(array.max())
-    return _encode_affine(array, low, (high - low) / 65_535)
+    is_exact = stored.code != "raw" or array.itemsize <= 2
+    return stored if is_exact or not _can_round(array) else _round_to_levels(array, 65_535)
+
+
+def encode_coarse(array: np.ndarray) -> StoredInput:
+    """Store an array as `encode_exact`, a float one rounded to 8 bits."""
+    stored = encode_exact(array)
+    return stored if stored.code in ("constant", "u8") or not _can_round(array) else _round_to_levels(array, 255)
 
 
 def encode_noise_if_large(array: np.ndarray) -> StoredInput:
@@ -143,6 +145,15 @@ def encode_noise_if_large(array: np.ndarray) -> StoredInput:
     is_large = stored.code != "constant" and len(stored.data) >= MIN_NOISE_BYTES
     is_signal = array.dtype.kind == "f" or (array.dtype == np.uint8 and array.ndim >= 3)
     return encode_noise(array) if is_large and is_signal and np.isfinite(array).all() else stored
+
+
+def _can_round(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and array.size >= MIN_PACKED_ELEMENTS and bool(np.isfinite(array).all())
+
+
+def _round_to_levels(array: np.ndarray, top: int) -> StoredInput:
+    low, high = float(array.min()), float(array.max())
+    return _encode_affine(array, low, (high - low) / top)
 
 
 def _encode(sample: Sample, encoder: Encoder) -> StoredSample:

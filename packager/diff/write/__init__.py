@@ -9,5 +9,6 @@ Reading order:
     frame_writer                 frames written so far, and the limits that they need
     typed_codec, generic_codecs  a patch by jobs; a patch by zstd or bsdiff
     make_patch                   `make_patch`: try codecs, keep the smallest patch, write its header
+    check_patch                  the finished patch is applied once
     patch_report, patch_table, patch_html   where the bytes of a patch went
 """

@@ -1,7 +1,7 @@
 """The frames of a patch while it is written, and the limits that they require of the decoder."""
 
 from dataclasses import dataclass, field, fields
-from typing import IO, Final
+from typing import BinaryIO, Final
 
 from bundle.patch.limits import DEFAULT_LIMITS, DeclaredLimits
 from packager.diff.write.patch_report import PatchRow
@@ -22,7 +22,7 @@ class PatchFrameWriter:
             `DeclaredLimits`.
     """
 
-    file: IO[bytes]
+    file: BinaryIO
     size: int = 0
     features: set[str] = field(default_factory=set)
     rows: list[PatchRow] = field(default_factory=list)

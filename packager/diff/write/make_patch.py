@@ -8,6 +8,7 @@ Rules:
    generic codecs run too and the smallest patch is kept. One of them, zstd with the base as dictionary, has no name of
    its own, since the typed codec makes the same frames for files without arrays. It is skipped if target and base share
    no runs of bytes.
+5. The finished patch is applied once before it is returned (check_patch).
 """
 
 import shutil
@@ -23,6 +24,7 @@ from bundle.patch.container import Header, Op, encode_frame, encode_header
 from packager.diff.encode.encode_delta import MAX_DELTA_BYTES
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.size_estimate import can_skip_generic_codecs, shares_byte_runs
+from packager.diff.write.check_patch import JoinedReader, check_patch
 from packager.diff.write.frame_writer import PatchFrameWriter
 from packager.diff.write.generic_codecs import write_delta, write_dictionary, write_stream
 from packager.diff.write.patch_report import PatchReport
@@ -57,6 +59,7 @@ def make_patch(
 
     Raises:
         Invalid: an unknown codec, or "bsdiff4" without a base.
+        PatchCheckFailed: the patch does not make the target's files; nothing is written into `out`.
     """
     if codec not in CODECS:
         raise Invalid(f"codec {codec!r} is not one of {', '.join(CODECS)}")
@@ -111,8 +114,10 @@ def _write_patch(
     limits = writer.declared_limits()
     features = tuple(sorted(writer.features))
     head = encode_header(Header(base.files if base else (), target.files, features, limits))
-    out.write(head)
     writer.file.seek(0)
+    check_patch(JoinedReader(head, writer.file), base, target, limits)
+    writer.file.seek(0)
+    out.write(head)
     shutil.copyfileobj(writer.file, out, _CHUNK_BYTES)
     total = sum(file.size for file in target.files)
     size = len(head) + writer.size
