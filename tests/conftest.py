@@ -26,6 +26,7 @@ SLOW_FILES = frozenset(
 
 # seconds on two cores, about, of the files that take more than fifteen
 FILE_SECONDS = {
+    "test_client_requests": 80,
     "test_families": 75,
     "test_tuf_js": 60,
     "test_killed_in_every_state": 60,
@@ -69,6 +70,7 @@ SAMPLED_CASES = {
     "test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room": 1,
     "test_two_of_three_mirrors_lie": 2,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
+    "test_a_release_that_fails_where_the_previous_one_responds_ends_its_probation_within_ten_requests": 2,
 }
 
 

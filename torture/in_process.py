@@ -19,7 +19,7 @@ from device_agent.errors import StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import BundleRecord
-from device_agent.policy.probation import ServingObservation
+from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.process.channel import Message
 from device_agent.process.worker import Handler
@@ -96,7 +96,13 @@ class _FakeProcess:
     def resident_bytes(self) -> int:
         return 0
 
+    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+        """Pass: no model runs."""
+
     def stop(self) -> None:
+        """Do nothing: no process runs."""
+
+    def kill(self) -> None:
         """Do nothing: no process runs."""
 
 
@@ -124,6 +130,18 @@ class _FakeBackend:
     def shadow_observation(self) -> ShadowObservation:
         return ShadowObservation()
 
+    def set_repeats(self, generation: int | None, slow_us: int | None, latency_percent: int) -> None:
+        """Ignore the generation: no request is repeated."""
+
+    def set_repeat_process(self, process: ModelProcessHandle | None) -> None:
+        """Ignore the process: no request is repeated."""
+
+    def expect_stop(self) -> None:
+        """Expect nothing: no process runs."""
+
+    def repeat_observation(self) -> RepeatObservation:
+        return self._seen.repeats
+
 
 class PassingProbe:
     """A probe that every candidate passes."""
@@ -131,6 +149,9 @@ class PassingProbe:
     def probe(self, *_: object) -> ProbeReport:
         """Pass the candidate."""
         return ProbeReport("pass")
+
+    def latency_us(self, _digest: str) -> None:
+        """Return None: nothing was measured."""
 
 
 class _ServingWithoutThreads(FamilyServing):
@@ -165,7 +186,10 @@ class InProcessAgent:
         self.device = DeviceDirectory(self.config.directory)
         self.store = BundleStore(self.device.root)
         self.journal = open_journal(self.device, self.store, self._open_workers)
-        seen = ServingObservation(requests=10, errors=10) if fails_live else ServingObservation(requests=10)
+        confirmed = RepeatObservation({BadResponse.ERROR: BadResponseCount(10, 10, 10, 10)})
+        seen = ServingObservation(requests=10)
+        if fails_live:
+            seen = ServingObservation(requests=10, errors=10, repeats=confirmed)
         self.serving = _ServingWithoutThreads(_FakeBackend(seen), lambda _: None)
         self.context = UpdateContext(
             config=self.config,

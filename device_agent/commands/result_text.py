@@ -25,8 +25,10 @@ def status_lines(report: StatusReport) -> list[str]:
 def result_text(result: UpdateResult) -> str:
     """Format the result of one attempt as one line."""
     attempt = result.attempt
-    parts = [result.outcome.value, attempt.release or "", attempt.variant or ""]
-    if result.reason:
+    parts = [result.outcome_text, attempt.release or "", attempt.variant or ""]
+    if result.outcome is Outcome.UPDATED and result.detail:
+        parts.append(f"(probation: {result.detail})")
+    elif result.reason:
         parts.append(f"({result.reason}: {result.detail})")
     if attempt.full_bytes:
         parts.append(f"downloaded {attempt.download_bytes} bytes, full download {attempt.full_bytes} bytes")
@@ -108,7 +110,8 @@ def _family_status_lines(status: FamilyStatus) -> list[str]:
     lines += [f"jail of {worker} lacks: {', '.join(names)}" for worker, names in status.missing_restrictions]
     if status.last_update is not None:
         last = status.last_update
-        lines.append(f"last update: {last.outcome.value} {last.attempt.release or ''} {last.reason}".rstrip())
+        reason = f"probation: {last.detail}" if last.outcome is Outcome.UPDATED and last.detail else last.reason
+        lines.append(f"last update: {last.outcome_text} {last.attempt.release or ''} {reason}".rstrip())
         if last.outcome is Outcome.WAITING and last.detail:
             lines.append(f"waiting: {last.detail}")
     lines += [f"quarantined: {row.digest[:16]} ({row.reason})" for row in status.quarantine]

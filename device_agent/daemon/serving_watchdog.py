@@ -134,7 +134,7 @@ class ServingWatchdog:
         After MAX_FAST_RESTARTS crashes in a row nothing is started; `next_restart_at` says when to retry.
 
         Args:
-            generation: number of the crashed generation; if another one serves already, nothing is done.
+            generation: number of the crashed generation; nothing is done if another one serves, or it runs again.
 
         Raises:
             JournalUnreadable: the journal cannot be written.
@@ -142,6 +142,8 @@ class ServingWatchdog:
         current = self._serving.current
         if current is None or current.number != generation or self._is_stopping():
             return
+        if current.process.is_alive():
+            return  # a probation has started it again
         self._restarts = 0 if time.monotonic() - self._started_at_s > STABLE_AFTER_S else self._restarts + 1
         fields = {"family": self._family, "release": current.bundle.version, "restarts": self._restarts}
         logger.error("model process crashed", extra=fields)

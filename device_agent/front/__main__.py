@@ -2,7 +2,7 @@
 
 Calls: `serve` (limits, families; the listening socket), `publish` (a generation; its request channel), `retire` (a pipe
 that is closed when the generation is drained), `window`, `shadow`, `shadow-counters`, `metrics`, `state`, `facts`,
-`stop`.
+`repeats`, `repeat-process`, `repeat-counters`, `stop`.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from device_agent.front.app import EndpointApp, RequestLimits
 from device_agent.front.connections import ByteLedger, ConnectionTable
 from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration
 from device_agent.front.peers import PeerFinder
+from device_agent.front.repeats import RequestRepeater, counters_of
 from device_agent.front.request_channel import RequestChannel
 from device_agent.front.server import FrontServer, create_server
 from device_agent.front.shadow import ShadowMirror
@@ -63,6 +64,9 @@ class FrontProcess:
             "metrics": self.set_supervisor_metrics,
             "shadow": self.set_shadow,
             "shadow-counters": self.shadow_counters,
+            "repeats": self.set_repeats,
+            "repeat-process": self.set_repeat_process,
+            "repeat-counters": self.repeat_counters,
         }
 
     async def run(self) -> None:
@@ -203,6 +207,48 @@ class FrontProcess:
         """Handle `shadow-counters`: return the candidate's counters; {} if there is none."""
         shadow = self._family_queue(message.value["family"]).shadow
         return asdict(shadow.counters) if isinstance(shadow, ShadowMirror) else {}
+
+    def set_repeats(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle `repeats`: check the bad responses of a generation; without one, end that."""
+        assert self._limits is not None
+        value = message.value
+        queue = self._family_queue(value["family"])
+        if isinstance(queue.observer, RequestRepeater):
+            queue.observer.close()
+        queue.observer = None
+        if value["generation"] is not None:
+            queue.observer = RequestRepeater(
+                value["generation"], value["slow_us"], value["latency_percent"], self._limits.response_deadline_s
+            )
+        return {}
+
+    def set_repeat_process(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle `repeat-process`: repeat requests in this process; without one, drop them.
+
+        With `is_stopping`, only note that the supervisor will stop the candidate's process.
+        """
+        observer = self._family_queue(message.value["family"]).observer
+        if not isinstance(observer, RequestRepeater):
+            message.close()
+        elif message.value["is_stopping"]:
+            observer.expect_loss()
+        elif message.fds:
+
+            def connect(*, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> RequestChannel:
+                return self._connect(message.fds[0], on_response, on_lost)
+
+            observer.connect(connect)
+        else:
+            observer.discard()
+        return {}
+
+    def repeat_counters(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle `repeat-counters`: continue the repeats and return their counters; {} if there are none."""
+        queue = self._family_queue(message.value["family"])
+        if not isinstance(queue.observer, RequestRepeater):
+            return {}
+        generation = queue.generations.get(queue.observer.generation)
+        return counters_of(queue.observer, {} if generation is None else generation.leases)
 
     def set_supervisor_metrics(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle `metrics`: replace the supervisor's part of `/metrics`."""

@@ -28,10 +28,13 @@ Rules:
 4. A retired generation takes no new requests. It is drained when its last lease ends.
 5. Counters describe the model's health: client mistakes (4xx) are not errors, and responses with NaN are not failures;
    each has a counter of its own. A window starts when its generation becomes the current one.
+6. While a generation is observed (in probation), the requests that its process had when it ended are sent again to the
+   same generation only, and each alone: one of them may end the process that a rollback needs, and the others must not
+   suffer from it. If the generation is retired, they fail (500), except those that are known to be safe (`may_move`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -89,6 +92,32 @@ class TrafficMirror(Protocol):
         ...
 
 
+class ResponseObserver(Protocol):
+    """Observes the bad responses of one generation; device_agent.front.repeats implements it."""
+
+    @property
+    def generation(self) -> int:
+        """Number of the generation."""
+        ...
+
+    def record_response(self, request: "Request", response: Response) -> None:
+        """Receive one completed request of the generation.
+
+        Args:
+            request: the live request.
+            response: its response.
+        """
+        ...
+
+    def record_loss(self, requests: Sequence["Request"]) -> bool:
+        """Receive the open requests of a process that ended; return whether it hung, and was ended for that."""
+        ...
+
+    def take_expected_loss(self) -> bool:
+        """Return whether the supervisor has stopped the process, and expect no further loss."""
+        ...
+
+
 class ResponseFuture(Protocol):
     """Receives the response of one request; asyncio.Future is one."""
 
@@ -120,6 +149,8 @@ class Request:
         attempts: number of dispatches.
         dispatched_s: time of the last dispatch, on the monotonic clock.
         is_expired: it failed because it took too long, and was counted then.
+        is_suspect: a process ended while it had this request, so that it is sent alone (rule 6).
+        may_move: the previous release has responded to it well, so that another generation may get it (rule 6).
     """
 
     flags: int
@@ -133,6 +164,8 @@ class Request:
     attempts: int = 0
     dispatched_s: float = 0.0
     is_expired: bool = False
+    is_suspect: bool = False
+    may_move: bool = False
 
     def set_response(self, response: Response) -> None:
         """Complete the request, unless its client is gone or it has expired."""
@@ -216,6 +249,7 @@ class FrontGeneration:
         sender: None while no process is alive.
         leases: requests that the process has, by number.
         pinned_requests: requests that wait for this generation's version.
+        suspect_requests: requests that its process had when it ended (rule 6).
         on_drained: called once when it is retired and its last lease has ended.
         is_retired: it takes no new requests.
         past_window: counters from before the window.
@@ -230,6 +264,7 @@ class FrontGeneration:
     sender: Sender | None = None
     leases: dict[int, Request] = field(default_factory=dict)
     pinned_requests: FairQueue[Request] = field(default_factory=FairQueue)
+    suspect_requests: FairQueue[Request] = field(default_factory=FairQueue)
     on_drained: list[Callable[[], None]] = field(default_factory=list)
     is_retired: bool = False
     past_window: CounterWindow = field(default_factory=lambda: CounterWindow(0.0))
@@ -245,7 +280,8 @@ class FrontGeneration:
     @property
     def has_room(self) -> bool:
         """True if a request can be dispatched to it now."""
-        return self.sender is not None and len(self.leases) < MAX_IN_FLIGHT_REQUESTS
+        is_isolated = any(request.is_suspect for request in self.leases.values())
+        return self.sender is not None and len(self.leases) < MAX_IN_FLIGHT_REQUESTS and not is_isolated
 
     def takes(self, request: Request) -> bool:
         """Return whether a request can have a lease now (rule 2)."""
@@ -286,6 +322,7 @@ class FamilyQueue:
         self.rejected_requests = 0
         self.switches = 0
         self.shadow: TrafficMirror | None = None
+        self.observer: ResponseObserver | None = None
         self.past_windows: dict[str, CounterWindow] = {}  # counters of unloaded generations, by version
         self._max_waiting = max_waiting
         self._wait_s = wait_s
@@ -301,7 +338,9 @@ class FamilyQueue:
     @property
     def is_idle(self) -> bool:
         """True if no request is open."""
-        return not self.waiting_requests and not any(g.leases or g.pinned_requests for g in self.generations.values())
+        return not self.waiting_requests and not any(
+            g.leases or g.pinned_requests or g.suspect_requests for g in self.generations.values()
+        )
 
     def lifetimes(self) -> dict[str, CounterWindow]:
         """Return the counters by version, of loaded and of unloaded generations; they never decrease.
@@ -388,6 +427,7 @@ class FamilyQueue:
         generation.is_retired = True
         generation.on_drained.append(on_drained)
         self._delete_if_drained(generation)
+        self.dispatch_waiting()
 
     def handle_response(self, generation: FrontGeneration, number: int, response: Response) -> None:
         """Complete the request that a response is for, and dispatch waiting ones.
@@ -402,17 +442,27 @@ class FamilyQueue:
             if not request.is_expired:
                 generation.window.record_response(response, round((self._clock() - request.arrived_s) * 1e6))
             request.set_response(response)
+            if self.observer is not None and self.observer.generation == generation.number:
+                self.observer.record_response(request, response)
             if self.shadow is not None and generation is self.current:
                 self.shadow.mirror(request, response)
         self.dispatch_waiting()
         self._delete_if_drained(generation)
 
     def handle_lost_process(self, generation: FrontGeneration) -> None:
-        """Return a crashed process's requests to the queue, or fail them (rule 3)."""
+        """Return a crashed process's requests to the queue, or fail them (rules 3 and 6)."""
         generation.sender = None
-        generation.window.crashes += 1
         leases = list(generation.leases.values())
         generation.leases.clear()
+        observer = None if self.observer is None or self.observer.generation != generation.number else self.observer
+        if observer is not None and observer.take_expected_loss():
+            for request in leases:
+                request.attempts -= 1
+        else:
+            generation.window.crashes += 1
+            if observer is not None:
+                self._record_loss(observer, generation, leases)
+                leases = []
         for request in reversed(leases):
             if request.attempts >= MAX_ATTEMPTS:
                 generation.window.requests += 1
@@ -423,6 +473,24 @@ class FamilyQueue:
         self.dispatch_waiting()
         self._delete_if_drained(generation)
 
+    def _record_loss(self, observer: ResponseObserver, generation: FrontGeneration, leases: list[Request]) -> None:
+        """Fail the requests of an observed process, or let them wait for the next one (rule 6)."""
+        hung = observer.record_loss(leases)
+        for request in leases:
+            if request.response.done():
+                continue  # its client is gone, or it has expired
+            is_hanging = hung and request is leases[0]
+            if not is_hanging and request.attempts < MAX_ATTEMPTS:
+                request.is_suspect = True
+                generation.suspect_requests.append(request)
+                continue
+            generation.window.requests += 1
+            generation.window.errors += 1
+            if is_hanging:
+                request.fail(504, f"model {self.family!r} did not respond, its process was ended")
+            else:
+                request.fail(500, "the model process crashed on this request twice")
+
     def dispatch_waiting(self) -> None:
         """Dispatch waiting requests to generations that have room."""
         current = self.current
@@ -431,11 +499,13 @@ class FamilyQueue:
         for generation in self.generations.values():
             while request := generation.pinned_requests.popleft(generation.takes):
                 self._dispatch(generation, request)
+            if generation.has_room and not generation.leases and (suspect := generation.suspect_requests.popleft()):
+                self._dispatch(generation, suspect)
 
     def fail_expired(self, response_deadline_s: float) -> None:
         """Fail requests that waited too long for a process (503) or for their response (504)."""
         now = self._clock()
-        for queue in (self.waiting_requests, *(g.pinned_requests for g in self.generations.values())):
+        for queue in self._queues():
             queue.remove_all(lambda request: request.response.done())
             for request in queue.remove_all(lambda request: now - request.arrived_s > self._wait_s):
                 self.rejected_requests += 1
@@ -448,11 +518,20 @@ class FamilyQueue:
                     request.is_expired = True
                     request.fail(504, f"model {self.family!r} did not respond within {response_deadline_s:g} s")
 
+    def _queues(self) -> tuple[FairQueue[Request], ...]:
+        generations = self.generations.values()
+        return (
+            self.waiting_requests,
+            *(g.pinned_requests for g in generations),
+            *(g.suspect_requests for g in generations),
+        )
+
     def fail_waiting(self) -> None:
         """Fail the requests that wait for a process that is not alive, because the front ends."""
         for queue in (
             self.waiting_requests,
             *(g.pinned_requests for g in self.generations.values() if g.sender is None),
+            *(g.suspect_requests for g in self.generations.values() if g.sender is None),
         ):
             if not self.is_ready or queue is not self.waiting_requests:
                 for request in queue.remove_all(lambda _: True):
@@ -467,11 +546,22 @@ class FamilyQueue:
         generation.leases[request.number] = request
         generation.sender.send(request)
 
+    def _fail_unloaded(self, generation: FrontGeneration, request: Request) -> None:
+        request.fail(404, f"model {self.family!r}: version {generation.version!r} was unloaded")
+
     def _delete_if_drained(self, generation: FrontGeneration) -> None:
         if not generation.is_retired:
             return
         for request in generation.pinned_requests.remove_all(lambda _: True):
-            request.fail(404, f"model {self.family!r}: version {generation.version!r} was unloaded")
+            self._fail_unloaded(generation, request)
+        for request in generation.suspect_requests.remove_all(lambda _: True):
+            if request.version is not None:
+                self._fail_unloaded(generation, request)
+            elif request.may_move:
+                request.is_suspect = False
+                self.waiting_requests.append(request)
+            else:
+                request.fail(500, "the model process crashed on this request")
         if generation.leases:
             return
         if self.generations.get(generation.number) is generation:

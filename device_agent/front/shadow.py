@@ -4,7 +4,8 @@ Rules:
 1. A share of the requests that the current generation completed is sent, with its response, to the candidate's process.
    That runs the request, compares the outputs, and returns only whether they agree (device_agent.runtime.comparison).
 2. Live requests never wait for a candidate. It has at most one request at a time, and requests that arrive meanwhile
-   are not made up for. Compressed requests are not mirrored.
+   are not made up for. Compressed requests are not mirrored, nor those that the live model answers with NaN: they
+   would count against the candidate alone.
 3. Only counters are kept; requests and responses are not.
 """
 
@@ -96,7 +97,7 @@ class ShadowMirror:
         self._share_credit_ppm = min(self._share_credit_ppm + self._share_ppm, PPM)
         if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or response.status != 200:
             return
-        if request.flags & wire.COMPRESSED:
+        if request.flags & wire.COMPRESSED or response.has_nan:
             return
         self._share_credit_ppm -= PPM
         self._sent_requests += 1

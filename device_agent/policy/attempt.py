@@ -14,6 +14,7 @@ from typing import Final
 from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
+from device_agent.policy.serving_counts import ProbationSummary
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 PHASES: Final = ("check", "fetch", "patch", "probe", "swap", "shadow", "probation")
@@ -122,6 +123,7 @@ class Attempt:
         swap_us: duration of the switch of the requests to the candidate, in microseconds, or None.
         states: the states of the attempt in order.
         rejection: the decision against the candidate, or None.
+        probation: the result of its probation, or None without one.
     """
 
     number: int
@@ -138,6 +140,7 @@ class Attempt:
     swap_us: int | None = None
     states: tuple[str, ...] = ()
     rejection: Rejection | None = None
+    probation: ProbationSummary | None = None
 
     def with_phase(self, name: str, elapsed_ms: int) -> "Attempt":
         """Return a copy with time added to a phase.
@@ -165,6 +168,7 @@ class Attempt:
             "swap_us": self.swap_us,
             "states": list(self.states),
             "rejection": None if self.rejection is None else self.rejection.as_json(),
+            "probation": None if self.probation is None else self.probation.as_json(),
         }
 
     @classmethod
@@ -195,6 +199,7 @@ class Attempt:
             rejection=(
                 None if rejection is None else Rejection.parse(StrictObject(rejection, f"{fields.where}.rejection"))
             ),
+            probation=_parse_probation(fields),
         )
         fields.reject_unknown()
         return out
@@ -207,7 +212,7 @@ class UpdateResult:
     Attributes:
         attempt: the attempt when it finished.
         outcome: its result in one word.
-        reason: stable reason of the error, or "".
+        reason: stable reason of the error; for an update that too few requests tried, the verdict; or "".
         detail: one line for a person, or "".
         finished_ms: time of the end, in Unix milliseconds.
     """
@@ -217,6 +222,14 @@ class UpdateResult:
     reason: str
     detail: str
     finished_ms: int
+
+    @property
+    def outcome_text(self) -> str:
+        """Return the outcome for people; an update that no or few requests have tried says so."""
+        probation = self.attempt.probation
+        if self.outcome is not Outcome.UPDATED or probation is None or probation.is_passed:
+            return self.outcome.value
+        return f"{self.outcome.value}, {probation.verdict.value}"
 
     @property
     def exit_code(self) -> int:
@@ -277,6 +290,7 @@ class UpdateResult:
             "phases_ms": {name: a.phases_ms[name] for name in PHASES if name in a.phases_ms},
             "swap_us": a.swap_us,
             "downtime_ms": a.phases_ms.get(DOWNTIME, 0),
+            "probation": None if a.probation is None else a.probation.as_json(),
             "states": list(a.states),
             "started_ms": a.started_ms,
             "finished_ms": self.finished_ms,
@@ -307,6 +321,7 @@ class UpdateResult:
             phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
             swap_us=fields.optional_integer("swap_us"),
             states=tuple(str(state) for state in states) if isinstance(states, list) else (),
+            probation=_parse_probation(fields),
         )
         out = cls(
             attempt=attempt.with_phase(DOWNTIME, downtime_ms) if downtime_ms else attempt,
@@ -317,6 +332,11 @@ class UpdateResult:
         )
         fields.reject_unknown()
         return out
+
+
+def _parse_probation(fields: StrictObject) -> ProbationSummary | None:
+    value = fields.value("probation") if fields.has("probation") else None  # older journals have no such field
+    return None if value is None else ProbationSummary.parse(StrictObject(value, f"{fields.where}.probation"))
 
 
 def one_line(text: str) -> str:

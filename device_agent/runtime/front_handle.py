@@ -118,6 +118,27 @@ class ShadowStats:
     crashes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatStats:
+    """Counters of the bad responses of a generation (device_agent.front.repeats).
+
+    Attributes:
+        kinds: [seen, repeated, confirmed, distinct inputs among the confirmed] by kind.
+        waiting: requests that were not repeated yet.
+        needs_process: a repeat is due, and no process for it is connected.
+        is_hung: the process of the generation hangs and should be ended.
+        losses: ends of the process.
+        crashes_without_request: those without a request that could be to blame.
+    """
+
+    kinds: dict[str, list[int]] = field(default_factory=dict)
+    waiting: int = 0
+    needs_process: bool = False
+    is_hung: bool = False
+    losses: int = 0
+    crashes_without_request: int = 0
+
+
 class FrontHandle:
     """The front's process. Create it with `start`.
 
@@ -247,6 +268,60 @@ class FrontHandle:
             WorkerCrashed, WorkerTimeout: the front is gone.
         """
         return ShadowStats(**self._worker.call("shadow-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value)
+
+    def set_repeats(
+        self, family: str, generation: int | None, slow_us: int | None = None, latency_percent: int = 100
+    ) -> None:
+        """Check the bad responses of a generation from now on, or end that.
+
+        Args:
+            family: name of the family.
+            generation: number of the generation, which may be published later; None ends the checks.
+            slow_us: microseconds in the model process above which a response is checked for latency; None for never.
+            latency_percent: allowed latency, in percent of that of the previous release on the same input.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
+        request = {
+            "family": family,
+            "generation": generation,
+            "slow_us": slow_us,
+            "latency_percent": latency_percent,
+        }
+        self._worker.call("repeats", request, deadline_s=CALL_DEADLINE_S)
+
+    def set_repeat_process(self, family: str, process: ModelProcess | None) -> None:
+        """Repeat requests in a separate process of the previous release.
+
+        Args:
+            family: name of the family.
+            process: a live process that is not published; None drops the kept requests.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
+        fds = () if process is None else (process.channel,)
+        request = {"family": family, "is_stopping": False}
+        self._worker.call("repeat-process", request, fds, deadline_s=CALL_DEADLINE_S)
+
+    def expect_stop(self, family: str) -> None:
+        """Announce that the process of the checked generation will be stopped, which is no crash.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
+        request = {"family": family, "is_stopping": True}
+        self._worker.call("repeat-process", request, deadline_s=CALL_DEADLINE_S)
+
+    def repeat_stats(self, family: str) -> RepeatStats | None:
+        """Start the next repeat if one is due, and return the counters; None if `set_repeats` was not called.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
+        value = self._worker.call("repeat-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value
+        return RepeatStats(**value) if value else None
 
     def window(self, family: str, generation: int) -> WindowStats:
         """Return the counters of a generation; all zero if it is not loaded.

@@ -1,7 +1,7 @@
 """The names of this package that the supervisor uses."""
 
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.front_handle import FrontHandle, ServeConfig, ShadowStats, WindowStats
+from device_agent.runtime.front_handle import FrontHandle, RepeatStats, ServeConfig, ShadowStats, WindowStats
 from device_agent.runtime.model_handle import GenerationSpec, ModelProcess, PrestartedProcess
 from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, run_probe_process
 
@@ -13,6 +13,7 @@ __all__ = [
     "PrestartedProcess",
     "ProbeBaseline",
     "ProbeReport",
+    "RepeatStats",
     "ServeConfig",
     "ShadowStats",
     "WindowStats",

@@ -16,6 +16,7 @@ MODULE: Final = "device_agent.workers.model_process"
 LOAD_DEADLINE_S: Final = (
     120.0  # for a 1 GB model on a slow core; the probe has loaded it before, within its own deadline
 )
+GOLDEN_DEADLINE_S: Final = 60.0
 LOADING_NICENESS_INCREMENT: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 REQUEST_MEMORY_BYTES: Final = 1024 * 1024 * 1024
@@ -216,6 +217,23 @@ class ModelProcess:
     def facts(self) -> dict[str, Any]:
         """Return the loaded modules and the user id: {"modules": [...], "uid": ...}."""
         return self._worker.call("facts", deadline_s=30).value
+
+    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+        """Run the golden inputs in the process, between two requests, and compare the outputs.
+
+        Args:
+            golden_fd: descriptor of the golden vectors; the caller still owns it.
+            tolerance_ppm: allowed relative RMS error, in parts per million.
+
+        Raises:
+            Unfit: an output differs by more (GoldenMismatch, NanOutput), or the process crashed (ModelProcessCrashed).
+            Refused: the golden vectors are malformed.
+            WorkerTimeout: the process did not reply in time and was ended.
+        """
+        try:
+            self._worker.call("golden", {"tolerance_ppm": tolerance_ppm}, (golden_fd,), deadline_s=GOLDEN_DEADLINE_S)
+        except WorkerCrashed as error:
+            raise ModelProcessCrashed(error.message) from error
 
     def describe_exit(self) -> str:
         """Return one line for a message: exit code or signal, and the last lines of stderr."""

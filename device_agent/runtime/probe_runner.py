@@ -103,6 +103,7 @@ def run_probe_process(
     jail: JailPolicy | None = None,
     *,
     threads: int = 0,
+    compares_outputs: bool = True,
 ) -> ProbeReport:
     """Probe a candidate in a jailed worker (rules 1 to 4). Nothing that the candidate causes is raised.
 
@@ -112,6 +113,7 @@ def run_probe_process(
         baseline: the running model's figures; None for a first install, which is compared with nothing.
         jail: policy of the worker; memory, processor time and file size are limited if it does not limit them.
         threads: intra-op threads that the candidate will run with.
+        compares_outputs: compare the outputs with the golden ones; False to measure on another model's golden inputs.
     """
     started = time.monotonic()
     jail = jail or JailPolicy(nice=PROBE_NICENESS)
@@ -129,16 +131,17 @@ def run_probe_process(
     except Unavailable as error:
         return _create_report("inconclusive", error.reason, error.message, started)
     with worker:
-        return _judge_bundle(worker, bundle, contract, health, baseline, threads, started)
+        tolerance_ppm = health.golden_relative_rms_ppm if compares_outputs else None
+        request = {"contract": contract.as_json(), "golden_relative_rms_ppm": tolerance_ppm, "threads": threads}
+        return _judge_bundle(worker, bundle, request, health, baseline, started)
 
 
 def _judge_bundle(
     worker: WorkerProcess,
     bundle: BundleFds,
-    contract: Contract,
+    request: JsonObject,
     health: Health,
     baseline: ProbeBaseline | None,
-    threads: int,
     started: float,
 ) -> ProbeReport:
     before_bytes = worker.memory_bytes("VmRSS")
@@ -149,15 +152,9 @@ def _judge_bundle(
         stage = str(event.get("stage"))[:40]
 
     value, fds = bundle.to_message()
-    request = {
-        "bundle": value,
-        "contract": contract.as_json(),
-        "golden_relative_rms_ppm": health.golden_relative_rms_ppm,
-        "threads": threads,
-    }
     remaining_s = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
     try:
-        found = worker.call("probe", request, fds, deadline_s=remaining_s, on_event=on_event).value
+        found = worker.call("probe", {**request, "bundle": value}, fds, deadline_s=remaining_s, on_event=on_event).value
     except WorkerTimeout:
         detail = f"not finished within {health.probe_deadline_s} s, at {stage}"
         return _create_report("fail", ProbeTimeout.reason, detail, started)

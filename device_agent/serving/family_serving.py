@@ -19,7 +19,7 @@ from typing import Protocol
 from bundle.files import BundleDigest
 from bundle.variant import Variant
 from device_agent.policy.journal_records import BundleRecord
-from device_agent.policy.probation import ServingObservation
+from device_agent.policy.serving_counts import RepeatObservation, ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.runtime.bundle_fds import BundleFds
 
@@ -44,8 +44,26 @@ class ModelProcessHandle(Protocol):
         """Return the resident memory, in bytes; 0 after the process has ended."""
         ...
 
+    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+        """Run the golden inputs in the process, between two requests, and compare the outputs.
+
+        Args:
+            golden_fd: descriptor of the golden vectors; the caller still owns it.
+            tolerance_ppm: allowed relative RMS error, in parts per million.
+
+        Raises:
+            Unfit: an output differs by more, or the process crashed.
+            Refused: the golden vectors are malformed.
+            Unavailable: the process did not reply in time and was ended.
+        """
+        ...
+
     def stop(self) -> None:
         """End the process and release its descriptors."""
+        ...
+
+    def kill(self) -> None:
+        """End a process that hangs, and release its descriptors."""
         ...
 
 
@@ -66,7 +84,13 @@ class NoProcess:
         """Return 0: no memory is used."""
         return 0
 
+    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+        """Do nothing: there is no model to run."""
+
     def stop(self) -> None:
+        """Do nothing: there is no process to end."""
+
+    def kill(self) -> None:
         """Do nothing: there is no process to end."""
 
 
@@ -123,6 +147,28 @@ class ServingBackend(Protocol):
         """Return the counters of the candidate in shadow mode so far."""
         ...
 
+    def set_repeats(self, generation: int | None, slow_us: int | None, latency_percent: int) -> None:
+        """Check the bad responses of a generation from now on, or end that (device_agent.front.repeats).
+
+        Args:
+            generation: number of the candidate's generation; None ends the checks.
+            slow_us: microseconds above which a response is checked for latency; None for never.
+            latency_percent: allowed latency, in percent of that of the previous release on the same input.
+        """
+        ...
+
+    def set_repeat_process(self, process: ModelProcessHandle | None) -> None:
+        """Repeat requests in a process that is not published; None drops the kept requests."""
+        ...
+
+    def expect_stop(self) -> None:
+        """Announce that the process of the candidate will be stopped, which is no crash."""
+        ...
+
+    def repeat_observation(self) -> RepeatObservation | None:
+        """Start the next repeat if one is due, and return the counters; None after a restart of the front."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
@@ -162,6 +208,7 @@ class FamilyServing:
         previous: the generation before it, still loaded, or None.
         standby: a second loaded process of the current bundle, or None.
         on_change: called after another generation became `current`, or none did.
+        repeater: an unpublished process of the previous bundle for repeats in a probation, or None.
     """
 
     def __init__(self, runtime: ServingBackend, on_crash: Callable[[int], None]) -> None:
@@ -171,6 +218,7 @@ class FamilyServing:
         self.previous: Generation | None = None
         self.standby: Generation | None = None
         self.on_change: Callable[[], None] = lambda: None
+        self.repeater: Generation | None = None
 
     def start_generation(self, bundle: BundleRecord, fds: BundleFds) -> Generation:
         """Start a process with a bundle's model; it serves no requests until `publish`.
@@ -192,6 +240,23 @@ class FamilyServing:
         """Return a generation of a bundle whose models the agent does not run; applications borrow its files."""
         self._last_number += 1
         return Generation(self._last_number, bundle, bundle.parse_manifest()[1], NoProcess())
+
+    def restart_current(self, fds: BundleFds) -> None:
+        """Start the current generation again, after its process has ended; its counters continue.
+
+        Args:
+            fds: plain files of its bundle; the caller still owns them.
+
+        Raises:
+            Unfit, Refused, Unavailable: as `ServingBackend.start`.
+        """
+        current = self.current
+        assert current is not None
+        process = self._runtime.start(fds, current.bundle, current.variant, current.number)
+        self._watch_process(current.number, os.dup(process.fileno()))
+        self.current = replace(current, process=process)
+        self._runtime.publish(current.number, process)
+        current.process.stop()
 
     def publish(self, generation: Generation) -> int:
         """Switch to a generation; keep the one that it replaces as `previous`.
@@ -235,7 +300,7 @@ class FamilyServing:
 
     def resident_bytes(self) -> int:
         """Return the resident memory of all processes of this family, in bytes."""
-        generations = (self.current, self.previous, self.standby)
+        generations = (self.current, self.previous, self.standby, self.repeater)
         return sum(item.process.resident_bytes() for item in generations if item is not None)
 
     def set_shadow(self, generation: Generation, share_ppm: int, limit_ppm: int) -> None:
@@ -281,16 +346,56 @@ class FamilyServing:
         """Return the counters of a generation since it was published."""
         return self._runtime.observation(generation.number)
 
+    def begin_repeats(self, generation: Generation, slow_us: int | None, latency_percent: int) -> None:
+        """Check the bad responses of a generation from now on.
+
+        Args:
+            generation: the candidate.
+            slow_us: microseconds above which a response is checked for latency; None for never.
+            latency_percent: allowed latency, in percent of that of the previous release on the same input.
+        """
+        self._runtime.set_repeats(generation.number, slow_us, latency_percent)
+
+    def set_repeater(self, generation: Generation) -> None:
+        """Repeat requests in a generation that is not published."""
+        self.repeater = generation
+        self._runtime.set_repeat_process(generation.process)
+
+    def suspend_current(self) -> None:
+        """Stop the process of the current generation until `restart_current`; its requests wait."""
+        assert self.current is not None
+        self._runtime.expect_stop()
+        self.current.process.stop()
+
+    def end_repeater(self) -> None:
+        """End the process that was started for repeats."""
+        if self.repeater is not None:
+            self.repeater.process.kill()
+            self.repeater = None
+
+    def discard_repeats(self) -> None:
+        """Drop the requests that wait to be repeated."""
+        self._runtime.set_repeat_process(None)
+
+    def repeat_observation(self) -> RepeatObservation | None:
+        """Start the next repeat if one is due, and return the counters; None after a restart of the front."""
+        return self._runtime.repeat_observation()
+
+    def end_repeats(self) -> None:
+        """End the repeats and the process that was started for them."""
+        self._runtime.set_repeats(None, None, 100)
+        self.end_repeater()
+
     def stop_unpublished(self, generation: Generation) -> None:
         """Stop the process of a generation that was never published."""
         generation.process.stop()
 
     def stop_all(self) -> None:
         """Stop all processes of this family, without draining."""
-        for generation in (self.standby, self.previous, self.current):
+        for generation in (self.repeater, self.standby, self.previous, self.current):
             if generation is not None:
                 generation.process.stop()
-        self.current = self.previous = self.standby = None
+        self.current = self.previous = self.standby = self.repeater = None
 
     def _retire_and_stop(self, generation: Generation | None) -> None:
         if generation is not None and generation.is_run:

@@ -20,7 +20,7 @@ from bundle.variant import Variant
 from device_agent.config.config import Config, ServeSettings
 from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
-from device_agent.policy.probation import ServingObservation
+from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.process.jail import MAX_THREADS, JailPolicy
 from device_agent.process.memory_lock import swap_is_enabled
@@ -174,6 +174,7 @@ class FamilyRuntime:
     def __init__(self, runtime: ServingRuntime, family: str, settings: ServeSettings) -> None:
         self._runtime, self._family, self._settings = runtime, family, settings
         self._published: ModelProcess | None = None
+        self._is_watched = False  # in a probation, which ends a process that hangs
 
     @property
     def is_published(self) -> bool:
@@ -253,6 +254,40 @@ class FamilyRuntime:
             crashes=window.crashes,
         )
 
+    def set_repeats(self, generation: int | None, slow_us: int | None, latency_percent: int) -> None:
+        """Check the bad responses of a generation from now on, or end that.
+
+        Args:
+            generation: number of the candidate's generation; None ends the checks.
+            slow_us: microseconds above which a response is checked for latency; None for never.
+            latency_percent: allowed latency, in percent of that of the previous release on the same input.
+        """
+        self._is_watched = generation is not None
+        self._runtime.call_front(lambda front: front.set_repeats(self._family, generation, slow_us, latency_percent))
+
+    def set_repeat_process(self, process: ModelProcessHandle | None) -> None:
+        """Repeat requests in a process that is not published; None drops the kept requests."""
+        assert process is None or isinstance(process, ModelProcess)
+        self._runtime.call_front(lambda front: front.set_repeat_process(self._family, process))
+
+    def expect_stop(self) -> None:
+        """Announce to the front that the process of the candidate will be stopped, which is no crash."""
+        self._runtime.call_front(lambda front: front.expect_stop(self._family))
+
+    def repeat_observation(self) -> RepeatObservation | None:
+        """Start the next repeat if one is due, and return the counters; None after a restart of the front."""
+        found = self._runtime.call_front(lambda front: front.repeat_stats(self._family))
+        if found is None:
+            return None
+        return RepeatObservation(
+            counts={BadResponse(kind): BadResponseCount(*counts) for kind, counts in found.kinds.items()},
+            waiting=found.waiting,
+            needs_process=found.needs_process,
+            is_hung=found.is_hung,
+            losses=found.losses,
+            crashes_without_request=found.crashes_without_request,
+        )
+
     def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
         """Mirror a share of the live requests to a candidate, which runs at a low priority.
 
@@ -274,10 +309,11 @@ class FamilyRuntime:
         """Return whether this family responds to requests.
 
         It does if nothing is published, or if its process is alive and no request has waited MAX_RESPONSE_DELAY_S for
-        it.
+        it. In a probation it always does, because the probation handles crashes and hangs: a restart of the daemon
+        would end it.
         """
         process = self._published
-        if process is None:
+        if process is None or self._is_watched:
             return True
         try:
             window = self._runtime.front.window(self._family, process.spec.generation)

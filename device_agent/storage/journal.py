@@ -243,7 +243,10 @@ class Journal:
         return count
 
     def commit(self, attempt: Attempt) -> UpdateResult:
-        """Finish COMMITTING: the candidate becomes active, and the active bundle becomes the previous one."""
+        """Finish COMMITTING: the candidate becomes active, and the active bundle becomes the previous one.
+
+        If its probation had too few requests, the result's reason is the verdict ("untried" or "inconclusive").
+        """
         with self._records.transaction():
             pointers = self.pointers
             if pointers.candidate is not None:
@@ -251,7 +254,10 @@ class Journal:
                 self._records.put("machine", "pointers", BundlePointers(pointers.candidate, before, None).as_json())
                 self._delete_crash_counts(pointers.candidate)
                 self._clear_older_quarantine(attempt.counter)
-            return self._finish_attempt(attempt, Event.DONE, Outcome.UPDATED)
+            probation = attempt.probation
+            reason = "" if probation is None or probation.is_passed else probation.verdict.value
+            detail = "" if probation is None else probation.text
+            return self._finish_attempt(attempt, Event.DONE, Outcome.UPDATED, reason, detail)
 
     def finish_rejection(self, attempt: Attempt, runtime: str) -> UpdateResult:
         """Finish ROLLING_BACK or REJECTING with the outcome of the recorded rejection.

@@ -45,15 +45,17 @@ from device_agent.policy.probation import (
     ProbationAction,
     ProbationDecision,
     ProbationLimits,
-    ServingObservation,
     judge_probation,
+    summarize_probation,
 )
+from device_agent.policy.serving_counts import ProbationSummary, ServingObservation
 from device_agent.policy.shadow_judge import judge_shadow
 from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.update.context import Interrupt, UpdateContext, mark_damaged
+from device_agent.update.probation_watch import ProbationWatch, usual_latency_us
 from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
@@ -72,6 +74,7 @@ class Candidate:
     Attributes:
         published: the generation that serves since `publish`, or None before it and after `revert`.
         downtime_ms: milliseconds without a model since the caller last set this to 0.
+        summary: the result of the probation, or None before its end.
     """
 
     def __init__(self, context: UpdateContext, workers: WorkerPool) -> None:
@@ -79,8 +82,10 @@ class Candidate:
         self._peak_bytes = 0  # measured by the probe
         self._stopped_bundle: BundleRecord | None = None  # served before it was stopped to free memory
         self._down_since_s: float | None = None  # monotonic clock
+        self._watch: ProbationWatch | None = None
         self.published: Generation | None = None
         self.downtime_ms = 0
+        self.summary: ProbationSummary | None = None
 
     def probe(self, bundle: BundleRecord) -> None:
         """Probe the candidate, and check the enabled personal adapter with it.
@@ -188,48 +193,76 @@ class Candidate:
             serving.stop_unpublished(candidate)
             raise
 
-    def publish(self, serving: FamilyServing, candidate: Generation) -> int:
+    def publish(self, serving: FamilyServing, candidate: Generation, *, is_watched: bool) -> int:
         """Redirect the requests to the candidate.
 
         Args:
             serving: generations of the family.
             candidate: a generation that is loaded but does not serve.
+            is_watched: whether a probation follows.
 
         Returns:
             Duration of the switch, in microseconds.
         """
+        if is_watched:
+            # before the switch, so that no request is missed
+            limits = self._limits(candidate)
+            previous = self._stopped_bundle if serving.current is None else serving.current.bundle
+            probed_us = None if previous is None else self._context.probe_client.latency_us(previous.digest)
+            usual_us = usual_latency_us(serving, probed_us)
+            self._watch = ProbationWatch(self._context, self._workers, serving, candidate, limits, previous, usual_us)
         took_us = serving.publish(candidate)
         self.published = candidate
         self._end_downtime()
         return took_us
 
-    def run_probation(self, serving: FamilyServing, candidate: Generation) -> None:
-        """Watch the serving candidate until its probation is decided.
+    def run_probation(self, serving: FamilyServing, candidate: Generation) -> ProbationSummary:
+        """Watch the serving candidate until its probation is decided, and return the summary.
 
         Args:
             serving: generations of the family; `serving.previous` is the baseline.
-            candidate: the serving generation.
+            candidate: the serving generation, as `publish` got it.
 
         Raises:
-            ProbationFailed: it crashed, failed, produced NaN, or is too slow.
+            ProbationFailed: its bad responses are not those of the previous release, or it does not start again.
             ProbationInconclusive: too few requests, and the health contract asks for the old release then.
             OperatorRollback: an operator ended it.
             AgentStopping: the agent stops.
         """
-        limits = self._limits(candidate)
+        watch, limits = self._watch, self._limits(candidate)
+        assert watch is not None
         baseline = ServingObservation() if serving.previous is None else serving.observation(serving.previous)
+        observation, elapsed = ServingObservation(), 0.0
 
         def decide(elapsed_s: float) -> ProbationDecision:
-            return judge_probation(limits, observe_generation(serving, candidate), baseline, elapsed_s)
+            nonlocal observation, elapsed
+            elapsed = elapsed_s
+            repeats = watch.step()
+            current = serving.current
+            is_alive = current is not None and current.process.is_alive()
+            observation = replace(serving.observation(candidate), repeats=repeats, is_alive=is_alive)
+            return judge_probation(limits, observation, baseline, elapsed_s)
 
-        self._watch_until_decided("probation", "committed", candidate, limits, decide, ProbationFailed)
+        try:
+            self._watch_until_decided("probation", "committed", candidate, limits, decide, ProbationFailed)
+        except (ProbationFailed, ProbationInconclusive, OperatorRollback) as error:
+            has_failed = isinstance(error, ProbationFailed)
+            self.summary = summarize_probation(limits, observation, baseline, elapsed, has_failed=has_failed)
+            raise
+        finally:
+            self._end_watch()
+        self.summary = summarize_probation(limits, observation, baseline, elapsed)
+        return self.summary
 
     def revert(self, serving: FamilyServing) -> None:
         """Let the generation that served before the candidate serve again.
 
         If it has to be loaded again and that fails, the error is logged; the daemon keeps trying to load it.
         """
-        if self.published is not None and serving.current is self.published:
+        self._end_watch()
+        current = serving.current
+        # compared by number: a probation may have started its process again
+        if self.published is not None and current is not None and current.number == self.published.number:
             self._down_since_s = time.monotonic() if serving.previous is None else None
             serving.revert()
         self.published = None
@@ -276,6 +309,12 @@ class Candidate:
         running_bytes = 0 if serving.current is None else serving.current.process.resident_bytes()
         return decide_admission(available_bytes, needed_bytes, running_bytes)
 
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self.downtime_ms += round(self._watch.downtime_s * 1000)
+            self._watch = None
+
     def _end_downtime(self) -> None:
         if self._down_since_s is not None:
             self.downtime_ms += round((time.monotonic() - self._down_since_s) * 1000)
@@ -313,16 +352,3 @@ class Candidate:
                     raise AgentStopping(f"the agent was stopped in the {phase} of release {version}")
                 case None:
                     pass
-
-
-def observe_generation(serving: FamilyServing, generation: Generation) -> ServingObservation:
-    """Return a generation's counters; an ended process counts as a crash even before the front reports it.
-
-    Args:
-        serving: generations of the family.
-        generation: one of them.
-    """
-    observation = serving.observation(generation)
-    if generation.process.is_alive():
-        return observation
-    return replace(observation, crashes=max(1, observation.crashes))

@@ -1,14 +1,17 @@
 """Probe candidates, compare them with the running model, and turn a failed report into an error.
 
 Rules:
-- The baseline of a candidate is the report of the running model's own probe. If the candidate looks too slow or needs
-  too much memory against it, the running model is measured again and the candidate is probed a second time, because
-  the device may only be busier than it was at the first probe.
+- A candidate is refused as too slow or too large only against the running model on equal inputs: the golden inputs of
+  the candidate, if both have one contract. The running model is then measured anew and the candidate is probed a second
+  time, also because the device may only be busier than it was at the first probe.
+- The report of the running model's own probe, on its own golden inputs, is used for the first comparison only.
 - An inconclusive probe says nothing about the candidate, which is not quarantined.
 """
 
+from dataclasses import replace
 from typing import Final
 
+from bundle.contract import Contract
 from bundle.errors import Unfit
 from bundle.files import BundleDigest
 from bundle.variant import Variant
@@ -57,10 +60,10 @@ class ProbeClient:
         """
         baseline = None
         if running is not None and running.digest != variant.digest:
-            baseline = self._baselines.get(running.digest) or self._measure_running(running, workers)
+            baseline = self._baselines.get(running.digest) or self._measure_running(running, workers, fds, variant)
         report = self._run_probe(fds, variant, baseline)
         if running is not None and report.verdict == "fail" and report.reason in RELATIVE_REASONS:
-            report = self._run_probe(fds, variant, self._measure_running(running, workers))
+            report = self._run_probe(fds, variant, self._measure_running(running, workers, fds, variant))
         if report.verdict == "inconclusive":
             raise ProbeInconclusive(f"{report.reason}: {report.detail}")
         if report.verdict != "pass":
@@ -71,20 +74,44 @@ class ProbeClient:
         self.last_report = report
         return report
 
-    def _run_probe(self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None) -> ProbeReport:
+    def latency_us(self, digest: BundleDigest) -> int | None:
+        """Return the median latency of a bundle's golden inputs in microseconds, or None."""
+        measured = self._baselines.get(digest)
+        return None if measured is None else measured.latency_us
+
+    def _run_probe(
+        self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None, *, compares_outputs: bool = True
+    ) -> ProbeReport:
         return run_probe_process(
-            fds, variant.require_model().contract, variant.health, baseline, self._jail, threads=self._threads
+            fds,
+            variant.require_model().contract,
+            variant.health,
+            baseline,
+            self._jail,
+            threads=self._threads,
+            compares_outputs=compares_outputs,
         )
 
-    def _measure_running(self, running: Generation, workers: WorkerPool) -> ProbeBaseline | None:
+    def _measure_running(
+        self, running: Generation, workers: WorkerPool, candidate_fds: BundleFds, candidate: Variant
+    ) -> ProbeBaseline | None:
         fds = workers.unseal(running.bundle)
         try:
-            measured = self._run_probe(fds, running.variant, None).baseline()
+            same_inputs, compares_outputs = fds, True
+            if candidate_fds.golden is not None and _contracts(running.variant) == _contracts(candidate):
+                golden = {candidate_fds.golden: candidate_fds.files[candidate_fds.golden]}
+                same_inputs = replace(fds, files={**fds.files, **golden}, golden=candidate_fds.golden)
+                compares_outputs = False  # they are the candidate's
+            measured = self._run_probe(same_inputs, running.variant, None, compares_outputs=compares_outputs).baseline()
         finally:
             fds.close()
         if measured is not None:
             self._baselines[running.digest] = measured
         return measured
+
+
+def _contracts(variant: Variant) -> tuple[Contract, ...]:
+    return tuple(model.contract for model in variant.models)
 
 
 def probe_error(report: ProbeReport) -> Unfit:

@@ -319,7 +319,7 @@ class _Update:
             with self._time_phase("shadow"):
                 candidate.run_shadow(serving, generation)
         with self._time_phase("swap"):
-            took_us = candidate.publish(serving, generation)
+            took_us = candidate.publish(serving, generation, is_watched=is_run and not is_first)
         self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # a first install has no release to return to: a failed probation could only end the service
@@ -327,7 +327,8 @@ class _Update:
         self._attempt = self._journal.advance(event, self._attempt)
         if event is Event.SWAPPED:
             with self._time_phase("probation"):
-                candidate.run_probation(serving, generation)
+                summary = candidate.run_probation(serving, generation)
+            self._attempt = replace(self._attempt, probation=summary)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         result = self._journal.commit(self._attempt)
         serving.stop_replaced()
@@ -343,6 +344,7 @@ class _Update:
 
     def _end_with_error(self, error: AirweightsError) -> UpdateResult:
         state = self._journal.state
+        self._attempt = replace(self._attempt, probation=self._candidate.summary)
         row = error_outcome(state, error)
         if row.outcome is Outcome.ROLLED_BACK and self._candidate.published is None:
             row = replace(row, outcome=Outcome.UNFIT)  # it never served

@@ -25,10 +25,11 @@ from bundle.contract import Contract
 from bundle.golden.comparison import GoldenVector, check_outputs
 from bundle.golden.golden_file import GoldenSample, write_golden
 from bundle.strict_json import StrictObject
-from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, NanOutput, RequestInvalid
+from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.golden_check import check_golden_samples
 from device_agent.runtime.inference import check_servable
 from device_agent.runtime.session import LoadedModel, read_golden_samples
 from device_agent.runtime.tensors import Array, has_non_finite
@@ -45,7 +46,8 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
     Args:
         supervisor: receives the stages.
-        message: fields `bundle`, `contract`, `golden_relative_rms_ppm`, `threads`; descriptors of the bundle.
+        message: fields `bundle`, `contract`, `golden_relative_rms_ppm` (None to compare no outputs), `threads`;
+            descriptors of the bundle.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
@@ -74,16 +76,9 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         samples = read_golden_samples(bundle)
     finally:
         message.close()
-    worst = 0.0
-    for number, sample in enumerate(samples):
-        stage(f"golden {number}")
-        outputs = model.infer(sample.inputs)
-        for row in sample.rows:
-            if row.name in outputs and has_non_finite(outputs[row.name]):
-                # checked before the tolerance: NaN has a reason of its own
-                raise NanOutput(f"golden {number}: output {row.name!r} has NaN or infinity")
-        tolerance_ppm = value["golden_relative_rms_ppm"]
-        worst = max(worst, check_outputs(outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
+    worst, tolerance_ppm = 0.0, value["golden_relative_rms_ppm"]
+    if tolerance_ppm is not None:
+        worst = check_golden_samples(model, samples, tolerance_ppm, stage)
     inputs: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
     stage("latency")
     grown_bytes, measured = measure_growth(model, inputs)

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -28,10 +29,16 @@ from device_agent.errors import (
 )
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, compare_with_baseline, run_probe_process
+from device_agent.runtime.probe_runner import (
+    LATENCY_ALLOWANCE_US,
+    ProbeBaseline,
+    ProbeReport,
+    compare_with_baseline,
+    run_probe_process,
+)
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
-from device_agent.update.probe_client import probe_error
+from device_agent.update.probe_client import ProbeClient, probe_error
 from device_agent.workers import probe as probe_process
 from tests.support import hostile_models as hostile
 from tests.support.memfd_bundles import MemfdBundle, add_arbitrary_golden, create_memfd_bundle, floats, make_scale_model
@@ -312,6 +319,33 @@ def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy
     assert (busy.verdict, busy.reason) == ("inconclusive", "cpu-contention")
     assert compare_with_baseline(replace(report, latency_us=4500), HEALTH, baseline).verdict == "pass"
     assert compare_with_baseline(report, HEALTH, None).verdict == "pass"
+
+
+def test_a_candidate_is_too_slow_only_on_equal_inputs() -> None:
+    model, large = make_scale_model(2.0, size="n"), np.ones(4_000_000, np.float32)
+    with (
+        create_memfd_bundle(model, [{"x": floats(1, 2)}]) as running_bundle,
+        create_memfd_bundle(model, [{"x": large}]) as candidate_bundle,
+    ):
+
+        def variant(digest: str, bundle: MemfdBundle) -> Any:
+            models = [SimpleNamespace(contract=bundle.contract)]
+            return SimpleNamespace(digest=digest, models=models, require_model=lambda: models[0], health=HEALTH)
+
+        def unseal(_bundle: object) -> BundleFds:
+            fds = running_bundle.fds
+            return replace(fds, files={name: os.dup(fd) for name, fd in fds.files.items()})
+
+        workers: Any = SimpleNamespace(unseal=unseal)
+        running: Any = SimpleNamespace(digest="1", variant=variant("1", running_bundle), bundle=None)
+        client = ProbeClient(1, allow_unjailed=False)
+        client.probe(running_bundle.fds, running.variant, None, workers)
+        small_us = client.latency_us("1")  # type: ignore[arg-type]  # a digest is only a key here
+        report = client.probe(candidate_bundle.fds, variant("2", candidate_bundle), running, workers)
+        assert report.verdict == "pass", report
+        assert small_us is not None
+        assert report.latency_us is not None
+        assert report.latency_us > 4 * small_us + LATENCY_ALLOWANCE_US, "on its own inputs it would be too slow"
 
 
 def test_a_slow_model_is_measured_as_slow() -> None:

@@ -17,6 +17,7 @@ import pytest
 import tritonclient.http as triton
 from onnx import helper
 
+from bundle.errors import GoldenMismatch
 from device_agent.config.config import Config, FurtherFamily, ServeSettings
 from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout, ModelDoesNotLoad, ModelProcessCrashed
 from device_agent.runtime.front_handle import listen_on
@@ -540,3 +541,25 @@ def test_a_switchboard_answers_as_long_as_each_family_does(tmp_path: Path) -> No
         finally:
             switchboard.stop()
         processes["a"].stop()
+
+
+def test_golden_inputs_run_in_a_serving_process_between_two_requests() -> None:
+    def damage(outputs: dict[str, Any]) -> None:
+        outputs["y"] = outputs["y"] + 1
+
+    with (
+        create_memfd_bundle(make_scale_model(2.0), list(SAMPLE)) as bundle,
+        create_memfd_bundle(make_scale_model(2.0), list(SAMPLE), damage=damage) as other,
+        start_front() as served,
+    ):
+        process = bundle.start_process(1)
+        served.publish("toy", process)
+        assert bundle.fds.golden is not None
+        with Load(served.address) as load:
+            load.wait_for_responses(5)
+            process.check_golden(bundle.fds.files[bundle.fds.golden], 1000)
+            with pytest.raises(GoldenMismatch, match="golden 0"):
+                process.check_golden(other.fds.files["golden.safetensors"], 1000)
+            load.wait_for_responses(5)
+        assert load.failures == {}
+        process.stop()

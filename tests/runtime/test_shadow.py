@@ -7,13 +7,16 @@ import signal
 import numpy as np
 import pytest
 
+from device_agent.front.generations import Request
+from device_agent.front.shadow import ShadowMirror
 from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.handles import FrontHandle
 from device_agent.runtime.tensors import Array
-from device_agent.runtime.wire import NO_JSON
+from device_agent.runtime.wire import NO_JSON, Response
 from tests.support import hostile_models as hostile
 from tests.support.load_clients import Load, post, wait_until
 from tests.support.memfd_bundles import create_memfd_bundle, floats, make_scale_model, start_front
+from tests.support.queue_doubles import Process, RecordedResponse
 
 
 def wait_for_comparisons(served: FrontHandle, count: int) -> None:
@@ -103,3 +106,13 @@ def test_answers_are_compared_output_by_output() -> None:
     assert compare_outputs(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
     text = json.dumps({"outputs": [{"name": "p", "datatype": "FP32", "shape": [2], "data": [1.0, None]}]}).encode()
     assert np.isnan(decode_response(memoryview(text), NO_JSON)["p"][1])
+
+
+def test_a_request_that_the_live_model_answers_with_nan_is_not_mirrored() -> None:
+    candidate = Process()
+    mirror = ShadowMirror("candidate", 1_000_000, 0, lambda **_callbacks: candidate)
+    request = Request(0, NO_JSON, b"{}", RecordedResponse(), 0.0)
+    mirror.mirror(request, Response(200, NO_JSON, b"{}", has_nan=True))
+    assert candidate.inbox == []
+    mirror.mirror(request, Response(200, NO_JSON, b"{}"))
+    assert len(candidate.inbox) == 1
