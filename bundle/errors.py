@@ -127,6 +127,30 @@ class DigestMismatch(Refused):
     reason = "digest-mismatch"
 
 
+class ArchiveMalformed(Malformed):
+    """An archive or compressed document breaks its format. The device uses the single files."""
+
+    reason = "archive-malformed"
+
+
+class ArchiveMismatch(DigestMismatch):
+    """An archive has other files than the metadata names; the device uses the single files instead."""
+
+    reason = "archive-mismatch"
+
+
+class ArchiveTooLarge(TooLarge):
+    """An archive exceeds a limit when it is decompressed; the device uses the single files instead."""
+
+    reason = "archive-too-large"
+
+
+class ArchiveTruncated(Malformed):
+    """An archive or compressed document ends early; the device uses the single files instead."""
+
+    reason = "archive-truncated"
+
+
 class NotAuthentic(Refused):
     """Ciphertext does not decrypt: a wrong key and changed bytes are never distinguished."""
 
@@ -203,6 +227,12 @@ class NotFound(DownloadFailed):
     """The server has no such file: it responded with 404 or 403. Check the repository URL."""
 
     reason = "not-found"
+
+
+class UnexpectedNotModified(DownloadFailed):
+    """A server responds with 304 to a request without a condition. Check it, or use another mirror."""
+
+    reason = "unexpected-not-modified"
 
 
 class MetadataExpired(Unavailable):

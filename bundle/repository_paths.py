@@ -39,6 +39,22 @@ def cohort_envelope_path(cohort: str, epoch: int, name: str) -> str:
     return f"envelopes/cohorts/{cohort}/{epoch}/{name}"
 
 
+def family_archive_path(family: str, snapshot: int, base: int) -> str:
+    """Return the path of the archive with a family's documents of one snapshot.
+
+    Args:
+        family: the family.
+        snapshot: version of the snapshot.
+        base: version of an earlier snapshot, whose unchanged documents are left out; 0 for all documents.
+    """
+    return f"{METADATA_FOLDER}/archives/{family}/{snapshot}-{base}.awz"
+
+
+def roots_archive_path(newest: int) -> str:
+    """Return the path of the archive with all roots up to version `newest`."""
+    return f"{METADATA_FOLDER}/roots/{newest}.awz"
+
+
 def envelope_name(recipient: bytes, epoch: int) -> str:
     """Return SHA-256(NAME_LABEL ‖ epoch (u64, big-endian) ‖ recipient) in hexadecimal: the file name.
 

@@ -28,29 +28,29 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
 8. Acceptance. `bundle.acceptance.accept` compares rollout and manifest with each other and with F and K, and raises F.
 """
 
-import fcntl
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from tuf.api.metadata import Root, Signed, TargetFile, Targets
+from tuf.api.metadata import Root, Signed, TargetFile, Targets, Timestamp
 
 from bundle.acceptance import CheckContext, VerifiedRelease, accept
 from bundle.errors import (
-    CheckInProgress,
     Malformed,
     NoRollout,
     ReleaseWithdrawn,
     TrustStateLost,
+    UnexpectedNotModified,
     UntrustedMetadata,
 )
 from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
-from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.cache_lock import lock_cache
+from bundle.trust.check_request import CheckRequest as CheckRequest
+from bundle.trust.clock import ISSUED_AT_FIELD, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.document_source import COPY_ERRORS, DocumentSource
 from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.other_repository import check_same_repository
 from bundle.trust.repository_id import repository_id_of
@@ -66,34 +66,9 @@ from bundle.trust.role_names import (
 from bundle.trust.role_versions import check_not_older, family_unknown, find_delegation, is_still_signed, role_version
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
+from bundle.trust.validators import FetchIfChanged
 
-
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
-    """Parameters of one check.
-
-    Attributes:
-        cache_dir: directory for tuf's cache and the lock; its content is not trusted.
-        bootstrap_root: bytes of the root metadata that the software was shipped with.
-        metadata_url: base URL of the metadata files, with or without a trailing slash.
-        targets_url: base URL of the target files, with or without a trailing slash.
-        family: the family to check for.
-        channel: the channel to check for.
-        clock: the clock readings of the caller.
-        agent_version: version of the agent, numbers joined by dots.
-        rebuilt_state: floors and known releases that another store of the device still has; used for families that
-            the trust state does not contain.
-    """
-
-    cache_dir: Path
-    bootstrap_root: bytes
-    metadata_url: str
-    targets_url: str
-    family: str
-    channel: str
-    clock: ClockFacts
-    agent_version: str
-    rebuilt_state: TrustState = field(default_factory=TrustState)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +86,16 @@ class SignedTimes:
     expires_at_s: int
 
 
-def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> VerifiedRelease:
+def check(
+    request: CheckRequest, fetch: Fetch, store: TrustStateStore, fetch_if_changed: FetchIfChanged | None = None
+) -> VerifiedRelease:
     """Run one whole check and return the release that the channel runs now.
 
     Args:
         request: family, channel, URLs and clock of the check.
         fetch: the transport.
         store: the durable trust state; written during the check.
+        fetch_if_changed: the transport of conditional requests; None to download each single file.
 
     Raises:
         CheckInProgress: another check uses the same cache directory.
@@ -126,14 +104,38 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
         Unavailable: the repository cannot be reached, its metadata has expired, or it has no such rollout.
         OSError: the cache or the trust state cannot be written.
     """
-    with _lock_cache(request.cache_dir):
-        session = TrustSession(request, fetch, store)
+    source = DocumentSource(
+        cache_dir=request.cache_dir,
+        metadata_url=request.metadata_url,
+        targets_url=request.targets_url,
+        family=request.family,
+        clock=request.clock,
+        fetch_file=fetch,
+        fetch_if_changed=fetch_if_changed,
+        walk_root=request.walk_root,
+    )
+    with lock_cache(request.cache_dir):
         try:
-            session.refresh()
-        except UntrustedMetadata:
-            check_same_repository(request.metadata_url, session.expected_repository_id, fetch)
-            raise
-        return session.verify_release()
+            return _check_documents(request, source, store)
+        except COPY_ERRORS as error:
+            if not source.has_used_copy and not isinstance(error, UnexpectedNotModified):
+                raise
+            logger.warning("check repeated with the single files (%s): %s", error.reason, error.message)
+        return _check_documents(request, replace(source, use_copies=False), store)
+
+
+def _check_documents(request: CheckRequest, source: DocumentSource, store: TrustStateStore) -> VerifiedRelease:
+    session = TrustSession(request, source.fetch, store, source.open_archive)
+    try:
+        session.refresh()
+    except UntrustedMetadata:
+        if not source.has_used_copy:
+            check_same_repository(request.metadata_url, session.expected_repository_id, source.fetch_file)
+        raise
+    source.save()
+    release = session.verify_release()
+    source.save(session.snapshot_version)
+    return release
 
 
 class TrustSession:
@@ -143,13 +145,20 @@ class TrustSession:
         request: family, channel, URLs and clock of the check.
         fetch: the transport.
         store: the durable trust state.
+        on_timestamp: called with the verified timestamp, before the snapshot is loaded.
 
     Raises:
         Malformed: the shipped root is not TUF metadata.
         UntrustedMetadata: the shipped root is not signed by its own keys.
     """
 
-    def __init__(self, request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> None:
+    def __init__(
+        self,
+        request: CheckRequest,
+        fetch: Fetch,
+        store: TrustStateStore,
+        on_timestamp: Callable[[Timestamp], None] = lambda _timestamp: None,
+    ) -> None:
         self._request = request
         self._store = store
         stored = store.load()
@@ -164,6 +173,7 @@ class TrustSession:
             request.targets_url,
             fetch,
             self._current_time,
+            on_timestamp,
         )
         self._repository_id = ""
         self._time_floor = self.trust_state.time_floor
@@ -245,6 +255,11 @@ class TrustSession:
             return repository_id_of(self._request.bootstrap_root)
         named = self._updater.root.unrecognized_fields.get(REPOSITORY_ID_FIELD, "")
         return self.trust_state.repository_id or (named if isinstance(named, str) else "")
+
+    @property
+    def snapshot_version(self) -> int:
+        """Version of the verified snapshot. Call `refresh` first."""
+        return self._updater.snapshot.version
 
     @property
     def _delegated_roles(self) -> tuple[str, str, str]:
@@ -392,17 +407,3 @@ def _release_withdrawn(rollout: Rollout, request: CheckRequest) -> ReleaseWithdr
         " which its release role does not list",
         hint="point the rollout at a listed release: packager rollout set",
     )
-
-
-@contextmanager
-def _lock_cache(cache_dir: Path) -> Iterator[None]:
-    cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(cache_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckInProgress(f"another check has locked {cache_dir / 'lock'}") from error
-        yield
-    finally:
-        os.close(descriptor)

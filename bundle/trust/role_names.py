@@ -6,6 +6,7 @@ COUNTER_EPOCH_FIELD: Final = "x-counter-epoch"  # in the delegation of release-<
 REPOSITORY_ID_FIELD: Final = "x-repository-id"  # in every root after the first
 PACK_FIELD: Final = "x-pack"  # in the online roles of an offline pack
 PACK_MAX_DAYS_FIELD: Final = "x-pack-max-days"  # in root
+COPIES_FIELD: Final = "x-copies"  # in timestamp: which archives exist (bundle.trust.document_source)
 FLEET_ROLE: Final = "fleet"
 
 

@@ -88,6 +88,7 @@ class TrustedUpdater(Updater):
         targets_url: base URL of the target files, with or without a trailing slash.
         fetch: the transport.
         clock: returns the time to judge expiry by, in Unix seconds; called once, with the final root.
+        on_timestamp: called with the verified timestamp, before the snapshot is loaded.
 
     Raises:
         Malformed: the shipped root is not TUF metadata.
@@ -102,8 +103,9 @@ class TrustedUpdater(Updater):
         targets_url: str,
         fetch: Fetch,
         clock: Callable[[Root], int],
+        on_timestamp: Callable[[Timestamp], None] = lambda _timestamp: None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._on_timestamp = clock, on_timestamp
         self._step = "root"
         self.time_s = 0
         cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -202,6 +204,10 @@ class TrustedUpdater(Updater):
     def _load_timestamp(self) -> None:
         self._step = "timestamp"
         super()._load_timestamp()
+        if self.timestamp.is_expired(self._trusted_set.reference_time):
+            # tuf would notice after it has downloaded a snapshot
+            raise tuf_errors.ExpiredMetadataError("timestamp.json is expired")
+        self._on_timestamp(self.timestamp)
 
     def _load_snapshot(self) -> None:
         self._step = "snapshot"

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from bundle.errors import AirweightsError, action_of, subclasses
 from device_agent.policy.attempt import Outcome, UpdateResult
+from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.journal_records import QuarantineRecord
 from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
 from device_agent.update.preview import Plan
@@ -30,8 +31,10 @@ def result_text(result: UpdateResult) -> str:
         parts.append(f"(probation: {result.detail})")
     elif result.reason:
         parts.append(f"({result.reason}: {result.detail})")
+    if attempt.downloaded.total:
+        parts.append(f"{attempt.downloaded.total} bytes downloaded ({_kinds_text(attempt.downloaded)})")
     if attempt.full_bytes:
-        parts.append(f"downloaded {attempt.download_bytes} bytes, full download {attempt.full_bytes} bytes")
+        parts.append(f"full download {attempt.full_bytes} bytes")
     return " ".join(part for part in parts if part)
 
 
@@ -39,6 +42,10 @@ def result_lines(result: UpdateResult) -> list[str]:
     """Format the result of one attempt, with what to do if it was refused, unavailable or unfit."""
     error = next((each for each in subclasses() if each.reason == result.reason), None)
     return [result_text(result), *([] if error is None else [f"hint: {action_of(error)}"])]
+
+
+def _kinds_text(downloaded: DownloadBytes) -> str:
+    return ", ".join(f"{kind} {count}" for kind, count in downloaded.as_json().items() if count)
 
 
 def history_lines(history: UpdateHistory) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from device_agent.policy.attempt import DOWNTIME, Outcome, UpdateResult
+from device_agent.policy.download_bytes import DownloadKind
 from device_agent.runtime.probe_runner import ProbeReport
 
 METRIC_PREFIX: Final = "airweights_"
@@ -32,7 +33,7 @@ class UpdateMetrics:
         self._rollbacks_by_reason: Counter[str] = Counter()
         self._phases_ms: Counter[str] = Counter()
         self._phase_counts: Counter[str] = Counter()
-        self._download_bytes_by_kind: Counter[str] = Counter({"patch": 0, "full": 0})
+        self._download_bytes_by_kind: Counter[str] = Counter(dict.fromkeys(map(str, DownloadKind), 0))
         self._downtime_ms = 0
         self._last_switch_us: int | None = None
         self._fidelity_ppm: int | None = None
@@ -45,9 +46,8 @@ class UpdateMetrics:
             self._swaps_by_result[SWAP_RESULTS.get(result.outcome, "failed")] += 1
         if result.outcome is Outcome.ROLLED_BACK:
             self._rollbacks_by_reason[result.reason] += 1
-        # a path with a full download has at least the size of the cheapest full download
-        kind = "patch" if attempt.patch_bytes < attempt.full_bytes else "full"
-        self._download_bytes_by_kind[kind] += attempt.download_bytes
+        for kind in DownloadKind:
+            self._download_bytes_by_kind[kind.value] += getattr(attempt.downloaded, kind.value)
         for name, elapsed_ms in attempt.phases_ms.items():
             if name == DOWNTIME:
                 self._downtime_ms += elapsed_ms
@@ -98,7 +98,7 @@ class UpdateMetrics:
         yield (
             "download_bytes_total",
             "counter",
-            "Downloaded blob bytes, by kind.",
+            "Bytes received from the repository, by kind.",
             self._samples_by_label("kind", self._download_bytes_by_kind),
         )
         yield (

@@ -14,6 +14,7 @@ from typing import Final
 from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
+from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.serving_counts import ProbationSummary
 
 MAX_DETAIL_CHARACTERS: Final = 1000
@@ -116,7 +117,7 @@ class Attempt:
         release: version of the candidate's release, or None.
         counter: counter of the candidate's release, or 0.
         variant: name of the candidate's variant, or None.
-        download_bytes: blob bytes received over the network in this attempt.
+        downloaded: bytes received over the network in this attempt, by kind.
         patch_bytes: size of all blobs of the chosen patch path.
         full_bytes: size of the cheapest full download, or 0 if the release has none.
         phases_ms: milliseconds by phase name (PHASES and DOWNTIME).
@@ -133,7 +134,7 @@ class Attempt:
     release: str | None = None
     counter: int = 0
     variant: str | None = None
-    download_bytes: int = 0
+    downloaded: DownloadBytes = field(default_factory=DownloadBytes)
     patch_bytes: int = 0
     full_bytes: int = 0
     phases_ms: dict[str, int] = field(default_factory=dict)
@@ -161,7 +162,7 @@ class Attempt:
             "release": self.release,
             "counter": self.counter,
             "variant": self.variant,
-            "download_bytes": self.download_bytes,
+            "downloaded": self.downloaded.as_json(),
             "patch_bytes": self.patch_bytes,
             "full_bytes": self.full_bytes,
             "phases_ms": dict(self.phases_ms),
@@ -190,7 +191,7 @@ class Attempt:
             release=fields.optional_text("release", VERSION_PATTERN),
             counter=fields.integer("counter"),
             variant=fields.optional_text("variant", NAME_PATTERN),
-            download_bytes=fields.integer("download_bytes"),
+            downloaded=DownloadBytes.parse(fields.object("downloaded")),
             patch_bytes=fields.integer("patch_bytes"),
             full_bytes=fields.integer("full_bytes"),
             phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
@@ -284,7 +285,8 @@ class UpdateResult:
             "variant": a.variant,
             "bundle": a.target,
             "trigger": a.trigger,
-            "download_bytes": a.download_bytes,
+            "download_bytes": a.downloaded.total,
+            "downloaded": a.downloaded.as_json(),
             "patch_bytes": a.patch_bytes,
             "full_download_bytes": a.full_bytes,
             "phases_ms": {name: a.phases_ms[name] for name in PHASES if name in a.phases_ms},
@@ -307,6 +309,7 @@ class UpdateResult:
         target, states = fields.optional_text("bundle", SHA256_HEX_PATTERN), fields.value("states")
         phases, downtime_ms = fields.object("phases_ms"), fields.integer("downtime_ms")
         fields.integer("exit_code")  # follows from `outcome`
+        fields.integer("download_bytes")  # the sum of `downloaded`
         attempt = Attempt(
             number=0,
             trigger=fields.text("trigger"),
@@ -315,7 +318,7 @@ class UpdateResult:
             release=fields.optional_text("release", VERSION_PATTERN),
             counter=fields.optional_integer("counter") or 0,
             variant=fields.optional_text("variant", NAME_PATTERN),
-            download_bytes=fields.integer("download_bytes"),
+            downloaded=DownloadBytes.parse(fields.object("downloaded")),
             patch_bytes=fields.integer("patch_bytes"),
             full_bytes=fields.integer("full_download_bytes"),
             phases_ms={name: phases.integer(name) for name in phases.remaining_names()},

@@ -273,6 +273,34 @@ class TpmCounterRecord:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class MeteredRecord:
+    """The bytes that attempts received for one bundle, which `update.metered_limit_bytes` limits.
+
+    Attributes:
+        target: digest of the bundle, or None.
+        received_bytes: bytes of all attempts that fetched for it.
+    """
+
+    target: BundleDigest | None = None
+    received_bytes: int = 0
+
+    def as_json(self) -> dict[str, JSON]:
+        """Return the journal record."""
+        return {"target": self.target, "received_bytes": self.received_bytes}
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "MeteredRecord":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
+        out = cls(_optional_digest(fields, "target"), fields.integer("received_bytes"))
+        fields.reject_unknown()
+        return out
+
+
 def _optional_digest(fields: StrictObject, name: str) -> BundleDigest | None:
     value = fields.optional_text(name, SHA256_HEX_PATTERN)
     return None if value is None else BundleDigest(value)

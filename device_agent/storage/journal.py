@@ -27,6 +27,7 @@ from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResul
 from device_agent.policy.journal_records import (
     BundlePointers,
     BundleRecord,
+    MeteredRecord,
     PersistentState,
     QuarantineRecord,
     TpmCounterRecord,
@@ -103,6 +104,12 @@ class Journal:
         """Return the expected TPM counter; 0 without a TPM."""
         row = self._records.get("machine", "tpm-counter")
         return TpmCounterRecord() if row is None else TpmCounterRecord.parse(row)
+
+    @property
+    def metered(self) -> MeteredRecord:
+        """Return the bytes that attempts received for the newest candidate."""
+        row = self._records.get("machine", "metered")
+        return MeteredRecord() if row is None else MeteredRecord.parse(row)
 
     def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
         """Return the record of a bundle, or None if there is none."""
@@ -341,6 +348,12 @@ class Journal:
         if tpm_counter != self.tpm_counter:
             with self._records.transaction():
                 self._records.put("machine", "tpm-counter", tpm_counter.as_json())
+
+    def record_metered(self, metered: MeteredRecord) -> None:
+        """Record the bytes that attempts received for a candidate; an equal record is not written."""
+        if metered != self.metered:
+            with self._records.transaction():
+                self._records.put("machine", "metered", metered.as_json())
 
     def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
         """Fill an empty journal with the bundles found in the store.

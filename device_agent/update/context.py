@@ -109,7 +109,20 @@ def find_patch_path(
     stored = context.store.digests() - set(context.journal.persistent_state.damaged_bundles)
     spooled = {edge.entry.blob: context.store.spooled_bytes(edge.entry.blob) for edge in edges}
     limit = update.metered_limit_bytes if update.metered else None
+    if limit is not None:
+        limit = max(limit - metered_bytes_spent(context.journal, target), 0)
     return find_cheapest_path(target, edges, stored, spooled, facts, PathPolicy(update.max_chain, limit))
+
+
+def metered_bytes_spent(journal: Journal, target: BundleDigest) -> int:
+    """Return the bytes that earlier attempts received for a bundle.
+
+    Args:
+        journal: the family's journal.
+        target: digest of the bundle.
+    """
+    spent = journal.metered
+    return spent.received_bytes if spent.target == target else 0
 
 
 def collect_garbage(context: UpdateContext) -> None:

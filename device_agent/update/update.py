@@ -49,7 +49,14 @@ from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
 from device_agent.policy.planner import DeviceFacts, PatchEdge, PatchPath, choose_variant
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
 from device_agent.update.candidate import Candidate
-from device_agent.update.context import UpdateContext, clear_damaged, collect_garbage, find_patch_path, mark_damaged
+from device_agent.update.context import (
+    UpdateContext,
+    clear_damaged,
+    collect_garbage,
+    find_patch_path,
+    mark_damaged,
+)
+from device_agent.update.download_count import DownloadCount
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -105,6 +112,7 @@ class _Update:
         self._facts = facts
         self._candidate = Candidate(context, workers)
         self._applying: PatchEdge | None = None  # the patch being applied
+        self._download_count = DownloadCount(context, workers, attempt.downloaded)
 
     def run_to_result(self, steps: Callable[[], UpdateResult]) -> UpdateResult:
         """Run the steps and return the result; an error becomes the outcome that policy.error_outcomes names."""
@@ -138,6 +146,7 @@ class _Update:
         self._check_quarantine(bundle)
         self._check_eligible(release)
         self._attempt = self._journal.set_target(self._attempt, bundle)
+        self._download_count.start(bundle.digest)
         self._prepare_bundle(release, bundle)
         with self._time_phase("probe"):
             self._candidate.probe(bundle)
@@ -162,10 +171,12 @@ class _Update:
 
     # check
 
-    def _check_channel(self) -> VerifiedRelease:
+    def _check_channel(self, *, walk_root: bool = False) -> VerifiedRelease:
         seen = self._check_tpm_counter()
         try:
-            release = self._workers.check_channel(self._journal.persistent_state, self._journal.bundles())
+            release = self._workers.check_channel(
+                self._journal.persistent_state, self._journal.bundles(), walk_root=walk_root
+            )
         except (Refused, Unavailable) as error:
             reason = error.reason
             self._journal.update_persistent_state(lambda before: replace(before, last_error=reason))
@@ -219,7 +230,7 @@ class _Update:
             raise NotEligible(f"{eligibility.reason}: {eligibility.detail}")
 
     def _check_again(self, before: VerifiedRelease) -> None:
-        release = self._check_channel()
+        release = self._check_channel(walk_root=True)
         if release.rollout.manifest_digest != before.rollout.manifest_digest:
             raise NotEligible(
                 f"the rollout changed to {release.manifest.version} while {before.manifest.version} was prepared"
@@ -249,6 +260,7 @@ class _Update:
             else:
                 break
             self._attempt = self._journal.advance(Event.REPLAN, self._attempt)
+        self._download_count.clear()
         self._attempt = self._journal.advance(Event.PATCHED, self._attempt)
 
     def _find_path(self, release: VerifiedRelease, target: BundleDigest, excluded_blobs: set[str]) -> PatchPath:
@@ -266,17 +278,21 @@ class _Update:
             if path.steps:
                 self._workers.check_enrollment(release, self._context.identity.x_wing_public)
             for edge in path.steps:
-                cost = self._workers.fetch_blob(
-                    edge, lambda done, total: self._context.on_progress("fetch", done, total)
-                )
-                self._attempt = replace(
-                    self._attempt, download_bytes=self._attempt.download_bytes + cost.received_bytes
-                )
+                self._workers.fetch_blob(edge, self._report_fetched, self._download_count.blob_bytes_left())
                 self._workers.load_content_key(release, edge, self._context.identity.x_wing_public)
         self._attempt = self._journal.advance(Event.FETCHED, self._attempt)
         with self._time_phase("patch"):
             for edge in path.steps:
                 self._apply_patch(edge)
+
+    def _report_fetched(self, done: int, total: int) -> None:
+        self._record_downloaded()
+        self._context.on_progress("fetch", done, total)
+
+    def _record_downloaded(self) -> None:
+        self._attempt = replace(self._attempt, downloaded=self._download_count.downloaded())
+        if self._journal.state is State.FETCHING and self._attempt.target is not None:
+            self._download_count.record(self._attempt.target)
 
     def _apply_patch(self, edge: PatchEdge) -> None:
         self._applying = edge
@@ -383,6 +399,7 @@ class _Update:
             yield
         finally:
             self._attempt = self._attempt.with_phase(name, round((time.monotonic() - started) * 1000))
+            self._record_downloaded()
 
     def _log_result(self, result: UpdateResult) -> None:
         fields: dict[str, JSON] = {

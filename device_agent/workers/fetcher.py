@@ -17,27 +17,34 @@ Rules:
 5. Content codings are neither requested nor accepted. Redirects, proxies and credentials: see
    device_agent.workers.http_client.
 6. A web page in place of a file means that the repository was not reached.
+7. Every received byte is counted, heads included, also of calls that fail: event {"received", "wasted"} before the
+   reply. Wasted are the bytes of a failed document, and those of a blob that were received before or are discarded.
+8. A blob's call ends when it has received `budget_bytes`.
 
-Calls: `configure` {settings} with descriptors of credential files; `get` {url, max_bytes} → a memfd; `blob` {url,
-sha256, size, min_rate_bytes_s, max_rate_bytes_s, backoff_ms} with the descriptor of the partial file → {received,
-resumed_at}; events {"done", "total"}.
+Calls: `configure` {settings} with descriptors of credential files; `get` {url, max_bytes, etag, last_modified} →
+{is_modified, etag, last_modified} and a memfd, conditional if `etag` or `last_modified` is not ""; `blob` {url, sha256,
+size, min_rate_bytes_s, max_rate_bytes_s, backoff_ms, budget_bytes} with the descriptor of the partial file →
+{received, resumed_at}; events {"done", "total"}.
 """
 
 import functools
+import http.client
 import logging
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
+from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge, UnexpectedNotModified
 from device_agent.config.repository import redact_url
 from device_agent.errors import (
+    MeteredLimitExceeded,
     ProxyAuthRequired,
     RedirectRefused,
     RepositoryAuthRequired,
@@ -48,6 +55,7 @@ from device_agent.errors import (
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.workers.http_client import RANGE_NOT_SATISFIABLE, ClientSettings, HttpClient, HttpResponse
+from device_agent.workers.http_heads import conditional_headers, received, usable_validator
 from device_agent.workers.partial_download import PartialBlob
 from device_agent.workers.repository_credentials import SystemAuthorities, no_credentials, read_credentials
 
@@ -70,7 +78,7 @@ WEB_PAGE_BYTES: Final = 256  # of a body's beginning
 # a second request gets the same answer
 FINAL_ERRORS: Final = (
     *(NotFound, ServerTooSlow, ProxyAuthRequired, RedirectRefused, RepositoryAuthRequired),
-    *(RepositoryNotReached, TlsFailed),
+    *(RepositoryNotReached, TlsFailed, UnexpectedNotModified),
 )
 
 
@@ -142,11 +150,12 @@ class _RateLimit:
                 time.sleep(ahead)
 
 
-def handle_get(_supervisor: SupervisorChannel, message: Message) -> Message:
+def handle_get(supervisor: SupervisorChannel, message: Message) -> Message:
     """Download a small document into a memfd: call `get`.
 
     Args:
-        message: fields `url`, `max_bytes`.
+        supervisor: receives the count of bytes.
+        message: fields `url`, `max_bytes`, `etag`, `last_modified`.
 
     Raises:
         NotFound: the server has no such file.
@@ -154,16 +163,45 @@ def handle_get(_supervisor: SupervisorChannel, message: Message) -> Message:
         TooLarge: the document is longer than the limit.
     """
     message.close()
-    fd = fetch_document(str(message.value["url"]), int(message.value["max_bytes"]))
-    return Message({"bytes": os.fstat(fd).st_size}, (fd,))
+    value = message.value
+    headers = conditional_headers(str(value.get("etag", "")), str(value.get("last_modified", "")))
+    before, is_useful = received.total_bytes, False
+    try:
+        document = fetch_document(str(value["url"]), int(value["max_bytes"]), headers)
+        is_useful = True
+    except NotFound:
+        is_useful = True
+        raise
+    finally:
+        received.send_count(supervisor, 0 if is_useful else received.total_bytes - before)
+    fields = {"is_modified": document.is_modified, "etag": document.etag, "last_modified": document.last_modified}
+    return Message(fields, (document.fd,))
 
 
-def fetch_document(url: str, max_bytes: int) -> int:
-    """Download a small document and return a memfd with it; the caller closes it.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A downloaded document, with its validators.
+
+    Attributes:
+        fd: a memfd with it; empty if it is not modified.
+        is_modified: False if the server responded with 304.
+        etag: its ETag, weak or strong, or "".
+        last_modified: its Last-Modified date, or "".
+    """
+
+    fd: int
+    is_modified: bool
+    etag: str
+    last_modified: str
+
+
+def fetch_document(url: str, max_bytes: int, headers: Mapping[str, str] = MappingProxyType({})) -> Document:
+    """Download a small document; the caller closes its descriptor.
 
     Args:
         url: http, https or file URL.
         max_bytes: limit of the document.
+        headers: header fields that make the request conditional.
 
     Raises:
         NotFound: the server has no such file.
@@ -173,25 +211,25 @@ def fetch_document(url: str, max_bytes: int) -> int:
     fd = os.memfd_create("document", os.MFD_CLOEXEC)
     try:
         deadline = time.monotonic() + DOCUMENT_DEADLINE_S
-        received = 0
-        with _open_body(url, {}, prepare_client().settings.min_rate_bytes_s) as body:
+        size = 0
+        with _open_body(url, dict(headers), prepare_client().settings.min_rate_bytes_s) as body:
             if body.announced_bytes is not None and body.announced_bytes > max_bytes:
                 raise TooLarge(f"{body.url}: {body.announced_bytes} bytes announced, at most {max_bytes} are allowed")
             for data in body.chunks(CHUNK_BYTES):
-                if not received:
+                if not size:
                     _check_no_web_page(body, data)
-                received += len(data)
-                if received > max_bytes:
+                size += len(data)
+                if size > max_bytes:
                     raise TooLarge(f"{body.url}: more than the allowed {max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise ServerTooSlow(f"{body.url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
                 os.write(fd, data)
-            if body.announced_bytes is not None and received < body.announced_bytes:
-                raise DownloadFailed(f"{body.url}: ends after {received} of {body.announced_bytes} bytes")
+            if body.announced_bytes is not None and size < body.announced_bytes:
+                raise DownloadFailed(f"{body.url}: ends after {size} of {body.announced_bytes} bytes")
+            return Document(fd, body.is_modified, body.etag, body.last_modified)
     except BaseException:
         os.close(fd)
         raise
-    return fd
 
 
 def _check_no_web_page(body: "_ResponseBody", data: bytes) -> None:
@@ -212,19 +250,24 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
     Args:
         supervisor: receives the progress.
-        message: fields `url`, `sha256`, `size`, `min_rate_bytes_s`, `max_rate_bytes_s`, `backoff_ms`; descriptor of
-            the partial file.
+        message: fields `url`, `sha256`, `size`, `min_rate_bytes_s`, `max_rate_bytes_s`, `backoff_ms`, `budget_bytes`
+            (missing or null for no limit); descriptor of the partial file.
 
     Raises:
         NotFound: the server has no such file.
         DownloadFailed: the transfer failed after all retries, or was too slow (ServerTooSlow).
         DigestMismatch: the blob does not have the signed size and digest.
+        MeteredLimitExceeded: the budget is used up.
     """
     value = message.value
+    before, body_before = received.total_bytes, received.body_bytes
+    resumed_at = kept_bytes = 0
     try:
         part = PartialBlob(message.fds[0], int(value["size"]))
         part.load()
-        resumed_at, received = part.received_bytes, 0
+        resumed_at = kept_bytes = part.received_bytes
+        budget = value.get("budget_bytes")
+        received.limit_bytes = None if budget is None else before + int(budget)
         url, sha256 = str(value["url"]), str(value["sha256"])
         for may_retry in (True, False):
             rate = _RateLimit(value["max_rate_bytes_s"])
@@ -233,17 +276,21 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
                 transfer.run(int(value["backoff_ms"]))
             finally:
                 part.sync()
-                received += rate.total_bytes
+                kept_bytes = part.received_bytes
             if part.hash.hexdigest() == sha256:
-                return {"received": received, "resumed_at": resumed_at}
+                return {"received": received.body_bytes - body_before, "resumed_at": resumed_at}
             found = part.hash.hexdigest()
             part.clear()
+            kept_bytes = 0
             if not part.is_resumed or not may_retry:
                 break
         raise DigestMismatch(
             f"{redact_url(url)}: SHA-256 of the {part.size_bytes} bytes is {found[:16]}…, expected {sha256[:16]}…"
         )
     finally:
+        count, useful = received.total_bytes - before, max(kept_bytes - resumed_at, 0)
+        received.send_count(supervisor, received.body_bytes - body_before - useful if useful else count)
+        received.limit_bytes = None
         message.close()
 
 
@@ -264,6 +311,7 @@ class _Transfer:
         part, failures = self.part, 0
         while part.received_bytes < part.size_bytes:
             before = part.received_bytes
+            self._check_budget()
             try:
                 self._transfer()
             except FINAL_ERRORS:
@@ -275,6 +323,14 @@ class _Transfer:
                     raise
                 logger.info("retry %d: %s", failures, error.message)
                 time.sleep(_retry_delay_s(failures, backoff_ms, error))
+
+    def _check_budget(self) -> None:
+        if received.left_bytes == 0:
+            raise MeteredLimitExceeded(
+                f"{redact_url(self.url)}: the metered limit is reached after {self.part.received_bytes} of "
+                f"{self.part.size_bytes} bytes",
+                hint="wait for an unmetered connection, or raise update.metered_limit_bytes",
+            )
 
     def _transfer(self) -> None:
         part, headers = self.part, {}
@@ -304,6 +360,9 @@ class _Transfer:
                 if part.received_bytes - reported >= PROGRESS_INTERVAL_BYTES or is_complete:
                     reported = part.received_bytes
                     self.supervisor.send_event({"done": part.received_bytes, "total": part.size_bytes})
+                    received.send_count(self.supervisor)
+                if not is_complete:
+                    self._check_budget()
                 if is_complete and part.hash.hexdigest() == self.sha256:
                     return  # what may follow, such as trailers, is not waited for
             if part.received_bytes < part.size_bytes:
@@ -341,6 +400,9 @@ class _ResponseBody:
     start_byte: int | None
     total_bytes: int | None
     content_type: str = ""
+    is_modified: bool = True
+    etag: str = ""
+    last_modified: str = ""
 
 
 @contextmanager
@@ -368,7 +430,10 @@ def _open_file_body(path: str, url: str, headers: dict[str, str]) -> Iterator[_R
             stream.seek(start or 0)
 
             def chunks(size: int) -> Iterator[bytes]:
-                return iter(lambda: stream.read(size), b"")
+                while data := stream.read(size):
+                    received.total_bytes += len(data)
+                    received.body_bytes += len(data)
+                    yield data
 
             yield _ResponseBody(url, chunks, total - (start or 0), start, None if start is None else total)
     except FileNotFoundError as error:
@@ -390,7 +455,27 @@ def _parse_response(response: HttpResponse, headers: dict[str, str]) -> _Respons
         if found is None or "Range" not in headers:
             raise DownloadFailed(f"{url}: HTTP 206 without the requested range")
         start, total = int(found[1]), None if found[3] is None else int(found[3])
-    return _ResponseBody(url, response.chunks, announced, start, total, response.header("Content-Type").lower())
+    is_modified = response.status != http.client.NOT_MODIFIED
+
+    def chunks(size: int) -> Iterator[bytes]:
+        if not is_modified:
+            return
+        left = received.left_bytes
+        for data in response.chunks(size if left is None else max(min(size, left), 1)):
+            received.body_bytes += len(data)
+            yield data
+
+    return _ResponseBody(
+        url,
+        chunks,
+        announced if is_modified else None,
+        start,
+        total,
+        response.header("Content-Type").lower(),
+        is_modified,
+        usable_validator(response.header("ETag")),
+        usable_validator(response.header("Last-Modified")),
+    )
 
 
 def _retry_delay_s(failures: int, backoff_ms: int, error: DownloadFailed) -> float:

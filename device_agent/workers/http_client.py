@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from bundle.errors import DownloadFailed, NotFound
+from bundle.errors import DownloadFailed, NotFound, UnexpectedNotModified
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
 from device_agent.policy.proxy_choice import Proxy, choose_proxy
@@ -40,6 +40,7 @@ from device_agent.workers.http_connection import (
     proxy_auth_required,
     tls_failed,
 )
+from device_agent.workers.http_heads import is_conditional
 from device_agent.workers.repository_credentials import RepositoryCredentials, basic_authorization
 from device_agent.workers.transfer_watchdog import TransferWatchdog
 
@@ -171,7 +172,7 @@ class HttpClient:
             connection.close()
 
     def open(self, url: str, headers: dict[str, str]) -> HttpResponse:
-        """Send a GET request, follow its redirects, and return the response, whose status is 200, 206 or 416.
+        """Send a GET request, follow its redirects, and return the response (200, 206, 304 or 416).
 
         Args:
             url: URL of the repository.
@@ -190,7 +191,7 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(source, url, headers)
             if response.status not in REDIRECT_STATUSES:
-                return self._check(response, url)
+                return self._check(response, url, headers)
             location = response.header("Location")
             response.close()
             url = redirect_target(url, location, response.url)
@@ -271,8 +272,13 @@ class HttpClient:
         through = f" (through the proxy {proxy.url})" if proxy is not None else ""
         return DownloadFailed(f"{shown}: no response: {describe_error(error)}{through}")
 
-    def _check(self, response: HttpResponse, url: str) -> HttpResponse:
+    def _check(self, response: HttpResponse, url: str, headers: dict[str, str]) -> HttpResponse:
         status, shown = response.status, response.url
+        if status == http.client.NOT_MODIFIED:
+            if is_conditional(headers):
+                return response
+            response.close()
+            raise UnexpectedNotModified(f"{shown}: HTTP 304, but the request had no condition")
         codings = [coding.strip().lower() for coding in response.header("Content-Encoding").split(",")]
         is_plain = all(coding in NO_CODINGS for coding in codings)
         if status in (200, 206, RANGE_NOT_SATISFIABLE) and is_plain:

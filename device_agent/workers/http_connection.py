@@ -8,6 +8,7 @@ is watched (device_agent.workers.transfer_watchdog). A URL in a message has no u
 import encodings.idna
 import encodings.punycode  # noqa: F401
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -20,6 +21,7 @@ from bundle.errors import AirweightsError, DownloadFailed
 from bundle.version import VERSION
 from device_agent.errors import ConnectionFailed, ProxyAuthRequired, ProxyFailed, TlsFailed
 from device_agent.policy.proxy_choice import Proxy
+from device_agent.workers.http_heads import CountedReader
 from device_agent.workers.transfer_watchdog import TransferWatchdog
 
 CONNECT_TIMEOUT_S: Final = 15.0
@@ -66,7 +68,11 @@ class TooManyInterimResponses(http.client.HTTPException):
 
 
 class Response(http.client.HTTPResponse):
-    """A response whose interim responses (1xx) are skipped, up to a limit."""
+    """A response whose interim responses (1xx) are skipped, up to a limit, and whose bytes are counted."""
+
+    def __init__(self, sock: socket.socket, method: str) -> None:
+        super().__init__(sock, method=method)
+        self.fp = io.BufferedReader(CountedReader(self.fp.detach()))
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INTERIM_RESPONSES + 1):

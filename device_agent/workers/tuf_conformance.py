@@ -96,8 +96,7 @@ def _create_updater(options: argparse.Namespace) -> "TrustedUpdater":
 def _fetch_url(url: str, max_bytes: int) -> bytes:
     from device_agent.workers.fetcher import fetch_document
 
-    descriptor = fetch_document(url, max_bytes)
-    with open(descriptor, "rb") as file:
+    with open(fetch_document(url, max_bytes).fd, "rb") as file:
         file.seek(0)
         return file.read()
 

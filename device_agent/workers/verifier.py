@@ -4,12 +4,13 @@ It is the only process that loads tuf and the only writer of the trust state; it
 requests files by URL from the supervisor, which lets the fetcher download them.
 
 Call: `check` (fields: see `check_channel`) → {"release": VerifiedRelease.as_json()}. During the call it sends requests
-{"url", "max_bytes"}; each response has one descriptor.
+{"url", "max_bytes", "etag", "last_modified"}; each response has the fields of the fetcher's call `get` and one
+descriptor.
 """
 
 import importlib
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from bundle.trust.check import CheckRequest
 from bundle.trust.check import check as run_check
 from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustState, TrustStateStore
+from bundle.trust.validators import Download, Validators
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
@@ -31,8 +33,8 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
 
     Args:
         supervisor: downloads files on request.
-        message: fields `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`, and `known`: the
-            floor and releases of the family's journal, which are used if the trust state is lost.
+        message: fields `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`, `walk_root`, and
+            `known`: the floor and releases of the family's journal, which are used if the trust state is lost.
 
     Raises:
         Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
@@ -50,17 +52,25 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
         clock=ClockFacts(**value["clock"]),
         agent_version=value["agent_version"],
         rebuilt_state=_rebuild_trust_state(value["family"], value["known"]),
+        walk_root=bool(value["walk_root"]),
     )
 
-    def fetch(url: str, max_bytes: int) -> bytes:
-        response = supervisor.request({"url": url, "max_bytes": max_bytes})
+    def fetch_if_changed(url: str, max_bytes: int, validators: Validators) -> Download:
+        response = supervisor.request({"url": url, "max_bytes": max_bytes, **asdict(validators)})
         try:
+            reply = response.value
+            found = Validators(str(reply["etag"]), str(reply["last_modified"]))
             # pread does not move the offset that the supervisor shares with this descriptor
-            return os.pread(response.fds[0], max_bytes + 1, 0)
+            data = os.pread(response.fds[0], max_bytes + 1, 0) if reply["is_modified"] else None
+            return Download(data, found)
         finally:
             response.close()
 
-    return {"release": run_check(request, fetch, TrustStateStore(trust / "slots")).as_json()}
+    def fetch(url: str, max_bytes: int) -> bytes:
+        return fetch_if_changed(url, max_bytes, Validators()).data or b""
+
+    release = run_check(request, fetch, TrustStateStore(trust / "slots"), fetch_if_changed)
+    return {"release": release.as_json()}
 
 
 def _rebuild_trust_state(family: str, known: JsonObject) -> TrustState:

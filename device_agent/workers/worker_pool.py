@@ -32,6 +32,7 @@ from device_agent.errors import (
     StoreDamaged,
 )
 from device_agent.host.system_clock import clock_facts
+from device_agent.policy.download_bytes import DownloadKind, ReceivedCount
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import MAX_FDS, Message
@@ -39,6 +40,7 @@ from device_agent.process.worker_process import parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
 from device_agent.storage.bundle_store import BundleStore, sync_directory
+from device_agent.storage.cohort_envelopes import MAX_ENVELOPE_BYTES, CohortEnvelopes
 from device_agent.storage.device_directory import (
     CLIENT_KEY_FILE,
     DEVICE_KEY,
@@ -60,7 +62,6 @@ PATCH_DEADLINE_S: Final = 3600.0
 UNSEAL_DEADLINE_S: Final = 600.0
 KEY_OPENER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
 MAX_REACHED_BYTES: Final = 64 * 1024
-MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
 SERVED_FILE_ROLES: Final = ("model", "external-data", "golden")
 OnProgress = Callable[[int, int], None]
@@ -88,6 +89,9 @@ class WorkerPool:
         device: device directory of the family.
         store: bundle store of the family.
         on_idle: called repeatedly while a worker runs, to handle messages that cannot wait for it.
+
+    Attributes:
+        received: all bytes that were received, by kind.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class WorkerPool:
         self._processes = WorkerProcesses(config, device.trust_directory, on_idle)
         self._access = RepositoryAccess(config)
         self._cohort_envelopes: dict[tuple[str, str], str] = {}  # by mirror and path
+        self.received = ReceivedCount()
         self._mirrors = [config.repository_url, *config.mirrors]
 
     def __enter__(self) -> "WorkerPool":
@@ -113,21 +118,31 @@ class WorkerPool:
         """Kill all workers, from another thread: the running call and all later calls raise AgentStopping."""
         self._processes.interrupt()
 
-    def check_channel(self, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> VerifiedRelease:
+    def check_channel(
+        self, persistent_state: PersistentState, bundles: Sequence[BundleRecord], *, walk_root: bool = False
+    ) -> VerifiedRelease:
         """Return the verified release that the channel runs now.
 
         Args:
             persistent_state: content of the family's journal; used if the trust state is lost.
             bundles: recorded bundles; used if the trust state is lost.
+            walk_root: look for a new root even if the timestamp is unchanged.
 
         Raises:
             Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
             Unavailable: no mirror could be reached, or the metadata expired.
         """
-        return self._try_mirrors(lambda source: self.check_source(source, persistent_state, bundles))
+        return self._try_mirrors(
+            lambda source: self.check_source(source, persistent_state, bundles, walk_root=walk_root)
+        )
 
     def check_source(
-        self, source: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]
+        self,
+        source: str,
+        persistent_state: PersistentState,
+        bundles: Sequence[BundleRecord],
+        *,
+        walk_root: bool = False,
     ) -> VerifiedRelease:
         """Return the verified release that the channel runs now, from one URL.
 
@@ -135,6 +150,7 @@ class WorkerPool:
             source: URL of the repository or of a mirror.
             persistent_state: as of `check_channel`.
             bundles: as of `check_channel`.
+            walk_root: as of `check_channel`.
 
         Raises:
             Refused: signed metadata is wrong, or the release is not admitted.
@@ -149,25 +165,38 @@ class WorkerPool:
             "clock": clock_facts(),
             "agent_version": VERSION,
             "known": _known_releases(config.family, persistent_state, bundles),
+            "walk_root": walk_root,
         }
         reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_request=self._answer_request)
         with parse_reply("verifier"):
             return VerifiedRelease.from_verifier(reply.value["release"])
 
-    def fetch_blob(self, edge: PatchEdge, on_progress: OnProgress | None = None) -> DownloadCost:
+    def fetch_blob(
+        self, edge: PatchEdge, on_progress: OnProgress | None = None, budget_bytes: int | None = None
+    ) -> DownloadCost:
         """Download a blob into the spool, from where it stopped.
 
         Args:
             edge: the patch with the blob.
             on_progress: called with (bytes done, bytes in all).
+            budget_bytes: bytes that may be received, from all mirrors together; None for no limit.
 
         Raises:
             DigestMismatch: the bytes do not have the signed digest.
+            MeteredLimitExceeded: the budget is used up.
             Unavailable: no mirror could send it.
         """
-        return self._try_mirrors(lambda source: self._fetch_blob(source, edge, on_progress))
+        before = self.received.total
 
-    def _fetch_blob(self, source: str, edge: PatchEdge, on_progress: OnProgress | None) -> DownloadCost:
+        def fetch(source: str) -> DownloadCost:
+            left = None if budget_bytes is None else max(budget_bytes - (self.received.total - before), 0)
+            return self._fetch_blob(source, edge, on_progress, left)
+
+        return self._try_mirrors(fetch)
+
+    def _fetch_blob(
+        self, source: str, edge: PatchEdge, on_progress: OnProgress | None, budget_bytes: int | None
+    ) -> DownloadCost:
         update = self._config.update
         entry = edge.entry
         request = {
@@ -177,15 +206,13 @@ class WorkerPool:
             "min_rate_bytes_s": update.min_rate_bytes_s,
             "max_rate_bytes_s": update.max_rate_bytes_s,
             "backoff_ms": BACKOFF_MS,
+            "budget_bytes": budget_bytes,
         }
         with _OwnedFds() as fds:
             part = fds.own(self._store.open_partial(entry.blob))
+            kind = DownloadKind.FULL if entry.base is None else DownloadKind.PATCH
             reply = self._call_fetcher(
-                "blob",
-                request,
-                (part,),
-                deadline_s=BLOB_DEADLINE_S,
-                on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
+                "blob", request, kind, (part,), deadline_s=BLOB_DEADLINE_S, on_progress=on_progress
             )
         with parse_reply("fetcher"):
             return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
@@ -241,14 +268,19 @@ class WorkerPool:
             Unavailable: the URL could not be reached.
             ConfigInvalid: a credential file is not usable.
         """
-        self._fetch_document(f"{source}/metadata/timestamp.json", MAX_REACHED_BYTES).close()
+        url = f"{source}/metadata/timestamp.json"
+        self._fetch_document(url, MAX_REACHED_BYTES, DownloadKind.METADATA).close()
 
     def _fetch_cohort_envelope(self, source: str, release: VerifiedRelease, x_wing_public: bytes) -> str:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
             raise EnvelopeMissing(f"the fleet document has no cohort {name!r}", hint="check `cohort`")
-        path = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
+        own_name = envelope_name(x_wing_public, cohort.epoch)
+        kept = CohortEnvelopes(self._device.root).read(name, own_name)
+        if kept is not None:
+            return kept.hex()
+        path = cohort_envelope_path(name, cohort.epoch, own_name)
         try:
             if (source, path) not in self._cohort_envelopes:
                 self._cohort_envelopes[source, path] = self._fetch_envelope(source, path)
@@ -283,9 +315,20 @@ class WorkerPool:
             "cohort_envelope": cohort_envelope,
             "content_envelope": content_envelope,
         }
-        with _OwnedFds() as fds:
-            key = fds.own(self._open_key(DEVICE_KEY))
-            self._call("patcher", "unlock", request, (key,), deadline_s=KEY_OPENER_DEADLINE_S)
+        envelopes, own_name = CohortEnvelopes(self._device.root), envelope_name(x_wing_public, cohort.epoch)
+        is_kept = envelopes.read(name, own_name) is not None
+        try:
+            with _OwnedFds() as fds:
+                key = fds.own(self._open_key(DEVICE_KEY))
+                self._call("patcher", "unlock", request, (key,), deadline_s=KEY_OPENER_DEADLINE_S)
+        except Refused:
+            if not is_kept:
+                raise
+            envelopes.delete(name, own_name)  # it may be damaged: download both again
+            self._load_content_key(source, release, edge, x_wing_public)
+            return
+        if not is_kept:
+            envelopes.keep(name, own_name, bytes.fromhex(cohort_envelope))
 
     def apply_patch(self, edge: PatchEdge) -> int:
         """Apply one patch from the spool into the store, and return the size of the sealed bundle in bytes.
@@ -510,25 +553,49 @@ class WorkerPool:
 
     def _answer_request(self, request: Message) -> tuple[dict[str, Any], Sequence[int]]:
         request.close()
-        document = self._fetch_document(str(request.value["url"]), int(request.value["max_bytes"]))
-        return {}, document.fds
+        value = request.value
+        validators = (str(value["etag"]), str(value["last_modified"]))
+        document = self._fetch_document(str(value["url"]), int(value["max_bytes"]), DownloadKind.METADATA, validators)
+        return document.value, document.fds
 
-    def _fetch_document(self, url: str, max_bytes: int) -> Message:
-        request = {"url": url, "max_bytes": max_bytes}
-        return self._call_fetcher("get", request, deadline_s=DOCUMENT_DEADLINE_S)
+    def _fetch_document(
+        self, url: str, max_bytes: int, kind: DownloadKind, validators: tuple[str, str] = ("", "")
+    ) -> Message:
+        request = {"url": url, "max_bytes": max_bytes, "etag": validators[0], "last_modified": validators[1]}
+        return self._call_fetcher("get", request, kind, deadline_s=DOCUMENT_DEADLINE_S)
 
     def _call_fetcher(
-        self, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
+        self,
+        operation: str,
+        request: dict[str, Any],
+        kind: DownloadKind,
+        fds: Sequence[int] = (),
+        *,
+        deadline_s: float,
+        on_progress: OnProgress | None = None,
     ) -> Message:
+        """Call the fetcher, and add the bytes that it reports to `received`, also if the call fails."""
+
+        def handle_event(event: dict[str, Any]) -> None:
+            if "received" in event:
+                wasted = int(event["wasted"])
+                self.received.add(kind, int(event["received"]) - wasted)
+                self.received.add(DownloadKind.WASTED, wasted)
+            elif on_progress is not None:
+                on_progress(int(event["done"]), int(event["total"]))
+
+        def call() -> Message:
+            return self._call("fetcher", operation, request, fds, deadline_s=deadline_s, on_event=handle_event)
+
         self._configure_fetcher()
         try:
-            return self._call("fetcher", operation, request, fds, **options)
+            return call()
         except (RepositoryAuthRequired, ProxyAuthRequired):
             # a token can expire while it is used: if its file was renewed meanwhile, the request is sent once more
             if self._config.repository_url.startswith("file:") or not self._access.is_changed():
                 raise
             self._configure_fetcher()
-            return self._call("fetcher", operation, request, fds, **options)
+            return call()
 
     def _configure_fetcher(self) -> None:
         if self._config.repository_url.startswith("file:"):
@@ -541,7 +608,7 @@ class WorkerPool:
         )
 
     def _fetch_envelope(self, source: str, path: str) -> str:
-        document = self._fetch_document(f"{source}/{path}", MAX_ENVELOPE_BYTES)
+        document = self._fetch_document(f"{source}/{path}", MAX_ENVELOPE_BYTES, DownloadKind.ENVELOPE)
         try:
             with parse_reply("fetcher"):
                 return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()

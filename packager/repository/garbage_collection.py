@@ -27,6 +27,7 @@ from tuf.api.metadata import Metadata, Snapshot, Targets
 from bundle.errors import AirweightsError
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.repository_paths import roots_archive_path
 from packager.repository.layout import RepositoryLayout, publication_times
 from packager.repository.tuf_documents import target_path
 
@@ -162,7 +163,10 @@ class _Uses:
     def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int] | None) -> None:
         self._layout = layout
         self._newest_epochs = None if epochs is None else dict(epochs)
-        self._reasons: dict[str, str] = {"metadata/timestamp.json": "the timestamp"}
+        self._reasons: dict[str, str] = {
+            "metadata/timestamp.json": "the timestamp",
+            "metadata/timestamp.awz": "the timestamp",
+        }
         self._releases: dict[tuple[str, str], str] = {}
         self._epochs: dict[tuple[str, str], str] = {}
 
@@ -208,6 +212,13 @@ class _Uses:
         match relative.parts:
             case ("metadata", name) if name.endswith(".root.json"):
                 return "roots stay forever"
+            case ("metadata", "archives", _, name):
+                # the archives of a snapshot are in use as long as the snapshot is
+                return self._reasons.get(f"metadata/{name.partition('-')[0]}{SNAPSHOT_SUFFIX}")
+            case ("metadata", "roots", _):
+                versions = [int(path.name.split(".")[0]) for path in self._layout.metadata.glob("*.root.json")]
+                is_newest = relative.as_posix() == roots_archive_path(max(versions, default=0))
+                return "of the newest root" if is_newest else None
             case ("envelopes", "content", family, counter, *_):
                 return self._releases.get((family, counter))
             case ("envelopes", "cohorts", cohort, epoch, *_):

@@ -8,10 +8,11 @@
       publish.lock          locked by the running publisher
       published-by.json     the last publisher
       publications.json     the times of the newest publications
+      snapshots.json        the documents of recent snapshots (packager.repository.archives)
 
 A file is written under a temporary name in the same folder, synced, and renamed. A published file other than
-`timestamp.json` never changes. Everything below `published/` is readable for all users, whatever the umask is, because
-web servers run as other users.
+the timestamp and its compressed copy never changes. Everything below `published/` is readable for all users, whatever
+the umask is, because web servers run as other users.
 """
 
 import fcntl
@@ -91,6 +92,11 @@ class RepositoryLayout:
     def published_by(self) -> Path:
         """The file that names the last publisher."""
         return self.root / "published-by.json"
+
+    @property
+    def recorded_snapshots(self) -> Path:
+        """The file with the documents of recent snapshots."""
+        return self.root / "snapshots.json"
 
     def create(self) -> None:
         """Create the folders of a new repository; other users can reach what is served, and list nothing else."""

@@ -10,8 +10,9 @@ root is found without the timestamp, by its number: it is written just before. `
 2. Refuse incomplete signatures: each new document has its threshold, and snapshot and timestamp are among them.
 3. Refuse unsigned changes: each staged target and each withdrawal is contained in a signed document.
 4. Run the client check: a device of every channel checks the result (packager.repository.client_check).
-5. Write the files, each one atomically and synced: target files, documents of type targets, snapshot, root, and last
-   the timestamp. A publication that is interrupted before the timestamp can be repeated.
+5. Write the files, each one atomically and synced: target files, documents of type targets, snapshot, root, archives
+   (packager.repository.archives), then the timestamp, and last its compressed copy. A publication that is interrupted
+   before the timestamp can be repeated.
 6. Save the client check's state, and record who published.
 """
 
@@ -28,6 +29,15 @@ from bundle.rollout import Rollout
 from bundle.trust.role_names import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict
 from packager.repository import tuf_documents
+from packager.repository.archives import (
+    COMPRESSED_TIMESTAMP,
+    advance_modified_s,
+    create_copies,
+    modified_s,
+    write_copies,
+    write_recorded,
+    write_timestamp_copy,
+)
 from packager.repository.client_check import ClientCheck, ClientCheckResult
 from packager.repository.layout import RepositoryLayout, last_publisher, record_publisher, write_file
 from packager.repository.published import (
@@ -99,9 +109,11 @@ def publish(
     check_complete(published, staging.documents)
     _check_all_signed(staging)
     files = files_of(staging)
-    with ClientCheck(layout, files) as client_check:
+    copies, recorded = create_copies(layout, published, files)
+    with ClientCheck(layout, {**files, **copies}) as client_check:
         results = _check_clients(client_check, published, staging, is_renewal=is_renewal) if check_clients else ()
-        write_files(layout, files)
+        write_files(layout, files, copies)
+        write_recorded(layout, recorded)
         if check_clients:
             client_check.save_state()
     version = staging.documents["timestamp"].signed.version
@@ -227,18 +239,24 @@ def files_of(staging: Staging) -> dict[str, bytes]:
     return out
 
 
-def write_files(layout: RepositoryLayout, files: Mapping[str, bytes]) -> None:
-    """Write files below `published/`, in their order, the timestamp last.
+def write_files(layout: RepositoryLayout, files: Mapping[str, bytes], copies: Mapping[str, bytes]) -> None:
+    """Write files below `published/`, in their order; the timestamp and then its compressed copy last.
 
     Args:
         layout: the repository's paths.
         files: path below `published/` → bytes; the timestamp's file must be among them.
+        copies: path below `published/` → bytes of the copies.
     """
-    last = f"metadata/{TIMESTAMP_FILE}"
+    timestamp = f"metadata/{TIMESTAMP_FILE}"
     for relative, data in files.items():
-        if relative != last:
+        if relative != timestamp:
             write_file(layout.published / relative, data)
-    write_file(layout.published / last, files[last])
+    write_copies(layout, copies)
+    path = layout.published / timestamp
+    before_s = modified_s(path)
+    write_file(path, files[timestamp])
+    advance_modified_s(path, before_s)
+    write_timestamp_copy(layout, copies[COMPRESSED_TIMESTAMP])
 
 
 def _check_clients(

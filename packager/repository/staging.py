@@ -22,9 +22,10 @@ from typing import Final
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from bundle.trust.role_names import PACK_FIELD
+from bundle.trust.role_names import COPIES_FIELD, PACK_FIELD
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
+from packager.repository.archives import copies_field
 from packager.repository.layout import RepositoryLayout, write_file
 from packager.repository.published import (
     Document,
@@ -96,7 +97,7 @@ class Staging:
         self, layout: RepositoryLayout, *, is_blank: bool = False, ahead: int = 1, pack_valid_s: int | None = None
     ) -> None:
         self._ahead, self._pack_valid_s = ahead, pack_valid_s
-        self._folder = layout.staging
+        self._layout, self._folder = layout, layout.staging
         self.targets: dict[str, bytes] = {}
         self.withdrawn: set[str] = set()
         self.documents: dict[str, Document] = {}
@@ -215,6 +216,10 @@ class Staging:
             return used
         named = (document.signed.version, tuf_documents.serialize(document))
         timestamp = tuf_documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
+        if self._pack_valid_s is None:
+            newest_root = self.documents["root"].signed.version if "root" in self.documents else published.root_version
+            copies = copies_field(self._layout, document.signed.version, newest_root)
+            timestamp.unrecognized_fields[COPIES_FIELD] = copies
         staged = self.documents.get("timestamp")
         if (
             staged is None

@@ -7,6 +7,7 @@ import pytest
 
 from device_agent.daemon.update_metrics import UpdateMetrics, render_update_metrics
 from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, UpdateResult
+from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.runtime.probe_runner import ProbeReport
 from tests.support.load_clients import connect, post
 from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model, start_front
@@ -45,8 +46,18 @@ def tally() -> UpdateMetrics:
     """Return metrics of one update, one rollback, and one failure before a swap."""
     tally = UpdateMetrics("toy")
     phases = {"check": 10, "probe": 1500, "swap": 20, "probation": 30_000}
-    good = Attempt(1, "poll", 0, download_bytes=7, patch_bytes=7, full_bytes=90, phases_ms=phases, swap_us=80)
-    bad = Attempt(2, "poll", 0, download_bytes=90, patch_bytes=90, full_bytes=90, phases_ms={"swap": 5, DOWNTIME: 250})
+    good = Attempt(
+        1, "poll", 0, downloaded=DownloadBytes(patch=7), patch_bytes=7, full_bytes=90, phases_ms=phases, swap_us=80
+    )
+    bad = Attempt(
+        2,
+        "poll",
+        0,
+        downloaded=DownloadBytes(metadata=5, full=90),
+        patch_bytes=90,
+        full_bytes=90,
+        phases_ms={"swap": 5, DOWNTIME: 250},
+    )
     tally.record(UpdateResult(good, Outcome.UPDATED, "", "", 1))
     tally.record(UpdateResult(bad, Outcome.ROLLED_BACK, "probation-failed", "NaN", 1))
     tally.record(UpdateResult(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "download-failed", "", 1))

@@ -76,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             if fault(exchange):
                 return
         data = exchange.data
+        if etag and self.headers.get("If-None-Match") == etag:
+            exchange.head(304, {"ETag": etag})
+            return
         if start >= len(data) > 0:
             self._empty(416)
             return
