@@ -88,7 +88,8 @@ def _check_file(base: str, row: dict[str, Any]) -> dict[str, Any]:
 def _fetch_document(url: str, row: dict[str, Any]) -> str | None:
     """Fetch a document and compare it with its digest; return the content of one without a known digest."""
     is_known = row["sha256"] is not None
-    with open(fetcher.fetch_document(url, row["size"] if is_known else MAX_DOCUMENT_BYTES), "rb") as stream:
+    document = fetcher.fetch_document(url, row["size"] if is_known else MAX_DOCUMENT_BYTES)
+    with open(document.fd, "rb") as stream:
         stream.seek(0)
         data = stream.read()
     found = hashlib.sha256(data).hexdigest()
