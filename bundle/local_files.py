@@ -93,13 +93,21 @@ def decode_text(data: bytes, *, where: str) -> str:
         TextEncodingUnsupported: the text is UTF-16.
         UnicodeDecodeError: the bytes are not UTF-8.
     """
+    return normalize_text(data, where=where).decode()
+
+
+def normalize_text(data: bytes, *, where: str) -> bytes:
+    """Return the bytes of a text without a byte order mark, and with `\\n` as line end.
+
+    Args:
+        data: bytes of the text.
+        where: name of the file, for messages.
+
+    Raises:
+        TextEncodingUnsupported: the text is UTF-16.
+    """
     if data.startswith(UTF16_MARKS):
         raise TextEncodingUnsupported(f"{where}: found UTF-16 text, expected UTF-8", hint="save the file as UTF-8")
-    return data.decode("utf-8-sig").replace("\r\n", "\n")
-
-
-def normalize_text(data: bytes) -> bytes:
-    """Return the bytes of a text without a byte order mark, and with `\\n` as line end."""
     return data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
 
 

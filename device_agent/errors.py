@@ -42,6 +42,12 @@ class AlreadyInitialized(Invalid):
     reason = "already-initialized"
 
 
+class AlreadyEnrolled(Invalid):
+    """The device is enrolled, so its label is registered. Keep the label, or enroll a new identity."""
+
+    reason = "already-enrolled"
+
+
 class AdapterMissing(Invalid):
     """No adapter is stored, or no release is active. Attach an adapter after the first update."""
 

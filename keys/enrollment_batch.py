@@ -7,6 +7,8 @@ A batch enrolls many devices without a confirmation of each fingerprint.
 - Each request still proves that its device has the private keys. The batch signature states that the factory made these
   devices; it replaces the confirmation of the fingerprints.
 - Either all devices of a batch are enrolled or none. Enrolling a batch again changes nothing.
+- No two requests of a batch have the same label or the same keys. This is checked before a batch is signed, because
+  the factory can still change a label then, and again when it is read.
 """
 
 import hashlib
@@ -20,6 +22,7 @@ from bundle import strict_json
 from bundle.enrollment import MAX_REQUEST_BYTES, EnrollmentRequest, parse_enrollment
 from bundle.errors import EnrollmentRefused, Malformed
 from bundle.strict_json import StrictObject
+from keys.errors import DuplicateRequest
 
 SCHEMA: Final = "airweights.enrolment-batch/1"
 SIGNATURE_LABEL: Final = b"airweights enrolment batch v1"
@@ -27,23 +30,26 @@ MAX_LINE_BYTES: Final = 32 * 1024
 MAX_DEVICES: Final = 1_000_000
 
 
-def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
+def sign_batch(requests: Iterable[bytes], signer: Signer, names: Sequence[str] = ()) -> bytes:
     """Sign enrollment requests as one batch file.
 
     Args:
         requests: the content of each request file.
         signer: the enrollment key.
+        names: name of each request file, for messages; without names, messages contain the numbers of requests.
 
     Raises:
         Malformed, TooLarge: a file is not an enrollment request.
         EnrollmentRefused: a request does not prove its keys.
+        DuplicateRequest: two requests have the same label or the same keys.
     """
-    lines = []
+    lines, parsed = [], []
     for data in requests:
-        parse_enrollment(data)
+        parsed.append(parse_enrollment(data))
         lines.append(
             strict_json.encode(strict_json.decode(data, what="enrollment request", max_bytes=MAX_REQUEST_BYTES))
         )
+    _check_unique(parsed, names)
     head = strict_json.encode({"schema": SCHEMA, "devices": len(lines)})
     body = b"".join(line + b"\n" for line in (head, *lines))
     signature = signer.sign(SIGNATURE_LABEL + hashlib.sha256(body).digest())
@@ -59,6 +65,7 @@ def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ..
 
     Raises:
         EnrollmentRefused: none of the keys signed the batch, or a request does not prove its keys.
+        DuplicateRequest: two requests have the same label or the same keys.
         Malformed, TooLarge: the data is not a batch file.
     """
     body, _, last = data.removesuffix(b"\n").rpartition(b"\n")
@@ -74,7 +81,35 @@ def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ..
     fields.reject_unknown()
     if devices != len(lines):
         raise Malformed(f"enrollment batch: found {len(lines)} requests, the header declares {devices}")
-    return tuple(parse_enrollment(line) for line in lines)
+    requests = tuple(parse_enrollment(line) for line in lines)
+    _check_unique(requests)
+    return requests
+
+
+def _check_unique(requests: Sequence[EnrollmentRequest], names: Sequence[str] = ()) -> None:
+    first_by_label: dict[str, int] = {}
+    first_by_id: dict[str, int] = {}
+    duplicates = []  # (position of the first request, position of its duplicate)
+    for position, request in enumerate(requests):
+        first = first_by_id.setdefault(request.device_id, position)
+        if first == position:
+            first = first_by_label.setdefault(request.label, position)
+        if first != position:
+            duplicates.append((first, position))
+    if not duplicates:
+        return
+    first, second = duplicates[0]
+    one, other = (names[place] if names else f"request {place + 1}" for place in (first, second))
+    further = f"; {len(duplicates) - 1} further duplicates" if len(duplicates) > 1 else ""
+    if requests[first].device_id == requests[second].device_id:
+        raise DuplicateRequest(
+            f"{one} and {other} are requests of one device, {requests[first].device_id[:16]}…{further}",
+            hint="give each request once; if the devices were cloned, run `device-agent init` anew on one of them",
+        )
+    raise DuplicateRequest(
+        f"{one} and {other} have the same label {requests[first].label!r}{further}",
+        hint="give one device another label with `device-agent relabel`, and create its request again",
+    )
 
 
 def _check_signature(body: bytes, signature_line: bytes, keys: Sequence[Key]) -> None:

@@ -5,7 +5,7 @@ Invalid, because the caller named it; a token or a key service is Unavailable, b
 name is the reason in CamelCase. A docstring's first sentence is the meaning, the second one says what to do.
 """
 
-from bundle.errors import Invalid, Unavailable
+from bundle.errors import EnrollmentRefused, Invalid, Unavailable
 
 
 class KeyMissing(Invalid):
@@ -98,6 +98,14 @@ class FingerprintMismatch(Invalid):
     """
 
     reason = "fingerprint-mismatch"
+
+
+class DuplicateRequest(EnrollmentRefused):
+    """Two requests of a batch have one label, or are of one device.
+    Run `device-agent relabel` on one device, or remove one request.
+    """
+
+    reason = "duplicate-request"
 
 
 class RegistryDamaged(Invalid):

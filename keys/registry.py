@@ -21,6 +21,7 @@ from typing import Final
 from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.errors import EnrollmentRefused, Refused
+from bundle.local_files import normalize_text
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
 
@@ -187,14 +188,15 @@ class Registry:
         if known is not None and known.label != request.label:
             raise EnrollmentRefused(
                 f"the keys of {request.label!r} are registered under label {known.label!r}",
-                hint=f"use label {known.label!r}, or create a new identity on the device with `device-agent init`",
+                hint=f"run `device-agent relabel {known.label}` on the device, or create a new identity there with"
+                " `device-agent init`",
             )
         if known is not None:
             return known
         if request.label in self._labels:
             raise EnrollmentRefused(
                 f"label {request.label!r} is registered with other keys",
-                hint="choose another label; a label cannot move to other keys",
+                hint="give the device another label with `device-agent relabel`; a label cannot move to other keys",
             )
         device = Device(
             request.device_id,
@@ -244,8 +246,10 @@ def _read_devices(path: Path) -> Iterator[Device]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path} line {number}"
+            if number == 1:
+                line = normalize_text(line, where=str(path))  # an editor can add a byte order mark
             try:
-                device = Device.parse(line.removesuffix(b"\n"), where)
+                device = Device.parse(line.rstrip(b"\r\n"), where)
             except Refused as error:
                 raise RegistryDamaged(error.message, hint=RESTORE_HINT) from error
             if device.device_id <= before:

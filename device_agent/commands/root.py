@@ -33,6 +33,7 @@ from device_agent.commands.daemon_or_offline import (
 )
 from device_agent.commands.files import files
 from device_agent.commands.quarantine import quarantine
+from device_agent.commands.relabel import relabel
 from device_agent.commands.report import report
 from device_agent.config.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
 from device_agent.errors import AlreadyInitialized, ConfigInvalid, InvalidUsage
@@ -100,7 +101,7 @@ def cli(context: click.Context, config: Path) -> None:
     help="The device directory to create.",
 )
 @click.option("--key-storage", default="file", show_default=True, help="Storage of the keys: file, tpm:… or pkcs11:….")
-@click.option("--label", help="Name of the device for people.  [default: the host name]")
+@click.option("--label", help="Name of the device for people.  [default: host name and start of the device id]")
 @JSON_OPTION
 @click.pass_obj
 def init(
@@ -122,7 +123,7 @@ def init(
     from bundle.local_files import read_local_file
     from bundle.private_folder import check_private_folder
     from device_agent.config.config import MAX_CONFIG_BYTES, parse_config
-    from device_agent.identity.provision import default_label, initialize_device
+    from device_agent.identity.provision import initialize_device
     from device_agent.storage.device_directory import DeviceDirectory
 
     config = Config(
@@ -152,7 +153,7 @@ def init(
     if not is_unfinished:
         _write_config(path, config_text)
     try:
-        public = initialize_device(device, root, label or default_label(), key_storage)
+        public = initialize_device(device, root, label, key_storage)
     except AirweightsError:
         path.unlink()
         raise
@@ -412,6 +413,7 @@ cli.add_command(check_config)
 identity.add_command(seal_client_key)
 cli.add_command(files)
 cli.add_command(quarantine)
+cli.add_command(relabel)
 cli.add_command(report)
 
 

@@ -12,5 +12,6 @@ Reading order:
     device_keys.py  creates, reads and moves the keys
     sealed_key.py   key files that only a TPM or token can open
     tpm.py          the TPM operations
-    provision.py    `device-agent init` and `identity move`
+    label.py        the device's name for people: its form and its default
+    provision.py    `device-agent init`, `relabel` and `identity move`
 """

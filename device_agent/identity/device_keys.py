@@ -24,9 +24,10 @@ from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import Malformed, TooLarge
 from bundle.frames import KEY_BYTES, Secret
 from bundle.local_files import read_local_file
-from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject, describe_pattern
+from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.key_storage import FILE_STORAGE, parse_key_storage
 from device_agent.errors import ConfigInvalid, IdentityInvalid
+from device_agent.identity.label import check_label, default_label
 from device_agent.identity.sealed_key import (
     MAX_SEALED_FILE_BYTES,
     encode_sealed_file,
@@ -48,12 +49,14 @@ KEY_SCHEMA: Final = "airweights.device-key/1"
 MAX_KEY_FILE_BYTES: Final = 4096
 
 
-def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE_STORAGE) -> PublicIdentity:
+def create_identity(
+    device: DeviceDirectory, label: str | None = None, key_storage: str = FILE_STORAGE
+) -> PublicIdentity:
     """Create all keys of the device.
 
     Args:
         device: the device directory.
-        label: a name for people.
+        label: a name for people; None for one that contains the start of the device id (device_agent.identity.label).
         key_storage: URI of the key storage (device_agent.config.key_storage). In a TPM, the counter is created too.
 
     Raises:
@@ -61,13 +64,14 @@ def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE
         ConfigInvalid: the label is not a plain name.
         TpmUnavailable, DeviceTokenUnavailable: the key storage cannot be used; no identity was created.
     """
-    if not NAME_PATTERN.fullmatch(label):
-        raise ConfigInvalid(f"label {label!r}: expected {describe_pattern(NAME_PATTERN)}")
+    if label is not None:
+        check_label(label)
     device.check_uninitialized()
     x_wing, ed25519 = generate_private_key(), Ed25519PrivateKey.generate()
+    device_id = derive_device_id(derive_public_key(x_wing), ed25519.public_key().public_bytes_raw())
     public = PublicIdentity(
-        device_id=derive_device_id(derive_public_key(x_wing), ed25519.public_key().public_bytes_raw()),
-        label=label,
+        device_id=device_id,
+        label=label or default_label(device_id),
         x_wing_public=derive_public_key(x_wing),
         ed25519_public=ed25519.public_key().public_bytes_raw(),
     )

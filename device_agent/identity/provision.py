@@ -1,29 +1,29 @@
-"""Initialize a device with the shipped root and an identity; move its keys later."""
+"""Initialize a device with the shipped root and an identity; change its label and move its keys later."""
 
-import os
-import re
+from dataclasses import replace
 from pathlib import Path
 
 from device_agent.config.config import Config
 from device_agent.config.key_storage import FILE_STORAGE
-from device_agent.errors import ConfigInvalid
+from device_agent.errors import AlreadyEnrolled, ConfigInvalid
 from device_agent.identity.device_keys import create_identity, current_key_storage, read_shipped_root, read_tpm_counter
 from device_agent.identity.device_keys import move_keys as move_keys
+from device_agent.identity.label import check_label
 from device_agent.policy.journal_records import TpmCounterRecord
 from device_agent.storage.bundle_store import BundleStore, sync_directory, write_durably
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
-from device_agent.storage.journal import Journal
+from device_agent.storage.journal import Journal, open_for_reading
 
 
 def initialize_device(
-    device: DeviceDirectory, shipped_root: Path, label: str, key_storage: str = FILE_STORAGE
+    device: DeviceDirectory, shipped_root: Path, label: str | None = None, key_storage: str = FILE_STORAGE
 ) -> PublicIdentity:
     """Create the device directory and the identity.
 
     Args:
         device: the directory to create.
         shipped_root: file with the root metadata that the publisher hands out; the device's first trust.
-        label: a name for people.
+        label: a name for people; None for the default (device_agent.identity.label).
         key_storage: URI of the key storage (device_agent.config.key_storage).
 
     Raises:
@@ -86,7 +86,38 @@ def move_keys_to_configured_storage(config: Config) -> None:
             record_initial_tpm_counter(device, config.key_storage)
 
 
-def default_label() -> str:
-    """Return the host's name, reduced to a plain name; "device" if nothing is left of it."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", os.uname().nodename.partition(".")[0].lower()).strip("-")
-    return plain[:64].strip("-") or "device"
+def relabel_device(config: Config, label: str) -> PublicIdentity:
+    """Change the label of a device that is not enrolled; return its identity. No daemon may run.
+
+    The registry keeps the label of a device's first request. An installed release proves that the device was enrolled.
+    Before that the device cannot know: the registry then refuses a request with another label, and names the registered
+    one.
+
+    Args:
+        config: the device's configuration.
+        label: the new label.
+
+    Raises:
+        ConfigInvalid: the label is not a plain name.
+        NotInitialized, IdentityInvalid: the device has no identity, or a damaged one.
+        DeviceLocked: a daemon or another command uses the device directory.
+        AlreadyEnrolled: a release is installed.
+        JournalUnreadable: a family's journal cannot be read.
+    """
+    check_label(label)
+    device = DeviceDirectory(config.directory)
+    device.check_initialized()
+    with device.acquire_lock():
+        old = device.read_public_identity()
+        if old.label == label:
+            return old
+        for one in config.family_configs():
+            with open_for_reading(DeviceDirectory.for_family(one)) as journal:
+                if journal.bundles():
+                    raise AlreadyEnrolled(
+                        f"device {old.label!r} has releases of family {one.family!r}, so its label is registered",
+                        hint="keep the label; a new label needs a new identity: `device-agent init` in another folder",
+                    )
+        new = replace(old, label=label)
+        write_durably(device.identity_directory / "device.json", new.as_bytes(), 0o644)
+    return new

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result, progress_bar
-from bundle.local_files import read_local_file
+from bundle.local_files import normalize_text, read_local_file
 from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def enroll_command(
 
     if key_dir is None:
         raise InvalidUsage(MISSING_KEYS)
-    data = _read_bounded(request)
+    data = _read_text(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     signers = _load_all_signers(key_dir, passphrase)
@@ -85,15 +85,17 @@ def sign_batch_command(
 ) -> None:
     """Sign the enrollment REQUESTS of many devices as one batch, at the factory.
 
-    Exit status: 0 written, 2 invalid input, 3 a request does not prove possession of its keys, 4 a token is
-    unavailable.
+    No two requests may have the same label: run `device-agent relabel` on one of the devices.
+
+    Exit status: 0 written, 2 invalid input, 3 a request does not prove possession of its keys, or two requests have
+    one label or are of one device, 4 a token is unavailable.
     """
     from keys.enrollment_batch import sign_batch
     from packager.commands.options import load_signers
     from packager.repository.layout import write_file
 
     (signer,) = load_signers((uri,), None, passphrase_file)
-    write_file(out, sign_batch([_read_bounded(request) for request in requests], signer))
+    write_file(out, sign_batch([_read_text(request) for request in requests], signer, [str(name) for name in requests]))
     result = {"batch": str(out), "devices": len(requests), "key_id": signer.public_key.keyid}
     print_result(result, as_json=as_json, text=f"{out}: {len(requests)} devices")
 
@@ -136,7 +138,7 @@ def enroll_batch_command(
 
     if key_dir is None:
         raise InvalidUsage(MISSING_KEYS)
-    requests = parse_batch(_read_bounded(file, MAX_BATCH_BYTES), [load_public_key(key) for key in enrollment_keys])
+    requests = parse_batch(_read_text(file, MAX_BATCH_BYTES), [load_public_key(key) for key in enrollment_keys])
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     workers = os.cpu_count() or 1
@@ -266,7 +268,7 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
     from packager.repository.device_reports import check_reports
     from packager.repository.repository import Repository
 
-    data = _read_bounded(file, MAX_REPORTS_BYTES)
+    data = _read_text(file, MAX_REPORTS_BYTES)
     checked = check_reports(Repository.open(repo), data, allow_gap=allow_gap, is_recorded=not dry_run)
     lines = []
     for signed in checked.new:
@@ -277,11 +279,12 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
     print_result(checked.as_json(), as_json=as_json, text=[line.rstrip() for line in lines])
 
 
-def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
+def _read_text(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
+    """Read a text file that mail programs and editors of Windows can have changed."""
     from packager.errors import InvalidUsage
 
     try:
-        return read_local_file(path, max_bytes)
+        return normalize_text(read_local_file(path, max_bytes), where=str(path))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InvalidUsage(f"file {path} does not exist") from error
 

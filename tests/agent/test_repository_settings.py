@@ -1,6 +1,7 @@
 """Every setting of `[repository]` takes effect in the fetcher that reads it; credentials go to their origin alone."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import DownloadFailed
-from device_agent.config.config import parse_config
+from bundle.errors import AirweightsError, DownloadFailed
+from device_agent.config.config import Config, parse_config
 from device_agent.config.repository import RepositorySettings
 from device_agent.errors import (
     ConfigInvalid,
@@ -23,6 +24,10 @@ from device_agent.errors import (
     ServerTooSlow,
     TlsFailed,
 )
+from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess
+from device_agent.runtime import front_handle, model_handle, probe_runner
+from device_agent.workers.worker_processes import WorkerProcesses
 from tests.support.certificates import Certificates, create_certificates
 from tests.support.faulty_http_server import Site, respond_with_status, serve_folder
 from tests.support.fetcher_process import configure_fetcher, get, start_fetcher
@@ -348,15 +353,36 @@ def test_settings_that_contradict_each_other_are_refused(lines: str, message: st
         parse_config(text.encode(), where="config.toml", folder=Path("/"))
 
 
-def test_only_the_fetcher_sees_the_variables_of_proxies(place: Place) -> None:
-    os.environ["http_proxy"] = f"http://fleet:{SECRET}@127.0.0.1:1"
-    try:
-        from device_agent.process.jail import JailPolicy
-        from device_agent.process.worker_process import WorkerProcess
+WORKERS = ("fetcher", "verifier", "patcher", "key_opener")
+SITE_CUSTOMIZE = """
+import json, os, sys
+from pathlib import Path
+module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+Path(__file__).with_name(module + ".json").write_text(json.dumps(dict(os.environ)))
+"""  # each interpreter runs it at its start, before the jail
 
-        with WorkerProcess.start("device_agent.workers.patcher", JailPolicy()) as child:
-            environment = Path(f"/proc/{child.pid}/environ")
-            with contextlib.suppress(PermissionError):
-                assert SECRET.encode() not in environment.read_bytes()
+
+def test_only_the_fetcher_sees_the_variables_of_proxies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITE_CUSTOMIZE)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    proxies = dict.fromkeys(("http_proxy", "HTTPS_PROXY", "all_proxy"), f"http://fleet:{SECRET}@127.0.0.1:1")
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    # no such library: the key opener ends early, but with the environment of a token's library
+    config = Config(tmp_path, "http://127.0.0.1:1", "kws", key_storage="pkcs11:t?module=/no.so&pin-file=/no")
+    processes = WorkerProcesses(config, tmp_path, None)
+    try:
+        for worker in WORKERS:
+            with pytest.raises(AirweightsError):
+                processes.call(worker, "no-such-operation", {}, deadline_s=60)
     finally:
-        del os.environ["http_proxy"]
+        processes.close()
+    for module in (model_handle.MODULE, front_handle.MODULE, probe_runner.MODULE):
+        with contextlib.suppress(AirweightsError):  # whether its jail fits does not matter here
+            WorkerProcess.start(module, JailPolicy()).stop()
+    seen = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
+    fetcher = seen.pop("device_agent.workers.fetcher")
+    assert {name: fetcher.get(name) for name in proxies} == proxies
+    modules = {f"device_agent.workers.{worker}" for worker in WORKERS[1:]}
+    assert set(seen) == {*modules, model_handle.MODULE, front_handle.MODULE, probe_runner.MODULE}
+    assert [module for module, environment in seen.items() if SECRET in str(environment)] == []

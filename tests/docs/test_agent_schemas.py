@@ -51,6 +51,7 @@ def agent(tmp_path: Path) -> Agent:
         "--listen": f"unix:{tmp_path}/s",
     }
     check_schema("agent-init", agent.run("init", *[str(word) for pair in where.items() for word in pair]))
+    check_schema("agent-relabel", agent.run("relabel", "kitchen"))
     enrollment = agent.run("enroll", "--output", str(tmp_path / "request.json"))
     check_schema("agent-enroll", enrollment)
     request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])

@@ -1,5 +1,6 @@
 """A label in the registry belongs to its keys permanently, and a person confirms the fingerprint."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,8 @@ def test_the_registry_file_is_read_strictly(registry: Registry) -> None:
         registry.path.write_bytes(b"".join(damaged))
         with pytest.raises(RegistryDamaged):
             Registry(registry.path)
+    registry.path.write_bytes(b"\xef\xbb\xbf" + b"".join(lines).replace(b"\n", b"\r\n"))
+    assert Registry(registry.path).digest() == hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:

@@ -17,7 +17,7 @@ import pytest
 import device_agent.commands.root as agent
 import packager.commands.root as publisher
 from bundle.errors import FileNotRegular, TextEncodingUnsupported, TooLarge
-from bundle.local_files import decode_text, open_local_file, read_local_file
+from bundle.local_files import decode_text, normalize_text, open_local_file, read_local_file
 from keys.errors import PassphraseMissing
 from keys.passphrase import read_passphrase
 from packager.errors import ExternalDataMissing, ModelUnreadable, SamplesUnreadable
@@ -95,10 +95,13 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
 
 def test_text_of_windows_editors_is_read_or_refused_by_name() -> None:
     assert decode_text(b"\xef\xbb\xbfa\r\nb\r\n", where="list") == "a\nb\n"
+    assert normalize_text(b"\xef\xbb\xbfa\r\n\xff\r\n", where="list") == b"a\n\xff\n"
     for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
         mark = "" if encoding == "utf-16" else "\ufeff"
         with pytest.raises(TextEncodingUnsupported, match="list: found UTF-16"):
             decode_text(f"{mark}a".encode(encoding), where="list")
+        with pytest.raises(TextEncodingUnsupported, match="list: found UTF-16"):
+            normalize_text(f"{mark}a".encode(encoding), where="list")
 
 
 def test_a_passphrase_may_come_from_a_pipe(special: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """A signed batch enrolls all its devices at once, and only if the enrollment key signed it."""
 
+import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
+from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import EnrollmentRefused, Malformed, Refused
-from keys.enrollment_batch import parse_batch, sign_batch
+from keys.enrollment_batch import SIGNATURE_LABEL, parse_batch, sign_batch
+from keys.errors import DuplicateRequest
 from keys.key_files import generate_key_file
 from keys.passphrase import PASSPHRASE_VARIABLE
 from keys.registry import Registry
@@ -23,10 +27,21 @@ from tests.support.repository_commands import check_command_output
 FACTORY = CryptoSigner.generate_mldsa()
 
 
-def make_request(label: str) -> bytes:
+def make_requests(*labels: str) -> list[bytes]:
+    """Make requests of one device, one for each label."""
     signing = Ed25519PrivateKey.generate()
     public = derive_public_key(generate_private_key())
-    return EnrollmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing)
+    return [
+        EnrollmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing) for label in labels
+    ]
+
+
+def make_request(label: str) -> bytes:
+    return make_requests(label)[0]
+
+
+def as_windows_saves_it(data: bytes) -> bytes:
+    return b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n") + b"\r\n" * (not data.endswith(b"\n"))
 
 
 REQUESTS = [make_request(f"cam-{n}") for n in range(3)]
@@ -52,6 +67,31 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
         sign_batch([b"{}"], FACTORY)
 
 
+@pytest.mark.parametrize(
+    ("requests", "message"),
+    [
+        ([*REQUESTS, make_request("cam-1")], "b.json and d.json have the same label 'cam-1'"),
+        ([*REQUESTS, REQUESTS[0]], "a.json and d.json are requests of one device, [0-9a-f]{16}…"),
+        (make_requests("cam-1", "cam-2"), "a.json and b.json are requests of one device"),
+        ([make_request("cam-1") for _ in range(4)], "a.json and b.json have the same label 'cam-1'; 2 further"),
+    ],
+)
+def test_a_batch_with_duplicates_is_not_signed(requests: list[bytes], message: str) -> None:
+    with pytest.raises(DuplicateRequest, match=message):
+        sign_batch(requests, FACTORY, [f"{letter}.json" for letter in "abcd"[: len(requests)]])
+    with pytest.raises(DuplicateRequest, match=re.sub("([a-d]).json", r"request \\d", message)):
+        sign_batch(requests, FACTORY)
+
+
+def test_a_batch_with_duplicates_that_another_program_signed_is_refused() -> None:
+    lines = sign_batch(REQUESTS, FACTORY).splitlines(keepends=True)[:-1]
+    body = b"".join([lines[0].replace(b"3", b"4"), *lines[1:], lines[2]])
+    signature = FACTORY.sign(SIGNATURE_LABEL + hashlib.sha256(body).digest())
+    last = strict_json.encode({"key_id": signature.keyid, "signature": signature.signature})
+    with pytest.raises(DuplicateRequest, match="request 2 and request 4 are requests of one device"):
+        parse_batch(body + last + b"\n", [FACTORY.public_key])
+
+
 def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     publisher: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -67,15 +107,23 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
         check_command_output(words, found)
         return found
 
-    def signed(name: str, requests: list[bytes]) -> str:
+    def signed(name: str, requests: list[bytes], status: int = 0) -> str:
         files = []
         for number, data in enumerate(requests):
             file = tmp_path / f"{name}-{number}.json"
-            file.write_bytes(data)
+            file.write_bytes(as_windows_saves_it(data))
             files.append(os.fspath(file))
-        out = os.fspath(tmp_path / f"{name}.list")
-        assert run("device", "sign-batch", *files, "--key", os.fspath(key), "-o", out)["devices"] == len(requests)
-        return out
+        out = tmp_path / f"{name}.list"
+        result = run("device", "sign-batch", *files, "--key", os.fspath(key), "-o", os.fspath(out), status=status)
+        if status:
+            assert result["error"]["reason"] == "duplicate-request"
+            assert f"{files[0]} and {files[1]} have the same label" in result["error"]["message"]
+            assert "relabel" in result["error"]["hint"]
+            assert not out.exists()
+        else:
+            assert result["devices"] == len(requests)
+            out.write_bytes(as_windows_saves_it(out.read_bytes()))
+        return os.fspath(out)
 
     def enroll(name: str, status: int = 0) -> dict[str, Any]:
         words = [
@@ -95,4 +143,8 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     assert len(list((publisher.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
     stolen = signed("stolen", [make_request("cam-9"), make_request("cam-1")])
     assert enroll(stolen, status=3)["error"]["reason"] == "enrollment-refused"
+    signed("equal", [make_request("localhost"), make_request("localhost")], status=3)
+    utf16 = tmp_path / "utf16.list"
+    utf16.write_bytes(Path(first).read_text("utf-8-sig").encode("utf-16"))
+    assert enroll(os.fspath(utf16), status=2)["error"]["reason"] == "text-encoding-unsupported"
     assert len(Registry(publisher.repository.registry_path)) == 3

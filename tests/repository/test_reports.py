@@ -83,8 +83,11 @@ def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository
     assert [(row["label"], row["sequence"], row["release"]) for row in result.json["new"]] == [
         ("camera", number, f"1.{number - 1}.0") for number in (1, 2, 3, 4)
     ]
-    again = verify(repository, camera.lines())
-    assert (again.json["new"], again.json["known"]) == ([], 4)
+    as_windows_saves_it = b"\xef\xbb\xbf" + camera.lines().replace(b"\n", b"\r\n")
+    for data in (camera.lines(), as_windows_saves_it):
+        again = verify(repository, data)
+        assert (again.json["new"], again.json["known"]) == ([], 4)
+    assert verify(repository, camera.lines().decode().encode("utf-16")).error["reason"] == "text-encoding-unsupported"
     camera.next(outcome="refused", reason="golden-mismatch")
     last = verify(repository, camera.lines()).json
     assert [row["reason"] for row in last["new"]] == ["golden-mismatch"]
