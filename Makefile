@@ -32,7 +32,7 @@ bench: $(VENV)/.installed-bench
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --all-cases -m enumeration
 	$(BIN)/python -m torture --write-docs
-	$(BIN)/python -m torture.fuzz_patch --runs 200000
+	$(BIN)/python -m torture.fuzz --only patch --runs 200000
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 (Debian: apt install python3 python3-venv) or say PYTHON=/path/to/python3"; exit 1; }

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,17 +24,29 @@ from torture import fault_classes
 from torture.case import Site
 from torture.fault_classes import LOG_FLUSH, NO_LOG_FLUSH, Row
 from torture.fixtures import make_site
+from torture.fuzz.run import ALL_TARGETS, fuzz
 from torture.network_faults import network_row
 from torture.swap_rows import front_swap_row, in_process_swap_row
 from torture.trust_cache import damaged_cache_row
 from torture.worker_kills import worker_killed_row
 
+FUZZ_RUNS: Final = 20_000  # cases per target
 ROOT: Final = Path(__file__).parents[1]
 RESULT: Final = ROOT / "build" / "torture.json"
 PAGE: Final = ROOT / "docs" / "torture.md"
 MIN_KILLS: Final = (
     500  # kills of the process tree, and of the supervisor alone, below which a full run proves too little
 )
+
+
+def _fuzzed_row(name: str, _site: Site, limit: int | None) -> Row:
+    row = Row(f"changed bytes: {name}")
+    try:
+        row.points = sum(fuzz(name, limit or FUZZ_RUNS).values())
+    except AssertionError as error:
+        row.points, row.bad = 1, [str(error)]
+    return row
+
 
 # name → the function that makes the row, given the site and the most points to try
 ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
@@ -55,7 +68,7 @@ ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
     "trust-cache": lambda _site, limit: damaged_cache_row(limit),
     "swap-worker": lambda _site, limit: front_swap_row(limit),
     "swap-inproc": lambda _site, limit: in_process_swap_row(limit),
-    "fuzz-patch": lambda _site, limit: fault_classes.fuzzed_patches_row(limit),
+    **{f"fuzz-{name}": partial(_fuzzed_row, name) for name in ALL_TARGETS},
 }
 
 

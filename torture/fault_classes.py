@@ -38,7 +38,6 @@ EXT4_IOC_SHUTDOWN: Final = 0x8004587D  # linux/ext4.h
 NO_LOG_FLUSH, LOG_FLUSH = 2, 1
 IMAGE_BYTES: Final = 48 << 20
 TMPFS_STEP_BYTES: Final = 4096
-FUZZ_RUNS: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -186,16 +185,6 @@ def check_after_bit_rot(config: Path) -> str:
     """As `look`, but a store whose one bundle is damaged has nothing to serve until it is fetched again."""
     found = check_after_restart(config)
     return "" if found.startswith("serves None") and not check_after_restart(config) else found
-
-
-def fuzzed_patches_row(limit: int | None) -> Row:
-    """Decode mutated patches whose checksums were corrected."""
-    from torture.fuzz_patch import fuzz
-
-    row = Row("a mutated patch with corrected checksums")
-    outcome = fuzz(limit or FUZZ_RUNS, seed=0)
-    row.points = sum(outcome.values())
-    return row
 
 
 # helpers of the rows

@@ -259,7 +259,7 @@ class Inference:
             raise RequestInvalid(f"input {name!r}: both data and binary_data_size are given")
         if not isinstance(length, int) or isinstance(length, bool) or not 0 <= length <= len(raw):
             raise RequestInvalid(
-                f"input {name!r}: binary_data_size is {str(length)[:20]}, {len(raw)} bytes are left in the body"
+                f"input {name!r}: binary_data_size is {repr(length)[:20]}, {len(raw)} bytes are left in the body"
             )
         return from_bytes(raw[:length], expected, sizes, spec.name), raw[length:]
 

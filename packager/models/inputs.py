@@ -125,12 +125,14 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         external_data: whether to load the tensors of external data files too.
 
     Raises:
-        ModelUnreadable: the file does not exist, is not an ONNX model, or a tensor has another size than its shape.
+        ModelUnreadable: the file does not exist, is not an ONNX model, a tensor has another size than its shape, or a
+            name is not UTF-8.
         FileNotRegular: the path is a FIFO, a device or a socket.
         ExternalDataMissing: an external data file is missing or too short.
         Unavailable: the file cannot be read.
     """
     from packager.models.tensor_sizes import MAX_MODEL_FILE_BYTES, check_tensor_sizes
+    from packager.models.text_fields import check_text_fields
 
     try:
         check_regular_file(path)
@@ -142,6 +144,7 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
             )
         # the format is named, because onnx would choose it by the name's ending
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
+        check_text_fields(model, path)
         check_tensor_sizes(model, path)
         if external_data:
             onnx.load_external_data_for_model(model, str(path.parent))

@@ -373,12 +373,20 @@ def _check_files(plan: ReleasePlan, where: str) -> None:
     named += [(f"variants.{v.name}.model", v.model) for v in plan.variants]
     named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
     for key, path in named:
-        if path is not None and not path.is_file():
+        if path is not None and not _exists(path, f"{where}: {key}", is_file=True):
             raise InputFileMissing(
                 f"{where}: {key}: {path} does not exist", hint="name a path relative to the release file"
             )
-    if plan.inputs is not None and not plan.inputs.exists():
+    if plan.inputs is not None and not _exists(plan.inputs, f"{where}: inputs"):
         raise InputFileMissing(
             f"{where}: inputs: {plan.inputs} does not exist",
             hint="name an .npz or a folder of .npz files",
         )
+
+
+def _exists(path: Path, where: str, *, is_file: bool = False) -> bool:
+    """Return whether a file or folder exists. Raises InputFileMissing: the system cannot look it up."""
+    try:
+        return path.is_file() if is_file else path.exists()
+    except OSError as error:
+        raise InputFileMissing(f"{where}: {path} cannot be read: {error.strerror}") from error

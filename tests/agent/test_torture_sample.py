@@ -1,4 +1,4 @@
-"""A sample of `make torture`: each class of faults at a few evenly spread points."""
+"""A sample of `make torture`: each class of faults at a few evenly spread points (fuzzing: tests/torture)."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +25,6 @@ SAMPLE = {
     "full-disk": 6,
     "bit-rot": 12,
     "network": 12,
-    "fuzz-patch": 300,
 }
 
 
@@ -36,7 +35,7 @@ def torture_site() -> Iterator[Site]:
         yield make_site(Path(name) / "made", Path(name) / "scratch")
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if not name.startswith("fuzz-")])
 def test_no_point_of_the_sample_ends_badly(name: str, torture_site: Site) -> None:
     row = ROWS[name](torture_site, SAMPLE.get(name, DEFAULT_POINTS))
     if row.skipped:

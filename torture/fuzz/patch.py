@@ -1,21 +1,20 @@
-"""Fuzz the patch decoder: `python -m torture.fuzz_patch [--runs N] [--seed S]`.
+"""The target of patches: every codec, with corrected checksums.
 
-The seeds are the checked-in vectors and the corpus beside this file, which the encoder made. A run changes bytes inside
-the frames or the header and corrects the checksums, so that the change reaches the code behind them. The decoder must
-either raise a PatchRefused, or make files that match the table that it returns, which its caller compares with the
-signed one. It must never read outside the base or use much memory.
+The seeds are the checked-in vectors and the corpus, which the encoder made. A case changes bytes inside the frames or
+the header and corrects the checksums, so that the change reaches the code behind them. The decoder must either raise a
+PatchRefused, or make files that match the table that it returns, which its caller compares with the signed one. It must
+never read outside the base or use much memory.
 
-`--write-corpus` writes the corpus again.
+A case is the number of its base (1 byte), then the patch.
 """
 
-import argparse
 import hashlib
 import io
 import random
 import struct
-import sys
 import zlib
-from collections import Counter
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -29,58 +28,37 @@ from packager.quantize.update_aware.fill_template import round_to_steps
 from tests.support import model_formats
 from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, make_patch_between
 from tests.vectors.patch import generate
+from torture.fuzz.mutations import change_bytes
+from torture.fuzz.targets import Target
 
-CORPUS: Final = Path(__file__).parent / "corpus" / "patch"
-MAX_GROWTH_BYTES: Final = 96 << 20
-CRITICAL_BYTES: Final = (b"\x00", b"\x01", b"\x7f", b"\x80", b"\xff", b"\xff" * 8 + b"\x7f", b"\x80\x80\x80\x80\x04")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--write-corpus", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.write_corpus:
-        write_corpus()
-        return
-    print(f"seed {arguments.seed}")
-    outcome = fuzz(arguments.runs, arguments.seed)
-    for reason, count in sorted(outcome.items()):
-        print(f"{reason:16} {count}")
+CORPUS: Final = Path(__file__).parents[1] / "corpus" / "patch"
 
 
-def fuzz(runs: int, seed: int) -> Counter[str]:
-    """Count how often each reason came out of `runs` changed patches."""
-    dice = random.Random(seed)
-    seeds = [
-        (path.read_bytes(), generate.BASE, generate.TARGET) for path in sorted(generate.FOLDER.glob("good*.patch"))
-    ]
-    seeds += [(path.read_bytes(), sides()[0], target_of(path)) for path in sorted(CORPUS.glob("*.patch"))]
-    assert len(seeds) > 8, f"no corpus in {CORPUS}"
-    outcome: Counter[str] = Counter()
-    before = peak_bytes()
-    for run in range(runs):
-        patch, base, target = seeds[run % len(seeds)]
-        changed = change(patch, dice)
-        sink = MemoryTarget()
-        try:
-            found = apply_patch(io.BytesIO(changed), MemoryBase(base), sink)
-        except PatchRefused as error:
-            outcome[error.reason] += 1
-        except BaseException:
-            (CORPUS / "failure.patch").write_bytes(changed)
-            print(f"run {run}: {CORPUS / 'failure.patch'}", file=sys.stderr)
-            raise
-        else:
-            digests = {path: hashlib.sha256(data).hexdigest() for path, data in sink.files.items()}
-            assert digests == {file.path: file.sha256 for file in found}, (
-                f"run {run}: files differ from the returned table"
-            )
-            outcome["applied" if sink.files == target else "another table"] += 1
-    grown = peak_bytes() - before
-    assert grown < MAX_GROWTH_BYTES, f"memory grew by {grown} bytes"
-    return outcome
+@dataclass(frozen=True, slots=True)
+class _PatchTarget(Target):
+    """Seeds of two folders, each with the number of its base."""
+
+    def seeds(self) -> list[bytes]:
+        vectors = [b"\0" + path.read_bytes() for path in sorted(generate.FOLDER.glob("good*.patch"))]
+        return [*vectors, *(b"\1" + path.read_bytes() for path in sorted(CORPUS.glob("*.patch")))]
+
+
+def read_case(case: bytes) -> str:
+    """Apply a case; return whether it makes a known target, or the reason of the refusal."""
+    base = sides()[0] if case[:1] == b"\1" else generate.BASE
+    sink = MemoryTarget()
+    try:
+        found = apply_patch(io.BytesIO(case[1:]), MemoryBase(base), sink)
+    except PatchRefused as error:
+        return error.reason
+    digests = {path: hashlib.sha256(data).hexdigest() for path, data in sink.files.items()}
+    assert digests == {file.path: file.sha256 for file in found}, "the files differ from the returned table"
+    return "applied"
+
+
+def change_case(case: bytes, dice: random.Random) -> bytes:
+    """Change the patch of a case."""
+    return case[:1] + change(case[1:], dice)
 
 
 def change(patch: bytes, dice: random.Random) -> bytes:
@@ -89,7 +67,7 @@ def change(patch: bytes, dice: random.Random) -> bytes:
     for _ in range(dice.randint(1, 4)):
         kind = dice.random()
         if kind < 0.1:
-            head = changed_bytes(head, dice)
+            head = change_bytes(head, dice)
         elif kind < 0.2 and len(frames) > 2:
             i, j = dice.randrange(len(frames)), dice.randrange(len(frames))
             frames[i], frames[j] = frames[j], frames[i]
@@ -105,29 +83,9 @@ def change(patch: bytes, dice: random.Random) -> bytes:
             elif dice.random() < 0.1:
                 decoded_bytes = dice.choice((0, 1, decoded_bytes ^ 1, decoded_bytes >> 1, 1 << 20, (1 << 32) - 1))
             else:
-                payload = changed_bytes(payload, dice)
+                payload = change_bytes(payload, dice)
             frames[i] = (op, decoded_bytes, crc, payload)
     return put_together(head, frames)
-
-
-def changed_bytes(data: bytes, dice: random.Random) -> bytes:
-    """Flip a bit, insert a critical number, cut or repeat a piece; most often near the start."""
-    if not data:
-        return dice.choice(CRITICAL_BYTES)
-    span = len(data) if dice.random() < 0.4 else min(len(data), 24)
-    at = dice.randrange(span)
-    match dice.randrange(5):
-        case 0:
-            return data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
-        case 1:
-            number = dice.choice(CRITICAL_BYTES)
-            return data[:at] + number + data[at + len(number) :]
-        case 2:
-            return data[:at] + dice.choice(CRITICAL_BYTES) + data[at:]
-        case 3:
-            return data[:at] + data[at + dice.randint(1, 8) :]
-        case _:
-            return data[:at] + data[at : at + dice.randint(1, 40)] + data[at:]
 
 
 Frame = tuple[int, int, int, bytes]
@@ -157,11 +115,7 @@ def put_together(document: bytes, frames: list[Frame]) -> bytes:
     return b"".join(out)
 
 
-def peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-
-
+@cache
 def sides() -> tuple[Files, Files]:
     """Return the base and target of the corpus: small arrays that need every predictor and coder."""
     rng = np.random.default_rng(5)
@@ -224,5 +178,4 @@ def write_corpus() -> None:
         (CORPUS / f"{codec}-edits.patch").write_bytes(patch)
 
 
-if __name__ == "__main__":
-    main()
+PATCHES: Final = _PatchTarget(read_case, change_case, CORPUS, "*.patch")
