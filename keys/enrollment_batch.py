@@ -20,7 +20,7 @@ from securesystemslib.signer import Key, Signature, Signer
 
 from bundle import strict_json
 from bundle.enrollment import MAX_REQUEST_BYTES, EnrollmentRequest, parse_enrollment
-from bundle.errors import EnrollmentRefused, Malformed
+from bundle.errors import EnrollmentRefused, Malformed, Refused
 from bundle.strict_json import StrictObject
 from keys.errors import DuplicateRequest
 
@@ -44,8 +44,11 @@ def sign_batch(requests: Iterable[bytes], signer: Signer, names: Sequence[str] =
         DuplicateRequest: two requests have the same label or the same keys.
     """
     lines, parsed = [], []
-    for data in requests:
-        parsed.append(parse_enrollment(data))
+    for position, data in enumerate(requests):
+        try:
+            parsed.append(parse_enrollment(data))
+        except Refused as error:
+            raise type(error)(f"{_name_of(position, names)}: {error.message}", hint=error.hint) from error
         lines.append(
             strict_json.encode(strict_json.decode(data, what="enrollment request", max_bytes=MAX_REQUEST_BYTES))
         )
@@ -99,7 +102,7 @@ def _check_unique(requests: Sequence[EnrollmentRequest], names: Sequence[str] = 
     if not duplicates:
         return
     first, second = duplicates[0]
-    one, other = (names[place] if names else f"request {place + 1}" for place in (first, second))
+    one, other = (_name_of(position, names) for position in (first, second))
     further = f"; {len(duplicates) - 1} further duplicates" if len(duplicates) > 1 else ""
     if requests[first].device_id == requests[second].device_id:
         raise DuplicateRequest(
@@ -110,6 +113,10 @@ def _check_unique(requests: Sequence[EnrollmentRequest], names: Sequence[str] = 
         f"{one} and {other} have the same label {requests[first].label!r}{further}",
         hint="give one device another label with `device-agent relabel`, and create its request again",
     )
+
+
+def _name_of(position: int, names: Sequence[str]) -> str:
+    return names[position] if names else f"request {position + 1}"
 
 
 def _check_signature(body: bytes, signature_line: bytes, keys: Sequence[Key]) -> None:

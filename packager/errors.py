@@ -209,8 +209,8 @@ class TooManyPatches(Invalid):
 
 
 class PatchCheckFailed(Refused):
-    """A new patch does not make the files of its target, so it is not released. Create it again; if it fails again,
-    check the disk and memory of the build machine.
+    """A new patch does not make the files of its target, so it is not released.
+    Create it again; if it fails again, check the disk and memory of the build machine.
     """
 
     reason = "patch-check-failed"

@@ -85,7 +85,12 @@ class NoProcess:
         return 0
 
     def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
-        """Do nothing: there is no model to run."""
+        """Do nothing: there is no model to run.
+
+        Args:
+            golden_fd: the golden vectors, not read.
+            tolerance_ppm: not used.
+        """
 
     def stop(self) -> None:
         """Do nothing: there is no process to end."""

@@ -14,7 +14,7 @@ from securesystemslib.signer import CryptoSigner
 from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
-from bundle.errors import EnrollmentRefused, Malformed, Refused
+from bundle.errors import EnrollmentRefused, Malformed, Refused, TooLarge
 from keys.enrollment_batch import SIGNATURE_LABEL, parse_batch, sign_batch
 from keys.errors import DuplicateRequest
 from keys.key_files import generate_key_file
@@ -65,6 +65,15 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
             parse_batch(changed, [FACTORY.public_key])
     with pytest.raises(Malformed):
         sign_batch([b"{}"], FACTORY)
+
+
+def test_a_request_that_cannot_be_signed_is_named() -> None:
+    with pytest.raises(Malformed, match=r"^bad\.json: enrollment request"):
+        sign_batch([REQUESTS[0], b"{}"], FACTORY, ["good.json", "bad.json"])
+    with pytest.raises(EnrollmentRefused, match=r"^request 2: .* the signature is not valid"):
+        sign_batch([REQUESTS[0], REQUESTS[1].replace(b"cam-1", b"cam-7")], FACTORY)
+    with pytest.raises(TooLarge, match=r"^bad\.json: "):
+        sign_batch([b" " * 20_000], FACTORY, ["bad.json"])
 
 
 @pytest.mark.parametrize(
