@@ -267,13 +267,19 @@ def _parse_header(json_bytes: bytes, limits: PatchLimits) -> Header:
             raise PatchLimitExceeded(
                 f"patch needs {name} {value}, this decoder allows {getattr(limits, name)}", hint="use another patch"
             )
+    declared_limits = DeclaredLimits(**values)
+    if declared_limits.memory_bound_bytes() > limits.memory_bytes:
+        raise PatchLimitExceeded(
+            f"patch needs {declared_limits.memory_bound_bytes()} bytes of memory, {limits.memory_bytes} are allowed",
+            hint="create the patch again, so that the manifest states its memory",
+        )
     for feature in features:
         _check_feature(feature)
     if sum(file.size for file in target) > limits.target_bytes:
         raise PatchLimitExceeded(
             f"patch makes {sum(f.size for f in target)} bytes, at most {limits.target_bytes} are allowed"
         )
-    return Header(base, target, features, DeclaredLimits(**values))
+    return Header(base, target, features, declared_limits)
 
 
 def _parse_file_table(document: StrictObject, name: str, limits: PatchLimits) -> tuple[BundleFile, ...]:

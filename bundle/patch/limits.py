@@ -24,6 +24,8 @@ class PatchLimits:
         window_log: base-two logarithm of the window of a stream.
         files: entries of a file table.
         target_bytes: all target files together.
+        memory_bytes: `DeclaredLimits.memory_bound_bytes` of the header's limits; a device sets the figure that the
+            manifest signs, so a patch cannot need more than the planner reserved.
     """
 
     payload_bytes: int = 8 << 20
@@ -35,6 +37,7 @@ class PatchLimits:
     window_log: int = 23
     files: int = 1024
     target_bytes: int = 1 << 50
+    memory_bytes: int = 1 << 50
 
 
 DEFAULT_LIMITS: Final = PatchLimits()

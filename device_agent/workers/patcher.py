@@ -34,6 +34,7 @@ from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.patch.apply import apply_patch
+from bundle.patch.limits import PatchLimits
 from bundle.strict_json import StrictObject
 from bundle.variant import PatchEntry, Variant
 from device_agent.errors import CohortKeyMismatch, StoreDamaged
@@ -134,7 +135,7 @@ class Patcher:
                 writer = SealedWriter(out, storage_key, head)
                 try:
                     source = FrameReader(blob, self._content_keys[variant.digest], context)
-                    files = apply_patch(source, base, writer)
+                    files = apply_patch(source, base, writer, PatchLimits(memory_bytes=entry.peak_memory))
                 finally:
                     # raised first: a blob that is not the signed one explains every other error
                     blob.check(entry.blob)
