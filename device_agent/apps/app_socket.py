@@ -3,6 +3,7 @@
 Rules:
 - The socket is not the control socket: no peer can update, pause or roll back here. Rights are by family
   (device_agent.apps.access); a family that a peer may not read is as unknown to it as one that does not exist.
+- The agent's own workers are refused: one that an attacker controls borrows nothing.
 - One thread accepts, each connection has a thread of its own. There are at most MAX_CONNECTIONS, and at most
   MAX_CONNECTIONS_PER_USER of one user; a connection beyond is closed at once.
 - A connection that sends anything but a request is closed. A request must arrive within REQUEST_TIMEOUT_S of its first
@@ -42,6 +43,7 @@ from device_agent.errors import FileUnknown, NotAllowed, NothingServed, ReleaseR
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
 from device_agent.process.socket_path import ShortSocketPath
+from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +147,8 @@ class AppServer:
             except OSError:
                 return
             peer = Peer.of(connection)
-            if not self._admit(peer):
-                logger.warning("application refused: too many connections", extra={"peer_uid": peer.uid})
+            if is_worker(peer.pid) or not self._admit(peer):
+                logger.warning("application refused", extra={"peer_pid": peer.pid, "peer_uid": peer.uid})
                 connection.close()
                 continue
             threading.Thread(target=self._serve, args=(connection, peer), name="app", daemon=True).start()

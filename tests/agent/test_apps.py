@@ -143,7 +143,7 @@ def test_a_watching_application_follows_update_and_rollback(lab: tuple[Publisher
         release(publisher, "1.1.0", "one\ntwo\nthree\n")
         updated = device.call("update")
         assert (updated["outcome"], updated["release"]) == ("updated", "1.1.0")
-        assert updated["download_bytes"] < len(WEIGHTS) / 20  # a patch, not the files
+        assert updated["downloaded"]["patch"] < len(WEIGHTS) / 20  # a patch, not the files
         assert (after := next(events)) is not None
         assert (after.release, after.generation > now.generation) == ("1.1.0", True)
         assert device.command("files", "cat", "labels").stdout == "one\ntwo\nthree\n"
