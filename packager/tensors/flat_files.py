@@ -198,7 +198,7 @@ class _MemoryFile:
 def _unpack_integer(layout: str, data: memoryview, position: int) -> int:
     try:
         return int(struct.unpack_from(layout, data, position)[0])
-    except struct.error as error:
+    except (struct.error, OverflowError) as error:
         raise MalformedFile(f"number at {position}") from error
 
 

@@ -242,3 +242,45 @@ def test_archives_of_masks_are_read(tmp_path: Path) -> None:
     interface = _interface(tmp_path)
     np.savez_compressed(tmp_path / "ones.npz", x=np.ones((4096, 1, 64), np.float32))  # deflates to a thousandth
     assert len(load_samples(tmp_path / "ones.npz", interface)) == 4096
+
+
+def _external_model(folder: Path, location: str, offset: str, length: str) -> Path:
+    """Write a model whose one weight, float32 [4], is at a place of a file beside it."""
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+    for key, text in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=text)
+    node = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy")
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(
+        onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y], [tensor])).SerializeToString()
+    )
+    (folder / "w.bin").write_bytes(bytes(64))
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [
+        *(("-16", "16"), ("49", "16"), ("64", "16"), ("4096", "16"), (str(2**63), "16"), (str(2**64 - 16), "16")),
+        *(("0", "17"), ("0", "-16"), ("0", str(2**63)), ("0", "15"), ("x", "16"), ("0", "1e1"), ("9" * 5000, "16")),
+    ],
+)
+def test_external_data_at_a_place_that_its_file_has_not(offset: str, length: str, tmp_path: Path) -> None:
+    for with_data in (True, False):
+        with limit(), pytest.raises((ModelUnreadable, ExternalDataMissing)):
+            load_proto(_external_model(tmp_path / "m", "w.bin", offset, length), external_data=with_data)
+
+
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/passwd", "w.bin/../../secret", "link", "hard", "folder", "", "."]
+)
+def test_external_data_outside_of_the_folder_of_the_model_is_not_read(location: str, tmp_path: Path) -> None:
+    """A link, also a hard one, would put a foreign file into a bundle that its author can read."""
+    path = _external_model(tmp_path / "m", location, "0", "16")
+    (tmp_path / "secret").write_bytes(b"a secret of 64 b" * 4)
+    (path.parent / "link").symlink_to(tmp_path / "secret")
+    (path.parent / "hard").hardlink_to(tmp_path / "secret")
+    (path.parent / "folder").mkdir()
+    with limit(), pytest.raises((ModelUnreadable, ExternalDataMissing)):
+        load_proto(path)

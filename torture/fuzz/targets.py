@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from bundle.archive import decode_archive, encode_archive
 from bundle.device_report import parse_report
 from bundle.enrollment import parse_enrollment
 from bundle.errors import AirweightsError, GoldenMismatch, Refused
@@ -86,6 +87,17 @@ def _golden(data: bytes) -> str:
     except (Refused, GoldenMismatch) as error:
         _check_message(error)
         return error.reason
+    return "accepted"
+
+
+def _archive(data: bytes) -> str:
+    try:
+        members = decode_archive(data, MAX_BODY_BYTES)
+    except Refused as error:
+        _check_message(error)
+        return error.reason
+    assert sum(map(len, members.values())) <= MAX_BODY_BYTES
+    assert decode_archive(encode_archive(members)) == members
     return "accepted"
 
 
@@ -248,6 +260,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "enrollment": _document("enrollment", parse_enrollment),
     "report": _document("report", parse_report),
     "golden": Target(_golden, change_integers, VECTORS / "golden", "good*.bin"),
+    "archive": Target(_archive, change_integers, CORPUS / "archive"),
     "endpoint": Target(_endpoint, _change_body, CORPUS / "endpoint"),
     "endpoint-coding": Target(_coding, change_bytes, CORPUS / "endpoint-coding"),
     "release-file": Target(_release_file, change_lines, CORPUS / "release-file"),
@@ -287,6 +300,7 @@ def write_corpus() -> None:
     files["endpoint-coding/gzip"] = b"g" + gzip.compress(bytes(2000) + b"text" * 9, mtime=0)
     files["endpoint-coding/deflate"] = b"d" + zlib.compress(bytes(2000) + b"text" * 9)
     files["endpoint-coding/bomb"] = b"g" + gzip.compress(bytes(MAX_BODY_BYTES * 8), mtime=0)
+    files["archive/three"] = encode_archive({"1.root.json": b"{}" * 40, "2.root.json": b"", "a/b": bytes(3000)})
     files["release-file/small"] = SMALL_RELEASE.encode()
     files["release-file/whole"] = WHOLE_RELEASE.encode()
     for name, data in files.items():
