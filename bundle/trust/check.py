@@ -28,9 +28,8 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
 8. Acceptance. `bundle.acceptance.accept` compares rollout and manifest with each other and with F and K, and raises F.
 """
 
-import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tuf.api.metadata import Root, Signed, TargetFile, Targets, Timestamp
 
@@ -40,7 +39,6 @@ from bundle.errors import (
     NoRollout,
     ReleaseWithdrawn,
     TrustStateLost,
-    UnexpectedNotModified,
     UntrustedMetadata,
 )
 from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
@@ -50,7 +48,7 @@ from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.cache_lock import lock_cache
 from bundle.trust.check_request import CheckRequest as CheckRequest
 from bundle.trust.clock import ISSUED_AT_FIELD, TimeFloor, current_time, parse_time, raise_floor
-from bundle.trust.document_source import COPY_ERRORS, DocumentSource
+from bundle.trust.document_source import DocumentSource, run_with_copies
 from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.other_repository import check_same_repository
 from bundle.trust.repository_id import repository_id_of
@@ -67,8 +65,6 @@ from bundle.trust.role_versions import check_not_older, family_unknown, find_del
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 from bundle.trust.validators import FetchIfChanged
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +111,7 @@ def check(
         walk_root=request.walk_root,
     )
     with lock_cache(request.cache_dir):
-        try:
-            return _check_documents(request, source, store)
-        except COPY_ERRORS as error:
-            if not source.has_used_copy and not isinstance(error, UnexpectedNotModified):
-                raise
-            logger.warning("check repeated with the single files (%s): %s", error.reason, error.message)
-        return _check_documents(request, replace(source, use_copies=False), store)
+        return run_with_copies(source, lambda source: _check_documents(request, source, store))
 
 
 def _check_documents(request: CheckRequest, source: DocumentSource, store: TrustStateStore) -> VerifiedRelease:

@@ -14,7 +14,8 @@ Rules:
 2. A copy decides nothing. If a check with copies fails in a way that a wrong copy could cause (COPY_ERRORS), it is
    repeated once with `use_copies=False`: an unconditional request for each single file.
 3. The fields that choose a copy are read from the timestamp before it is verified. A wrong one costs a request.
-4. Root is walked before a timestamp that was not stored already is trusted, and whenever `walk_root` asks for it.
+4. Root is walked before a timestamp that was not stored already is trusted, and whenever `walk_root` asks for it; then
+   it is walked before the timestamp is requested.
 5. Validators belong to one URL. They are stored after the metadata was verified, beside tuf's cache; like the cache,
    they are not trusted.
 """
@@ -22,9 +23,10 @@ Rules:
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tuf.api.metadata import Timestamp
 
@@ -66,6 +68,8 @@ from bundle.trust.validators import (
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 ROOT_WALK_INTERVAL_S: Final = 24 * 3600
 MAX_VERSION: Final = 2**53
 COPY_ERRORS: Final = (
@@ -92,7 +96,7 @@ class DocumentSource:
         clock: the clock readings of the check.
         fetch_file: downloads a whole file.
         fetch_if_changed: downloads a file conditionally, or None if the transport cannot.
-        walk_root: whether root is walked even if the timestamp is unchanged.
+        walk_root: whether root is walked even if the timestamp is unchanged, before it is requested.
         use_copies: False to download each single file; always False without conditional requests.
         has_used_copy: whether an answer so far was a copy.
         envelopes: the members of the archive that are envelope shards, by path.
@@ -258,9 +262,9 @@ class DocumentSource:
     # root
 
     def _fetch_root(self, url: str, version: int, max_bytes: int) -> bytes:
-        if self.use_copies:
+        if self.use_copies and not self.walk_root:
             self._open_timestamp()
-            if self._is_unchanged and not self.walk_root and self._is_walked(version - 1):
+            if self._is_unchanged and self._is_walked(version - 1):
                 raise NotFound(f"{url}: root was walked less than {ROOT_WALK_INTERVAL_S // 3600} h ago")
             path = f"{METADATA_FOLDER}/{version}.root.json"
             if path not in self._members and self._newest_root > version:
@@ -315,6 +319,26 @@ class DocumentSource:
             return (self.cache_dir / "tuf" / f"{role}.json").read_bytes()
         except OSError:
             return b""
+
+
+def run_with_copies(source: DocumentSource, run: Callable[[DocumentSource], Result]) -> Result:
+    """Run a check with copies; repeat it with the single files if a wrong copy could be why it failed.
+
+    Args:
+        source: the documents of the check.
+        run: the check; called with `source`, and at most once more with a source that downloads each single file.
+
+    Raises:
+        Refused: the check failed with the single files, or without any copy.
+        Unavailable: as for Refused.
+    """
+    try:
+        return run(source)
+    except COPY_ERRORS as error:
+        if not source.has_used_copy and not isinstance(error, UnexpectedNotModified):
+            raise
+        logger.warning("check repeated with the single files (%s): %s", error.reason, error.message)
+    return run(replace(source, use_copies=False))
 
 
 def _log_unusable(path: str, error: Refused) -> None:

@@ -195,9 +195,9 @@ def verify_command(urls: tuple[str, ...], config: Path | None, repo: Path, as_js
 def refresh_command(
     repo: Path, uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Renew the online metadata: snapshot, timestamp and the unchanged rollout roles.
+    """Renew the online metadata: the timestamp each time, snapshot and rollout roles when they are due.
 
-    Run it daily, for example by cron.
+    They are due with less than 30 % of their validity left. Run it daily, for example by cron.
 
     Exit status: 0 renewed, 2 invalid input or a missing key, 4 another process is publishing.
     """

@@ -19,6 +19,7 @@ root is found without the timestamp, by its number: it is written just before. `
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Targets
@@ -49,6 +50,9 @@ from packager.repository.published import (
     effective_document,
 )
 from packager.repository.staging import LAST_ROLES, Staging
+
+# of a role's validity: `repo refresh` leaves it while more is left; above DUE_SHARE, at which `repo status` warns
+RENEWAL_SHARE: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,8 @@ def publish(
             client_check.save_state()
     version = staging.documents["timestamp"].signed.version
     record_publisher(layout, version, staging.documents["snapshot"].signed.version)
-    return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, results)
+    new = {role: doc for role, doc in staging.documents.items() if doc is not published.documents.get(role)}
+    return PublishReport(version, {role: doc.signed.version for role, doc in new.items()}, results)
 
 
 def stage_renewal(
@@ -128,8 +133,9 @@ def stage_renewal(
     *,
     ahead: int = 1,
     pack_valid_s: int | None = None,
+    is_due_only: bool = False,
 ) -> Staging:
-    """Renew snapshot, timestamp and the rollout roles that `signers` can sign.
+    """Renew timestamp, snapshot and the rollout roles that `signers` can sign.
 
     Args:
         layout: the repository's paths.
@@ -137,6 +143,8 @@ def stage_renewal(
         signers: the signers of snapshot and timestamp, and of any rollout roles.
         ahead: difference of the new versions to the published ones.
         pack_valid_s: validity in seconds, for an offline pack (packager.repository.offline_pack); None otherwise.
+        is_due_only: leave a snapshot or rollout role out while it has RENEWAL_SHARE of its validity left, so that
+            devices download the timestamp only.
 
     Returns:
         The signed documents, never written to `staging/`.
@@ -146,10 +154,24 @@ def stage_renewal(
     key_ids = {signer.public_key.keyid for signer in signers}
     now_s = int(time.time())
     for role, delegation in tuf_documents.delegated_roles(published.targets).items():
-        if tuf_documents.kind_of(role) == "rollout" and len(key_ids & set(delegation.keyids)) >= delegation.threshold:
+        is_signable = len(key_ids & set(delegation.keyids)) >= delegation.threshold
+        if tuf_documents.kind_of(role) != "rollout" or not is_signable:
+            continue
+        if not (is_due_only and _is_valid_for_long(published, role, now_s)):
             renewal.renew_rollout(role, published.role(role), now_s)
+    if is_due_only and _is_valid_for_long(published, "snapshot", now_s):
+        renewal.keep_snapshot(published)
     renewal.sign(published, signers, now_s, is_renewal=True)
     return renewal
+
+
+def _is_valid_for_long(published: PublishedDocuments, role: str, now_s: int) -> bool:
+    document = published.documents[role]
+    left_s = document.signed.expires.timestamp() - now_s
+    life_s = tuf_documents.EXPIRY_DAYS[tuf_documents.kind_of(role)] * tuf_documents.DAY_S
+    is_signed = not check_signatures(published, {}, role, document).missing_signatures
+    is_same_file = tuf_documents.serialize(document) == published.files[role][1]
+    return left_s >= life_s * RENEWAL_SHARE and is_signed and is_same_file
 
 
 def stage_rollout_change(

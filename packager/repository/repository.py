@@ -253,18 +253,19 @@ class Repository(RepositoryListing):
             return report
 
     def refresh(self, signers: Sequence[Signer]) -> PublishReport:
-        """Publish snapshot, timestamp and the signable rollout roles with new expiries.
+        """Publish a new timestamp, and the snapshot and the signable rollout roles that need a new expiry.
 
-        Staged changes stay staged.
+        A snapshot or rollout role stays as it is while it has RENEWAL_SHARE of its validity left and its signatures,
+        so that devices download the timestamp only. Staged changes stay staged.
 
         Raises:
-            BelowThreshold: the signers of snapshot or timestamp are missing.
+            BelowThreshold: the signers of the timestamp, or of a snapshot that is due, are missing.
             PublishConflict: another publisher was first, or holds the lock.
             AirweightsError: the client check failed with the error that a device would raise.
         """
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
-            renewed = stage_renewal(self._layout, published, signers)
+            renewed = stage_renewal(self._layout, published, signers, is_due_only=True)
             return publish(self._layout, published, renewed, check_clients=True, is_renewal=True)
 
     def publish_rollout(self, rollout: Rollout, expected: Rollout | None, signers: Sequence[Signer]) -> PublishReport:

@@ -206,10 +206,12 @@ class Staging:
         version = self._ahead + (0 if before is None else before.signed.version)
         snapshot = tuf_documents.new_snapshot(version, files, now_s)
         staged = self.documents.get("snapshot")
-        if staged is None or staged.signed.meta != snapshot.meta or _is_near_expiry(staged, "snapshot", now_s):
-            self._mark_as_packed(snapshot, now_s)
-            self.documents["snapshot"] = Metadata[Snapshot](snapshot)
-        used = sign_document(published, self.documents, "snapshot", signers)
+        used: set[str] = set()
+        if staged is None or staged is not before or staged.signed.meta != snapshot.meta:
+            if staged is None or staged.signed.meta != snapshot.meta or _is_near_expiry(staged, "snapshot", now_s):
+                self._mark_as_packed(snapshot, now_s)
+                self.documents["snapshot"] = Metadata[Snapshot](snapshot)
+            used = sign_document(published, self.documents, "snapshot", signers)
         document = self.documents["snapshot"]
         if check_signatures(published, self.documents, "snapshot", document).missing_signatures:
             self.documents.pop("timestamp", None)
@@ -229,6 +231,10 @@ class Staging:
             self._mark_as_packed(timestamp, now_s)
             self.documents["timestamp"] = Metadata[Timestamp](timestamp)
         return used | sign_document(published, self.documents, "timestamp", signers)
+
+    def keep_snapshot(self, published: PublishedDocuments) -> None:
+        """Let the new timestamp name the published snapshot, unless another document changes."""
+        self.documents["snapshot"] = published.documents["snapshot"]
 
     def renew_rollout(self, role: str, previous: Targets, now_s: int) -> None:
         """Add a rollout role's document with the same targets, a new version and a new expiry.

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 
 from bundle import strict_json
+from bundle.archive import decode_archive
 from bundle.device_report import parse_report
 from bundle.enrollment import parse_enrollment
 from bundle.envelope import open_envelope
@@ -20,7 +21,7 @@ from bundle.golden.comparison import check_outputs
 from bundle.golden.golden_file import read_golden
 from bundle.manifest import parse_manifest
 from bundle.rollout import parse_rollout
-from tests.vectors import documents, golden_files, sealed
+from tests.vectors import archives, documents, golden_files, sealed
 
 FOLDER: Final = Path(documents.__file__).parent
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -64,6 +65,23 @@ def test_every_document_reader_refuses_the_documents_of_the_others(kind: str) ->
         if other != kind:
             with pytest.raises(Refused):
                 READERS[kind]((FOLDER / other / "good.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", [name for _, name in list_cases("archive")])
+def test_an_archive_vector_is_read_or_refused_with_its_reason(name: str) -> None:
+    found: object
+    try:
+        members = decode_archive((FOLDER / "archive" / f"{name}.awz").read_bytes(), archives.MAX_BYTES)
+        found = {path: content.decode() for path, content in members.items()}
+    except Refused as error:
+        found = error.reason
+    assert found == read_expected("archive")[name]
+
+
+def test_the_archive_vectors_are_those_of_their_generator() -> None:
+    for name, (data, expected) in archives.make_vectors().items():
+        assert (FOLDER / "archive" / f"{name}.awz").read_bytes() == data
+        assert read_expected("archive")[name] == expected
 
 
 @pytest.mark.parametrize("name", [name for _, name in list_cases("golden")])

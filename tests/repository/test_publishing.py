@@ -196,20 +196,31 @@ def test_nothing_staged_is_nothing_to_publish(publisher: MetadataPublisher) -> N
         publisher.repository.sign(publisher.signers)
 
 
-def test_refresh_renews_what_is_online_and_nothing_else(publisher: MetadataPublisher, device: CheckClient) -> None:
+def test_refresh_renews_the_timestamp_and_only_what_is_due(
+    publisher: MetadataPublisher, device: CheckClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device.check(publisher.published)
     publisher.repository.stage_manifest(publisher.make_manifest("1.1.0", 2))
+    before = _contents(publisher.published)
     online = publisher.signers_of("rollout-vision", "snapshot", "timestamp")
-    report = publisher.repository.refresh(online)
-    assert set(report.roles) == {"rollout-vision", "snapshot", "timestamp"}
+    assert set(publisher.repository.refresh(online).roles) == {"timestamp"}
+    after = _contents(publisher.published)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed == {"metadata/timestamp.json", "metadata/timestamp.awz"}
     assert device.check(publisher.published).manifest.version == "1.0.0"
     assert [m.version for m in publisher.repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
-    assert set(publisher.repository.refresh(publisher.signers_of("snapshot", "timestamp")).roles) == {
-        "snapshot",
-        "timestamp",
-    }
+    assert set(publisher.repository.refresh(publisher.signers_of("timestamp")).roles) == {"timestamp"}
+    with pytest.raises(BelowThreshold):
+        publisher.repository.refresh(publisher.signers_of("snapshot"))
+    monkeypatch.setattr(publishing, "RENEWAL_SHARE", 1.1)  # everything is due
+    assert set(publisher.repository.refresh(online).roles) == {"rollout-vision", "snapshot", "timestamp"}
+    assert device.check(publisher.published).manifest.version == "1.0.0"
     with pytest.raises(BelowThreshold):
         publisher.repository.refresh(publisher.signers_of("timestamp"))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_staging_contradicts_nothing_that_is_out(publisher: MetadataPublisher) -> None:

@@ -166,7 +166,8 @@ class SimulatedRepository:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 path = self.path.lstrip("/")
-                repository.requested_paths.append(path)
+                if not path.endswith(".awz"):
+                    repository.requested_paths.append(path)
                 found = repository.served.get(path, repository.served.get(unquote(path)))
                 self.send_response(404 if found is None else 200)
                 self.send_header("Content-Length", str(len(found or b"")))

@@ -87,7 +87,8 @@ def test_a_rollback_is_refused_in_one_line(publisher: MetadataPublisher, client:
     publisher.repository.refresh(publisher.signers)
     assert client.refresh().returncode == 0
     before = client.version("timestamp")
-    shutil.copy(old / "metadata" / "timestamp.json", publisher.published / "metadata" / "timestamp.json")
+    for name in ("timestamp.json", "timestamp.awz"):
+        shutil.copy(old / "metadata" / name, publisher.published / "metadata" / name)
     refused = client.refresh()
     assert refused.returncode == 1
     assert refused.stderr.startswith("RollbackRefused: ")
