@@ -146,6 +146,26 @@ def test_metered_connections_have_a_limit(installed: DeviceUnderTest, publisher:
     assert site.bytes_sent("blobs/") == 0
 
 
+def test_the_metered_limit_bounds_what_all_attempts_receive(
+    device: DeviceUnderTest, publisher: Publisher, site: Site
+) -> None:
+    site.ranges = False
+    site.faults = [faulty_http_server.only_below("blobs/", faulty_http_server.cut_after(8000))]
+    limit = 110_000
+    metered = replace(device.config.update, metered=True, metered_limit_bytes=limit)
+    first, second = device.update(update=metered), device.update(update=metered)
+    _assert_result(first, Outcome.UNAVAILABLE, "download-failed")
+    _assert_result(second, Outcome.UNAVAILABLE, "metered-limit-exceeded")
+    received = first.attempt.downloaded.total + second.attempt.downloaded.total
+    assert limit - 5000 < received <= limit
+    assert second.attempt.downloaded.wasted > 2 * 8000, "what was received before"
+    requests = len([request for request in site.requests if request.path.startswith("blobs/")])
+    _assert_result(device.update(update=metered), Outcome.UNAVAILABLE, "metered-limit-exceeded")
+    assert len([request for request in site.requests if request.path.startswith("blobs/")]) == requests
+    site.faults.clear()
+    _assert_result(device.update(), Outcome.STAGED)
+
+
 def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
     installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
