@@ -31,7 +31,7 @@ ONLY_IN = {
     "bsdiff4": {"packager"},
     "backports": {"packager/diff/encode/zstd_prefix.py"},
     "compression": {"packager/diff/encode/zstd_prefix.py"},
-    "urllib3": set(),
+    "urllib3": {"device_agent/workers/http_client.py", "device_agent/workers/http_connection.py"},
     "requests": set(),
     "onnxruntime": {
         "packager",

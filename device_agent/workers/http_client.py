@@ -1,10 +1,11 @@
-"""The HTTP client of the fetcher: GET with redirects, credentials and proxies.
+"""The HTTP client of the fetcher: GET with redirects, credentials and proxies, over urllib3.
 
 Rules:
 1. Credentials are sent to the configured origins only; each hop of a redirect is judged by its own origin.
 2. Redirects follow device_agent.policy.redirect_rules.
 3. One idle connection is kept for each server. If it turns out to be closed, the request is sent again over a new one.
-4. A URL in a message has no user name and no query: presigned URLs are credentials.
+   urllib3 itself neither repeats requests, nor follows redirects, nor decodes a body.
+4. A URL in a message has no user name and no query: presigned URLs are credentials. urllib3 would log such URLs.
 5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 stays NotFound: object stores send it for missing files.
 """
 
@@ -14,29 +15,30 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote, urlsplit
+
+from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3.exceptions import HTTPError
 
 from bundle.errors import DownloadFailed, NotFound, UnexpectedNotModified
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
-from device_agent.policy.proxy_choice import Proxy, choose_proxy
+from device_agent.policy.proxy_choice import choose_proxy
 from device_agent.policy.redirect_rules import (
     MAX_REDIRECTS,
     check_redirect_address,
     kind_of_address,
     redirect_target,
 )
+from device_agent.workers.connection_opener import Opener, ascii_host
 from device_agent.workers.http_connection import (
     USER_AGENT,
-    Connection,
-    Response,
-    Target,
     TooManyInterimResponses,
-    ascii_host,
+    below_urllib3,
+    create_manager,
     describe_error,
-    open_connection,
     proxy_auth_required,
     tls_failed,
 )
@@ -44,7 +46,7 @@ from device_agent.workers.http_heads import is_conditional
 from device_agent.workers.repository_credentials import RepositoryCredentials, basic_authorization
 from device_agent.workers.transfer_watchdog import TransferWatchdog
 
-logger = logging.getLogger(__name__)
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 RANGE_NOT_SATISFIABLE: Final = 416
@@ -75,6 +77,31 @@ class ClientSettings:
     min_rate_bytes_s: int = 34
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The server of a request.
+
+    Attributes:
+        scheme: "http" or "https".
+        host: name in ASCII, or address.
+        port: its port.
+    """
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> str:
+        """The value of `Host`."""
+        return self.url_host if self.port == (443 if self.scheme == "https" else 80) else f"{self.url_host}:{self.port}"
+
+    @property
+    def url_host(self) -> str:
+        """The host as URLs have it: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+
 @dataclass(slots=True)
 class HttpResponse:
     """A response with its body still unread. Close it.
@@ -82,15 +109,11 @@ class HttpResponse:
     Attributes:
         url: the URL that it came from, for messages.
         response: status, header fields and body.
-        remaining_bytes: bytes of the body that are still unread, or None if its length is unknown.
     """
 
     url: str
-    response: Response
-    _client: "HttpClient"
-    _key: "_Key"
-    _connection: Connection
-    remaining_bytes: int | None
+    response: BaseHTTPResponse
+    _watchdog: TransferWatchdog
 
     @property
     def status(self) -> int:
@@ -98,8 +121,8 @@ class HttpResponse:
         return self.response.status
 
     def header(self, name: str) -> str:
-        """Return a header field, or ""."""
-        return self.response.headers.get(name, "")
+        """Return a header field, the first of those with this name, or ""."""
+        return next(iter(self.response.headers.getlist(name)), "")
 
     def chunks(self, size: int) -> Iterator[bytes]:
         """Yield the body, each time what has arrived, at most `size` bytes.
@@ -108,32 +131,30 @@ class HttpResponse:
             DownloadFailed: the connection broke.
             ServerTooSlow: the watchdog cut it.
         """
-        watchdog = self._client.watchdog
-        while self.remaining_bytes != 0:
+        while self.response.length_remaining != 0:
             # http.client's read1 does not count the bytes that are left (before Python 3.13)
-            wanted = size if self.remaining_bytes is None else min(size, self.remaining_bytes)
+            wanted = size if self.response.length_remaining is None else min(size, self.response.length_remaining)
             try:
-                with watchdog.waiting(self.url, self._connection.sock):
+                with self._watchdog.waiting(self.url):
                     # read1: a full read would block on a slow server and hide what has arrived
                     data = self.response.read1(wanted)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                raise DownloadFailed(f"{self.url}: the transfer broke: {describe_error(error)}") from error
+            except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
+                raise DownloadFailed(
+                    f"{self.url}: the transfer broke: {describe_error(below_urllib3(error))}"
+                ) from error
             if not data:
                 return
-            if self.remaining_bytes is not None:
-                self.remaining_bytes -= len(data)
-            watchdog.record_body(len(data))
+            self._watchdog.record_body(len(data))
             yield data
 
     def close(self) -> None:
         """Close the response; its connection is kept only if the body was read to its end."""
-        is_complete = self.remaining_bytes == 0 or (self.response.chunked and self.response.isclosed())
-        is_reusable = bool(is_complete) and not self.response.will_close
+        if self.response.length_remaining == 0:
+            self.response.drain_conn()  # an empty body is read only now
         self.response.close()
-        self._client.release(self._key, self._connection, is_reusable=is_reusable)
 
 
-_Key = tuple[str, str, int, str, bool, str]  # scheme, host, port, proxy, has credentials, host of the repository
+_Key = tuple[str, bool, str]  # proxy, has credentials, host of the repository
 
 
 class HttpClient:
@@ -149,27 +170,18 @@ class HttpClient:
 
     def __init__(self, settings: ClientSettings) -> None:
         self.settings = settings
-        self._idle: dict[_Key, Connection] = {}
-        self._kinds: dict[str, set[str]] = {}  # kinds of the repository's addresses, by host
         self.watchdog = TransferWatchdog(settings.first_byte_s, settings.stall_window_s)
+        self._opener = Opener(self.watchdog, settings.first_byte_s + settings.stall_window_s)
+        self._managers: dict[_Key, PoolManager] = {}
+        self._kinds: dict[str, set[str]] = {}  # kinds of the repository's addresses, by host
 
     def close(self) -> None:
         """Close all idle connections."""
-        while self._idle:
-            self._idle.popitem()[1].close()
-
-    def release(self, key: _Key, connection: Connection, *, is_reusable: bool) -> None:
-        """Keep or close a connection.
-
-        Args:
-            key: the server that it leads to.
-            connection: the connection.
-            is_reusable: whether another request can be sent.
-        """
-        if is_reusable and key not in self._idle:
-            self._idle[key] = connection
-        else:
-            connection.close()
+        while self._managers:
+            pools = self._managers.popitem()[1].pools
+            for key in pools.keys():  # noqa: SIM118  # urllib3's container cannot be iterated
+                pools[key].close()
+            pools.clear()
 
     def open(self, url: str, headers: dict[str, str]) -> HttpResponse:
         """Send a GET request, follow its redirects, and return the response (200, 206, 304 or 416).
@@ -200,7 +212,7 @@ class HttpClient:
     def _send(self, source: str, url: str, headers: dict[str, str]) -> HttpResponse:
         credentials, shown = self.settings.credentials, redact_url(url)
         target, path = _split(url, shown)
-        source_host = (urlsplit(source).hostname or "").lower()
+        source_host = ascii_host(urlsplit(source).hostname or "").lower()
         proxy = choose_proxy(
             target.scheme,
             target.host,
@@ -213,63 +225,78 @@ class HttpClient:
         fields = {"Host": target.authority, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
         if is_private:
             fields.update(credentials.headers)
-        proxy_authorization = ""
+        proxy_headers: dict[str, str] = {}
         if proxy is not None:
-            proxy_authorization = credentials.proxy_authorization or (
+            proxy_headers["User-Agent"] = USER_AGENT
+            authorization = credentials.proxy_authorization or (
                 basic_authorization(proxy.credentials) if proxy.credentials else ""
             )
-            if target.scheme == "http":
-                path = f"http://{target.authority}{path}"
-                if proxy_authorization:
-                    fields["Proxy-Authorization"] = proxy_authorization
-        key = (target.scheme, target.host, target.port, proxy.url if proxy else "", is_private, source_host)
+            if authorization:
+                proxy_headers["Proxy-Authorization"] = authorization
 
         def check_address(address: str) -> None:
             if target.host.lower() != source_host:
                 kinds, allowed = self._kinds.get(source_host, set()), self.settings.allow_redirects_to
                 check_redirect_address(target.host, target.port, address, kinds, allowed, shown)
 
+        proxy_url = None
         if proxy is not None:
             check_address(target.host)
-        while True:
-            connection = self._idle.pop(key, None)
-            if connection is None:
-                connection = open_connection(
-                    target,
-                    proxy,
-                    proxy_authorization=proxy_authorization,
-                    context=credentials.private_context if is_private else credentials.public_context,
-                    check_address=check_address,
-                    watchdog=self.watchdog,
-                    timeout_s=self.settings.first_byte_s + self.settings.stall_window_s,
-                    shown=shown,
-                )
-            if target.host.lower() == source_host:
-                self._kinds.setdefault(source_host, set()).add(kind_of_address(connection.peer or target.host))
-            try:
-                with self.watchdog.waiting(shown, connection.sock):
-                    response = connection.request(path, fields)
-                break
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                connection.close()
-                if connection.uses > 1 and not isinstance(error, TimeoutError):
-                    continue  # the server closed an idle connection
-                raise self._request_error(error, shown, proxy if target.scheme == "http" else None) from error
-            except ServerTooSlow:
-                connection.close()
-                raise
-        opened = HttpResponse(shown, response, self, key, connection, response.length)
-        if proxy is not None and response.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
-            opened.close()
-            raise proxy_auth_required(proxy, bool(proxy_authorization), shown)
-        return opened
+            proxy_url = replace(proxy, host=ascii_host(proxy.host)).url
+        key = (proxy_url or "", is_private, source_host)
+        if key not in self._managers:
+            context = credentials.private_context if is_private else credentials.public_context
+            self._managers[key] = create_manager(self._opener, context, proxy_url, proxy_headers)
+        is_forwarded = proxy is not None and target.scheme == "http"
+        request_target = f"http://{target.authority}{path}" if is_forwarded else path
+        self._opener.prepare(shown, request_target, check_address)
+        response = self._request(
+            self._managers[key], target, fields, f" (through the proxy {proxy_url})" if is_forwarded else ""
+        )
+        if target.host.lower() == source_host and self._opener.peer:
+            address = target.host if proxy_url else self._opener.peer
+            self._kinds.setdefault(source_host, set()).add(kind_of_address(address))
+        if proxy_url and response.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
+            response.close()
+            raise proxy_auth_required(proxy_url, "Proxy-Authorization" in proxy_headers, shown)
+        return response
 
-    def _request_error(self, error: Exception, shown: str, proxy: Proxy | None) -> Exception:
+    def _request(self, manager: PoolManager, target: Target, fields: dict[str, str], through: str) -> HttpResponse:
+        shown, response = self._opener.shown, None
+        for may_repeat in (True, False):
+            try:
+                with self.watchdog.waiting(shown):
+                    pool = manager.connection_from_host(target.url_host, target.port, target.scheme)
+                    response = pool.urlopen(
+                        "GET",
+                        self._opener.request_target,
+                        headers=fields,
+                        retries=False,
+                        redirect=False,
+                        assert_same_host=False,  # a proxy gets the URLs of all hosts
+                        timeout=self._opener.timeout_s,
+                        preload_content=False,
+                        decode_content=False,
+                        enforce_content_length=False,  # the fetcher knows how many bytes are signed
+                    )
+                break
+            except ServerTooSlow:
+                if response is not None:
+                    response.close()
+                raise
+            except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
+                below = below_urllib3(error)
+                if may_repeat and not self._opener.peer and not isinstance(below, TimeoutError):
+                    continue  # the server closed an idle connection
+                raise self._request_error(below, shown, through) from error
+        assert response is not None
+        return HttpResponse(shown, response, self.watchdog)
+
+    def _request_error(self, error: Exception, shown: str, through: str) -> Exception:
         if isinstance(error, ssl.SSLError):
             return tls_failed(error, shown)  # with TLS 1.3, a client certificate is judged after the handshake
         if isinstance(error, TooManyInterimResponses):
             return ServerTooSlow(f"{shown}: no response: {error}")
-        through = f" (through the proxy {proxy.url})" if proxy is not None else ""
         return DownloadFailed(f"{shown}: no response: {describe_error(error)}{through}")
 
     def _check(self, response: HttpResponse, url: str, headers: dict[str, str]) -> HttpResponse:
@@ -279,8 +306,8 @@ class HttpClient:
                 return response
             response.close()
             raise UnexpectedNotModified(f"{shown}: HTTP 304, but the request had no condition")
-        codings = [coding.strip().lower() for coding in response.header("Content-Encoding").split(",")]
-        is_plain = all(coding in NO_CODINGS for coding in codings)
+        codings = response.response.headers.get("Content-Encoding", "").split(",")
+        is_plain = all(coding.strip().lower() in NO_CODINGS for coding in codings)
         if status in (200, 206, RANGE_NOT_SATISFIABLE) and is_plain:
             return response
         page = b""

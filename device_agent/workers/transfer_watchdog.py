@@ -10,6 +10,7 @@ Rules:
    TLS or a parser. The reader calls `check` after each error and at the end of the body.
 """
 
+import os
 import socket
 import threading
 import time
@@ -62,28 +63,51 @@ class TransferWatchdog:
             yield
         finally:
             with self._condition:
-                self._is_active, self._socket = False, None
+                self._is_active = False
+                self._drop_socket()
 
     @contextmanager
-    def waiting(self, url: str, connection: socket.socket | None = None) -> Iterator[None]:
+    def waiting(self, url: str) -> Iterator[None]:
         """Count the time of a `with` block, in which the network is waited for.
 
         Args:
             url: the URL for messages.
-            connection: the socket to shut down, or None if there is none yet.
 
         Raises:
             ServerTooSlow: the transfer was cut, before or in the block.
         """
         self.check(url)
         with self._condition:
-            self._is_waiting, self._socket = True, connection
+            self._is_waiting = True
         try:
             yield
         finally:
             with self._condition:
                 self._is_waiting = False
             self.check(url)
+
+    def use(self, connection: socket.socket) -> None:
+        """Set the socket that is shut down to cut the transfer, until another is set or the transfer ends.
+
+        A duplicate is kept: TLS takes the descriptor of a socket over, and http.client closes sockets early.
+        """
+        kind = connection.family, connection.type, connection.proto
+        duplicate = socket.socket(*kind, fileno=os.dup(connection.fileno()))
+        with self._condition:
+            self._drop_socket()
+            self._socket = duplicate
+            if self._problem:
+                self._cut()
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _cut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def record_body(self, count: int) -> None:
         """Count received bytes of the body."""
@@ -118,10 +142,8 @@ class TransferWatchdog:
                     # no more than two ticks: this process may have been starved, and not by the server
                     self._waited_s += min(now - last, 2 * self._tick_s)
                     self._problem = self._judge()
-                    if self._problem and self._socket is not None:
-                        with suppress(OSError):
-                            # not SSLSocket.shutdown, which replaces the TLS object under the reader
-                            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    if self._problem:
+                        self._cut()
                 last = now
 
     def _judge(self) -> str:
