@@ -117,7 +117,7 @@ class Opener:
 
 
 def _allow_address(_address: str) -> None:
-    """Allow every address."""
+    """Allow every address: a proxy is configured, not named by a server."""
 
 
 def proxy_url(host: str, port: int) -> str:

@@ -185,11 +185,9 @@ def create_manager(
         manager = PoolManager(ssl_context=context)
     else:
         manager = ProxyManager(proxy, proxy_headers=proxy_headers, ssl_context=context)
-    # instances' own table, with pools that pass the opener to their connections
-    manager.pool_classes_by_scheme = {  # type: ignore[assignment]  # a partial is as good as the class
-        "http": partial(_PlainPool, opener=opener),
-        "https": partial(_TlsPool, opener=opener),
-    }
+    # pools that pass the opener to their connections; a partial is as good as the class
+    pools: dict[str, Any] = {"http": partial(_PlainPool, opener=opener), "https": partial(_TlsPool, opener=opener)}
+    manager.pool_classes_by_scheme = pools
     return manager
 
 

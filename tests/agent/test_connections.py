@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_other_responses_open_a_tunnel(tls_site: Site, certificates: Certificate
 def test_a_stalled_handshake_is_cut(is_tunnel: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        settings = {"proxy": f"http://127.0.0.1:{port}" if is_tunnel else "none", "first_byte_s": 1}
+        settings: dict[str, Any] = {"proxy": f"http://127.0.0.1:{port}" if is_tunnel else "none", "first_byte_s": 1}
         with start_fetcher(f"https://127.0.0.1:{port}", **settings) as child:
             before = time.monotonic()
             with pytest.raises(ServerTooSlow, match="no byte of the body in 1 s"):
