@@ -1,4 +1,4 @@
-"""Tunnels through proxies, TLS that stalls, connections that are used again, and targets sent byte for byte."""
+"""Tunnels through proxies, stalled TLS, connections used again, and targets sent byte for byte."""
 
 import contextlib
 import logging
