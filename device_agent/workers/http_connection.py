@@ -147,7 +147,7 @@ class TlsConnection(PlainConnection, HTTPSConnection):
         shown, url = self._opener.shown, proxy_url(self.host, self.port or self.default_port)
         self.response_class = _ConnectResponse
         try:
-            super()._tunnel()  # type: ignore[misc]  # http.client's own hook
+            super()._tunnel()
         except ConnectRefused as error:
             if error.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
                 has_credentials = "Proxy-Authorization" in self._tunnel_headers  # type: ignore[attr-defined]
