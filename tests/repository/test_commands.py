@@ -140,7 +140,7 @@ def test_doctor_refresh_withdraw_and_garbage_have_their_say(
     publisher: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
     assert "if ML-DSA is broken, 1 classical key" in terminal.text("repo", "verify")
-    assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
+    assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
     assert "withdrawal staged" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")
     assert terminal.json("repo", "unstage") == {"staged": False}
