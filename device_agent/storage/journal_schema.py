@@ -88,6 +88,10 @@ def _rename_in_body(kind: str, key: str, body: str) -> str:
 def _rename_in_attempt(attempt: dict[str, JSON]) -> None:
     if "verdict" in attempt:
         attempt["rejection"] = attempt.pop("verdict")
+    if "download_bytes" in attempt:
+        # a file of schema 2 counted the bytes of blobs alone, and not by kind
+        blobs = attempt.pop("download_bytes")
+        attempt["downloaded"] = {"metadata": 0, "envelope": 0, "patch": 0, "full": blobs, "wasted": 0}
     states = attempt.get("states")
     if isinstance(states, list):
         attempt["states"] = [_OLD_STATES.get(str(state), state) for state in states]

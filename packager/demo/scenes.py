@@ -155,7 +155,8 @@ class Scenes(DemoWorld):
             bool(requests) and not failed,
             f"{len(requests)} sent, {failed} failed, responses from {' then '.join(versions) or 'no version'}",
         )
-        fetched, full = int(update.get("download_bytes") or 0), int(update.get("full_download_bytes") or 0)
+        # blob against blob: both downloads need the same metadata
+        fetched, full = int(update.get("patch_bytes") or 0), int(update.get("full_download_bytes") or 0)
         self._add_check(
             "update no larger than the full download",
             0 < fetched <= full,
@@ -202,7 +203,11 @@ class Scenes(DemoWorld):
         # the manifest first: a device that has verified a manifest does not download it again
         targets = self._repo.published / "targets" / "bundles" / self._models.family
         path = next(targets.glob("*.1.4.0.json")).relative_to(self._repo.published).as_posix()
-        with self._running_site.replace_file(path, self._flip_byte(path)):
+        # archives carry the same documents: the attacker makes them unreadable, so that single files are asked for
+        metadata = self._repo.published / "metadata"
+        archives = [file.relative_to(self._repo.published).as_posix() for file in metadata.rglob("*.awz")]
+        tampered = {path: self._flip_byte(path), **dict.fromkeys(archives, b"")}
+        with replace_files(self._running_site, tampered):
             self._check_refusal("tampered manifest", self._update(), expected_version="1.1.0")
         with replace_files(
             self._running_site, {f"blobs/{b[:2]}/{b}": self._flip_byte(f"blobs/{b[:2]}/{b}") for b in blobs}

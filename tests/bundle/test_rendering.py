@@ -23,7 +23,7 @@ MAY_PRINT = {
     "device_agent/process/worker.py",
     "device_agent/workers/served_files.py",
     "device_agent/workers/tuf_conformance.py",
-    "packager/models/golden_vectors.py",
+    "packager/models/model_runs.py",
     "packager/models/peak_memory.py",
     "packager/models/random_inputs.py",
     "packager/models/sessions.py",

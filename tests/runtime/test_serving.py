@@ -555,11 +555,12 @@ def test_golden_inputs_run_in_a_serving_process_between_two_requests() -> None:
         process = bundle.start_process(1)
         served.publish("toy", process)
         assert bundle.fds.golden is not None
+        assert other.fds.golden is not None
         with Load(served.address) as load:
             load.wait_for_responses(5)
             process.check_golden(bundle.fds.files[bundle.fds.golden], 1000)
             with pytest.raises(GoldenMismatch, match="golden 0"):
-                process.check_golden(other.fds.files["golden.safetensors"], 1000)
+                process.check_golden(other.fds.files[other.fds.golden], 1000)
             load.wait_for_responses(5)
         assert load.failures == {}
         process.stop()
