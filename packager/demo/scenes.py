@@ -7,6 +7,7 @@ Rules:
 - All files are below one folder, all sockets on loopback. Processes are stopped by their handles.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -217,7 +218,10 @@ class Scenes(DemoWorld):
     def refuse_downgrade(self) -> None:
         """Replay old metadata, then sign a rollout of an old release; the device must refuse both."""
         self._print_title("Attack: return to an old release")
-        with self._running_site.serve_folder(self._folder / "mirror-of-then"):
+        mirror = self._folder / "mirror-of-then"
+        for path in mirror.rglob("*"):
+            os.utime(path)  # files that look new, so that no conditional request gets 304
+        with self._running_site.serve_folder(mirror):
             self._check_refusal("replayed old metadata", self._update(), expected_version="1.1.0")
         old = self._manifest("1.0.0")
         current = self._repo.rollout(self._models.family, CHANNEL)

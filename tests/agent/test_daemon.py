@@ -44,7 +44,10 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert history[0].startswith("updated, untried 1.1.0 fp32 (probation: 0 requests in 0 s"), history
     assert "last update: updated, untried 1.1.0" in device.command("status").stdout
     assert first["probation"] is None, "a first install has no probation"
-    assert 0 < second["downloaded"]["patch"] == second["patch_bytes"] < second["full_download_bytes"]
+    assert 0 < second["patch_bytes"] < second["full_download_bytes"]
+    assert (
+        second["patch_bytes"] <= second["downloaded"]["patch"] < second["patch_bytes"] + 500
+    )  # with the response head
     assert infer(device)["model_version"] == "1.1.0"
     assert device.call("update")["outcome"] == "nothing-new"
 
