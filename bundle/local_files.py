@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from bundle.errors import FileNotRegular, TextEncodingUnsupported, TooLarge
-from bundle.suggestion import suggest
 
 UTF16_MARKS: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 KINDS: Final = (
@@ -79,6 +78,8 @@ def missing_file_hint(path: Path) -> str:
         names = [entry.name for entry in os.scandir(folder) if entry.name != path.name]
     except OSError:
         return f"check the path: there is no folder {folder}"
+    from bundle.suggestion import suggest  # only for an error: difflib would stay in the daemon's memory
+
     return f"check the path{suggest(path.name, names)}"
 
 

@@ -6,7 +6,7 @@ Rules:
   repository that comes back is found soon, and one that stays down gets few requests.
 """
 
-import random
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +16,12 @@ MAX_RETRY_FACTOR: Final = 4  # the longest delay after failures, in poll interva
 MAX_DOUBLINGS: Final = 20  # the factor is reached long before; this bounds the shift
 
 
-def next_poll_delay_s(interval_s: int, failures: int, draw: Callable[[], float] = random.random) -> float:
+def _draw_random() -> float:
+    # the module `random` would stay in the daemon's memory: 240 kB for one number per poll
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
+
+def next_poll_delay_s(interval_s: int, failures: int, draw: Callable[[], float] = _draw_random) -> float:
     """Draw the delay until the next poll, in seconds.
 
     Args:
