@@ -16,6 +16,7 @@ from typing import Any, Final
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError
 from device_agent.config.config import Config
+from device_agent.config.repository import origin_of
 from device_agent.errors import (
     ConfigInvalid,
     ConnectionFailed,
@@ -125,37 +126,28 @@ def _transport_steps(config: Config, source: str) -> list[tuple[str, str]]:
     """Return the steps before METADATA, with their details."""
     if source.startswith("file:"):
         return []
-    scheme, _, rest = source.partition("://")
-    steps = [(PROXY, _describe_proxy(config, scheme, rest)), (CONNECTION, "")]
-    if scheme == "https":
+    steps = [(PROXY, _describe_proxy(config, source)), (CONNECTION, "")]
+    if source.startswith("https:"):
         steps.append((TLS, ""))
     return [*steps, (AUTHENTICATION, "")]
 
 
-def _describe_proxy(config: Config, scheme: str, rest: str) -> str:
-    host, port = split_authority(rest, 443 if scheme == "https" else 80)
+def _describe_proxy(config: Config, source: str) -> str:
+    scheme, _, authority = origin_of(source).partition("://")
+    host, _, port = authority.rpartition(":")
     settings = config.repository
     try:
         proxy = choose_proxy(
-            scheme, host, port, configured=settings.proxy, no_proxy=settings.no_proxy, environment=os.environ
+            scheme,
+            host.strip("[]"),
+            int(port),
+            configured=settings.proxy,
+            no_proxy=settings.no_proxy,
+            environment=os.environ,
         )
     except ProxyFailed:
         return ""
     return "none" if proxy is None else proxy.url
-
-
-def split_authority(text: str, default_port: int) -> tuple[str, int]:
-    """Return host and port at the start of a URL without its scheme.
-
-    Args:
-        text: the URL after `://`.
-        default_port: port of a URL without one.
-    """
-    authority = text.partition("/")[0]
-    host, separator, port = authority.rpartition(":")
-    if separator and port.isdecimal():
-        return host.strip("[]"), int(port)
-    return authority.strip("[]"), default_port
 
 
 def _step_of(error: AirweightsError) -> str:

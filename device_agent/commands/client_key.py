@@ -1,6 +1,5 @@
 """`device-agent identity seal-client-key`: keep the TLS client key under the device's storage key."""
 
-import os
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ def seal_client_key(path: Path, file: Path, *, as_json: bool) -> None:
     The key storage protects it like the device's own keys. Then set `client_key = "sealed"` in `[repository]` and
     delete FILE. Run the command again to replace the key.
     """
+    from bundle.local_files import open_local_file
     from device_agent.storage.bundle_store import BundleStore
     from device_agent.storage.device_directory import CLIENT_KEY_FILE, DeviceDirectory
     from device_agent.workers.worker_pool import WorkerPool
@@ -29,14 +29,11 @@ def seal_client_key(path: Path, file: Path, *, as_json: bool) -> None:
     device = DeviceDirectory.for_family(config)
     device.check_initialized()
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        plain = open_local_file(file)
     except OSError as error:
         raise InvalidUsage(f"{file}: {error.strerror}", hint="name the PEM file of the private key") from error
     sealed = device.identity_directory / CLIENT_KEY_FILE
-    try:
-        with WorkerPool(config, device, BundleStore(device.family_directory)) as workers:
-            workers.seal_client_key(fd, sealed)
-    finally:
-        os.close(fd)
+    with plain, WorkerPool(config, device, BundleStore(device.family_directory)) as workers:
+        workers.seal_client_key(plain.fileno(), sealed)
     text = f'the key is sealed in {sealed}; set `client_key = "sealed"` in [repository], then delete {file}'
     console.print_result({"sealed": str(sealed)}, as_json=as_json, text=text)

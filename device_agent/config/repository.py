@@ -30,14 +30,15 @@ USER_INFO_HINT: Final = (
 RESERVED_HEADERS: Final = frozenset(
     {
         *("accept-encoding", "connection", "content-length", "host", "proxy-authorization", "range"),
-        *("transfer-encoding", "te", "trailer", "upgrade", "expect", "if-range", "if-none-match", "user-agent"),
+        *("transfer-encoding", "te", "trailer", "upgrade", "expect", "if-range", "user-agent"),
+        *("if-none-match", "if-modified-since", "if-match", "if-unmodified-since"),
     }
 )
 NO_PROXY: Final = "none"
 SEALED_CLIENT_KEY: Final = "sealed"
 MAX_ITEMS: Final = 64
 MAX_WAIT_S: Final = 3600
-PATH_KEYS: Final = (*("ca_file", "client_cert", "token_file", "basic_auth_file", "headers_file", "proxy_auth_file"),)
+PATH_KEYS: Final = ("ca_file", "client_cert", "token_file", "basic_auth_file", "headers_file", "proxy_auth_file")
 
 
 @dataclass(frozen=True, slots=True)

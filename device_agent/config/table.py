@@ -86,7 +86,7 @@ class Table:
         return value
 
     def texts(self, key: str, pattern: re.Pattern[str], max_items: int, expected: str = "") -> tuple[str, ...]:
-        """Return a list of texts, () if it is missing, each without a slash at its end.
+        """Return a list of texts, () if it is missing.
 
         Args:
             key: the key.
@@ -100,7 +100,7 @@ class Table:
         for item in value:
             if not isinstance(item, str) or not pattern.fullmatch(item):
                 raise self._type_error(key, item, expected or f"a match of {pattern.pattern}")
-        return tuple(item.rstrip("/") for item in value)
+        return tuple(value)
 
     def path(self, key: str, folder: Path) -> Path:
         """Return a path; the key is required.

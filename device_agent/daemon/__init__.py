@@ -9,6 +9,7 @@ Reading order:
     messages.py          the messages that other threads queue for it
     family_service.py    one family: its stores, its updates, its serving model
     service_registry.py  the family services of all families
+    worker_pools.py      the worker pools of all families, which a stop interrupts
     serving_watchdog.py  keeps one family's model serving
     control_socket.py    the socket of the command line, and its client
     request_handler.py   handles its requests

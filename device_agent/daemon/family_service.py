@@ -97,7 +97,7 @@ class FamilyService:
             journal=self.journal,
             probe_client=ProbeClient(config.serve.threads, allow_unjailed=config.allow_unjailed),
             read_facts=device_facts,
-            open_workers=lambda: supervisor.open_workers(
+            open_workers=lambda: supervisor.worker_pools.open(
                 config, self.device, self._store, lambda: supervisor.handle_pending(self)
             ),
             serving=self.serving,
@@ -129,7 +129,7 @@ class FamilyService:
         return None if current is None else (current.bundle, current.number)
 
     def _open_workers(self) -> WorkerPool:
-        return self._supervisor.open_workers(self.config, self.device, self._store)
+        return self._supervisor.worker_pools.open(self.config, self.device, self._store)
 
     def start(self) -> None:
         """Recover the journal and serve the active bundle.

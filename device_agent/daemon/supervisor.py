@@ -23,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import assert_never
-from weakref import ref
 
 from bundle.errors import Unavailable
 from device_agent.apps.app_socket import AppServer
@@ -48,15 +47,14 @@ from device_agent.daemon.messages import (
 from device_agent.daemon.request_handler import RequestHandler
 from device_agent.daemon.service_registry import ServiceRegistry
 from device_agent.daemon.update_metrics import render_update_metrics
+from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused
 from device_agent.host.systemd import SystemdNotifier
 from device_agent.policy.attempt import UpdateResult
 from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
-from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.update.context import Interrupt
-from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +70,7 @@ class Supervisor:
 
     Attributes:
         is_stopping: whether the daemon is about to end.
+        worker_pools: the worker pools of all families, which `stop` interrupts.
         identity: public identity of the device.
         runtime: the front process and the model processes.
 
@@ -85,7 +84,7 @@ class Supervisor:
         self._config, self._announce = config, announce
         self._messages: queue.SimpleQueue[DaemonMessage] = queue.SimpleQueue()
         self._deferred_messages: list[DaemonMessage] = []
-        self._open_worker_pools: tuple[ref[WorkerPool], ...] = ()
+        self.worker_pools = WorkerPools()
         self.is_stopping = False
         self.identity = device.read_public_identity()
         self._notifier = SystemdNotifier()
@@ -145,9 +144,7 @@ class Supervisor:
         """Request the end of the daemon. Any thread and any signal handler may call it."""
         self._messages.put(Stop())
         # in a thread of its own: a signal handler may have interrupted a call to the same workers, and would deadlock
-        threading.Thread(target=self._interrupt_workers, name="stop", daemon=True).start()
-
-    # called by the family services
+        threading.Thread(target=self.worker_pools.interrupt, name="stop", daemon=True).start()
 
     @property
     def services(self) -> tuple[FamilyService, ...]:
@@ -157,22 +154,6 @@ class Supervisor:
     def enqueue(self, message: DaemonMessage) -> None:
         """Queue a message for the main thread. Any thread may call it."""
         self._messages.put(message)
-
-    def open_workers(
-        self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
-    ) -> WorkerPool:
-        """Create a pool of workers that `stop` interrupts.
-
-        Args:
-            config: configuration of the family.
-            device: the family's part of the device directory.
-            store: the family's bundle store.
-            on_idle: called again and again while the pool waits for a worker.
-        """
-        workers = WorkerPool(config, device, store, on_idle)
-        # assigned as a whole: `stop` reads it from another thread
-        self._open_worker_pools = (*(known for known in self._open_worker_pools if known() is not None), ref(workers))
-        return workers
 
     def handle_pending(self, busy: FamilyService | None = None) -> None:
         """Handle messages that must not wait until `busy` finishes its update, and defer the others.
@@ -270,11 +251,6 @@ class Supervisor:
             if not self.is_stopping:
                 log_errors(service.activate_staged)
                 self.handle_pending()
-
-    def _interrupt_workers(self) -> None:
-        for known in self._open_worker_pools:
-            if (workers := known()) is not None:
-                workers.interrupt()
 
     def _cancel_replies(self) -> None:
         messages = list(self._deferred_messages)

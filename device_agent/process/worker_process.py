@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
-from weakref import WeakSet
+from weakref import WeakValueDictionary
 
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
@@ -85,7 +85,7 @@ class WorkerProcess:
             target=self._read_log, args=(process.stderr,), name=f"{name}-log", daemon=True
         )
         self._log_thread.start()
-        _workers.add(self)
+        _workers[self.pid] = self
 
     @classmethod
     def start(
@@ -281,10 +281,12 @@ class WorkerProcess:
                                 on_event(message.value["event"])
                     elif "request" in message.value:
                         reply, reply_fds = self._handle_request(message, on_request)
-                        self._set_timeout(deadline)
-                        channel.send_message(self._channel, reply, reply_fds)
-                        for fd in reply_fds:
-                            os.close(fd)
+                        try:
+                            self._set_timeout(deadline)
+                            channel.send_message(self._channel, reply, reply_fds)
+                        finally:
+                            for fd in reply_fds:
+                                os.close(fd)
                     elif isinstance(message.value.get("ok"), dict):
                         return Message(message.value["ok"], message.fds)
                     else:
@@ -358,9 +360,8 @@ class WorkerProcess:
                     log.warning("more than %d lines, dropping the rest", MAX_LINES_LOGGED)
 
 
-_workers: Final["WeakSet[WorkerProcess]"] = WeakSet()  # those that run, and some that have ended
-
-
+# by process id: those that run, and some that have ended; any thread may look one up, and none may iterate
+_workers: Final["WeakValueDictionary[int, WorkerProcess]"] = WeakValueDictionary()
 _jails: Final[dict[str, JailStatus]] = {}  # of the last worker of each name
 
 
@@ -370,8 +371,9 @@ def missing_restrictions() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def is_worker(pid: int) -> bool:
-    """Return whether a process is a running worker of this process."""
-    return any(worker.pid == pid and worker.is_alive() for worker in tuple(_workers))
+    """Return whether a process is a running worker of this process. Any thread may call it."""
+    worker = _workers.get(pid)
+    return worker is not None and worker.is_alive()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from device_agent.config.config import Config
 from device_agent.config.repository import SEALED_CLIENT_KEY, origin_of
 from device_agent.errors import ConfigInvalid
 
-# rises with every change of a file: device, inode, size and time of the last change
+# device, inode, size and time of the last change: another one after every change of a file
 FileVersion = tuple[int, int, int, int]
 Fingerprint = tuple[FileVersion, ...]
 

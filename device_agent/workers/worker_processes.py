@@ -93,6 +93,8 @@ class WorkerProcesses:
                 jail_of(worker, self._config, self._trust_directory),
                 environment=environment,
             )
+            if self._is_interrupted:  # while the process started, when `interrupt` did not see it yet
+                process.kill()
         try:
             return process.call(operation, request, fds, on_idle=self._on_idle, **options)
         except (WorkerCrashed, WorkerTimeout):

@@ -1,0 +1,53 @@
+"""The worker pools of a daemon, which end together.
+
+Rules:
+- Any thread opens a pool: the main thread for an update, and the threads of applications' connections to unseal files.
+- `interrupt` ends all open pools. One that is opened afterwards is interrupted at once, so that none outlives a stop.
+- A pool that nobody uses any more is forgotten.
+"""
+
+import threading
+from collections.abc import Callable
+from weakref import ref
+
+from device_agent.config.config import Config
+from device_agent.storage.bundle_store import BundleStore
+from device_agent.storage.device_directory import DeviceDirectory
+from device_agent.workers.worker_pool import WorkerPool
+
+
+class WorkerPools:
+    """Opens worker pools, and interrupts them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: list[ref[WorkerPool]] = []
+        self._is_interrupted = False
+
+    def open(
+        self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
+    ) -> WorkerPool:
+        """Create a pool of workers that `interrupt` interrupts. Any thread may call it.
+
+        Args:
+            config: configuration of the family.
+            device: the family's part of the device directory.
+            store: the family's bundle store.
+            on_idle: called again and again while the pool waits for a worker.
+        """
+        workers = WorkerPool(config, device, store, on_idle)
+        with self._lock:
+            self._open = [*(known for known in self._open if known() is not None), ref(workers)]
+            is_interrupted = self._is_interrupted
+        if is_interrupted:
+            workers.interrupt()
+        return workers
+
+    def interrupt(self) -> None:
+        """Interrupt all pools, also those that are opened later. Any thread may call it, but no signal handler."""
+        with self._lock:
+            self._is_interrupted = True
+            found = list(self._open)
+        for known in found:
+            if (workers := known()) is not None:
+                workers.interrupt()
