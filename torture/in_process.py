@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.variant import Variant
-from device_agent.config.config import load_config
+from device_agent.config.config import Config, load_config
 from device_agent.config.repository import RepositorySettings
 from device_agent.errors import StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version
@@ -33,6 +33,7 @@ from device_agent.update.recovery import open_journal, recover_journal
 from device_agent.update.update import run_staged, run_update
 from device_agent.workers import fetcher, patcher, verifier
 from device_agent.workers.worker_pool import WorkerPool
+from device_agent.workers.worker_processes import WorkerProcesses
 
 RequestHandler = Callable[[Message], tuple[dict[str, Any], Sequence[int]]]
 
@@ -52,11 +53,11 @@ class _Supervisor:
         return Message(answer, tuple(answer_fds))
 
 
-class InProcessWorkerPool(WorkerPool):
+class _InProcess(WorkerProcesses):
     """Calls the handlers of fetcher, verifier and patcher in this process."""
 
-    def __init__(self, *words: Any) -> None:
-        super().__init__(*words)
+    def __init__(self, config: Config, trust_directory: Path) -> None:
+        super().__init__(config, trust_directory, None)
         self._patcher = patcher.Patcher()
         self._handlers: dict[tuple[str, str], Handler] = {
             ("fetcher", "configure"): fetcher.configure,
@@ -69,16 +70,25 @@ class InProcessWorkerPool(WorkerPool):
             ("patcher", "describe"): patcher.read_sealed_header,
         }
 
-    def _is_running(self, worker: str) -> bool:
-        return True  # in this process
+    def is_running(self, worker: str) -> bool:
+        """Return True: the handlers are in this process."""
+        return True
 
-    def _call(
+    def call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
     ) -> Message:
+        """Call the handler of an operation."""
         # a handler owns the descriptors that it receives, as through a socket
         message = Message(request, tuple(os.dup(fd) for fd in fds))
         result = self._handlers[worker, operation](_Supervisor(options.get("on_request")), message)  # type: ignore[arg-type]  # the part that handlers use
         return result if isinstance(result, Message) else Message(result)
+
+
+class InProcessWorkerPool(WorkerPool):
+    """A pool whose workers are functions of this process."""
+
+    def __init__(self, config: Config, device: DeviceDirectory, store: BundleStore) -> None:
+        super().__init__(config, device, store, processes=_InProcess(config, device.trust_directory))
 
 
 class _FakeProcess:
@@ -212,7 +222,7 @@ class InProcessAgent:
             if bundle is None:
                 continue
             try:
-                fds = self._open_workers().unseal(bundle)
+                fds = self._open_workers().patcher.unseal(bundle)
             except StoreDamaged:
                 continue
             self.serving.publish(self.serving.start_generation(bundle, fds))
@@ -239,7 +249,7 @@ class InProcessAgent:
         collect_garbage(self.context)
         active = self.journal.bundle(self.journal.pointers.active)
         if active is not None and self.serving_version() != active.version:
-            fds = self._open_workers().unseal(active)
+            fds = self._open_workers().patcher.unseal(active)
             self.serving.publish(self.serving.start_generation(active, fds))
             fds.close()
             self.serving.stop_replaced()

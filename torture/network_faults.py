@@ -20,18 +20,18 @@ from unittest import mock
 from bundle.errors import Unavailable
 from device_agent.config.config import load_config
 from device_agent.config.repository import RepositorySettings
-from device_agent.workers import fetcher
+from device_agent.workers import blob_transfer, fetcher
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Fault, serve_folder
 from torture.case import NEW, OLD, Site, spread
 from torture.fault_classes import Row
 from torture.in_process import InProcessAgent, copy_device
 
-SHORT_TIMEOUTS: Final = {
-    "DOCUMENT_DEADLINE_S": 0.6,
-    "MAX_BACKOFF_S": 0.02,
-    "MAX_RETRY_AFTER_S": 0.05,
-}
+SHORT_TIMEOUTS: Final = (
+    (fetcher, "DOCUMENT_DEADLINE_S", 0.6),
+    (blob_transfer, "MAX_BACKOFF_S", 0.02),
+    (blob_transfer, "MAX_RETRY_AFTER_S", 0.05),
+)
 STALL_S: Final = 0.3
 UPDATES: Final = 4  # a single fault may end one attempt, or two if it cuts a poll off
 PIECE_BYTES: Final = 64 * 1024
@@ -59,8 +59,8 @@ def network_row(site: Site, limit: int | None) -> Row:
 def short_timeouts() -> Iterator[None]:
     """Give the fetcher in this process short timeouts."""
     with contextlib.ExitStack() as stack:
-        for name, value in SHORT_TIMEOUTS.items():
-            stack.enter_context(mock.patch.object(fetcher, name, value))
+        for module, name, value in SHORT_TIMEOUTS:
+            stack.enter_context(mock.patch.object(module, name, value))
         yield
 
 

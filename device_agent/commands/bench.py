@@ -357,7 +357,7 @@ def _open_endpoint(
     contract = bundle.parse_manifest()[1].require_model().contract
     spec = GenerationSpec(bundle.family, 1, bundle.version, bundle.variant, contract, threads=config.serve.threads)
     jail = JailPolicy(allow_unjailed=config.allow_unjailed)
-    fds: BundleFds = workers.unseal(bundle)
+    fds: BundleFds = workers.patcher.unseal(bundle)
     try:
         requests = make_golden_mix(_read_golden(fds), contract) if mix is None else mix
         process = ModelProcess.start(fds, spec, jail)

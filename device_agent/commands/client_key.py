@@ -34,6 +34,6 @@ def seal_client_key(path: Path, file: Path, *, as_json: bool) -> None:
         raise InvalidUsage(f"{file}: {error.strerror}", hint="name the PEM file of the private key") from error
     sealed = device.identity_directory / CLIENT_KEY_FILE
     with plain, WorkerPool(config, device, BundleStore(device.family_directory)) as workers:
-        workers.seal_client_key(plain.fileno(), sealed)
+        workers.patcher.seal_client_key(plain.fileno(), sealed)
     text = f'the key is sealed in {sealed}; set `client_key = "sealed"` in [repository], then delete {file}'
     console.print_result({"sealed": str(sealed)}, as_json=as_json, text=text)

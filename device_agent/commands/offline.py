@@ -154,7 +154,7 @@ def borrow_offline(config: Config, family: str, paths: Sequence[str] | None) -> 
             return BorrowedBundle(release, found, {})
         wanted = [file for file in found if not paths or file.path in paths]
         with context.open_workers() as workers:
-            return BorrowedBundle(release, wanted, workers.unseal_files(bundle, [file.path for file in wanted]))
+            return BorrowedBundle(release, wanted, workers.patcher.unseal_files(bundle, [file.path for file in wanted]))
 
     with _open_locked_device(config) as device_journal:
         return _run_per_family(config, family, device_journal, borrow).values()[0]

@@ -122,7 +122,7 @@ class FamilyService:
     def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files in a thread of an application's connection, with workers of their own."""
         with self._open_workers() as workers:
-            return workers.unseal_files(bundle, paths)
+            return workers.patcher.unseal_files(bundle, paths)
 
     def _serving_bundle(self) -> tuple[BundleRecord, int] | None:
         current = self.serving.current  # assigned as a whole by the main thread

@@ -184,7 +184,7 @@ class ServingWatchdog:
         if not bundle.is_run_by_agent():
             return self._serving.create_generation(bundle)
         with self._open_workers() as workers:
-            fds = workers.unseal_to_serve(bundle)
+            fds = workers.patcher.unseal_to_serve(bundle)
         try:
             return self._serving.start_generation(bundle, fds)
         finally:

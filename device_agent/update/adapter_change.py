@@ -48,12 +48,12 @@ def _attach(
     context: UpdateContext, workers: WorkerPool, active: BundleRecord, path: Path, tolerance_ppm: int | None
 ) -> None:
     source = _copy_to_memfd(path)
-    fds = workers.unseal(active)
+    fds = workers.patcher.unseal(active)
     try:
         both = with_adapter(fds, source)
         golden = record_golden_outputs(both, active.parse_manifest()[1], allow_unjailed=context.config.allow_unjailed)
         try:
-            sha256, size = workers.seal_adapter(source, golden)
+            sha256, size = workers.patcher.seal_adapter(source, golden)
         finally:
             os.close(golden)
     finally:
@@ -88,9 +88,9 @@ def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord)
     adapter = store.read()
     if adapter is None:
         raise AdapterMissing("no adapter is stored", hint="name the file of an adapter")
-    fds = workers.unseal(active)
+    fds = workers.patcher.unseal(active)
     try:
-        adapter_fd, golden_fd = workers.unseal_adapter(adapter)
+        adapter_fd, golden_fd = workers.patcher.unseal_adapter(adapter)
         try:
             both, unjailed = with_adapter(fds, adapter_fd), context.config.allow_unjailed
             check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parse_manifest()[1], allow_unjailed=unjailed)

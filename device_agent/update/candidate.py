@@ -99,9 +99,9 @@ class Candidate:
         """
         try:
             if not bundle.is_run_by_agent():
-                self._workers.read_sealed_header(bundle.digest)
+                self._workers.patcher.read_sealed_header(bundle.digest)
                 return
-            fds = self._workers.unseal(bundle)
+            fds = self._workers.patcher.unseal(bundle)
         except StoreDamaged:
             self._context.journal.update_persistent_state(mark_damaged(bundle.digest))
             raise
@@ -159,7 +159,7 @@ class Candidate:
         """
         if not bundle.is_run_by_agent():
             return serving.create_generation(bundle)
-        fds = self._workers.unseal_to_serve(bundle)
+        fds = self._workers.patcher.unseal_to_serve(bundle)
         try:
             return serving.start_generation(bundle, fds)
         finally:
@@ -282,7 +282,7 @@ class Candidate:
             return
         is_compatible = False
         try:
-            adapter_fd, golden_fd = self._workers.unseal_adapter(adapter)
+            adapter_fd, golden_fd = self._workers.patcher.unseal_adapter(adapter)
             try:
                 both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
                 unjailed = self._context.config.allow_unjailed

@@ -143,7 +143,7 @@ class ProbationWatch:
         if not is_suspended:
             logger.warning("the candidate's process ended, starting it again", extra={"restarts": self._restarts})
         try:
-            fds = self._workers.unseal_to_serve(candidate.bundle)
+            fds = self._workers.patcher.unseal_to_serve(candidate.bundle)
             try:
                 self._serving.restart_current(fds)
             finally:
@@ -184,7 +184,7 @@ class ProbationWatch:
 
     def _start_repeater(self, previous: BundleRecord, *, suspends: bool = False) -> None:
         try:
-            fds = self._workers.unseal_to_serve(previous)
+            fds = self._workers.patcher.unseal_to_serve(previous)
             try:
                 if suspends:
                     logger.warning("stopping the candidate for repeats: the memory has no room for a third process")
@@ -215,7 +215,7 @@ class ProbationWatch:
             return
         self._golden_at_s, self._golden_seen = now, observation.failures.seen
         try:
-            fds = self._workers.unseal_to_serve(candidate.bundle)
+            fds = self._workers.patcher.unseal_to_serve(candidate.bundle)
             try:
                 golden_fd = None if fds.golden is None else fds.files[fds.golden]
                 tolerance_ppm = candidate.variant.health.golden_relative_rms_ppm

@@ -95,7 +95,7 @@ class ProbeClient:
     def _measure_running(
         self, running: Generation, workers: WorkerPool, candidate_fds: BundleFds, candidate: Variant
     ) -> ProbeBaseline | None:
-        fds = workers.unseal(running.bundle)
+        fds = workers.patcher.unseal(running.bundle)
         try:
             same_inputs, compares_outputs = fds, True
             if candidate_fds.golden is not None and _contracts(running.variant) == _contracts(candidate):

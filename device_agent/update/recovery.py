@@ -90,7 +90,7 @@ def _rebuild_journal(device: DeviceDirectory, store: BundleStore, open_workers: 
     with open_workers() as workers:
         for digest in sorted(store.digests()):
             try:
-                intact.append(workers.read_sealed_header(digest))
+                intact.append(workers.patcher.read_sealed_header(digest))
             except StoreDamaged as error:
                 logger.error("bundle in the store is damaged: %s", error.message)
     device.journal_path.replace(device.family_directory / DAMAGED_JOURNAL_NAME)

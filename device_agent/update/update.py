@@ -297,7 +297,7 @@ class _Update:
     def _apply_patch(self, edge: PatchEdge) -> None:
         self._applying = edge
         try:
-            self._workers.apply_patch(edge)
+            self._workers.patcher.apply_patch(edge)
         except WorkerCrashed as error:
             self._count_patcher_crash(error)
             raise
@@ -309,7 +309,7 @@ class _Update:
         bases = {edge.entry.base for edge in path.steps if edge.entry.base is not None}
         for base in bases & self._store.digests():
             try:
-                self._workers.read_sealed_header(base)
+                self._workers.patcher.read_sealed_header(base)
             except StoreDamaged:
                 logger.warning("bundle in the store is damaged", extra={"bundle": base})
                 self._journal.update_persistent_state(mark_damaged(base))

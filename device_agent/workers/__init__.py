@@ -4,9 +4,11 @@ Words: call (a request of the supervisor with descriptors and one reply), jail (
 sealed bundle (a bundle encrypted under the device's storage key).
 
 Reading order:
-    worker_pool       the supervisor's client: check, fetch, patch, unseal
+    worker_pool       the supervisor's client; fetcher_client and patcher_client: its calls of these two
     worker_processes  its processes: started at their first call, each in its jail
     verifier          reads signed metadata; fetcher: downloads; patcher: decrypts, patches, seals
+    blob_transfer     transfers of one blob; response_body: a response or a file, read in pieces
+    http_client       requests with redirects, credentials and proxies; http_connection: its connections
     key_opener        opens keys in a TPM or token; the only worker that talks to it
     probe             tries a candidate; model_process: serves a model
     sealed_bundle     format of a bundle in the store; partial_download: state of a download

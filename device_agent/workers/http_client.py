@@ -176,7 +176,8 @@ class HttpClient:
         self._kinds: dict[str, set[str]] = {}  # kinds of the repository's addresses, by host
 
     def close(self) -> None:
-        """Close all idle connections."""
+        """Close all idle connections, and end the watchdog's thread."""
+        self.watchdog.close()
         while self._managers:
             pools = self._managers.popitem()[1].pools
             for key in pools.keys():  # noqa: SIM118  # urllib3's container cannot be iterated

@@ -99,6 +99,12 @@ class TransferWatchdog:
             if self._problem:
                 self._cut()
 
+    def close(self) -> None:
+        """End the thread; the next transfer starts a new one."""
+        with self._condition:
+            self._thread = None
+            self._condition.notify()
+
     def _drop_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
@@ -131,7 +137,7 @@ class TransferWatchdog:
     def _run(self) -> None:
         with self._condition:
             last = time.monotonic()
-            while True:
+            while self._thread is threading.current_thread():
                 if not self._is_active:
                     self._condition.wait()
                     last = time.monotonic()

@@ -1,0 +1,177 @@
+"""The supervisor's client of the fetcher: documents, envelopes and blobs.
+
+Rules:
+- The settings and credentials of the repository are sent before the first request, and again when a file of them
+  changes (device_agent.workers.repository_access). A `file:` URL has none.
+- If a server refuses credentials that were renewed meanwhile, the request is sent once more with the new ones.
+- All bytes that the fetcher reports are counted, also of calls that fail.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bundle.repository_paths import blob_path
+from device_agent.config.config import Config
+from device_agent.errors import ProxyAuthRequired, RepositoryAuthRequired
+from device_agent.policy.download_bytes import DownloadKind, ReceivedCount
+from device_agent.policy.planner import PatchEdge
+from device_agent.process.channel import Message
+from device_agent.process.worker_process import parse_reply
+from device_agent.storage.cohort_envelopes import MAX_ENVELOPE_BYTES
+from device_agent.workers.repository_access import RepositoryAccess
+from device_agent.workers.worker_processes import WorkerProcesses
+
+DOCUMENT_DEADLINE_S: Final = 900.0  # the fetcher's watchdog ends a stalled transfer long before
+CONFIGURE_DEADLINE_S: Final = 60.0
+BLOB_DEADLINE_S: Final = 7 * 86400.0  # likewise
+BACKOFF_MS: Final = 500
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadCost:
+    """The cost of one download.
+
+    Attributes:
+        received_bytes: bytes received over the network.
+        resumed_at_bytes: bytes that the spool already contained.
+    """
+
+    received_bytes: int
+    resumed_at_bytes: int
+
+
+class FetcherClient:
+    """The calls of one family's fetcher.
+
+    Args:
+        config: configuration of the family.
+        processes: the running workers.
+        unseal_client_key: returns a descriptor of the TLS client key that is sealed on the device.
+
+    Attributes:
+        received: all bytes that were received, by kind.
+    """
+
+    def __init__(self, config: Config, processes: WorkerProcesses, unseal_client_key: Callable[[], int]) -> None:
+        self._config, self._processes, self._unseal_client_key = config, processes, unseal_client_key
+        self._access = RepositoryAccess(config)
+        self._is_local = config.repository_url.startswith("file:")
+        self.received = ReceivedCount()
+
+    def fetch_document(
+        self, url: str, max_bytes: int, kind: DownloadKind, validators: tuple[str, str] = ("", "")
+    ) -> Message:
+        """Download a small document; the reply is that of the fetcher's call `get`.
+
+        Args:
+            url: its URL.
+            max_bytes: limit of the document.
+            kind: what the received bytes count as.
+            validators: ETag and Last-Modified of a stored copy, or "".
+
+        Raises:
+            NotFound: the server has no such file.
+            Unavailable: the transfer failed.
+            TooLarge: the document is longer than the limit.
+        """
+        request = {"url": url, "max_bytes": max_bytes, "etag": validators[0], "last_modified": validators[1]}
+        return self._call("get", request, kind, deadline_s=DOCUMENT_DEADLINE_S)
+
+    def fetch_envelope(self, source: str, path: str) -> str:
+        """Download an envelope, and return its bytes in hexadecimal.
+
+        Args:
+            source: URL of the repository or of a mirror.
+            path: path of the envelope below it.
+
+        Raises:
+            NotFound: it is not published.
+            Unavailable: the transfer failed.
+        """
+        document = self.fetch_document(f"{source}/{path}", MAX_ENVELOPE_BYTES, DownloadKind.ENVELOPE)
+        try:
+            with parse_reply("fetcher"):
+                return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
+        finally:
+            document.close()
+
+    def fetch_blob(
+        self, source: str, edge: PatchEdge, part: int, on_progress: OnProgress | None, budget_bytes: int | None
+    ) -> DownloadCost:
+        """Download a blob into its partial file, from where it stopped.
+
+        Args:
+            source: URL of the repository or of a mirror.
+            edge: the patch with the blob.
+            part: descriptor of the partial file.
+            on_progress: called with (bytes done, bytes in all).
+            budget_bytes: bytes that may be received; None for no limit.
+
+        Raises:
+            DigestMismatch: the bytes do not have the signed digest.
+            MeteredLimitExceeded: the budget is used up.
+            Unavailable: the transfer failed.
+        """
+        update = self._config.update
+        entry = edge.entry
+        request = {
+            "url": f"{source}/{blob_path(entry.blob)}",
+            "sha256": entry.blob,
+            "size": entry.size,
+            "min_rate_bytes_s": update.min_rate_bytes_s,
+            "max_rate_bytes_s": update.max_rate_bytes_s,
+            "backoff_ms": BACKOFF_MS,
+            "budget_bytes": budget_bytes,
+        }
+        kind = DownloadKind.FULL if entry.base is None else DownloadKind.PATCH
+        reply = self._call("blob", request, kind, (part,), deadline_s=BLOB_DEADLINE_S, on_progress=on_progress)
+        with parse_reply("fetcher"):
+            return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
+
+    def _call(
+        self,
+        operation: str,
+        request: dict[str, Any],
+        kind: DownloadKind,
+        fds: Sequence[int] = (),
+        *,
+        deadline_s: float,
+        on_progress: OnProgress | None = None,
+    ) -> Message:
+        def handle_event(event: dict[str, Any]) -> None:
+            if "received" in event:
+                wasted = int(event["wasted"])
+                self.received.add(kind, int(event["received"]) - wasted)
+                self.received.add(DownloadKind.WASTED, wasted)
+            elif on_progress is not None:
+                on_progress(int(event["done"]), int(event["total"]))
+
+        def call() -> Message:
+            return self._processes.call(
+                "fetcher", operation, request, fds, deadline_s=deadline_s, on_event=handle_event
+            )
+
+        self._configure()
+        try:
+            return call()
+        except (RepositoryAuthRequired, ProxyAuthRequired):
+            # a token can expire while it is used: if its file was renewed meanwhile, the request is sent once more
+            if self._is_local or not self._access.is_changed():
+                raise
+            self._configure()
+            return call()
+
+    def _configure(self) -> None:
+        if self._is_local:
+            return
+        if not self._processes.is_running("fetcher"):
+            self._access.forget()
+        self._access.send_if_changed(
+            lambda request, fds: self._processes.call(
+                "fetcher", "configure", request, fds, deadline_s=CONFIGURE_DEADLINE_S
+            ),
+            self._unseal_client_key,
+        )
