@@ -325,7 +325,7 @@ class WorkerTimeout(Unavailable):
 
 
 class AddressUnavailable(Unavailable):
-    """The endpoint's address is in use or not allowed. Change `serve.listen`, or free the address."""
+    """An address is in use or not allowed. Change `serve.listen` or `serve.apps_socket`, or free the address."""
 
     reason = "address-unavailable"
 

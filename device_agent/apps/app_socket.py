@@ -39,10 +39,10 @@ from device_agent.apps.protocol import (
     release_fields,
 )
 from device_agent.apps.verdicts import AppVerdict, AppVerdicts
-from device_agent.errors import FileUnknown, NotAllowed, NothingServed, ReleaseReplaced
+from device_agent.errors import AddressUnavailable, FileUnknown, NotAllowed, NothingServed, ReleaseReplaced
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
-from device_agent.process.socket_path import ShortSocketPath
+from device_agent.process.socket_path import listen_unix
 from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,9 @@ class AppServer:
     Args:
         path: path of the socket; one that a crashed daemon left is replaced.
         families: returns the open families by name; any thread calls it.
+
+    Raises:
+        AddressUnavailable: the socket cannot be created, or another server or a file is at its path.
     """
 
     def __init__(self, path: Path, families: Callable[[], Mapping[str, AppFamily]]) -> None:
@@ -122,15 +125,13 @@ class AppServer:
         self._numbers = count(1)
         self._users: dict[int, int] = {}  # open connections by user
         self._lock = threading.Lock()
-        path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        with ShortSocketPath(path) as name:
-            mask = os.umask(0o111)  # any user may connect; rights are checked by the peer's credentials
-            try:
-                self._socket.bind(name)
-            finally:
-                os.umask(mask)
-        self._socket.listen(BACKLOG_CONNECTIONS)
+        try:
+            # any user may connect; rights are checked by the peer's credentials
+            self._socket = listen_unix(path, mode=0o666, backlog=BACKLOG_CONNECTIONS)
+        except OSError as error:
+            raise AddressUnavailable(
+                f"cannot listen on the applications' socket {path}: {error}", hint="check `serve.apps_socket`"
+            ) from error
         threading.Thread(target=self._accept_connections, name="apps", daemon=True).start()
 
     def close(self) -> None:

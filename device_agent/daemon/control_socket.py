@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import ControlPeerRefused, DaemonNotRunning, error_from_dict
+from device_agent.errors import AddressUnavailable, ControlPeerRefused, DaemonNotRunning, error_from_dict
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
-from device_agent.process.socket_path import ShortSocketPath
+from device_agent.process.socket_path import ShortSocketPath, listen_unix
 from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
@@ -38,19 +38,17 @@ class ControlServer:
         path: path of the socket; a socket that a crashed daemon left is replaced.
         handle_request: returns the reply to a request; called in the connections' threads. An AirweightsError that it
             raises is sent as the reply.
+
+    Raises:
+        AddressUnavailable: the socket cannot be created.
     """
 
     def __init__(self, path: Path, handle_request: RequestHandler) -> None:
         self._path, self._handle_request = path, handle_request
-        path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with ShortSocketPath(path) as name:
-            mask = os.umask(0o177)
-            try:
-                self._socket.bind(name)
-            finally:
-                os.umask(mask)
-        self._socket.listen(BACKLOG_CONNECTIONS)
+        try:
+            self._socket = listen_unix(path, mode=0o600, backlog=BACKLOG_CONNECTIONS)
+        except OSError as error:
+            raise AddressUnavailable(f"cannot listen on the control socket {path}: {error}") from error
         threading.Thread(target=self._accept_connections, name="control", daemon=True).start()
 
     def close(self) -> None:

@@ -76,7 +76,7 @@ class Supervisor:
 
     Raises:
         JournalUnreadable: the journal of the first family cannot be opened.
-        AddressUnavailable: the endpoint's address cannot be used.
+        AddressUnavailable: the address of the endpoint or of a socket cannot be used.
         OsFailure: the first family's folder cannot be created.
     """
 

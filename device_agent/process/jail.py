@@ -41,7 +41,6 @@ from device_agent.errors import JailUnavailable
 from device_agent.process import syscalls as sys_
 from device_agent.process.memory_lock import lock_memory
 
-SOCKET_KINDS: Final = ("none", "unix", "inet")
 MAX_OPEN_FILES: Final = 1024
 EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
 # first id that no one assigns (systemd documentation, "UIDS-GIDS"); adding the process id makes it unique

@@ -1,6 +1,9 @@
-"""Names of Unix sockets whose path is longer than a socket's address."""
+"""Unix sockets at a path: listening, and names of paths that are longer than a socket's address."""
 
 import os
+import socket
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,3 +25,39 @@ class ShortSocketPath:
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             os.close(self._fd)
+
+
+def listen_unix(path: Path, *, mode: int, backlog: int) -> socket.socket:
+    """Listen on a Unix socket. A socket that a crashed server left at the path is replaced.
+
+    Args:
+        path: path of the socket.
+        mode: its permissions.
+        backlog: connections that may wait to be accepted.
+
+    Raises:
+        FileExistsError: another server uses the path.
+        OSError: the operating system refuses, for example because a file lies at the path.
+    """
+    with ShortSocketPath(path) as name:
+        with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+            if stat.S_ISSOCK(path.stat().st_mode):
+                probe.setblocking(False)  # a server whose backlog is full is one, too
+                try:
+                    probe.connect(name)
+                except ConnectionRefusedError:
+                    path.unlink()  # left over: no server listens there
+                else:
+                    raise FileExistsError("another server uses it")
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            mask = os.umask(0o777 & ~mode)
+            try:
+                listener.bind(name)
+            finally:
+                os.umask(mask)
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+    return listener

@@ -3,7 +3,6 @@
 import os
 import select
 import socket
-import stat
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -14,6 +13,7 @@ from bundle.errors import AirweightsError
 from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout
 from device_agent.host.meters import ProcessMeter
 from device_agent.process.jail import JailPolicy
+from device_agent.process.socket_path import listen_unix
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
 from device_agent.runtime.oip import max_request_bytes, model_metadata
@@ -424,26 +424,12 @@ def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str
 
 
 def _listen_unix(path: Path, group: str | None) -> socket.socket:
-    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
-        if stat.S_ISSOCK(path.stat().st_mode):
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()  # left over: no server listens there
-            else:
-                raise FileExistsError("another server uses it")
-    listener = socket.socket(socket.AF_UNIX)
+    listener = listen_unix(path, mode=SOCKET_MODE, backlog=BACKLOG_CONNECTIONS)
     try:
-        mask = os.umask(0o777 & ~SOCKET_MODE)
-        try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
         if group is not None:
             import shutil
 
             shutil.chown(path, group=group)
-        listener.listen(BACKLOG_CONNECTIONS)
     except BaseException:
         listener.close()
         raise

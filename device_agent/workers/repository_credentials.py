@@ -11,6 +11,7 @@ Rules:
 import base64
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import ssl
@@ -22,6 +23,8 @@ from typing import Final
 from device_agent.config.repository import check_headers
 from device_agent.errors import ConfigInvalid
 from device_agent.process.channel import Message
+
+logger = logging.getLogger(__name__)
 
 MAX_CREDENTIAL_BYTES: Final = 64 * 1024
 MAX_CERTIFICATE_BYTES: Final = 8 * 1024 * 1024
@@ -81,8 +84,6 @@ class RepositoryCredentials:
         proxy_authorization: value of `Proxy-Authorization`, or "".
         private_context: TLS context for these origins.
         public_context: TLS context for all others, without a client certificate.
-        has_client_certificate: whether the private context has one.
-        ca_problem: why the system's certificate authorities are incomplete, or "".
     """
 
     credential_origins: frozenset[str]
@@ -90,8 +91,6 @@ class RepositoryCredentials:
     proxy_authorization: str = field(repr=False)
     private_context: ssl.SSLContext
     public_context: ssl.SSLContext
-    has_client_certificate: bool
-    ca_problem: str = ""
 
 
 def no_credentials(authorities: SystemAuthorities) -> RepositoryCredentials:
@@ -101,7 +100,7 @@ def no_credentials(authorities: SystemAuthorities) -> RepositoryCredentials:
         authorities: the certificate authorities to trust.
     """
     context = _create_context(authorities.pem)
-    return RepositoryCredentials(frozenset(), (), "", context, context, False, authorities.problem)
+    return RepositoryCredentials(frozenset(), (), "", context, context)
 
 
 def read_credentials(message: Message, authorities: SystemAuthorities) -> RepositoryCredentials:
@@ -119,6 +118,8 @@ def read_credentials(message: Message, authorities: SystemAuthorities) -> Reposi
     paths = {str(key): str(path) for key, path in value["files"]}
     data = {key: _read_file(fd, key, paths[key]) for key, fd in zip(paths, message.fds, strict=True)}
     pem = authorities.pem if value["system_ca"] else ""
+    if value["system_ca"] and authorities.problem:
+        logger.warning("%s", authorities.problem)
     if "ca_file" in data:
         blocks = _find_certificates(data["ca_file"])
         if not blocks:
@@ -147,8 +148,6 @@ def read_credentials(message: Message, authorities: SystemAuthorities) -> Reposi
         proxy_authorization=basic_authorization(proxy_login) if proxy_login else "",
         private_context=private,
         public_context=public,
-        has_client_certificate="client_cert" in data,
-        ca_problem=authorities.problem if value["system_ca"] else "",
     )
 
 

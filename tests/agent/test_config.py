@@ -12,8 +12,8 @@ from device_agent.config.config import (
     UpdateSettings,
     load_config,
     parse_config,
-    render_config,
 )
+from device_agent.config.first_config import render_config
 from device_agent.errors import ConfigInvalid
 
 GOOD = 'directory = "d"\nrepository_url = "https://example.com/models/"\nfamily = "kws"\n'

@@ -18,7 +18,8 @@ from bundle.enrollment import EnrollmentRequest
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
-from device_agent.config.config import Config, ProbationSettings, ServeSettings, UpdateSettings, render_config
+from device_agent.config.config import Config, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.config.first_config import render_config
 from device_agent.daemon.control_socket import call_daemon
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.identity.device_keys import create_enrollment_request
