@@ -115,6 +115,17 @@ def test_the_daemon_loads_the_standard_library_and_pure_modules() -> None:
     assert not {name for name in foreign if not name.startswith(("_", "sitecustomize", "usercustomize"))}
 
 
+def test_the_daemon_loads_nothing_that_only_an_error_needs() -> None:
+    loaded = _loaded(["device_agent.daemon.run"])
+    assert not loaded & {"difflib", "random", "tempfile", "shutil", "http", "email", "urllib.request"}
+
+
+def test_the_agents_command_line_imports_what_a_command_needs_when_it_runs() -> None:
+    loaded = _loaded(["device_agent.commands.root"])
+    folders = {name.split(".")[1] for name in loaded if name.startswith("device_agent.")}
+    assert folders == {"commands", "config", "errors"}
+
+
 def _name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

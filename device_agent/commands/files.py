@@ -4,16 +4,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bundle import console
 from bundle.errors import InvalidUsage
-from device_agent.apps.client import AppClient, BorrowedBundle
 from device_agent.commands.daemon_or_offline import JSON_OPTION, REQUIRED_FAMILY_OPTION
 from device_agent.config.config import load_config
 from device_agent.config.families import require_one_family
 from device_agent.errors import DaemonNotRunning, FileUnknown, ProgramMissing
+
+if TYPE_CHECKING:
+    from device_agent.apps.client import AppClient, BorrowedBundle
 
 SOCKET_OPTION = click.option(
     "--socket",
@@ -116,7 +119,7 @@ def files_exec(path: Path, command: Sequence[str], on_swap: str, family: str | N
         sys.exit(run_program(client, name, lambda bundle: [_replace_names(one, bundle) for one in command], on_swap))
 
 
-def _replace_names(argument: str, bundle: BorrowedBundle) -> str:
+def _replace_names(argument: str, bundle: "BorrowedBundle") -> str:
     """Return an argument with each {NAME} replaced by the path of a borrowed file; other braces stay."""
     out, rest = "", argument
     while True:
@@ -141,6 +144,8 @@ class _Borrower:
         self._client: AppClient | None = None
 
     def __enter__(self) -> "_Borrower":
+        from device_agent.apps.client import AppClient
+
         if self._socket_path is not None:
             if self._family is None:
                 raise InvalidUsage("--socket needs --family", hint="name the family: --family NAME")
@@ -162,14 +167,14 @@ class _Borrower:
         if self._client is not None:
             self._client.close()
 
-    def list(self) -> BorrowedBundle:
+    def list(self) -> "BorrowedBundle":
         if self._client is not None:
             return self._client.list(self._name)
         from device_agent.commands.offline import borrow_offline
 
         return borrow_offline(self._config, self._name, None)
 
-    def open(self, paths: Sequence[str]) -> BorrowedBundle:
+    def open(self, paths: Sequence[str]) -> "BorrowedBundle":
         """Borrow the files with these paths, or all if there are none."""
         if self._client is not None:
             return self._client.open(self._name, paths=paths)
@@ -177,7 +182,7 @@ class _Borrower:
 
         return borrow_offline(self._config, self._name, paths)
 
-    def require_client(self) -> tuple[AppClient, str]:
+    def require_client(self) -> "tuple[AppClient, str]":
         """Return the connection to the daemon and the family."""
         if self._client is None:
             raise DaemonNotRunning(

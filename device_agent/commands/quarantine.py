@@ -1,13 +1,16 @@
 """`device-agent quarantine`: the bundles that failed on this device."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bundle import console
 from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION, daemon_or_offline, plain_json
 from device_agent.config.config import Config, load_config
-from device_agent.policy.journal_records import QuarantineRecord
+
+if TYPE_CHECKING:
+    from device_agent.policy.journal_records import QuarantineRecord
 
 
 @click.group(short_help="List or clear quarantined bundles.")
@@ -55,7 +58,7 @@ def clear_command(path: Path, bundle: str | None, family: str | None, *, as_json
     console.print_result(found, as_json=as_json, text=f"{found['cleared']} removed from quarantine")
 
 
-def _read_quarantine(config: Config) -> tuple[QuarantineRecord, ...]:
+def _read_quarantine(config: Config) -> "tuple[QuarantineRecord, ...]":
     from device_agent.storage.device_directory import DeviceDirectory
     from device_agent.storage.journal import open_for_reading
 

@@ -5,8 +5,8 @@ Each worker calls `enter_jail` after its imports. The steps, in this order; each
    policy asks for it and the kernel allows it. The preference of the out-of-memory killer.
 2. Namespaces of its own: network (unless the policy allows "inet" sockets), IPC, and a view of the file system that has
    only the policy's paths (device_agent.process.namespaces).
-3. As root: a user id that no other process has. As any user: no capabilities, including those that a service manager
-   granted. Then a limit on threads, which the kernel counts by user and user namespace.
+3. As root: a user id that no other process has (device_agent.process.user_ids). As any user: no capabilities, including
+   those that a service manager granted. Then a limit on threads, which the kernel counts by user and user namespace.
 4. `PR_SET_DUMPABLE` 0 and no core dump: another process of the same user cannot read this worker's memory or
    descriptors. Opening one's own `/proc/self/fd/N` still works. A change of user resets it, so it comes after step 3.
    Then `PR_SET_NO_NEW_PRIVS`.
@@ -20,9 +20,6 @@ so. It also names every single restriction that is missing.
 
 Landlock restricts the calling thread and the threads that it starts later. So `enter_jail` must be called before any
 thread is started.
-
-User ids: a worker that owns no files has an id that is derived from its process id. The id of a worker with
-`fixed_user` is the same at every start.
 """
 
 import contextlib
@@ -40,17 +37,10 @@ from typing import Any, Final
 from device_agent.errors import JailUnavailable
 from device_agent.process import syscalls as sys_
 from device_agent.process.memory_lock import lock_memory
+from device_agent.process.user_ids import choose_fixed_uid, choose_free_uid
 
 MAX_OPEN_FILES: Final = 1024
 EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
-# first id that no one assigns (systemd documentation, "UIDS-GIDS"); adding the process id makes it unique
-FIRST_WORKER_UID: Final = 1_879_048_192
-# systemd's range for dynamic users, if a container maps only 65,536 ids
-FALLBACK_UID_RANGE: Final = range(61_184, 65_520)
-# ids of workers with `fixed_user`: above all process ids (at most 2**22), and above the fallback range
-FIXED_USERS: Final = {"verifier": 1, "token_opener": 2}
-FIRST_FIXED_UID: Final = FIRST_WORKER_UID + 2**22
-FIRST_FIXED_FALLBACK_UID: Final = 65_520
 MAX_THREADS: Final = 64  # beside those that a model is configured to use
 USER_NAMESPACES_COUNT_THREADS: Final = (5, 14)  # the release of Linux
 CAPABILITIES: Final = {"read-any": sys_.CAP_DAC_READ_SEARCH, "access-any": sys_.CAP_DAC_OVERRIDE}
@@ -177,7 +167,7 @@ class JailStatus:
 def detect_jail() -> JailStatus:
     """Return the status that the strictest policy would give on this machine; change nothing."""
     return JailStatus(
-        own_uid=_choose_free_uid() if os.geteuid() == 0 else None,
+        own_uid=choose_free_uid() if os.geteuid() == 0 else None,
         landlock_abi=_landlock_abi(),
         seccomp=_is_seccomp_offered(),
         network_namespace=os.geteuid() == 0,
@@ -260,32 +250,10 @@ def _set_limits(policy: JailPolicy) -> None:
         lower(resource.RLIMIT_FSIZE, policy.file_bytes)
 
 
-def _count_mapped_uids() -> int:
-    mapped: int = 0
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        inside, _, length = (int(field) for field in line.split())
-        mapped = max(mapped, inside + length)
-    return mapped
-
-
-def _choose_free_uid() -> int | None:
-    mapped = _count_mapped_uids()
-    if mapped > FIRST_WORKER_UID + os.getpid():
-        return FIRST_WORKER_UID + os.getpid()
-    taken = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
-    start = os.getpid() % len(FALLBACK_UID_RANGE)
-    candidates = (*FALLBACK_UID_RANGE[start:], *FALLBACK_UID_RANGE[:start])
-    return next((uid for uid in candidates if uid not in taken and uid < mapped), None)
-
-
 def _choose_uid(policy: JailPolicy) -> int | None:
     if os.geteuid() != 0 or not policy.own_user:
         return None
-    if not policy.fixed_user:
-        return _choose_free_uid()
-    mapped = _count_mapped_uids()
-    index = FIXED_USERS[policy.worker]
-    return next((uid + index for uid in (FIRST_FIXED_UID, FIRST_FIXED_FALLBACK_UID) if uid + index < mapped), None)
+    return choose_fixed_uid(policy.worker) if policy.fixed_user else choose_free_uid()
 
 
 def _become_user(uid: int, policy: JailPolicy) -> bool:

@@ -10,7 +10,6 @@ Rules:
 
 import base64
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -23,6 +22,7 @@ from typing import Final
 from device_agent.config.repository import check_headers
 from device_agent.errors import ConfigInvalid
 from device_agent.process.channel import Message
+from device_agent.runtime.bundle_fds import create_sealed_memfd
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,6 @@ CA_BUNDLES: Final = (
     "/etc/ssl/cert.pem",
 )
 HASHED_NAME_PATTERN: Final = re.compile(r"[0-9a-f]{8}\.[0-9]+")
-SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +173,8 @@ def _load_client_certificate(context: ssl.SSLContext, certificate: bytes, key: b
         # ssl reads files only; a memfd is one that the jail leaves open
         names: list[str] = []
         for name, data in (("client-cert", certificate), ("client-key", key)):
-            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd = create_sealed_memfd(name, data)
             stack.callback(os.close, fd)
-            os.write(fd, data)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
             names.append(f"/proc/self/fd/{fd}")
         try:
             context.load_cert_chain(names[0], names[1], no_passphrase)

@@ -184,6 +184,15 @@ def test_the_target_of_a_presigned_url_is_sent_byte_for_byte(served: Path, throu
     assert targets == [location if through_proxy else location.removeprefix(store.url)]
 
 
+def test_a_closed_client_leaves_no_thread() -> None:
+    client = HttpClient(ClientSettings(no_credentials(SystemAuthorities.read(os.environ)), proxy="none"))
+    with client.watchdog.watch(1):
+        (watchdog,) = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+    client.close()
+    watchdog.join(5)
+    assert not watchdog.is_alive()
+
+
 def test_urls_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\nno colon\r\n\r\n" + DOCUMENT

@@ -3,14 +3,15 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bundle.errors import AirweightsError
+from device_agent.apps.app_socket import AppServer
 from device_agent.daemon.control_socket import ControlServer, call_daemon, check_peer
-from device_agent.errors import ControlPeerRefused
+from device_agent.errors import AddressUnavailable, ControlPeerRefused
 from device_agent.process.jail import JailPolicy
 from tests.support.worker_fixtures import start_jail_probe
 
@@ -63,3 +64,31 @@ def test_a_process_that_has_ended_is_refused(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", CONNECT_AND_END, str(tmp_path / "socket")], check=True)
         with listener.accept()[0] as connection, pytest.raises(ControlPeerRefused, match="has ended"):
             check_peer(connection)
+
+
+def _serve_control(path: Path) -> ControlServer:
+    return ControlServer(path, lambda _: {})
+
+
+def _serve_apps(path: Path) -> AppServer:
+    return AppServer(path, dict)
+
+
+@pytest.mark.parametrize("serve", [_serve_control, _serve_apps])
+def test_only_a_socket_that_nobody_serves_is_replaced(
+    tmp_path: Path, serve: Callable[[Path], ControlServer | AppServer]
+) -> None:
+    path = tmp_path / "d.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as crashed:
+        crashed.bind(str(path))
+        crashed.listen()
+    server = serve(path)
+    with pytest.raises(AddressUnavailable, match="another server uses it"):
+        serve(path)
+    server.close()
+    path.write_text("a file")
+    with pytest.raises(AddressUnavailable, match="in use"):
+        serve(path)
+    assert path.read_text() == "a file"
+    with pytest.raises(AddressUnavailable, match="No such file"):
+        serve(tmp_path / "no-such-folder/d.sock")

@@ -345,12 +345,21 @@ def test_credentials_in_the_configuration_are_refused_and_not_printed(line: str)
         ('proxy = "socks5://127.0.0.1:1080"', "http://HOST:PORT or none"),
         ('proxy = "http://proxy:99999"', "http://HOST:PORT or none"),
         ('token_file = "t"\nheaders = { Authorization = "x" }', "Authorization"),
+        ('headers = { If-Modified-Since = "x" }', "set by the agent itself"),
+        ('headers = { if-none-match = "x" }', "set by the agent itself"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(lines: str, message: str) -> None:
     text = f'directory = "/d"\nfamily = "kws"\nrepository_url = "https://m.example.com"\n[repository]\n{lines}\n'
     with pytest.raises(ConfigInvalid, match=message):
         parse_config(text.encode(), where="config.toml", folder=Path("/"))
+
+
+def test_a_variable_that_names_no_certificates_is_logged(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    environment = {"SSL_CERT_FILE": str(place.folder / "nothing")}
+    with place.tls() as site, start_fetcher(site.url, environment=environment) as child, pytest.raises(TlsFailed):
+        get(child, f"{site.url}/a.json")
+    assert f"SSL_CERT_FILE names {place.folder}/nothing, which has no readable certificate" in caplog.text
 
 
 WORKERS = ("fetcher", "verifier", "patcher", "key_opener")

@@ -1,7 +1,7 @@
 """A real fetcher process with given settings of `[repository]`, outside of a worker pool."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,22 +26,27 @@ def start_fetcher(
     *,
     environment: dict[str, str] | None = None,
     module: str = "device_agent.workers.fetcher",
+    unseal_client_key: Callable[[], int] | None = None,
     **settings: Any,
 ) -> Iterator[WorkerProcess]:
     """Start a fetcher and send it the settings, as a worker pool does."""
     variables = {"PYTHONPATH": str(Path(__file__).parents[2]), **(environment or {})}
     with WorkerProcess.start(module, network_jail(), environment=variables) as child:
-        configure_fetcher(child, repository_url, **settings)
+        configure_fetcher(child, repository_url, unseal_client_key, **settings)
         yield child
 
 
-def configure_fetcher(child: WorkerProcess, repository_url: str, **settings: Any) -> RepositoryAccess:
+def configure_fetcher(
+    child: WorkerProcess, repository_url: str, unseal_client_key: Callable[[], int] | None = None, **settings: Any
+) -> RepositoryAccess:
     """Send settings of `[repository]` to a fetcher; `min_rate_bytes_s` is one of `[update]`."""
     config = Config(Path("/nothing"), repository_url, "kws")
     update = UpdateSettings(**{key: settings.pop(key) for key in ("min_rate_bytes_s",) if key in settings})
     config = replace(config, update=update, repository=RepositorySettings(**settings))
     access = RepositoryAccess(config)
-    access.send_if_changed(lambda request, fds: child.call("configure", request, fds, deadline_s=60).close(), _no_key)
+    access.send_if_changed(
+        lambda request, fds: child.call("configure", request, fds, deadline_s=60).close(), unseal_client_key or _no_key
+    )
     return access
 
 
