@@ -95,7 +95,7 @@ class Inference:
         family, version: written into each response.
         golden_inputs: inputs of golden samples, for rule 2.
         max_response_bytes: largest response body; None for no limit.
-        on_pause: called from time to time while a large body is parsed; it can handle other requests.
+        on_pause: called from time to time while a large body is parsed or written; it can handle other requests.
     """
 
     def __init__(
@@ -281,6 +281,7 @@ class Inference:
         return requested
 
     def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceResponse:
+        has_nan = self._has_nan(request, outputs)  # before a pause: another request may overwrite the inputs
         rows: list[dict[str, Any]] = []
         raw: list[memoryview] = []
         lists: list[Array] = []
@@ -300,7 +301,7 @@ class Inference:
             head["id"] = request.id
         head["outputs"] = rows
         text = self._insert_lists(_dump(head), lists)
-        return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
+        return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, has_nan)
 
     def _insert_lists(self, head: bytes, lists: Sequence[Array]) -> bytes:
         """Write `lists` into the empty lists of "data", in pieces, because Python objects are large."""

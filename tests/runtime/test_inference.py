@@ -16,7 +16,7 @@ from onnx import helper
 
 from bundle.contract import Contract
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
-from device_agent.runtime import content_coding, tensors
+from device_agent.runtime import content_coding, inference, tensors
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import DATATYPES, Array
@@ -180,6 +180,24 @@ def test_nan_is_flagged_only_where_the_model_made_it() -> None:
         assert not ask(model, {"inputs": [{**fields, "data": [4, 1]}]})[2]
         raw = np.array([np.nan, 4], np.float32).tobytes()
         assert not ask(model, {"inputs": [{**fields, "parameters": {"binary_data_size": 8}}]}, raw)[2]
+
+
+def test_a_request_that_is_handled_while_a_response_is_written_does_not_change_the_flag_for_nan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inference, "VALUES_PER_PIECE", 1)
+    head = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}]}
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 64)  # the array of an aligned input is a view of the body
+    body = bytearray(text + np.array([np.nan, 4], np.float32).tobytes())
+
+    def overwrite() -> None:
+        body[len(text) :] = bytes(8)
+
+    with model_of(echo("float32"), on_pause=overwrite) as model:
+        response = model.handle_request(memoryview(body), len(text))
+        assert body.endswith(bytes(8))
+        assert not response.has_nan
 
 
 def test_a_large_sum_is_not_taken_for_infinity() -> None:
