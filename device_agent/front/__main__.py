@@ -21,7 +21,7 @@ from device_agent.front.app import EndpointApp, RequestLimits
 from device_agent.front.connections import ByteLedger, ConnectionTable
 from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration
 from device_agent.front.peers import PeerFinder
-from device_agent.front.repeats import RequestRepeater, counters_of
+from device_agent.front.repeats import RequestRepeater
 from device_agent.front.request_channel import RequestChannel
 from device_agent.front.server import FrontServer, create_server
 from device_agent.front.shadow import ShadowMirror
@@ -227,11 +227,12 @@ class FrontProcess:
 
         With `is_stopping`, only note that the supervisor will stop the candidate's process.
         """
-        observer = self._family_queue(message.value["family"]).observer
+        queue = self._family_queue(message.value["family"])
+        observer = queue.observer
         if not isinstance(observer, RequestRepeater):
             message.close()
         elif message.value["is_stopping"]:
-            observer.expect_loss()
+            queue.expect_stop(observer.generation)
         elif message.fds:
 
             def connect(*, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> RequestChannel:
@@ -248,7 +249,7 @@ class FrontProcess:
         if not isinstance(queue.observer, RequestRepeater):
             return {}
         generation = queue.generations.get(queue.observer.generation)
-        return counters_of(queue.observer, {} if generation is None else generation.leases)
+        return queue.observer.poll([] if generation is None else list(generation.leases.values()))
 
     def set_supervisor_metrics(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle `metrics`: replace the supervisor's part of `/metrics`."""

@@ -13,7 +13,7 @@ Rules:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from device_agent.front.generations import RequestFailed
@@ -119,13 +119,16 @@ class AccessRules:
 
 def _check_content_type(fields: dict[bytes, bytes]) -> None:
     kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    is_browser = fields.get(b"user-agent", b"").startswith(b"Mozilla/") or any(
-        name in (b"origin", b"referer", b"cookie") or name.startswith(b"sec-") for name in fields
-    )
-    if kind == b"text/plain" or kind.startswith(b"multipart/") or (kind == FORM_TYPE and is_browser):
+    if kind == b"text/plain" or kind.startswith(b"multipart/") or (kind == FORM_TYPE and _is_of_browser(fields)):
         raise RequestFailed(
             415,
             "Content-Type: expected application/json, or application/octet-stream with binary data; "
             "forms, multipart and plain text are refused",
             closes_connection=True,
         )
+
+
+def _is_of_browser(fields: Mapping[bytes, bytes]) -> bool:
+    return fields.get(b"user-agent", b"").startswith(b"Mozilla/") or any(
+        name in (b"origin", b"referer", b"cookie") or name.startswith(b"sec-") for name in fields
+    )

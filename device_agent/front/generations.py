@@ -113,8 +113,8 @@ class ResponseObserver(Protocol):
         """Receive the open requests of a process that ended; return whether it hung, and was ended for that."""
         ...
 
-    def take_expected_loss(self) -> bool:
-        """Return whether the supervisor has stopped the process, and expect no further loss."""
+    def record_stop(self) -> None:
+        """Receive the end of a process that the supervisor stopped."""
         ...
 
 
@@ -252,6 +252,7 @@ class FrontGeneration:
         suspect_requests: requests that its process had when it ended (rule 6).
         on_drained: called once when it is retired and its last lease has ended.
         is_retired: it takes no new requests.
+        is_stop_expected: the supervisor stops its process, which is no crash.
         past_window: counters from before the window.
     """
 
@@ -267,6 +268,7 @@ class FrontGeneration:
     suspect_requests: FairQueue[Request] = field(default_factory=FairQueue)
     on_drained: list[Callable[[], None]] = field(default_factory=list)
     is_retired: bool = False
+    is_stop_expected: bool = False
     past_window: CounterWindow = field(default_factory=lambda: CounterWindow(0.0))
 
     @property
@@ -429,6 +431,16 @@ class FamilyQueue:
         self._delete_if_drained(generation)
         self.dispatch_waiting()
 
+    def expect_stop(self, number: int) -> None:
+        """Expect the end of a generation's process, unless it has ended already: the supervisor stops it.
+
+        Args:
+            number: number of the generation.
+        """
+        generation = self.generations.get(number)
+        if generation is not None and generation.sender is not None:
+            generation.is_stop_expected = True
+
     def handle_response(self, generation: FrontGeneration, number: int, response: Response) -> None:
         """Complete the request that a response is for, and dispatch waiting ones.
 
@@ -455,9 +467,12 @@ class FamilyQueue:
         leases = list(generation.leases.values())
         generation.leases.clear()
         observer = None if self.observer is None or self.observer.generation != generation.number else self.observer
-        if observer is not None and observer.take_expected_loss():
+        is_expected, generation.is_stop_expected = generation.is_stop_expected, False
+        if is_expected:
             for request in leases:
                 request.attempts -= 1
+            if observer is not None:
+                observer.record_stop()
         else:
             generation.window.crashes += 1
             if observer is not None:
@@ -468,6 +483,8 @@ class FamilyQueue:
                 generation.window.requests += 1
                 generation.window.errors += 1
                 request.fail(500, "the model process crashed on this request twice")
+            elif request.is_suspect:
+                generation.suspect_requests.appendleft(request)
             else:
                 (self.waiting_requests if request.version is None else generation.pinned_requests).appendleft(request)
         self.dispatch_waiting()
@@ -494,10 +511,11 @@ class FamilyQueue:
     def dispatch_waiting(self) -> None:
         """Dispatch waiting requests to generations that have room."""
         current = self.current
-        while current is not None and (request := self.waiting_requests.popleft(current.takes)):
+        # without room, no waiting request is looked at: there may be a thousand
+        while current is not None and current.has_room and (request := self.waiting_requests.popleft(current.takes)):
             self._dispatch(current, request)
         for generation in self.generations.values():
-            while request := generation.pinned_requests.popleft(generation.takes):
+            while generation.has_room and (request := generation.pinned_requests.popleft(generation.takes)):
                 self._dispatch(generation, request)
             if generation.has_room and not generation.leases and (suspect := generation.suspect_requests.popleft()):
                 self._dispatch(generation, suspect)

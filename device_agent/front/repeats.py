@@ -26,7 +26,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -137,7 +137,6 @@ class RequestRepeater:
         self._counters = {kind: BadResponseCounters() for kind in KINDS}
         self._crashes_without_request = 0
         self._losses = 0
-        self._is_loss_expected = False
         self._waiting: list[KeptRequest] = []
         self._known: dict[bytes, int | None] = {}  # microseconds of the previous release; None: no good response
         self._running: KeptRequest | None = None
@@ -188,16 +187,12 @@ class RequestRepeater:
             self._crashes_without_request += 1
         return False
 
-    def take_expected_loss(self) -> bool:
-        """Return whether the supervisor has stopped the process, and expect no further loss."""
-        is_expected, self._is_loss_expected = self._is_loss_expected, False
-        return is_expected
+    def record_stop(self) -> None:
+        """End the hang of a process that the supervisor stopped: the next process does not hang."""
+        if self._hanging is not None:
+            self._end_hang(self._hanging)
 
     # called for the supervisor
-
-    def expect_loss(self) -> None:
-        """Expect the end of the candidate's process, which the supervisor stops to make memory available."""
-        self._is_loss_expected = True
 
     def connect(self, connect: ShadowConnector) -> None:
         """Use another process for the repeats.
@@ -283,11 +278,16 @@ class RequestRepeater:
             self._settle(event, digest, self._known[digest])
         self._waiting += [each for each in kept if each.digest in event.open_digests]
         while len(self._waiting) > 1 and (
-            len(self._waiting) > MAX_KEPT_REQUESTS
-            or sum(len(each.request.body) for each in self._waiting) > MAX_KEPT_BYTES
+            len(self._waiting) > MAX_KEPT_REQUESTS or self._kept_bytes() > MAX_KEPT_BYTES
         ):
             self._drop_one()
         return event
+
+    def _kept_bytes(self) -> int:
+        # of all requests of an event, because those that were repeated already stay in memory with it
+        return sum(
+            len(body) for body in {id(r): r.body for each in self._waiting for r in each.event.requests}.values()
+        )
 
     def _drop_one(self) -> None:
         def count(kind: str) -> int:
@@ -361,16 +361,6 @@ class RequestRepeater:
 
     def _limit_us(self, event: BadEvent) -> int:
         return (event.previous_us or 0) * self._latency_percent // 100 + LATENCY_ALLOWANCE_US
-
-
-def counters_of(repeater: RequestRepeater, leases: Mapping[int, Request]) -> dict[str, Any]:
-    """Poll a repeater with the requests that the candidate's process has.
-
-    Args:
-        repeater: the family's repeater.
-        leases: requests by number, in the order in which they were sent.
-    """
-    return repeater.poll(list(leases.values()))
 
 
 def _digest(request: Request) -> bytes:

@@ -115,6 +115,23 @@ def test_large_requests_leave_leases_to_small_ones() -> None:
     assert process.inbox == [*large[1:MAX_LARGE_REQUESTS], small, large[MAX_LARGE_REQUESTS]]
 
 
+def test_a_response_does_not_look_at_all_waiting_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = QueueHarness(max_waiting=1000)
+    bench.publish(1)
+    for _ in range(1000):
+        bench.request()
+    takes, looks = FrontGeneration.takes, 0
+
+    def count(generation: FrontGeneration, request: Request) -> bool:
+        nonlocal looks
+        looks += 1
+        return takes(generation, request)
+
+    monkeypatch.setattr(FrontGeneration, "takes", count)
+    bench.respond(1)
+    assert looks == 1
+
+
 def test_users_take_turns_and_the_one_with_most_waiting_requests_makes_room() -> None:
     bench = QueueHarness(max_waiting=4)
     process = bench.publish(1)

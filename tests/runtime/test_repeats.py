@@ -63,7 +63,7 @@ class Lab:
         self.respond(response)
 
     def poll(self) -> dict[str, Any]:
-        return repeats.counters_of(self.repeater, self.candidate.leases)
+        return self.repeater.poll(list(self.candidate.leases.values()))
 
     def connect(self) -> PreviousProcess:
         def connect(*, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> PreviousProcess:
@@ -142,6 +142,17 @@ def test_kept_requests_are_bounded_in_number_and_bytes_and_no_kind_hides_another
     for number in range(4):
         large.ask(bytes([number]) * (repeats.MAX_KEPT_BYTES // 2), NAN)
     assert large.poll()["waiting"] == 2
+    crashes = Lab()
+    for number in range(4):
+        crashes.send(bytes(repeats.MAX_KEPT_BYTES // 2))
+        crashes.send(b"%d" % number)
+        crashes.crash()
+        if not crashes.previous:
+            crashes.connect().respond(GOOD)  # the large one is known from here on, but stays with each crash
+        crashes.queue.fail_expired(0.0)
+        crashes.candidate.suspect_requests.remove_all(lambda _: True)
+        crashes.restart()
+    assert crashes.poll()["waiting"] <= 2
 
 
 def test_a_slow_response_is_compared_on_the_same_input() -> None:
@@ -226,12 +237,48 @@ def test_a_crash_right_after_a_response_is_due_to_that_request_and_one_in_idlene
 def test_a_stop_by_the_supervisor_is_no_crash() -> None:
     lab = Lab()
     requests = [lab.send(b"%d" % number) for number in range(2)]
-    lab.repeater.expect_loss()
+    lab.queue.expect_stop(2)
     lab.crash()
     lab.restart()
     assert lab.process.inbox == requests
     assert lab.kinds() == {}
     assert lab.candidate.window.crashes == 0
+    lab.crash()
+    lab.queue.expect_stop(2)  # too late: the process has just crashed on its own
+    lab.restart()
+    lab.crash()
+    assert lab.kinds()["crash"][0] == lab.candidate.window.crashes == 2
+
+
+def test_after_a_stop_by_the_supervisor_a_suspect_stays_with_the_candidate() -> None:
+    lab = Lab()
+    poison = lab.send(b"poison")
+    lab.crash()
+    lab.restart()
+    lab.queue.expect_stop(2)
+    lab.crash()
+    target = FrontGeneration(1, "1.1", {}, CounterWindow(lab.now), sender=Process())
+    lab.queue.publish(target)
+    assert isinstance(target.sender, Process)
+    assert target.sender.inbox == []
+    lab.restart()
+    assert lab.process.inbox == [poison]
+
+
+def test_a_stop_by_the_supervisor_ends_a_hang_so_that_the_next_process_is_not_ended_for_it() -> None:
+    lab = Lab()
+    request = lab.send(b"slow")
+    lab.now += repeats.HANG_AFTER_S + 0.5
+    lab.poll()
+    lab.queue.expect_stop(2)
+    lab.crash()
+    lab.connect().respond(Response(200, NO_JSON, b"", busy_us=8_000_000))
+    lab.now += 60
+    lab.restart()
+    assert not lab.poll()["is_hung"]
+    assert lab.kinds() == {"hang": [1, 1, 0, 0]}, "the candidate had 10.5 s, of the 16 s that are allowed"
+    lab.respond(GOOD)
+    assert _result(request) == GOOD
 
 
 @pytest.mark.parametrize(("previous_s", "confirmed_after_s"), [(1.0, 11), (8.0, 17), (None, None)])
