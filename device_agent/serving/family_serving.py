@@ -388,8 +388,10 @@ class FamilyServing:
 
     def end_repeats(self) -> None:
         """End the repeats and the process that was started for them."""
-        self._runtime.set_repeats(None, None, 100)
-        self.end_repeater()
+        try:
+            self._runtime.set_repeats(None, None, 100)
+        finally:
+            self.end_repeater()
 
     def stop_unpublished(self, generation: Generation) -> None:
         """Stop the process of a generation that was never published."""

@@ -262,8 +262,9 @@ class FamilyRuntime:
             slow_us: microseconds above which a response is checked for latency; None for never.
             latency_percent: allowed latency, in percent of that of the previous release on the same input.
         """
-        self._is_watched = generation is not None
+        self._is_watched = False
         self._runtime.call_front(lambda front: front.set_repeats(self._family, generation, slow_us, latency_percent))
+        self._is_watched = generation is not None
 
     def set_repeat_process(self, process: ModelProcessHandle | None) -> None:
         """Repeat requests in a process that is not published; None drops the kept requests."""

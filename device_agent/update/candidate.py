@@ -65,7 +65,7 @@ WATCH_INTERVAL_S: Final = 0.25  # between two readings of the front's counters; 
 
 
 class Candidate:
-    """One candidate on its way into service.
+    """One candidate on its way into service; `close` it at the end of the attempt.
 
     Args:
         context: configuration, stores and workers of the family.
@@ -219,6 +219,8 @@ class Candidate:
     def run_probation(self, serving: FamilyServing, candidate: Generation) -> ProbationSummary:
         """Watch the serving candidate until its probation is decided, and return the summary.
 
+        After an error, the caller calls `revert`.
+
         Args:
             serving: generations of the family; `serving.previous` is the baseline.
             candidate: the serving generation, as `publish` got it.
@@ -248,9 +250,8 @@ class Candidate:
         except (ProbationFailed, ProbationInconclusive, OperatorRollback) as error:
             has_failed = isinstance(error, ProbationFailed)
             self.summary = summarize_probation(limits, observation, baseline, elapsed, has_failed=has_failed)
-            raise
-        finally:
-            self._end_watch()
+            raise  # `revert` ends the watch
+        self.close()
         self.summary = summarize_probation(limits, observation, baseline, elapsed)
         return self.summary
 
@@ -259,12 +260,15 @@ class Candidate:
 
         If it has to be loaded again and that fails, the error is logged; the daemon keeps trying to load it.
         """
-        self._end_watch()
         current = serving.current
-        # compared by number: a probation may have started its process again
-        if self.published is not None and current is not None and current.number == self.published.number:
-            self._down_since_s = time.monotonic() if serving.previous is None else None
-            serving.revert()
+        try:
+            # compared by number: a probation may have started its process again
+            if self.published is not None and current is not None and current.number == self.published.number:
+                self._down_since_s = time.monotonic() if serving.previous is None else None
+                serving.revert()
+        finally:
+            # after the candidate is retired: until then, a request that ends its process must not get to another one
+            self.close()
         self.published = None
         if self._stopped_bundle is None or serving.current is not None:
             return
@@ -273,6 +277,13 @@ class Candidate:
         except (AirweightsError, OSError) as error:
             logger.error("cannot reload release %s: %s", self._stopped_bundle.version, error)
         self._end_downtime()
+
+    def close(self) -> None:
+        """End the watch over the probation, if it has not ended."""
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+            self.downtime_ms += round(watch.downtime_s * 1000)
 
     def _check_adapter(self, fds: BundleFds, bundle: BundleRecord) -> None:
         """Record whether the personal adapter is compatible with the candidate; if not, it serves without it."""
@@ -308,12 +319,6 @@ class Candidate:
             available_bytes = min(available_bytes, max(0, budget_bytes - used_bytes))
         running_bytes = 0 if serving.current is None else serving.current.process.resident_bytes()
         return decide_admission(available_bytes, needed_bytes, running_bytes)
-
-    def _end_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
-            self.downtime_ms += round(self._watch.downtime_s * 1000)
-            self._watch = None
 
     def _end_downtime(self) -> None:
         if self._down_since_s is not None:

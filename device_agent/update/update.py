@@ -125,6 +125,8 @@ class _Update:
             raise  # no decision was recorded: recovery continues from the last durable state
         except (Invalid, Refused, Unavailable, Unfit) as error:
             result = self._end_with_error(error)
+        finally:
+            self._candidate.close()
         self._log_result(result)
         collect_garbage(self._context)
         return result

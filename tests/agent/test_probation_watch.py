@@ -10,13 +10,15 @@ import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.errors import AirweightsError, GoldenMismatch
-from device_agent.errors import ModelDoesNotLoad, ProbationFailed, WorkerTimeout
+from device_agent.config.config import ProbationSettings
+from device_agent.errors import ModelDoesNotLoad, ProbationFailed, WorkerCrashed, WorkerTimeout
 from device_agent.policy.probation import ProbationLimits
 from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.update import probation_watch
+from device_agent.update.candidate import Candidate
 from device_agent.update.probation_watch import ProbationWatch
 
 CONTRACT = Contract((TensorSpec("x", "float32", (4,)),), (TensorSpec("y", "float32", (4,)),))
@@ -62,6 +64,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.counters: RepeatObservation | None = RepeatObservation()
         self.start_error: AirweightsError | None = None
+        self.front_error: AirweightsError | None = None
         self.started: list[tuple[str, int]] = []
         self.events: list[str] = []
 
@@ -75,14 +78,16 @@ class FakeBackend:
         self.events.append(f"publish {generation}")
         return 0
 
-    def retire(self, _generation: int) -> None:
-        """Return at once: no request is open."""
+    def retire(self, generation: int) -> None:
+        self.events.append(f"retire {generation}")  # no request is open
 
     def observation(self, _generation: int) -> ServingObservation:
         return ServingObservation()
 
     def set_repeats(self, generation: int | None, slow_us: int | None, latency_percent: int) -> None:
         self.events.append(f"repeats {generation}")
+        if self.front_error is not None:
+            raise self.front_error
 
     def set_repeat_process(self, process: Any) -> None:
         self.events.append("discard" if process is None else "connect")
@@ -108,16 +113,16 @@ class Lab:
             self.serving.stop_current()
         self.candidate = self.serving.start_generation(candidate, cast(Any, None))
         context = SimpleNamespace(
-            config=SimpleNamespace(serve=SimpleNamespace(memory_bytes=None)),
+            config=SimpleNamespace(serve=SimpleNamespace(memory_bytes=None), probation=ProbationSettings()),
+            probe_client=SimpleNamespace(latency_us=lambda _digest: None),
             device=DeviceDirectory(folder),
             read_facts=lambda: SimpleNamespace(memory_bytes=memory_bytes),
             other_families=lambda: (),
         )
         workers = SimpleNamespace(unseal_to_serve=self._unseal)
+        self.context, self.workers = cast(Any, context), cast(Any, workers)
         limits = ProbationLimits.from_health(Health(), None, None)
-        self.watch = ProbationWatch(
-            cast(Any, context), cast(Any, workers), self.serving, self.candidate, limits, previous, None
-        )
+        self.watch = ProbationWatch(self.context, self.workers, self.serving, self.candidate, limits, previous, None)
         self.serving.publish(self.candidate)
         self.backend.started.clear()
         self.backend.events.clear()
@@ -255,3 +260,30 @@ def test_after_a_restart_of_the_front_the_checks_begin_anew(tmp_path: Path) -> N
     lab.backend.counters = None
     assert lab.watch.step() == RepeatObservation()
     assert lab.backend.events == ["repeats 2"]
+
+
+def test_a_candidate_is_checked_until_it_is_retired_and_in_any_case_not_longer_than_its_attempt(tmp_path: Path) -> None:
+    for is_reverted in (True, False):
+        lab = Lab(tmp_path)
+        candidate = Candidate(lab.context, lab.workers)
+        candidate.publish(lab.serving, lab.candidate, is_watched=True)
+        lab.backend.events.clear()
+        if is_reverted:
+            candidate.revert(lab.serving)
+            assert lab.backend.events == ["publish 1", "retire 2", "repeats None"]
+        else:
+            candidate.close()
+            candidate.close()
+            assert lab.backend.events == ["repeats None"]
+
+
+def test_the_process_for_repeats_ends_also_if_the_front_is_gone(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.count(BadResponse.NAN, 1, needs_process=True)
+    lab.watch.step()
+    repeater = lab.serving.repeater
+    assert repeater is not None
+    lab.backend.front_error = WorkerCrashed("no front")
+    with pytest.raises(WorkerCrashed):
+        lab.watch.close()
+    assert not repeater.process.is_alive()
