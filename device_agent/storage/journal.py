@@ -9,7 +9,8 @@ Rules:
   reading, also while the daemon runs.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
-`bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
+`machine/metered`, `bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`,
+`report/SEQUENCE`.
 """
 
 import time
