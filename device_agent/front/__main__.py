@@ -19,7 +19,8 @@ from device_agent.front import metrics
 from device_agent.front.access import AccessRules
 from device_agent.front.app import EndpointApp, RequestLimits
 from device_agent.front.connections import ByteLedger, ConnectionTable
-from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration
+from device_agent.front.front_generation import CounterWindow, FrontGeneration
+from device_agent.front.generations import FamilyQueue
 from device_agent.front.peers import PeerFinder
 from device_agent.front.repeats import RequestRepeater
 from device_agent.front.request_channel import RequestChannel

@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from device_agent.front.generations import RequestFailed
+from device_agent.front.requests import RequestFailed
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -26,8 +26,10 @@ from bundle.version import VERSION
 from device_agent.front import metrics
 from device_agent.front.access import PREFLIGHT_HEADERS, AccessRules
 from device_agent.front.connections import ByteLedger, Connection, ConnectionTable, HeldBytes
-from device_agent.front.generations import RETRY_AFTER_S, FamilyQueue, FrontGeneration, Request, RequestFailed
+from device_agent.front.front_generation import FrontGeneration
+from device_agent.front.generations import RETRY_AFTER_S, FamilyQueue
 from device_agent.front.model_info import model_statistics, repository_index
+from device_agent.front.requests import Request, RequestFailed
 from device_agent.runtime import wire
 from device_agent.runtime.wire import NO_JSON
 

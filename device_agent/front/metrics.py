@@ -10,7 +10,8 @@ from typing import Final
 
 from bundle.version import VERSION
 from device_agent.front.connections import ConnectionTable
-from device_agent.front.generations import CounterWindow, FamilyQueue
+from device_agent.front.front_generation import CounterWindow
+from device_agent.front.generations import FamilyQueue
 from device_agent.host.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
 

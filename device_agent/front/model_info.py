@@ -7,7 +7,8 @@ loaded is READY, because a request can name its version.
 from collections.abc import Iterable
 from typing import Any
 
-from device_agent.front.generations import CounterWindow, FamilyQueue
+from device_agent.front.front_generation import CounterWindow
+from device_agent.front.generations import FamilyQueue
 
 
 def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from device_agent.front.generations import Request, Sender
+from device_agent.front.requests import Request, Sender
 from device_agent.front.shadow import DiscardedResponse, ShadowConnector
 from device_agent.runtime.wire import Response
 

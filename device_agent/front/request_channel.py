@@ -8,7 +8,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from device_agent.front.generations import Request
+from device_agent.front.requests import Request
 from device_agent.runtime import wire
 from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Response, WireError
 

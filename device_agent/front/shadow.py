@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from device_agent.front.generations import Request, Sender
+from device_agent.front.requests import Request, Sender
 from device_agent.runtime import wire
 from device_agent.runtime.wire import Response
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.front.access import AccessRules
-from device_agent.front.generations import RequestFailed
+from device_agent.front.requests import RequestFailed
 from tests.support.load_clients import INFER, REQUEST, connect, post
 from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model, start_front
 

@@ -7,15 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from device_agent.front.generations import (
-    LARGE_BODY_BYTES,
-    MAX_LARGE_REQUESTS,
-    CounterWindow,
-    FamilyQueue,
-    FrontGeneration,
-    Request,
-    RequestFailed,
-)
+from device_agent.front.front_generation import LARGE_BODY_BYTES, MAX_LARGE_REQUESTS, CounterWindow, FrontGeneration
+from device_agent.front.generations import FamilyQueue
+from device_agent.front.requests import Request, RequestFailed
 from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
 from tests.support.queue_doubles import Process, RecordedResponse
 

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from device_agent.front import repeats
-from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration, Request, RequestFailed
+from device_agent.front.front_generation import CounterWindow, FrontGeneration
+from device_agent.front.generations import FamilyQueue
 from device_agent.front.repeats import RequestRepeater
+from device_agent.front.requests import Request, RequestFailed
 from device_agent.runtime.wire import NO_JSON, Response
 from tests.support.queue_doubles import Process, RecordedResponse
 

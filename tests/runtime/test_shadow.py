@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from device_agent.front.generations import Request
+from device_agent.front.requests import Request
 from device_agent.front.shadow import ShadowMirror
 from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.handles import FrontHandle

@@ -1,6 +1,6 @@
 """Doubles at the edges of a front's queue: a model process, and the future that a client waits for."""
 
-from device_agent.front.generations import Request, RequestFailed
+from device_agent.front.requests import Request, RequestFailed
 from device_agent.runtime.wire import Response
 
 
