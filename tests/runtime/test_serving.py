@@ -20,8 +20,8 @@ from onnx import helper
 from bundle.errors import GoldenMismatch
 from device_agent.config.config import Config, FurtherFamily, ServeSettings
 from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout, ModelDoesNotLoad, ModelProcessCrashed
-from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import FrontHandle, ModelProcess, PrestartedProcess
+from device_agent.runtime.listening_socket import listen_on
 from device_agent.serving.serving_runtime import ServingRuntime
 from tests.support import hostile_models as hostile
 from tests.support.load_clients import INFER, REQUEST, Load, connect, post, wait_until
