@@ -25,7 +25,8 @@ from device_agent.process.channel import Message
 from device_agent.process.worker import Handler
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.probe_runner import ProbeReport
-from device_agent.serving.family_serving import FamilyServing, ModelProcessHandle
+from device_agent.serving.family_serving import FamilyServing
+from device_agent.serving.serving_backend import ModelProcessHandle
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.update.context import UpdateContext, collect_garbage
@@ -167,7 +168,7 @@ class PassingProbe:
 class _ServingWithoutThreads(FamilyServing):
     """Serving state without watching threads, which would not survive a fork."""
 
-    def _watch(self, generation: int, pidfd: int) -> None:
+    def _watch_process(self, generation: int, pidfd: int) -> None:
         os.close(pidfd)
 
 

@@ -2,5 +2,6 @@
 
 Reading order:
     family_serving.py   the current, previous and standby generation of one family, and the switch
-    serving_runtime.py  the backend of that: the front's process and the model processes
+    serving_backend.py  what that needs of the processes, as protocols
+    serving_runtime.py  the backend: the front's process and the model processes
 """

@@ -33,7 +33,7 @@ from device_agent.runtime.handles import (
     ServeConfig,
 )
 from device_agent.runtime.wire import KEPT_BODIES
-from device_agent.serving.family_serving import ModelProcessHandle
+from device_agent.serving.serving_backend import ModelProcessHandle
 
 T = TypeVar("T")
 
