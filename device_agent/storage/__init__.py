@@ -6,7 +6,9 @@ spool (the folder of partial downloads), incoming (a file that is not complete y
 Reading order:
     device_directory   paths of the device directory, its lock, its public identity
     bundle_store       sealed bundles by digest, and the spool
-    journal            the state of updates, as transactions; database: its records in SQLite
+    journal_reader     the state of updates, for reading; database: its records in SQLite
+    journal            changes to it, as transactions
     journal_schema     table, version and migrations of the journal's file
     adapter_store      the personal adapter of a family
+    cohort_envelopes   envelopes that opened on this device
 """

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
@@ -35,17 +34,15 @@ from device_agent.policy.journal_records import (
 )
 from device_agent.policy.outcome_report import MAX_REPORTS, next_report
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State, next_state, recovery_state
-from device_agent.storage.database import RecordDatabase
 from device_agent.storage.device_directory import DeviceDirectory
-
-MAX_HISTORY_ROWS: Final = 200
+from device_agent.storage.journal_reader import MAX_HISTORY_ROWS, JournalReader
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Journal:
+class Journal(JournalReader):
     """The open journal of one family.
 
     Args:
@@ -59,101 +56,8 @@ class Journal:
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, now_ms: Callable[[], int] = _now_ms) -> None:
+        super().__init__(path, read_only=read_only)
         self._now_ms = now_ms
-        self._records = RecordDatabase(path, read_only=read_only)
-
-    def close(self) -> None:
-        """Close the journal's file."""
-        self._records.close()
-
-    def check(self) -> None:
-        """Read every record and compare its checksum.
-
-        Raises:
-            JournalDamaged: a record does not match its checksum.
-        """
-        self._records.check()
-
-    # reading
-
-    @property
-    def state(self) -> State:
-        """Return the current state; IDLE in a new journal."""
-        row = self._records.get("machine", "state")
-        return State.IDLE if row is None else State(row.choice("state", tuple(State)))
-
-    @property
-    def attempt(self) -> Attempt | None:
-        """Return the unfinished attempt, or None."""
-        row = self._records.get("machine", "attempt")
-        return None if row is None else Attempt.parse(row)
-
-    @property
-    def pointers(self) -> BundlePointers:
-        """Return the digests of the active, previous and candidate bundle."""
-        row = self._records.get("machine", "pointers")
-        return BundlePointers() if row is None else BundlePointers.parse(row)
-
-    @property
-    def persistent_state(self) -> PersistentState:
-        """Return the persistent state: pause flag, rollback floor, last check."""
-        row = self._records.get("machine", "persistent-state")
-        return PersistentState() if row is None else PersistentState.parse(row)
-
-    @property
-    def tpm_counter(self) -> TpmCounterRecord:
-        """Return the expected TPM counter; 0 without a TPM."""
-        row = self._records.get("machine", "tpm-counter")
-        return TpmCounterRecord() if row is None else TpmCounterRecord.parse(row)
-
-    @property
-    def metered(self) -> MeteredRecord:
-        """Return the bytes that attempts received for the newest candidate."""
-        row = self._records.get("machine", "metered")
-        return MeteredRecord() if row is None else MeteredRecord.parse(row)
-
-    def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
-        """Return the record of a bundle, or None if there is none."""
-        row = None if digest is None else self._records.get("bundle", digest)
-        return None if row is None else BundleRecord.parse(row)
-
-    def bundles(self) -> tuple[BundleRecord, ...]:
-        """Return the records of all bundles whose releases were verified and not deleted since."""
-        return tuple(BundleRecord.parse(row) for row in self._records.all("bundle"))
-
-    def quarantine_records(self) -> tuple[QuarantineRecord, ...]:
-        """Return all bundles that are in quarantine."""
-        return tuple(QuarantineRecord.parse(row) for row in self._records.all("quarantine"))
-
-    def quarantine_record(self, digest: BundleDigest, runtime: str) -> QuarantineRecord | None:
-        """Return the quarantine of a bundle with a version of the runtime, or None.
-
-        Args:
-            digest: digest of the bundle.
-            runtime: version of onnxruntime.
-        """
-        row = self._records.get("quarantine", f"{digest}:{runtime}")
-        return None if row is None else QuarantineRecord.parse(row)
-
-    def crashes(self, digest: BundleDigest, state: State) -> int:
-        """Return how often the agent ended unexpectedly in a state with a candidate. A power cut counts too.
-
-        Args:
-            digest: digest of the candidate.
-            state: one of CRASH_SUSPECT_STATES.
-        """
-        row = self._records.get("crashes", f"{digest}:{state}")
-        return 0 if row is None else row.integer("count")
-
-    def history(self, limit: int = MAX_HISTORY_ROWS) -> tuple[UpdateResult, ...]:
-        """Return up to `limit` finished attempts, the newest first."""
-        return tuple(UpdateResult.parse(row) for row in self._records.last("history", limit))
-
-    def reports(self) -> tuple[DeviceReport, ...]:
-        """Return the stored reports of the device, the oldest first."""
-        return tuple(DeviceReport.parse(row) for row in self._records.all("report"))
-
-    # writing
 
     def begin_attempt(self, trigger: str) -> Attempt:
         """Start an attempt in CHECKING; `trigger` is "poll", "operator" or "start"."""

@@ -1,0 +1,128 @@
+"""The journal for reading: state, attempt, pointers, records, history and reports.
+
+Each property reads the record anew. device_agent.storage.journal lists the records and the rules.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from bundle.device_report import DeviceReport
+from bundle.files import BundleDigest
+from device_agent.policy.attempt import Attempt, UpdateResult
+from device_agent.policy.journal_records import (
+    BundlePointers,
+    BundleRecord,
+    MeteredRecord,
+    PersistentState,
+    QuarantineRecord,
+    TpmCounterRecord,
+)
+from device_agent.policy.state_machine import State
+from device_agent.storage.database import RecordDatabase
+
+MAX_HISTORY_ROWS: Final = 200
+
+
+class JournalReader:
+    """The open journal of one family.
+
+    Args:
+        path: the database file; created if missing, unless `read_only`.
+        read_only: refuse a file of an older schema instead of migrating it.
+
+    Raises:
+        JournalDamaged: a record or the file is damaged. Any method can raise it.
+        JournalUnreadable: the file cannot be opened, or has another schema. Any method can raise it.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool) -> None:
+        self._records = RecordDatabase(path, read_only=read_only)
+
+    def close(self) -> None:
+        """Close the journal's file."""
+        self._records.close()
+
+    def check(self) -> None:
+        """Read every record and compare its checksum.
+
+        Raises:
+            JournalDamaged: a record does not match its checksum.
+        """
+        self._records.check()
+
+    @property
+    def state(self) -> State:
+        """Return the current state; IDLE in a new journal."""
+        row = self._records.get("machine", "state")
+        return State.IDLE if row is None else State(row.choice("state", tuple(State)))
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """Return the unfinished attempt, or None."""
+        row = self._records.get("machine", "attempt")
+        return None if row is None else Attempt.parse(row)
+
+    @property
+    def pointers(self) -> BundlePointers:
+        """Return the digests of the active, previous and candidate bundle."""
+        row = self._records.get("machine", "pointers")
+        return BundlePointers() if row is None else BundlePointers.parse(row)
+
+    @property
+    def persistent_state(self) -> PersistentState:
+        """Return the persistent state: pause flag, rollback floor, last check."""
+        row = self._records.get("machine", "persistent-state")
+        return PersistentState() if row is None else PersistentState.parse(row)
+
+    @property
+    def tpm_counter(self) -> TpmCounterRecord:
+        """Return the expected TPM counter; 0 without a TPM."""
+        row = self._records.get("machine", "tpm-counter")
+        return TpmCounterRecord() if row is None else TpmCounterRecord.parse(row)
+
+    @property
+    def metered(self) -> MeteredRecord:
+        """Return the bytes that attempts received for the newest candidate."""
+        row = self._records.get("machine", "metered")
+        return MeteredRecord() if row is None else MeteredRecord.parse(row)
+
+    def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
+        """Return the record of a bundle, or None if there is none."""
+        row = None if digest is None else self._records.get("bundle", digest)
+        return None if row is None else BundleRecord.parse(row)
+
+    def bundles(self) -> tuple[BundleRecord, ...]:
+        """Return the records of all bundles whose releases were verified and not deleted since."""
+        return tuple(BundleRecord.parse(row) for row in self._records.all("bundle"))
+
+    def quarantine_records(self) -> tuple[QuarantineRecord, ...]:
+        """Return all bundles that are in quarantine."""
+        return tuple(QuarantineRecord.parse(row) for row in self._records.all("quarantine"))
+
+    def quarantine_record(self, digest: BundleDigest, runtime: str) -> QuarantineRecord | None:
+        """Return the quarantine of a bundle with a version of the runtime, or None.
+
+        Args:
+            digest: digest of the bundle.
+            runtime: version of onnxruntime.
+        """
+        row = self._records.get("quarantine", f"{digest}:{runtime}")
+        return None if row is None else QuarantineRecord.parse(row)
+
+    def crashes(self, digest: BundleDigest, state: State) -> int:
+        """Return how often the agent ended unexpectedly in a state with a candidate. A power cut counts too.
+
+        Args:
+            digest: digest of the candidate.
+            state: one of CRASH_SUSPECT_STATES.
+        """
+        row = self._records.get("crashes", f"{digest}:{state}")
+        return 0 if row is None else row.integer("count")
+
+    def history(self, limit: int = MAX_HISTORY_ROWS) -> tuple[UpdateResult, ...]:
+        """Return up to `limit` finished attempts, the newest first."""
+        return tuple(UpdateResult.parse(row) for row in self._records.last("history", limit))
+
+    def reports(self) -> tuple[DeviceReport, ...]:
+        """Return the stored reports of the device, the oldest first."""
+        return tuple(DeviceReport.parse(row) for row in self._records.all("report"))
