@@ -5,7 +5,10 @@ redirects requests), probation (the candidate serves under watch).
 
 Reading order:
     update          one update from its check to its result
+    channel_check   the checks of a release before it is fetched, and again before it serves
+    download_count  received bytes, and the metered limit on them
     candidate       the candidate from its probe to its probation
+    probation_watch repeats, golden checks and restarts in a probation
     probe_client    probes and their errors
     context         everything that an update uses, and garbage collection
     recovery        after a start: finish or undo the recorded step; rebuild a damaged journal

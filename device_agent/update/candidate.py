@@ -54,7 +54,7 @@ from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
-from device_agent.update.context import Interrupt, UpdateContext, mark_damaged
+from device_agent.update.context import Interrupt, UpdateContext, mark_damaged, memory_left
 from device_agent.update.probation_watch import ProbationWatch, usual_latency_us
 from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
@@ -311,14 +311,8 @@ class Candidate:
         return ProbationLimits.from_health(candidate.variant.health, settings.window_s, settings.min_requests)
 
     def _admission(self, serving: FamilyServing, needed_bytes: int) -> Admission:
-        available_bytes = self._context.read_facts().memory_bytes
-        budget_bytes = self._context.config.serve.memory_bytes
-        if budget_bytes is not None:
-            others = self._context.other_families()
-            used_bytes = serving.resident_bytes() + sum(other.resident_bytes() for other in others)
-            available_bytes = min(available_bytes, max(0, budget_bytes - used_bytes))
         running_bytes = 0 if serving.current is None else serving.current.process.resident_bytes()
-        return decide_admission(available_bytes, needed_bytes, running_bytes)
+        return decide_admission(memory_left(self._context, serving), needed_bytes, running_bytes)
 
     def _end_downtime(self) -> None:
         if self._down_since_s is not None:

@@ -78,6 +78,21 @@ class UpdateContext:
         return self.journal if self.first_journal is None else self.first_journal
 
 
+def memory_left(context: UpdateContext, serving: FamilyServing) -> int:
+    """Return the memory for further processes in bytes, within `serve.memory_bytes`.
+
+    Args:
+        context: configuration and facts of the device.
+        serving: generations of the family; those of the other families count too.
+    """
+    available_bytes = context.read_facts().memory_bytes
+    budget_bytes = context.config.serve.memory_bytes
+    if budget_bytes is None:
+        return available_bytes
+    used_bytes = sum(each.resident_bytes() for each in (serving, *context.other_families()))
+    return min(available_bytes, max(0, budget_bytes - used_bytes))
+
+
 def find_patch_path(
     context: UpdateContext,
     manifest: Manifest,

@@ -31,7 +31,7 @@ from device_agent.policy.serving_counts import MIN_INPUTS, RepeatObservation, Se
 from device_agent.runtime.admission import BARE_PROCESS_BYTES, decide_admission
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
-from device_agent.update.context import UpdateContext
+from device_agent.update.context import UpdateContext, memory_left
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -201,13 +201,8 @@ class ProbationWatch:
         previous = self._serving.previous
         if previous is None:
             return False  # it was stopped, because two models do not fit
-        available_bytes = self._context.read_facts().memory_bytes
-        budget_bytes = self._context.config.serve.memory_bytes
-        if budget_bytes is not None:
-            used = sum(each.resident_bytes() for each in (self._serving, *self._context.other_families()))
-            available_bytes = min(available_bytes, max(0, budget_bytes - used))
         needed = max(0, previous.process.resident_bytes() - BARE_PROCESS_BYTES)
-        return decide_admission(available_bytes, needed).strategy == "side-by-side"
+        return decide_admission(memory_left(self._context, self._serving), needed).strategy == "side-by-side"
 
     def _check_golden(self, candidate: Generation, observation: RepeatObservation) -> None:
         now = time.monotonic()

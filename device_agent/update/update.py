@@ -29,26 +29,24 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
-from bundle.acceptance import VerifiedRelease, check_eligibility
+from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON
 from device_agent.errors import (
-    BundleQuarantined,
     JournalUnreadable,
-    NotEligible,
     PatcherCrashed,
-    RollbackFloorUnproven,
     StoreDamaged,
     WorkerCrashed,
     system_error,
 )
 from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, Rejection, UpdateResult
 from device_agent.policy.error_outcomes import error_outcome
-from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, PatchEdge, PatchPath, choose_variant
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
 from device_agent.update.candidate import Candidate
+from device_agent.update.channel_check import ChannelCheck
 from device_agent.update.context import (
     UpdateContext,
     clear_damaged,
@@ -110,6 +108,7 @@ class _Update:
         self._context, self._workers, self._attempt = context, workers, attempt
         self._journal, self._store = context.journal, context.store
         self._facts = facts
+        self._check = ChannelCheck(context, workers, facts)
         self._candidate = Candidate(context, workers)
         self._applying: PatchEdge | None = None  # the patch being applied
         self._download_count = DownloadCount(context, workers, attempt.downloaded)
@@ -134,7 +133,7 @@ class _Update:
     def from_check(self) -> UpdateResult:
         """Run the whole sequence, from CHECKING on."""
         with self._time_phase("check"):
-            release = self._check_channel()
+            release = self._check.check_channel()
             name, _ = choose_variant(
                 release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
             )
@@ -145,15 +144,15 @@ class _Update:
         self._attempt = replace(
             self._attempt, target=bundle.digest, release=bundle.version, counter=bundle.counter, variant=name
         )
-        self._check_quarantine(bundle)
-        self._check_eligible(release)
+        self._check.check_quarantine(bundle)
+        self._check.check_eligible(release)
         self._attempt = self._journal.set_target(self._attempt, bundle)
         self._download_count.start(bundle.digest)
         self._prepare_bundle(release, bundle)
         with self._time_phase("probe"):
             self._candidate.probe(bundle)
         with self._time_phase("check"):
-            self._check_again(release)
+            self._check.check_again(release)
         if self._context.serving is None:
             return self._commit_files() if not bundle.is_run_by_agent() else self._journal.stage(self._attempt)
         return self._activate(bundle, Event.HEALTHY)
@@ -170,74 +169,6 @@ class _Update:
                 "the bundle is no longer in the store",
             )
         return self._activate(bundle, Event.DAEMON_STARTED)
-
-    # check
-
-    def _check_channel(self, *, walk_root: bool = False) -> VerifiedRelease:
-        seen = self._check_tpm_counter()
-        try:
-            release = self._workers.check_channel(
-                self._journal.persistent_state, self._journal.bundles(), walk_root=walk_root
-            )
-        except (Refused, Unavailable) as error:
-            reason = error.reason
-            self._journal.update_persistent_state(lambda before: replace(before, last_error=reason))
-            raise
-        before = self._journal.persistent_state
-        is_raised = (release.floor.epoch, release.floor.counter) > (before.floor_epoch, before.floor_counter)
-        checked = replace(
-            before,
-            floor_epoch=release.floor.epoch,
-            floor_counter=release.floor.counter,
-            checked_ms=release.checked_at_s * 1000,
-            metadata_expires_ms=release.expires_at_s * 1000,
-            offered_release=release.manifest.version,
-            last_error="",
-        )
-        self._journal.update_persistent_state(lambda _: checked)
-        if seen is not None and (is_raised or self._context.device_journal.tpm_counter.is_unproven):
-            # record first: after a crash in between, the journal is ahead of the TPM, which is not a rollback
-            self._context.device_journal.record_tpm_counter(TpmCounterRecord(seen + 1))
-            self._workers.raise_tpm_counter(seen + 1)
-        return release
-
-    def _check_tpm_counter(self) -> int | None:
-        """Return the TPM's counter, or None without a TPM; refuse offline packs while the floor is unproven."""
-        seen, expected = self._workers.read_tpm_counter(), self._context.device_journal.tpm_counter
-        if seen is None or seen <= expected.counter:
-            return seen
-        self._context.device_journal.record_tpm_counter(replace(expected, is_unproven=True))
-        logger.warning("rollback floor unproven", extra={"tpm_counter": seen, "expected_counter": expected.counter})
-        if self._context.config.repository_url.startswith("file:"):
-            raise RollbackFloorUnproven(
-                f"the TPM's counter is {seen}, the journal expects {expected.counter}: an old or damaged disk",
-                hint="update from the network once to prove the rollback floor; then offline packs work again",
-            )
-        return seen
-
-    def _check_quarantine(self, bundle: BundleRecord) -> None:
-        row = self._journal.quarantine_record(bundle.digest, self._facts.runtime)
-        if row is not None and bundle.counter <= row.counter:
-            raise BundleQuarantined(
-                f"release {bundle.version} ({bundle.variant}) failed here before with {row.reason!r}, "
-                f"under onnxruntime {row.runtime}",
-                hint="publish a release with a higher counter, or `device-agent quarantine clear`",
-            )
-
-    def _check_eligible(self, release: VerifiedRelease) -> None:
-        eligibility = check_eligibility(
-            release, self._context.identity.device_id, self._context.config.cohort, release.checked_at_s
-        )
-        if not eligibility.is_eligible:
-            raise NotEligible(f"{eligibility.reason}: {eligibility.detail}")
-
-    def _check_again(self, before: VerifiedRelease) -> None:
-        release = self._check_channel(walk_root=True)
-        if release.rollout.manifest_digest != before.rollout.manifest_digest:
-            raise NotEligible(
-                f"the rollout changed to {release.manifest.version} while {before.manifest.version} was prepared"
-            )
-        self._check_eligible(release)
 
     # fetch and patch
 
