@@ -31,7 +31,6 @@ from typing import Final
 from bundle.errors import AirweightsError, Unfit
 from device_agent.errors import (
     AdapterIncompatible,
-    AgentStopping,
     OperatorRollback,
     OutOfMemory,
     ProbationFailed,
@@ -54,7 +53,7 @@ from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
-from device_agent.update.context import Interrupt, UpdateContext, mark_damaged, memory_left
+from device_agent.update.context import UpdateContext, mark_damaged, memory_left, wait_in_phase
 from device_agent.update.probation_watch import ProbationWatch, usual_latency_us
 from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
@@ -343,11 +342,5 @@ class Candidate:
                     raise ProbationInconclusive(f"release {version}: {decision.detail}")
                 case ProbationAction.WATCH:
                     remaining_s = max(0.0, limits.window_s - elapsed_s)
-                    interrupt = self._context.wait(min(WATCH_INTERVAL_S, remaining_s) or WATCH_INTERVAL_S)
-            match interrupt:
-                case Interrupt.ROLLBACK:
-                    raise OperatorRollback(f"release {version}: an operator ended its {phase}")
-                case Interrupt.STOP:
-                    raise AgentStopping(f"the agent was stopped in the {phase} of release {version}")
-                case None:
-                    pass
+                    timeout_s = min(WATCH_INTERVAL_S, remaining_s) or WATCH_INTERVAL_S
+                    wait_in_phase(self._context, timeout_s, version, phase)

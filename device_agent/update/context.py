@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Final, assert_never
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
-from device_agent.errors import JournalUnreadable
+from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
 from device_agent.serving.family_serving import FamilyServing
@@ -91,6 +91,30 @@ def memory_left(context: UpdateContext, serving: FamilyServing) -> int:
         return available_bytes
     used_bytes = sum(each.resident_bytes() for each in (serving, *context.other_families()))
     return min(available_bytes, max(0, budget_bytes - used_bytes))
+
+
+def wait_in_phase(context: UpdateContext, timeout_s: float, version: str, phase: str) -> None:
+    """Wait in shadow mode or probation; an interrupt ends it.
+
+    Args:
+        context: waits for interrupts.
+        timeout_s: seconds to wait.
+        version: version of the candidate's release.
+        phase: "shadow mode" or "probation", for the message.
+
+    Raises:
+        OperatorRollback: an operator ended it.
+        AgentStopping: the agent stops.
+    """
+    match interrupt := context.wait(timeout_s):
+        case Interrupt.ROLLBACK:
+            raise OperatorRollback(f"release {version}: an operator ended its {phase}")
+        case Interrupt.STOP:
+            raise AgentStopping(f"the agent was stopped in the {phase} of release {version}")
+        case None:
+            return
+        case _:
+            assert_never(interrupt)
 
 
 def find_patch_path(

@@ -31,7 +31,7 @@ from device_agent.policy.serving_counts import MIN_INPUTS, RepeatObservation, Se
 from device_agent.runtime.admission import BARE_PROCESS_BYTES, decide_admission
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
-from device_agent.update.context import UpdateContext, memory_left
+from device_agent.update.context import UpdateContext, memory_left, wait_in_phase
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class ProbationWatch:
         usual_us: int | None,
     ) -> None:
         self._context, self._workers, self._serving = context, workers, serving
-        self._number, self._limits = candidate.number, limits
+        self._number, self._version, self._limits = candidate.number, candidate.bundle.version, limits
         self._previous = previous
         contract = candidate.variant.require_model().contract
         self._can_repeat = (
@@ -103,6 +103,7 @@ class ProbationWatch:
 
         Raises:
             ProbationFailed: the candidate fails its golden inputs after a bad response, or does not start again.
+            OperatorRollback, AgentStopping: an interrupt arrived while the candidate was stopped for repeats.
             Unavailable: no process can be started.
         """
         candidate = self._serving.current
@@ -178,7 +179,7 @@ class ProbationWatch:
             found = self._serving.repeat_observation()
             if found is None or not found.waiting or found.is_evident or found.needs_process:
                 break
-            time.sleep(POLL_INTERVAL_S)
+            wait_in_phase(self._context, POLL_INTERVAL_S, self._version, "probation")
         self._serving.end_repeater()
         return self._serving.repeat_observation() or observation
 

@@ -11,7 +11,7 @@ import pytest
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.errors import AirweightsError, GoldenMismatch
 from device_agent.config.config import ProbationSettings
-from device_agent.errors import ModelDoesNotLoad, ProbationFailed, WorkerCrashed, WorkerTimeout
+from device_agent.errors import AgentStopping, ModelDoesNotLoad, ProbationFailed, WorkerCrashed, WorkerTimeout
 from device_agent.policy.probation import ProbationLimits
 from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
@@ -19,6 +19,7 @@ from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.update import probation_watch
 from device_agent.update.candidate import Candidate
+from device_agent.update.context import Interrupt
 from device_agent.update.probation_watch import ProbationWatch
 
 CONTRACT = Contract((TensorSpec("x", "float32", (4,)),), (TensorSpec("y", "float32", (4,)),))
@@ -106,6 +107,7 @@ class Lab:
         self, folder: Path, *, memory_bytes: int = PLENTY, contract: Contract = CONTRACT, is_stopped: bool = False
     ) -> None:
         self.backend = FakeBackend()
+        self.interrupt: Interrupt | None = None
         self.serving = FamilyServing(cast(Any, self.backend), lambda _number: None)
         previous, candidate = self._bundle("1.0.0", CONTRACT), self._bundle("1.1.0", contract)
         self.serving.publish(self.serving.start_generation(previous, cast(Any, None)))
@@ -115,6 +117,7 @@ class Lab:
         context = SimpleNamespace(
             config=SimpleNamespace(serve=SimpleNamespace(memory_bytes=None), probation=ProbationSettings()),
             probe_client=SimpleNamespace(latency_us=lambda _digest: None),
+            wait=lambda _timeout_s: self.interrupt,
             device=DeviceDirectory(folder),
             read_facts=lambda: SimpleNamespace(memory_bytes=memory_bytes),
             other_families=lambda: (),
@@ -187,6 +190,20 @@ def test_without_memory_for_a_third_process_the_candidate_is_stopped_for_a_momen
     assert not lab.process.is_alive()
     lab.watch.close()
     assert lab.watch.downtime_s > 0
+
+
+def test_a_stop_of_the_agent_does_not_wait_for_the_repeats_of_a_stopped_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Lab(tmp_path, memory_bytes=TIGHT)
+    lab.count(BadResponse.NAN, 3, needs_process=True)
+    # the process for repeats never responds
+    monkeypatch.setattr(lab.backend, "set_repeat_process", lambda _process: lab.count(BadResponse.NAN, 3))
+    lab.interrupt = Interrupt.STOP
+    with pytest.raises(AgentStopping, match=r"in the probation of release 1\.1\.0"):
+        lab.watch.step()
+    lab.watch.close()
+    assert lab.serving.repeater is None
 
 
 @pytest.mark.parametrize("contract", [OTHER_CONTRACT, STATE_CONTRACT])
