@@ -120,7 +120,8 @@ def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
     Args:
         path: the file; missing parent folders are created.
         data: its content.
-        is_synced: sync file and folder; False only for many files at once, if the caller ends with one `os.sync`.
+        is_synced: sync file and folder; False only if the caller ends with one `os.sync`, or if nothing depends on
+            the file and a power loss may damage it.
     """
     make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
@@ -255,7 +256,7 @@ def record_publisher(layout: RepositoryLayout, timestamp_version: int, snapshot_
     now_s = int(time.time())
     record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": now_s}
     write_file(layout.published_by, json.dumps(record).encode())
-    times = {**publication_times(layout), snapshot_version: now_s}
+    times = {snapshot_version: now_s, **publication_times(layout)}  # a renewal of the timestamp keeps the snapshot
     newest = sorted(times.items())[-MAX_PUBLICATION_TIMES:]
     write_file(layout.publications, json.dumps({str(version): at_s for version, at_s in newest}).encode())
 

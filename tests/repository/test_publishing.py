@@ -357,6 +357,14 @@ def test_garbage_is_what_fell_out_of_use_before_the_grace_period(publisher: Meta
     assert publisher.repository.status().is_sound
 
 
+def test_a_renewal_of_the_timestamp_does_not_extend_the_grace_period(publisher: MetadataPublisher) -> None:
+    repository = publisher.repository
+    times = {str(version): at_s - 86_401 for version, at_s in layout.publication_times(repository.layout).items()}
+    repository.layout.publications.write_text(json.dumps(times))
+    assert set(repository.refresh(publisher.signers).roles) == {"timestamp"}
+    assert json.loads(repository.layout.publications.read_text()) == times
+
+
 def test_without_a_record_the_age_of_the_successor_counts(publisher: MetadataPublisher) -> None:
     """A copy of a repository, from a backup or another machine, may lack the record of publications."""
     publisher.release("1.1.0", 2)
