@@ -163,10 +163,7 @@ class _Uses:
     def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int] | None) -> None:
         self._layout = layout
         self._newest_epochs = None if epochs is None else dict(epochs)
-        self._reasons: dict[str, str] = {
-            "metadata/timestamp.json": "the timestamp",
-            "metadata/timestamp.awz": "the timestamp",
-        }
+        self._reasons: dict[str, str] = {"metadata/timestamp.json": "the timestamp"}
         self._releases: dict[tuple[str, str], str] = {}
         self._epochs: dict[tuple[str, str], str] = {}
 
@@ -212,6 +209,8 @@ class _Uses:
         match relative.parts:
             case ("metadata", name) if name.endswith(".root.json"):
                 return "roots stay forever"
+            case ("metadata", "timestamp.awz"):
+                return "the timestamp"  # not among the named paths: it may be missing
             case ("metadata", "archives", _, name):
                 # the archives of a snapshot are in use as long as the snapshot is
                 return self._reasons.get(f"metadata/{name.partition('-')[0]}{SNAPSHOT_SUFFIX}")

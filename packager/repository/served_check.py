@@ -13,6 +13,7 @@ and is reported with its age.
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import time
@@ -136,7 +137,7 @@ def _expected_files(layout: RepositoryLayout) -> Iterator[dict[str, Any]]:
         elif path != TIMESTAMP:
             yield _row(layout, path)
     for paths in envelopes.values():
-        for path in paths[:: max(1, len(paths) // MAX_ENVELOPES_PER_FOLDER)]:
+        for path in paths[:: math.ceil(len(paths) / MAX_ENVELOPES_PER_FOLDER)]:
             yield _row(layout, path)
 
 
@@ -162,7 +163,7 @@ def _judge_timestamp(
         return version, 0, []
     if version < published.timestamp_version:
         replaced_at = publication_times(layout).get(snapshot + 1)
-        replaced_s = None if replaced_at is None else max(0, int(time.time()) - replaced_at)
+        replaced_s = None if replaced_at is None else max(1, int(time.time()) - replaced_at)
         ago = "" if replaced_s is None else f", which was replaced {replaced_s} s ago"
         text = f"{where}: found timestamp {version}{ago}, expected {published.timestamp_version}"
         return version, replaced_s, [ServedProblem("error", STALE, TIMESTAMP, text)]

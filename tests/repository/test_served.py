@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from packager.repository.published import PublishedDocuments
-from packager.repository.served_check import ServedReport, check_served
+from packager.repository.served_check import MAX_ENVELOPES_PER_FOLDER, ServedReport, check_served
 from tests.support.faulty_http_server import (
     Exchange,
     Fault,
@@ -49,6 +49,17 @@ def test_what_is_served_as_it_is_has_no_problem(served: MetadataPublisher) -> No
     old = {name for name in names if "metadata/" in name and "root" not in name}
     assert names - old <= fetched
     assert check(served, served.published.as_uri()).is_sound
+
+
+def test_envelopes_are_sampled_and_the_compressed_timestamp_may_be_missing(publisher: MetadataPublisher) -> None:
+    (publisher.published / "metadata" / "timestamp.awz").unlink()
+    url = publisher.published.as_uri()
+    before = check(publisher, url)
+    assert before.is_sound
+    for number in range(2 * MAX_ENVELOPES_PER_FOLDER - 1):
+        publisher.repository.put_envelope(f"content/{FAMILY}/1/fp32/{number:064x}", b"sealed")
+    after = check(publisher, url)
+    assert (after.is_sound, after.files) == (True, before.files + MAX_ENVELOPES_PER_FOLDER)
 
 
 def send_coded(exchange: Exchange) -> bool:
