@@ -15,7 +15,7 @@ Rules:
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,34 +245,35 @@ class _PublicationView:
             if role in self._documents:
                 version, data = self._documents[role]
                 out[f"{METADATA_FOLDER}/{version}.{role}.json"] = data
-        rollouts = self._target_files(rollout_role(family))
-        manifests = self._target_files(release_role(family))
-        out |= rollouts.values()
-        for _, data in rollouts.values():
-            try:
-                name = release_target(family, parse_rollout(data).version)
-            except Refused:
-                continue  # a drill's rollout: devices refuse it too
-            if name in manifests:
-                out |= [manifests[name]]
-        fleet = self._target_files(FLEET_ROLE)
-        if FLEET_TARGET in fleet:
-            out |= [fleet[FLEET_TARGET]]
-        return out
+        rollouts = self._read_all(self._target_paths(rollout_role(family)).values())
+        manifests, fleet = self._target_paths(release_role(family)), self._target_paths(FLEET_ROLE)
+        named = {manifests.get(release_target(family, version)) for version in _versions_of(rollouts.values())}
+        return out | rollouts | self._read_all(named | {fleet.get(FLEET_TARGET)})
 
     def _targets(self, role: str) -> Targets | None:
         if role not in self._documents:
             return None
         return Metadata[Targets].from_bytes(self._documents[role][1]).signed
 
-    def _target_files(self, role: str) -> dict[str, tuple[str, bytes]]:
-        signed = self._targets(role)
+    def _target_paths(self, role: str) -> dict[str, str]:
+        """Return name → path below `published/` of each target that a role lists."""
+        listed = {} if (signed := self._targets(role)) is None else signed.targets
+        return {name: f"{TARGETS_FOLDER}/{tuf_documents.target_path(target)}" for name, target in listed.items()}
+
+    def _read_all(self, paths: Iterable[str | None]) -> dict[str, bytes]:
+        """Return path → bytes of the files that exist."""
         out = {}
-        for name, target in ({} if signed is None else signed.targets).items():
-            path = f"{TARGETS_FOLDER}/{tuf_documents.target_path(target)}"
-            try:
-                data = self._files[path] if path in self._files else (self._layout.published / path).read_bytes()
-            except OSError:
-                continue
-            out[name] = (path, data)
+        for path in paths:
+            with suppress(OSError):
+                if path is not None:
+                    out[path] = self._files.get(path) or (self._layout.published / path).read_bytes()
         return out
+
+
+def _versions_of(rollouts: Iterable[bytes]) -> Iterator[str]:
+    for data in rollouts:
+        try:
+            version = parse_rollout(data).version
+        except Refused:
+            continue  # a drill's rollout: devices refuse it too
+        yield version
