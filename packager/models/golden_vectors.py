@@ -14,6 +14,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -30,7 +31,7 @@ from bundle.golden.golden_file import (
 )
 from bundle.golden.scales import Floats, keep_channels, scale_size
 from bundle.golden.sketch import OutputRow, summarize
-from packager.errors import GoldenUnstable, SampleHasNan
+from packager.errors import GoldenUnstable, ModelDoesNotRun, SampleHasNan
 from packager.models.damage_probe import shows_damage
 from packager.models.golden_budget import download_budget, update_budget
 from packager.models.golden_inputs import (
@@ -111,7 +112,8 @@ def record_golden(
         samples: inputs, real ones if there are any.
         path: the file to write (docs/format.md section 8).
         count: maximum number of samples.
-        earlier: golden vectors of an earlier release or another variant, whose inputs are used if they fit.
+        earlier: golden vectors of an earlier release or another variant, whose inputs are used if the model runs on
+            them.
         golden_bytes: limit of the bytes in a download and in an update; None for the default budgets.
 
     Raises:
@@ -124,7 +126,8 @@ def record_golden(
     interface = ModelInterface.from_proto(proto)
     recorded = None
     if earlier is not None and fits_model(earlier.inputs, interface):
-        recorded = _run(model, expand_repeats(earlier.inputs)[:count])
+        with suppress(ModelDoesNotRun):  # for example numbers of words that a smaller vocabulary lacks
+            recorded = _run(model, expand_repeats(earlier.inputs)[:count])
     if recorded is None or not recorded.inputs:
         limit = download_budget(_model_bytes(model), golden_bytes)
         limit -= min(limit // 2, update_budget(0, golden_bytes))
@@ -159,7 +162,7 @@ class _Recorded:
     Attributes:
         inputs: stored inputs of each sample.
         outputs: outputs of each sample.
-        runs: the outputs in each of RUN_SETTINGS, [settings][sample].
+        runs: the outputs of each sample in further runs, [sample][run].
         has_nan_input: an unusable sample had NaN in an input.
         refused: number of unusable samples.
     """
@@ -171,9 +174,7 @@ class _Recorded:
     refused: int
 
     def take(self, count: int) -> "_Recorded":
-        return replace(
-            self, inputs=self.inputs[:count], outputs=self.outputs[:count], runs=[run[:count] for run in self.runs]
-        )
+        return replace(self, inputs=self.inputs[:count], outputs=self.outputs[:count], runs=self.runs[:count])
 
     def refusal(self, model: Path) -> Exception:
         if self.has_nan_input:
@@ -190,17 +191,20 @@ class _Recorded:
 def _run(model: Path, stored: list[StoredSample]) -> _Recorded:
     """Run the model, and keep the samples that can be golden vectors."""
     settings = settings_for(load_proto(model, external_data=False))
-    every = (settings, *(replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS))
+    others = (replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS)
+    every = tuple(dict.fromkeys((settings, *others)))  # one of the others is `settings`
     count, has_nan_input = len(stored), False
     while True:
         inputs = decode_samples(stored)
         # the first sample runs twice in each session: random operators draw the same numbers in every new session
-        first, *runs = run_model(model, [*inputs, *inputs[:1]], every)
-        runs += [[run[-1], *first[1:]] for run in (first, *runs)]
+        results = run_model(model, [*inputs, *inputs[:1]], every)
+        outputs = results[0][: len(inputs)]
+        runs = [[result[number] for result in results[1:]] for number in range(len(inputs))]
+        runs[0] += [result[-1] for result in results]
         usable = [
             number
-            for number, outputs in enumerate(first[: len(inputs)])
-            if _is_usable(outputs) and all(_is_same_form(run[number], outputs) for run in runs)
+            for number, golden in enumerate(outputs)
+            if _is_usable(golden) and all(_is_same_form(found, golden) for found in runs[number])
         ]
         has_nan_input |= any(
             array.dtype.kind == "f" and bool(np.isnan(array).any())
@@ -212,8 +216,8 @@ def _run(model: Path, stored: list[StoredSample]) -> _Recorded:
         is_final = len(usable) == len(stored) or not usable or not is_numbered
         stored = [stored[number] for number in usable]
         if is_final:  # otherwise noise has changed with the numbers of the samples
-            first, runs = [first[n] for n in usable], [[run[n] for n in usable] for run in runs]
-            return _Recorded(stored, first, runs, has_nan_input, count - len(usable))
+            kept = [outputs[number] for number in usable], [runs[number] for number in usable]
+            return _Recorded(stored, *kept, has_nan_input, count - len(usable))
 
 
 def _is_usable(outputs: Sample) -> bool:
@@ -248,8 +252,8 @@ def _describe(recorded: _Recorded, earlier: GoldenFile | None, floor_ppm: int) -
 def _channel_noise(recorded: _Recorded, name: str, axis: int) -> Floats:
     """Return the largest RMS by which a run differs in each channel, float64 [channels]."""
     worst = np.zeros(recorded.outputs[0][name].shape[axis])
-    for run in recorded.runs:
-        for found, golden in zip(run, recorded.outputs, strict=True):
+    for golden, runs in zip(recorded.outputs, recorded.runs, strict=True):
+        for found in runs:
             difference = np.moveaxis(found[name].astype(np.float64) - golden[name].astype(np.float64), axis, 0)
             worst = np.maximum(worst, np.sqrt(np.square(difference.reshape(len(worst), -1)).mean(axis=1)))
     return worst
@@ -261,9 +265,9 @@ def _write(recorded: _Recorded, rows: tuple[OutputRow, ...]) -> tuple[bytes, int
     vectors = read_golden_file(write_golden_file(inputs, recorded.outputs, rows)).samples
     worst = 0.0
     steady: dict[tuple[int, str], bool] = {}
-    for vector in vectors:
-        for run in recorded.runs:
-            found = summarize(run[vector.number], rows, vector.number, vector.facts)
+    for vector, runs in zip(vectors, recorded.runs, strict=True):
+        for outputs in runs:
+            found = summarize(outputs, rows, vector.number, vector.facts)
             worst = max(worst, *(error / share for _, error, share in measure_errors(found, vector)), 0.0)
             for name, facts in found.facts.items():
                 key = (vector.number, name)

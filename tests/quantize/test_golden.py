@@ -45,6 +45,19 @@ def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
     assert {sample.inputs["input_ids"].shape[1] for sample in golden} == {min(lengths), max(lengths)}
 
 
+def test_earlier_inputs_that_the_model_does_not_run_on_are_replaced(tmp_path: Path) -> None:
+    """A smaller vocabulary lacks numbers of words that the earlier release had."""
+    samples = {}
+    for size in (50, 20):
+        model = tiny_models.save(tiny_models.text_encoder(vocabulary=size), tmp_path / f"{size}.onnx")
+        ids = np.full((1, 6), size - 1, np.int64)
+        samples[size] = samples_from([{"input_ids": ids, "attention_mask": np.ones((1, 6), np.int64)}])
+        earlier = None if size == 50 else read_golden_file((tmp_path / "50.bin").read_bytes())
+        record_golden(model, samples[size], tmp_path / f"{size}.bin", earlier=earlier)
+    (vector,) = read_golden((tmp_path / "20.bin").read_bytes())
+    assert (np.asarray(vector.inputs["input_ids"]) == 19).all()
+
+
 def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(0), tmp_path / "model.onnx")
     other = tiny_models.save(tiny_models.mlp(1), tmp_path / "other.onnx")

@@ -6,7 +6,7 @@ Rules:
 - A variant whose outputs depend on threads or optimization level is left out with the reason; if it is required, the
   release fails.
 - A variant uses the golden inputs of its latest earlier release whose bundle is in the workspace, else those of another
-  variant, so that patches copy them. Inputs that do not fit the model are chosen anew.
+  variant, so that patches copy them. If they do not fit the model, or it does not run on them, others are chosen.
 - A model with string inputs has no golden vectors, because their file format has no such inputs. `golden = 0` records
   none either. The provenance contains the reason.
 """
