@@ -18,8 +18,10 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -88,8 +90,7 @@ def build_package(
         OutputExists: `out` exists.
         FileNotFound: the parent folder of `out` does not exist.
     """
-    if out.exists():
-        raise OutputExists(f"output {out} exists already", hint="remove it, or give another path")
+    _check_output(out)
     if family in RESERVED_ROLES:
         raise BundleNameInvalid(
             f"family {family!r} has the name of a folder of the bundle layout",
@@ -104,26 +105,12 @@ def build_package(
         _add_source(sources, f"{folder}/{name}", source)
     if golden is not None:
         sources[GOLDEN_PATH] = golden
-    for extra in files:
-        if not extra.source.is_file():
-            raise InputFileMissing(f"{extra.role} file {extra.source} does not exist", hint="correct the path")
-        _add_source(sources, extra.path, extra.source)
-    parent = out.absolute().parent
-    if not parent.is_dir():
-        raise FileNotFound(f"output {out}: the folder {parent} does not exist")
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=parent) as partial:
-        root = Path(partial) / "bundle"
-        root.mkdir()
-        for path, source in sources.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            if source == model and portable is not None:
-                save_model(portable, root / path)
-            else:
-                shutil.copyfile(source, root / path)
+    _add_extra_files(sources, files)
+    with _new_bundle(out, sources) as root:
+        if portable is not None:
+            save_model(portable, root / folder / MODEL_FILE)
         _write_json(root / PACKAGE_FILE, _package_document(family, version))
         _write_json(root / family / COMPONENT_FILE, _component_document(variant))
-        scan_directory(root, {})
-        root.rename(out)
     return open_package(out)
 
 
@@ -149,6 +136,7 @@ def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Pat
     main = list(proto.graph.initializer)
     found = [(tensor, external_entries(tensor).get("location", "")) for tensor in stored_tensors(proto)]
     names: dict[str, str] = {}
+    taken = {PurePosixPath(location).as_posix() for _, location in found}
     is_changed = False
     for tensor, location in found:
         if not location:
@@ -161,7 +149,9 @@ def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Pat
             continue
         if location not in names:
             plain = PurePosixPath(location).as_posix()
-            names[location] = plain if is_bundle_path(plain) else f"weights-{len(names)}.bin"
+            free = (name for number in count(len(names)) if (name := f"weights-{number}.bin") not in taken)
+            names[location] = plain if is_bundle_path(plain) else next(free)
+            taken.add(names[location])
         if names[location] != location:
             entry = next(entry for entry in tensor.external_data if entry.key == "location")
             entry.value = names[location]
@@ -180,21 +170,13 @@ def build_files_bundle(files: Sequence[ExtraFile], out: Path) -> BundleDirectory
         BundleNameInvalid: a name cannot be in a bundle, or two files have one path.
         InputFileMissing: a file does not exist.
         OutputExists: `out` exists.
+        FileNotFound: the parent folder of `out` does not exist.
     """
-    if out.exists():
-        raise OutputExists(f"output {out} exists already", hint="remove it, or give another path")
+    _check_output(out)
     sources: dict[str, Path] = {}
-    for extra in files:
-        if not extra.source.is_file():
-            raise InputFileMissing(f"{extra.role} file {extra.source} does not exist", hint="correct the path")
-        _add_source(sources, extra.path, extra.source)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.absolute().parent) as partial:
-        root = Path(partial) / "bundle"
-        for path, source in sources.items():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, root / path)
-        scan_directory(root, {})
-        root.rename(out)
+    _add_extra_files(sources, files)
+    with _new_bundle(out, sources):
+        pass
     return open_package(out)
 
 
@@ -241,6 +223,34 @@ def open_package(root: Path) -> BundleDirectory:
             f"bundle folder {root} is not a folder", hint="give a folder made by `packager bundle build`"
         )
     return scan_directory(root, roles_of(root))
+
+
+def _check_output(out: Path) -> None:
+    if out.exists():
+        raise OutputExists(f"output {out} exists already", hint="remove it, or give another path")
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise FileNotFound(f"output {out}: the folder {parent} does not exist")
+
+
+@contextmanager
+def _new_bundle(out: Path, sources: dict[str, Path]) -> Iterator[Path]:
+    """Yield a temporary folder with copies of `sources`, and rename it to `out` at the end."""
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.absolute().parent) as partial:
+        root = Path(partial) / "bundle"
+        for path, source in sources.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, root / path)
+        yield root
+        scan_directory(root, {})
+        root.rename(out)
+
+
+def _add_extra_files(sources: dict[str, Path], files: Sequence[ExtraFile]) -> None:
+    for extra in files:
+        if not extra.source.is_file():
+            raise InputFileMissing(f"{extra.role} file {extra.source} does not exist", hint="correct the path")
+        _add_source(sources, extra.path, extra.source)
 
 
 def _external_locations(model: "onnx.ModelProto") -> set[str]:

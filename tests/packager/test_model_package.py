@@ -121,6 +121,27 @@ def test_external_data_with_another_kind_of_name_is_stored_under_one_that_bundle
     np.testing.assert_array_equal(onnxruntime.InferenceSession(str(packed)).run(None, {"x": x})[0], expected)
 
 
+def test_a_name_in_a_bundle_is_not_that_of_other_external_data(model: Path, tmp_path: Path) -> None:
+    """The second file is not named `weights-1.bin`, because the first one is."""
+    x = np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(str(model)).run(None, {"x": x})[0]
+    proto = onnx.load(model, load_external_data=False)
+    for number, tensor in enumerate(proto.graph.initializer):
+        entries = {entry.key: entry for entry in tensor.external_data}
+        entries["location"].value = "two words.bin" if number else "weights-1.bin"
+    first = {entry.key: entry.value for entry in proto.graph.initializer[0].external_data}
+    data = (model.parent / "net.bin").read_bytes()
+    start, end = int(first["offset"]), int(first["offset"]) + int(first["length"])
+    (model.parent / "weights-1.bin").write_bytes(data[:start] + data[start:end] + bytes(len(data) - end))
+    (model.parent / "two words.bin").write_bytes(data[:start] + bytes(end - start) + data[end:])
+    model.write_bytes(proto.SerializeToString())
+    write_test_package(model, tmp_path / "out")
+    bundle = open_package(tmp_path / "out")
+    packed = next(bundle.root / file.path for file in bundle.files if file.role == "model")
+    assert external_data(packed) == ("weights-1.bin", "weights-2.bin")
+    np.testing.assert_array_equal(onnxruntime.InferenceSession(str(packed)).run(None, {"x": x})[0], expected)
+
+
 def test_external_data_of_a_nested_graph_moves_into_the_model(tmp_path: Path) -> None:
     made = tiny_models.branching()
     path = tmp_path / "float.onnx"
