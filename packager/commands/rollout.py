@@ -244,6 +244,7 @@ def _publish_or_stage(
 
     repository = Repository.open(repo)
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else None
+    reached, registered = _count_devices(repository, rollout_document)  # first: a damaged registry changes nothing
     published = None
     if (
         signers is not None
@@ -260,7 +261,6 @@ def _publish_or_stage(
         if published is None
         else f"published, timestamp {published.timestamp_version}"
     )
-    reached, registered = _count_devices(repository, rollout_document)
     result = {
         "rollout": rollout_document.as_json(),
         "published": None if published is None else published.as_json(),

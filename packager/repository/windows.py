@@ -9,6 +9,7 @@ Rules:
   as its start and the second as its end. Both are reported in a note.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from packager.errors import WindowInvalid
 
 TIME_PATTERN: Final = re.compile(r"[0-9]{1,2}:[0-9]{2}")
 MAX_WINDOWS: Final = 64  # of a rollout
+MIN_YEAR: Final = 1971  # Unix times are positive, in every time zone
+MAX_YEAR: Final = 9998  # the last year of `datetime` in one time zone is beyond it in another
 EXPECTED: Final = "expected START/END: 02:00/04:00, or 2026-12-01T02:00/2026-12-01T04:00"
 
 
@@ -33,19 +36,13 @@ class ParsedWindows:
 
 
 def find_zone(name: str) -> tzinfo:
-    """Return the time zone of an IANA name, or this machine's for "".
+    """Return the time zone of an IANA name; for "", that of the variable TZ, or else this machine's.
 
     Raises:
         WindowInvalid: no such zone is known.
     """
     if not name:
-        zone = datetime.now(UTC).astimezone().tzinfo
-        try:
-            with open("/etc/localtime", "rb") as stream:
-                return ZoneInfo.from_file(stream, key="local")
-        except (OSError, ValueError):
-            assert zone is not None
-            return zone
+        return _local_zone()
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -109,6 +106,19 @@ def describe_windows(windows: Sequence[Window], zone: tzinfo, now_s: int) -> lis
     return [state, *(f"window {_shown(one.start_s, zone)} to {_shown(one.end_s, zone)}" for one in coming)]
 
 
+def _local_zone() -> tzinfo:
+    """Return the zone that the variable TZ names, else this machine's; without its rules, the offset of today."""
+    try:
+        if text := os.environ.get("TZ"):
+            return ZoneInfo(text.removeprefix(":"))
+        with open("/etc/localtime", "rb") as stream:
+            return ZoneInfo.from_file(stream, key="local")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        zone = datetime.now(UTC).astimezone().tzinfo
+        assert zone is not None
+        return zone
+
+
 def _daily(text: str, first: str, last: str, zone: tzinfo, days: int, now_s: int) -> list[tuple[datetime, datetime]]:
     try:
         start, end = (time(int(part.partition(":")[0]), int(part.partition(":")[2])) for part in (first, last))
@@ -127,6 +137,8 @@ def _parse_moment(text: str, part: str, zone: tzinfo) -> datetime:
         moment = datetime.fromisoformat(part)
     except ValueError as error:
         raise WindowInvalid(f"--window: found {text!r}, {EXPECTED}") from error
+    if not MIN_YEAR <= moment.year <= MAX_YEAR:
+        raise WindowInvalid(f"--window: found {text!r}, expected years from {MIN_YEAR} to {MAX_YEAR}")
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
 
 

@@ -59,6 +59,8 @@ def test_a_moment_may_have_its_own_offset() -> None:
         ("tomorrow/later", "expected START/END"),
         ("2026-12-02T00:00/2026-12-01T00:00", "ends before it starts"),
         ("2020-12-01T00:00/2020-12-02T00:00", "all windows have closed"),
+        ("2026-12-01T02:00/9999-12-31T23:59Z", "1971 to 9998"),
+        ("0001-01-01T00:00/2026-12-01T02:00", "1971 to 9998"),
     ],
 )
 def test_a_malformed_window_is_refused(text: str, words: str) -> None:
@@ -72,6 +74,15 @@ def test_an_unknown_zone_and_too_many_windows_are_refused() -> None:
     with pytest.raises(WindowInvalid, match="at most 64"):
         parse_windows(["01:00/02:00", "03:00/04:00"], UTC, 64, utc("2026-11-30T00:00"))
     assert find_zone("") is not None
+
+
+def test_the_variable_tz_names_the_zone_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("Europe/Berlin", ":Europe/Berlin"):
+        monkeypatch.setenv("TZ", text)
+        found = parse_windows(["02:00/04:00"], find_zone(""), 1, utc("2026-07-01T00:00"))
+        assert spans(found.windows) == ["07-01 00:00/07-01 02:00"]
+    monkeypatch.setenv("TZ", "no zone")
+    assert find_zone("").utcoffset(datetime.now()) is not None
 
 
 def test_a_description_says_when_the_next_window_opens() -> None:
@@ -104,6 +115,13 @@ def test_the_command_sets_windows_and_counts_devices(publisher: MetadataPublishe
     assert_refused(unknown, code=2, reason="family-unknown", words=(FAMILY,))
     other = run_packager("rollout", "set", FAMILY, "beta", "1.0.0", *repo, "--json")
     assert_refused(other, code=2, reason="staging-invalid", words=("beta", CHANNEL))
+
+
+def test_a_damaged_registry_changes_no_rollout(publisher: MetadataPublisher) -> None:
+    publisher.repository.registry_path.write_text("damaged\n")
+    words = ("rollout", "set", FAMILY, CHANNEL, "1.0.0", "--percent", "50", "--repo", publisher.repository.root)
+    assert_refused(run_packager(*words, "--json"), code=2, reason="registry-damaged", words=("registry.jsonl",))
+    assert publisher.repository.is_staging_empty
 
 
 def test_a_channel_moves_back_with_a_flag_only(publisher: MetadataPublisher) -> None:
