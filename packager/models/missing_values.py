@@ -4,6 +4,7 @@ Tree models and models with IsNaN take NaN for a missing value. For any other mo
 preprocessing, which shows as NaN in the outputs.
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -32,10 +33,8 @@ def load_inputs(model: Path, inputs: Path) -> Samples:
         Invalid: the inputs cannot be read, or do not fit the model (packager.models.samples).
     """
     samples = open_inputs(inputs, ModelInterface.from_file(model))
-    found: dict[int, Sample] = {}
-    for number, sample in enumerate(samples):
-        if len(found) < MAX_CHECKED_SAMPLES and _count_nan(sample):
-            found[number] = sample
+    with_nan = ((number, sample) for number, sample in enumerate(samples) if _count_nan(sample))
+    found: dict[int, Sample] = dict(islice(with_nan, MAX_CHECKED_SAMPLES))
     if not found:
         return samples
     (outputs,) = run_model(model, list(found.values()), (ONE_THREAD_SETTINGS,))

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from packager.errors import ModelCrashes, ModelDoesNotRun
-from packager.models.inputs import Sample
+from packager.models.inputs import Sample, to_stored
 from packager.models.sessions import RunSettings, open_session, run_session
 
 CHILD_TIMEOUT_S: Final = 600.0
@@ -64,8 +64,7 @@ def run_model(model: Path, inputs: Sequence[Sample], settings: Sequence[RunSetti
 
 
 def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    plain = [array.astype(str) if array.dtype.kind == "O" else array for array in arrays]
-    np.savez(path, allow_pickle=False, **{f"a{number}": array for number, array in enumerate(plain)})
+    np.savez(path, allow_pickle=False, **{f"a{number}": to_stored(array) for number, array in enumerate(arrays)})
 
 
 def _load(path: Path) -> list[np.ndarray]:

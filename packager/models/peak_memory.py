@@ -2,10 +2,9 @@
 
 1. The subprocess imports the same as a device's model process, numpy and onnxruntime; `onnx` would add 40 MB.
 2. The peak is the whole `VmHWM` of the subprocess; `ru_maxrss` is inherited from the parent and wrong.
-3. A model that crashes ends only the subprocess.
+3. A model that crashes ends only the subprocess (packager.models.child_process).
 """
 
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,11 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from packager.errors import ModelCrashes, ModelDoesNotRun
+from packager.errors import ModelDoesNotRun
+from packager.models.child_process import run_child
 
 if TYPE_CHECKING:
+    import onnxruntime
+
     from packager.models.samples import Samples
 
+MODULE: Final = "packager.models.peak_memory"
 MEASURED_SAMPLES: Final = 3
 MEASURED_THREADS: Final = 2  # the same as packager.models.sessions.DEFAULT_THREADS
 CHILD_TIMEOUT_S: Final = 600.0
@@ -43,17 +46,8 @@ def measure_peak_memory(model: Path, samples: "Samples") -> int:
                 for i, array in enumerate(sample.values())
             }
             np.savez(Path(folder) / f"{number}.npz", allow_pickle=False, **arrays)
-        command = [sys.executable, "-m", "packager.models.peak_memory", str(model), folder, *names]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: {MEASURED_SAMPLES} runs took longer than {CHILD_TIMEOUT_S:.0f} s") from error
-    if done.returncode < 0:
-        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) while its memory was measured")
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ModelDoesNotRun(f"{model}: cannot measure its memory: {lines[-1][:300]}")
-    return int(done.stdout)
+        task = f"measuring the memory of {MEASURED_SAMPLES} runs"
+        return int(run_child(MODULE, [str(model), folder, *names], model=model, task=task, timeout_s=CHILD_TIMEOUT_S))
 
 
 def measure_load_memory(model: Path) -> int:
@@ -66,17 +60,7 @@ def measure_load_memory(model: Path) -> int:
         ModelDoesNotRun: the model does not load.
         ModelCrashes: the model crashed its process, or took too long.
     """
-    command = [sys.executable, "-m", "packager.models.peak_memory", str(model)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise ModelCrashes(f"{model}: loading took longer than {CHILD_TIMEOUT_S:.0f} s") from error
-    if done.returncode < 0:
-        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) while it was loaded")
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ModelDoesNotRun(f"{model}: cannot measure its memory: {lines[-1][:300]}")
-    return int(done.stdout)
+    return int(run_child(MODULE, [str(model)], model=model, task="loading it", timeout_s=CHILD_TIMEOUT_S))
 
 
 def own_peak_bytes() -> int:
@@ -96,28 +80,30 @@ def _own_memory_bytes(field: str) -> int:
 
 
 def _measure_loading_in_child(model: str) -> int:
-    import onnxruntime  # only the subprocess needs it
+    import onnxruntime  # noqa: F401  # `before` has the memory of the library itself
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
     before = _own_memory_bytes("VmRSS")
-    running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    running = _load(model)
     after = own_peak_bytes()
     del running
     return max(0, after - before)
 
 
 def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
-    import onnxruntime  # only the subprocess needs it
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
-    running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    running = _load(model)
     for path in sorted(folder.iterdir()):
         with np.load(path) as arrays:
             stored = {name: arrays[f"input_{i}"] for i, name in enumerate(names)}
             running.run(None, {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in stored.items()})
     return own_peak_bytes()
+
+
+def _load(model: str) -> "onnxruntime.InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@
 """
 
 import hashlib
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
-from packager.errors import ModelCrashes, ModelDoesNotRun
+from packager.errors import ModelDoesNotRun
+from packager.models.child_process import MAX_MESSAGE_CHARACTERS, run_child
 from packager.models.graphs import quantization_of
 from packager.models.inputs import Sample, from_stored, to_stored
 from packager.models.samples import Samples
 
 DEFAULT_THREADS: Final = 2
 SILENT_LOG_LEVEL: Final = 4  # onnxruntime's log level "fatal": its warnings are about the user's model
-MAX_MESSAGE_CHARACTERS: Final = 300
 MAX_CACHED_BYTES: Final = 64 << 20  # outputs of a CachedSession
 CHILD_TIMEOUT_S: Final = 300.0
 
@@ -216,17 +215,13 @@ def run_in_child(model: Path, samples: Samples) -> None:
         np.savez(
             arrays, allow_pickle=False, **{f"input_{i}": to_stored(array) for i, array in enumerate(sample.values())}
         )
-        command = [sys.executable, "-m", "packager.models.sessions", str(model), str(arrays), *sample]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: one run took longer than {CHILD_TIMEOUT_S:.0f} s") from error
-    if done.returncode < 0:
-        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) on a sample")
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ModelDoesNotRun(
-            lines[-1][:MAX_MESSAGE_CHARACTERS], hint="give inputs that the model accepts with --inputs FILE.npz"
+        run_child(
+            "packager.models.sessions",
+            [str(model), str(arrays), *sample],
+            model=model,
+            task="one run",
+            timeout_s=CHILD_TIMEOUT_S,
+            hint="give inputs that the model accepts with --inputs FILE.npz",
         )
 
 

@@ -14,7 +14,7 @@ from typing import Final
 import onnx
 
 from packager.errors import ExternalDataMissing, ModelUnreadable
-from packager.models.tensor_data import stored_tensors
+from packager.models.tensor_data import external_entries, stored_tensors
 
 MAX_MODEL_FILE_BYTES: Final = onnx.checker.MAXIMUM_PROTOBUF  # 2 GiB: larger constants are external data
 SUB_BYTE_BITS: Final = {"UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2}
@@ -51,7 +51,7 @@ def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: str) -> None:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = external_entries(tensor)
     location = entries.get("location", "")
     if not location or PurePosixPath(location).is_absolute() or ".." in PurePosixPath(location).parts:
         raise ExternalDataMissing(
