@@ -3,8 +3,7 @@
 This is the only list. The packager's checks and `packager lint`, the contract in the manifest, the device's runtime and
 endpoint, golden vectors and docs/quantization.md use it.
 
-1. A served type can be in requests, responses and samples. Golden vectors have all of
-   them, but no inputs of strings.
+1. A served type can be in requests, responses and samples. Golden vectors have all of them, but no inputs of strings.
 2. Any other type of an input or output is refused before a model is quantized or released, with its remedy. Inside a
    model, every type is allowed that the runtime supports.
 """
@@ -71,15 +70,14 @@ TENSOR_TYPES: Final = (
     TensorType("uint4", "UINT4", "tensor(uint4)", remedy=INTEGER_REMEDY),
     TensorType("int2", "INT2", "tensor(int2)", remedy=INTEGER_REMEDY),
     TensorType("uint2", "UINT2", "tensor(uint2)", remedy=INTEGER_REMEDY),
-    TensorType("complex64", "COMPLEX64", "tensor(complex64)", remedy="export real and imaginary parts as two tensors"),
-    TensorType(
-        "complex128", "COMPLEX128", "tensor(complex128)", remedy="export real and imaginary parts as two tensors"
-    ),
+    TensorType("complex64", "COMPLEX64", "tensor(complex64)", remedy=COMPLEX_REMEDY),
+    TensorType("complex128", "COMPLEX128", "tensor(complex128)", remedy=COMPLEX_REMEDY),
 )
 SERVED_TYPES: Final = tuple(row for row in TENSOR_TYPES if row.is_served)
 BY_ONNX: Final = {row.onnx: row for row in TENSOR_TYPES}
 BY_NAME: Final = {row.name: row for row in TENSOR_TYPES}
 NAME_BY_RUNTIME: Final = {row.runtime: row.name for row in SERVED_TYPES}
+FLOAT_TYPES: Final = tuple(row.name for row in SERVED_TYPES if row.name.startswith("float"))
 GOLDEN_INPUTS: Final = tuple(row.name for row in TENSOR_TYPES if row.is_golden_input)
 
 # kinds of values that are not tensors -> what to do

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import Malformed
+from bundle.tensor_types import FLOAT_TYPES, SERVED_TYPES
 
 Array = npt.NDArray[np.generic]
 Floats = npt.NDArray[np.float64]
@@ -29,11 +30,8 @@ MEAN_SHARE: Final = 1 / 32  # of the mean's magnitude: an output that hardly var
 QUIET_SHARE: Final = 1 / 32  # of all samples' RMS: a sample with a smaller output is compared with this
 MIN_RATIO: Final = 2.0**-14  # smallest normal float16
 OFFSET_SHARE: Final = 1 / 512  # float16 keeps 11 bits of a channel's offset, so its rest is at most 1/8 of the scale
-FLOAT_DTYPES: Final = ("float16", "float32", "float64")
-EXACT_DTYPES: Final = (
-    *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
-    "string",
-)
+FLOAT_DTYPES: Final = FLOAT_TYPES
+EXACT_DTYPES: Final = tuple(row.name for row in SERVED_TYPES if row.name not in FLOAT_TYPES)
 _HEAD: Final = struct.Struct("<hff")
 
 
