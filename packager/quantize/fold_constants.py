@@ -10,6 +10,7 @@ that another node, or the graph's output, reads; its cone is the constant nodes 
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,9 +19,9 @@ import onnx
 
 from packager.models.graphs import FLOAT_TYPES, Scope, scopes, weight_inputs
 from packager.models.sessions import RunSettings, open_session_of
+from packager.quantize.weight_only import MIN_ELEMENTS
 
 SLACK_BYTES: Final = 64  # a small shape or scalar may take a few bytes more than its expression
-MIN_WEIGHT_ELEMENTS: Final = 512  # packager.quantize.weight_only.MIN_ELEMENTS
 STANDARD: Final = ("", "ai.onnx")
 RANDOM_OPERATORS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
@@ -107,7 +108,14 @@ def _fold_scope(model: onnx.ModelProto, found: _Expressions) -> bool:
         node.input[i] for node in scope.graph.node for i in weight_inputs(node) if i < len(node.input)
     }  # nested readers are rare, and only the estimate of a size depends on them
     count = _reader_counts(scope)
-    chosen = [name for name in found.frontier if _is_worth_folding(found, name, values[name], count, name in weights)]
+    cones = Counter(number for cone in found.cones.values() for number in cone)
+    alone = {name: {number for number in cone if cones[number] == 1} for name, cone in found.cones.items()}
+    chosen = [
+        name
+        for name in found.frontier
+        if values[name].dtype.kind in "biuf"
+        and _stored_bytes(values[name], name in weights) <= _freed_bytes(found, alone[name], count) + SLACK_BYTES
+    ]
     outputs = {value.name for value in scope.graph.output}
     for name in chosen:
         scope.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values[name], order="C"), name))
@@ -146,7 +154,7 @@ def _compute(model: onnx.ModelProto, found: _Expressions) -> dict[str, np.ndarra
     )
     alone = onnx.helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
     running = open_session_of(alone, RunSettings(threads=1, optimize=False))
-    return dict(zip(found.frontier, running.run(None, {}), strict=True))
+    return dict(zip(found.frontier, map(np.asarray, running.run(None, {})), strict=True))
 
 
 def _reader_counts(scope: Scope) -> dict[str, int]:
@@ -159,28 +167,25 @@ def _reader_counts(scope: Scope) -> dict[str, int]:
     return counts
 
 
-def _is_worth_folding(
-    found: _Expressions, name: str, value: np.ndarray, count: dict[str, int], is_weight: bool
-) -> bool:
-    array = np.asarray(value)
-    if array.dtype.kind not in "biuf":
-        return False
-    others = set().union(*(found.cones[other] for other in found.frontier if other != name), set())
-    alone = found.cones[name] - others
+def _freed_bytes(found: _Expressions, alone: set[int], count: dict[str, int]) -> int:
+    """Return the bytes of constant nodes, and of the initializers that only they read.
+
+    Args:
+        found: the expressions of the graph.
+        alone: numbers of the constant nodes that one frontier value alone needs.
+        count: number of readers of each name.
+    """
     freed = sum(found.nodes[i].ByteSize() for i in alone)
-    readers: dict[str, int] = {}
-    for i in alone:
-        for source in set(found.nodes[i].input):
-            readers[source] = readers.get(source, 0) + 1
+    readers = Counter(source for i in alone for source in set(found.nodes[i].input))
     for source, number in readers.items():
         tensor = found.scope.initializers.get(source)
         if tensor is not None and count.get(source, 0) == number:
             freed += tensor.ByteSize()
-    return bool(_stored_bytes(array, is_weight) <= freed + SLACK_BYTES)
+    return freed
 
 
 def _stored_bytes(array: np.ndarray, is_weight: bool) -> int:
-    is_quantizable = is_weight and array.dtype.kind == "f" and array.ndim >= 2 and array.size >= MIN_WEIGHT_ELEMENTS
+    is_quantizable = is_weight and array.dtype.kind == "f" and array.ndim >= 2 and array.size >= MIN_ELEMENTS
     return array.size if is_quantizable else array.nbytes
 
 
@@ -195,7 +200,7 @@ def estimated_bytes(model: onnx.ModelProto) -> int:
                 if behind is None or behind[1].data_type not in FLOAT_TYPES or len(behind[1].dims) < 2:
                     continue
                 elements = math.prod(behind[1].dims)
-                if elements >= MIN_WEIGHT_ELEMENTS:
+                if elements >= MIN_ELEMENTS:
                     itemsize = onnx.helper.tensor_dtype_to_np_dtype(behind[1].data_type).itemsize
                     saved[id(behind[0].graph), behind[1].name] = (itemsize - 1) * elements
     return int(model.ByteSize()) - sum(saved.values())
