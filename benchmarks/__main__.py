@@ -1,4 +1,4 @@
-"""Run all benchmarks one after the other on public models: `make bench`.
+"""Run BENCHMARKS one after the other on public models: `make bench`.
 
     python -m benchmarks [--only NAME]... [--out DIR]
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(f"\n== {name}", flush=True)
         start = time.monotonic()
-        command = [sys.executable, "-m", f"benchmarks.{name.partition('-')[0]}", *arguments_for(pairs, options.out)]
+        command = [sys.executable, "-m", module_of(name), *arguments_for(pairs, options.out)]
         code = subprocess.run([*command, "--json", str(options.out / f"{name}.json")], check=False).returncode
         print(f"({name}: {time.monotonic() - start:.0f} s, exit code {code})", flush=True)
         failed += [name] if code else []
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def module_of(name: str) -> str:
+    """Return the module of a benchmark: its name up to the first dash."""
+    return f"benchmarks.{name.partition('-')[0]}"
 
 
 def _write_patch_tables(out: Path) -> None:
@@ -73,19 +78,19 @@ def _swap_arguments(isolation: str, swaps: int) -> Callable[[Path, Path], list[s
     return make_arguments
 
 
-# name → arguments of `python -m benchmarks.<name up to the first dash>`
+# name → arguments of its module (`module_of`), beside --json
 BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
-    "whole": lambda _pairs, _out: [],
+    "end_to_end": lambda _pairs, _out: [],
     "patches": lambda pairs, _out: ["--peer-timeout", "1800", "--keep", str(pairs.parent / "peers")],
     "patch_memory": lambda _pairs, _out: ["--gib", "0.25", "--gib", "5"],
     "residual_entropy": lambda pairs, _out: ["--pairs", str(pairs)],
     "headline": lambda pairs, _out: ["--keep", str(pairs.parent / "peers")],
-    "quantization": _model_arguments,
-    "swap-inproc": _swap_arguments("inproc", 100),
-    "swap-worker": _swap_arguments("worker", 20),
-    "serve": lambda _pairs, _out: ["--seconds", "5"],
+    "quantization_table": _model_arguments,
+    "swap_latency-inproc": _swap_arguments("inproc", 100),
+    "swap_latency-worker": _swap_arguments("worker", 20),
+    "serving_cost": lambda _pairs, _out: ["--seconds", "5"],
     "endpoint_abuse": lambda _pairs, _out: [],
-    "epochs": lambda _pairs, _out: ["--devices", "10000"],
+    "cohort_rotation": lambda _pairs, _out: ["--devices", "10000"],
 }
 
 
