@@ -282,6 +282,7 @@ def write_corpus() -> None:
     import zlib
 
     from tests.support import model_formats
+    from tests.support.release_texts import SMALL, WHOLE
 
     rng = np.random.default_rng(3)
     arrays: model_formats.Arrays = {
@@ -301,8 +302,8 @@ def write_corpus() -> None:
     files["endpoint-coding/deflate"] = b"d" + zlib.compress(bytes(2000) + b"text" * 9)
     files["endpoint-coding/bomb"] = b"g" + gzip.compress(bytes(MAX_BODY_BYTES * 8), mtime=0)
     files["archive/three"] = encode_archive({"1.root.json": b"{}" * 40, "2.root.json": b"", "a/b": bytes(3000)})
-    files["release-file/small"] = SMALL_RELEASE.encode()
-    files["release-file/whole"] = WHOLE_RELEASE.encode()
+    files["release-file/small"] = SMALL.encode()
+    files["release-file/whole"] = WHOLE.encode()
     for name, data in files.items():
         (CORPUS / name).parent.mkdir(parents=True, exist_ok=True)
         (CORPUS / name).write_bytes(data)
@@ -343,48 +344,3 @@ def _branching_model() -> bytes:
         sparse_initializer=[sparse],
     )  # fmt: skip
     return bytes(helper.make_model(graph).SerializeToString())
-
-
-SMALL_RELEASE: Final = """family = "kws"
-version = "1.0.0"
-channels = ["stable"]
-model = "model.onnx"
-[variants.fp32]
-"""
-
-WHOLE_RELEASE: Final = """family = "kws"
-version = "1.2.0-rc.1"
-channels = ["stable", "beta"]
-min_counter = 3
-min_agent = "0.1"
-model = "model.onnx"
-inputs = "inputs.npz"
-golden = 4
-samples = 12
-seed = 7
-override_gate = "first of its line"
-
-[[files]]
-path = "labels.txt"
-role = "labels"
-
-[variants.fp32]
-
-[variants.int8]
-scheme = "int8"
-required = true
-requires.arch = ["x86_64"]
-requires.memory_bytes = 1000
-health.probation_window_s = 5
-gate.max_relative_rms = 0.2
-
-[patches]
-from = ["1.0.0"]
-
-[rollout]
-channels = ["beta"]
-percent = 12.5
-
-[provenance]
-source = "a model"
-"""
