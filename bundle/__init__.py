@@ -7,7 +7,8 @@ a bundle from another one), blob (an encrypted patch), envelope (a content key s
 Reading order:
     strict_json.py       canonical JSON, and the strict reader that all documents use
     files.py             the files of a bundle and the bundle digest
-    manifest.py          the manifest; contract.py has its tensors and its health contract
+    manifest.py          the manifest; variant.py has its variants, requirements.py what a device needs for one,
+                         contract.py its tensors and its health contract
     rollout.py           which release a channel runs, and for which devices
     fleet.py             cohorts, epochs and public keys
     acceptance.py        the rules by which a device accepts a release

@@ -15,8 +15,9 @@ from typing import Final
 from bundle import strict_json
 from bundle.errors import Malformed
 from bundle.ramp import MAX_RAMP_STEPS, RampStep, parse_ramp
+from bundle.requirements import NUMERIC_VERSION_PATTERN
 from bundle.strict_json import JSON, NAME_PATTERN, TIMESTAMP_PATTERN, StrictObject
-from bundle.variant import NUMERIC_VERSION_PATTERN, PatchEntry, Variant
+from bundle.variant import PatchEntry, Variant
 
 SCHEMA: Final = "airweights.manifest/2"
 MAX_MANIFEST_BYTES: Final = 256 * 1024

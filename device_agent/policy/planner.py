@@ -24,7 +24,8 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
-from bundle.variant import PatchEntry, Runtime, Variant
+from bundle.requirements import Runtime
+from bundle.variant import PatchEntry, Variant
 from bundle.version import parse_dotted_version
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 

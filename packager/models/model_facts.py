@@ -13,8 +13,8 @@ import onnxruntime
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
 from bundle.frames import sealed_size
+from bundle.requirements import Requirements, Runtime
 from bundle.tensor_types import NAME_BY_RUNTIME
-from bundle.variant import Requirements, Runtime
 from packager.errors import InputUnsupported
 from packager.models.inputs import ModelInterface, load_proto, unsupported_type
 from packager.models.oldest_runtime import oldest_runtime, parse_version

@@ -22,7 +22,8 @@ from bundle.errors import Bug
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.frames import Secret
 from bundle.manifest import Manifest
-from bundle.variant import Measured, PatchEntry, Quantization, Requirements, Runtime
+from bundle.requirements import Requirements, Runtime
+from bundle.variant import Measured, PatchEntry, Quantization
 from packager.release.release_plan import ReleasePlan, VariantPlan
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace

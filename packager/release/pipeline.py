@@ -210,7 +210,7 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))
     quantize.check_schemes(plan)
-    for model in plan.models if plan.runtime == "onnxruntime" else ():
+    for model in plan.models:
         external_data(model)
 
 

@@ -17,10 +17,11 @@ from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
 from bundle.errors import Malformed, TooLarge
 from bundle.local_files import decode_text, missing_file_hint, read_local_file
+from bundle.requirements import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
-from bundle.variant import AT_REST, FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, RUNTIMES
+from bundle.variant import AT_REST
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.models.model_package import FILE_ROLES, FILES_ONLY_ROLES, ExtraFile
 from packager.quantize.targets import ANY, TARGETS
@@ -34,6 +35,7 @@ from packager.release.release_plan import (
     DRILLS,
     GATE_LIMITS,
     MAX_BASES,
+    RELEASE_RUNTIMES,
     RUNTIME_KEYS,
     UNQUANTIZED_SCHEME,
     Overrides,
@@ -203,7 +205,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
         family=table.text("family", NAME_PATTERN),
         version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
-        runtime=table.choice("runtime", RUNTIMES) if table.has("runtime") else DEFAULT_RUNTIME,
+        runtime=table.choice("runtime", RELEASE_RUNTIMES) if table.has("runtime") else DEFAULT_RUNTIME,
         at_rest=table.choice("at_rest", AT_REST) if table.has("at_rest") else "sealed",
         model=table.path("model", folder) if table.has("model") else None,
         variants=_parse_variants(table, folder),
@@ -265,6 +267,11 @@ def _check_runtime(plan: ReleasePlan, where: str) -> None:
         if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
             raise Malformed(
                 f"{where}: variants.{variant.name}: model, scheme and gate have no effect for runtime {plan.runtime!r}"
+            )
+        given = next((name for name, _ in variant.requires if name in RUNTIME_KEYS), None)
+        if given is not None:
+            raise Malformed(
+                f"{where}: variants.{variant.name}: requires.{given}: runtime {plan.runtime!r} has no versions"
             )
 
 

@@ -6,8 +6,8 @@ from typing import Final, TypeAlias
 
 from bundle.contract import Health
 from bundle.errors import Bug
+from bundle.requirements import AGENT_RUNTIMES, Requirements, Runtime
 from bundle.rollout import BASIS_POINTS
-from bundle.variant import AGENT_RUNTIMES, Requirements, Runtime
 from packager.models.model_package import ExtraFile
 from packager.quantize.targets import ANY, AUTO_TARGETS, TARGETS
 
@@ -18,6 +18,7 @@ DEFAULT_GOLDEN: Final = 8
 DEFAULT_BASES: Final = 3
 DEFAULT_MIN_AGENT: Final = "0.1"
 DEFAULT_RUNTIME: Final = "onnxruntime"
+RELEASE_RUNTIMES: Final = (DEFAULT_RUNTIME, "app", "none")  # of bundle.requirements.RUNTIMES, without litert
 MAX_BASES: Final = 60  # with the full downloads, fewer than bundle.manifest.MAX_PATCHES
 DRILLS: Final = (
     "damaged-weights",
@@ -133,7 +134,7 @@ class ReleasePlan:
     Attributes:
         family, version, channels, min_agent: fields of the manifest.
         min_counter: rollback floor; None keeps that of the last release.
-        runtime: what runs the release, one of bundle.variant.RUNTIMES.
+        runtime: what runs the release, one of RELEASE_RUNTIMES.
         at_rest: "sealed" or "plain", as in the manifest.
         model: the float model, with its external data beside it; None if the agent runs no model of the release.
         inputs: an `.npz` or a folder of them; None draws `samples` random samples from `seed`.

@@ -9,8 +9,9 @@ import pytest
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import MAX_VARIANTS, Manifest
+from bundle.requirements import Requirements, Runtime
 from bundle.strict_json import StrictObject
-from bundle.variant import ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
+from bundle.variant import ModelEntry, PatchEntry, Quantization, Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.policy.planner import (
     DeviceFacts,

@@ -6,64 +6,12 @@ import onnx
 import pytest
 
 from bundle.contract import Health
-from bundle.variant import Requirements
+from bundle.requirements import Requirements
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.release.release_file import parse_release_file
 from packager.release.release_plan import ReleasePlan, RolloutPlan, VariantPlan
 from tests.support import tiny_models
-
-SMALL = """
-family = "kws"
-version = "1.0.0"
-channels = ["stable"]
-model = "model.onnx"
-[variants.fp32]
-"""
-
-WHOLE = """
-family = "kws"
-version = "1.2.0-rc.1"
-channels = ["stable", "beta"]
-min_counter = 3
-min_agent = "0.1"
-model = "model.onnx"
-inputs = "inputs.npz"
-golden = 4
-samples = 12
-seed = 7
-override_gate = "first of its line"
-
-[[files]]
-path = "labels.txt"
-role = "labels"
-
-[[files]]
-path = "labels.txt"
-role = "other"
-name = "notes/copy.txt"
-
-[variants.fp32]
-
-[variants.int8]
-scheme = "int8"
-required = true
-requires.arch = ["x86_64"]
-requires.memory_bytes = 1000
-health.probation_window_s = 5
-gate.max_relative_rms = 0.2
-
-[patches]
-from = ["1.0.0"]
-
-[rollout]
-channels = ["beta"]
-percent = 12.5
-cohorts = ["kitchen"]
-note = "slowly"
-
-[provenance]
-commit = "abc"
-"""
+from tests.support.release_texts import SMALL, WHOLE
 
 
 @pytest.fixture
@@ -143,6 +91,7 @@ def test_everything_that_can_be_said_is_read(folder: Path) -> None:
         (('commit = "abc"', "commit = 'a\\\nb'"), "TOML"),
         (('family = "kws"', 'family = "kws'), "TOML"),
         (("[provenance]", "[family]"), "TOML"),
+        (('family = "kws"', 'family = "kws"\nruntime = "litert"'), "runtime"),
     ],
 )
 def test_a_mistake_is_told_with_its_place(folder: Path, change: tuple[str, str], place: str) -> None:
@@ -187,6 +136,14 @@ def test_an_unknown_key_is_reported_before_a_missing_one_with_the_nearest_known_
 def test_a_file_without_variants_is_refused(folder: Path) -> None:
     with pytest.raises(ReleaseFileInvalid, match="variants"):
         read(folder, SMALL.replace("[variants.fp32]", ""))
+
+
+def test_files_without_a_model_that_the_agent_runs_require_no_version_of_a_runtime(folder: Path) -> None:
+    files = '[[files]]\npath = "labels.txt"\nrole = "labels"\n'
+    text = SMALL.replace('model = "model.onnx"', 'runtime = "app"').replace("[variants", files + "[variants")
+    assert read(folder, text).runtime == "app"
+    with pytest.raises(ReleaseFileInvalid, match=r"variants\.fp32: requires\.runtime_min: .* no versions"):
+        read(folder, text + 'requires.runtime_min = "1.31"\n')
 
 
 def test_a_drill_of_live_answers_needs_golden_vectors(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from bundle.variant import Requirements
+from bundle.requirements import Requirements
 from packager.release.release_file import parse_release_file
 from packager.release.release_plan import GATE_LIMITS
 from tests.support import tiny_models

@@ -19,12 +19,13 @@ from bundle.errors import NotFound
 from bundle.files import BundleFile
 from bundle.frames import Secret
 from bundle.manifest import Manifest
+from bundle.requirements import Requirements, Runtime
 from bundle.rollout import Rollout
 from bundle.trust.check import CheckRequest, check
 from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from bundle.trust.updater import Fetch
-from bundle.variant import ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
+from bundle.variant import ModelEntry, PatchEntry, Quantization, Variant
 from keys.signers import load_folder_signers
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.published import PublishedDocuments

@@ -23,8 +23,9 @@ from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
 from bundle.manifest import Manifest
 from bundle.ramp import RampStep
+from bundle.requirements import Requirements, Runtime
 from bundle.rollout import Rollout, Window
-from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Requirements, Runtime, Variant
+from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
 
 FOLDER: Final = Path(__file__).parent
 X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only

@@ -15,7 +15,8 @@ from bundle.contract import PPM
 from bundle.cpu_features import read_cpu_name
 from bundle.frames import sealed_size
 from bundle.golden.golden_file import read_golden
-from bundle.variant import Measured, Requirements, Runtime
+from bundle.requirements import Requirements, Runtime
+from bundle.variant import Measured
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
@@ -95,7 +96,7 @@ def _measured_figures(variant: QuantizedVariant) -> Measured:
         cpu=read_cpu_name(),
         runtime=_version_of("onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
-        load_memory_bytes=None if variant.model is None else measure_load_memory(variant.model),
+        load_memory_bytes=measure_load_memory(variant.require_model()),
     )
 
 
