@@ -106,9 +106,11 @@ def find_earlier(draft: Draft, variant: str) -> GoldenFile | None:
 
 def _read_released(draft: Draft, manifest: Manifest, variant: str) -> GoldenFile | None:
     released = manifest.variant(variant)
-    directory = None if released is None else draft.workspace.open_bundle(draft.plan.family, released.digest)
-    path = None if directory is None else next((f.path for f in directory.files if f.role == "golden"), None)
-    if directory is None or path is None:
+    path = None if released is None else next((model.golden for model in released.models if model.golden), None)
+    if released is None or path is None:
+        return None
+    directory = draft.workspace.open_bundle(draft.plan.family, released.digest)  # verifies all of it
+    if directory is None:
         return None
     try:
         return read_golden_file((directory.root / path).read_bytes())
