@@ -30,6 +30,7 @@ from packager.repository import layout, publishing
 from packager.repository.creation import create_repository, create_repository_with_new_keys
 from packager.repository.repository import Repository
 from tests.support.metadata_publisher import (
+    CHANNEL,
     FAMILY,
     PASSPHRASE,
     CheckClient,
@@ -326,6 +327,22 @@ def test_doctor_finds_a_key_under_two_ids(publisher: MetadataPublisher) -> None:
     assert not status.is_sound
     problems = next(role.problems for role in status.roles if role.name == "timestamp")
     assert any("under 2 key ids" in problem for problem in problems)
+
+
+def test_a_publication_succeeds_without_its_copies(
+    publisher: MetadataPublisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Something is in the way of the archives and of the compressed timestamp."""
+    metadata = publisher.published / "metadata"
+    shutil.rmtree(metadata / "archives")
+    (metadata / "archives").write_text("a file")
+    (metadata / "timestamp.awz").unlink()
+    (metadata / "timestamp.awz").mkdir()
+    publisher.release("1.1.0", 2)
+    rollout = publisher.repository.published_rollout(FAMILY, CHANNEL)
+    assert rollout is not None
+    assert rollout.version == "1.1.0"
+    assert "timestamp.awz is not written" in caplog.text
 
 
 def test_garbage_is_what_fell_out_of_use_before_the_grace_period(publisher: MetadataPublisher) -> None:
