@@ -39,6 +39,11 @@ class Runtime:
         """True if the agent loads and serves the variant's models."""
         return self.name in AGENT_RUNTIMES
 
+    @property
+    def is_judged(self) -> bool:
+        """True if a release is watched after it was activated: by the agent, or by applications."""
+        return self.name != "none"
+
     def as_json(self) -> dict[str, JSON]:
         """Return the `runtime` object of a variant."""
         return {

@@ -7,7 +7,6 @@ Files, in reading order:
     access       who may read and who may judge, by peer credentials
     protocol     the messages of the socket (docs/apps.md), parsed strictly
     lender       unseals the files of the active bundle and counts what each client holds
-    verdicts     the verdicts on the serving generation
     app_socket   the server of `apps.sock`
     client       the client, standard library only; `airweights.open_bundle` uses it
 """

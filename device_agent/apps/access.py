@@ -1,41 +1,50 @@
 """Access of applications: who may borrow files of a family, and who may judge its releases.
 
 Rules:
-- A peer is known by the credentials that the kernel attests (SO_PEERCRED): process, user, groups of the user, and the
-  systemd unit in whose control group the process is.
-- Root and the agent's own user may always read. Only a listed peer may judge: a verdict can end a probation.
+- A client process is known by the credentials that the kernel attests (SO_PEERCRED): its user, its groups, and the
+  systemd unit in whose control group it is.
+- A unit is only known on Linux 6.5 and later: before, the id of an ended process could be another one's.
+- Root and the agent's own user may always read. Only a listed client may judge: a verdict can end a probation.
 - Reading and judging are separate rights: `apps.FAMILY.readers` and `apps.FAMILY.judges`.
 """
 
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_CREDENTIALS: Final = struct.Struct("3i")
+from device_agent.process.unix_socket import peer_credentials
+
+SO_PEERGROUPS: Final = 59  # asm-generic/socket.h, Linux 4.13
+SO_PEERPIDFD: Final = 77  # asm-generic/socket.h, Linux 6.5
+MAX_GROUPS: Final = 65536
+_GROUP: Final = struct.Struct("=I")
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """The process at the other end of a Unix socket.
+class ClientProcess:
+    """The process of an application, at the other end of the socket.
 
     Attributes:
         pid: id of the process.
         uid: its user.
-        gid: its primary group.
+        groups: its groups when it connected.
+        unit: the systemd unit of its control group, or None if it has none or has ended.
     """
 
     pid: int
     uid: int
-    gid: int
+    groups: frozenset[int]
+    unit: str | None = None
 
     @classmethod
-    def of(cls, connection: socket.socket) -> "Peer":
+    def of(cls, connection: socket.socket) -> "ClientProcess":
         """Return the process that connected a Unix socket."""
-        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return cls(*_CREDENTIALS.unpack(data))
+        pid, uid, gid = peer_credentials(connection)
+        return cls(pid, uid, frozenset((gid, *_peer_groups(connection))), _unit_of(pid, connection))
 
     def matches(self, principal: str) -> bool:
         """Return whether a principal of the configuration names this process.
@@ -48,10 +57,9 @@ class Peer:
             case "user":
                 return self.uid == _user_id(name)
             case "group":
-                group = _group_id(name)
-                return group is not None and group in _groups_of(self)
+                return _group_id(name) in self.groups
             case _:
-                return _unit_of(self.pid) == name
+                return self.unit == name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +74,13 @@ class FamilyAccess:
     readers: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
 
-    def may_read(self, peer: Peer) -> bool:
+    def may_read(self, client: ClientProcess) -> bool:
         """Return whether a process may borrow files."""
-        return peer.uid in (0, os.geteuid()) or any(peer.matches(one) for one in (*self.readers, *self.judges))
+        return client.uid in (0, os.geteuid()) or any(client.matches(one) for one in (*self.readers, *self.judges))
 
-    def judge_of(self, peer: Peer) -> str | None:
+    def judge_of(self, client: ClientProcess) -> str | None:
         """Return the first principal of `judges` that names a process, or None."""
-        return next((one for one in self.judges if peer.matches(one)), None)
+        return next((one for one in self.judges if client.matches(one)), None)
 
 
 def _user_id(name: str) -> int | None:
@@ -97,25 +105,36 @@ def _group_id(name: str) -> int | None:
         return None
 
 
-def _groups_of(peer: Peer) -> frozenset[int]:
-    """Return the groups of a process: its primary group, and the supplementary ones of the process."""
-    groups = {peer.gid}
-    try:
-        for line in Path(f"/proc/{peer.pid}/status").read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("Groups:"):
-                groups.update(map(int, line.split()[1:]))
-    except OSError:
-        pass  # the process has ended
-    return frozenset(groups)
+def _peer_groups(connection: socket.socket) -> tuple[int, ...]:
+    """Return the supplementary groups that the process had when it connected."""
+    data = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_GROUPS * _GROUP.size)
+    return tuple(group for (group,) in _GROUP.iter_unpack(data))
 
 
-def _unit_of(pid: int) -> str | None:
+def _unit_of(pid: int, connection: socket.socket) -> str | None:
+    """Return the systemd unit of a process; None if another process may have its id by now."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
+        return None
+    if _has_ended(connection):
         return None
     for line in lines:
         hierarchy, _, path = line.split(":", 2)
         if hierarchy == "0":
             return next((part for part in reversed(path.split("/")) if part.endswith((".service", ".scope"))), None)
     return None
+
+
+def _has_ended(connection: socket.socket) -> bool:
+    """Return whether the process that connected has ended; True, too, if the kernel cannot tell (before 6.5)."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(pidfd)

@@ -1,16 +1,16 @@
 """The server of `apps.sock`, over which applications borrow files, watch swaps and send verdicts.
 
 Rules:
-- The socket is not the control socket: no peer can update, pause or roll back here. Rights are by family
-  (device_agent.apps.access); a family that a peer may not read is as unknown to it as one that does not exist.
+- The socket is not the control socket: no client can update, pause or roll back here. Rights are by family
+  (device_agent.apps.access); a family that a client may not read is as unknown to it as one that does not exist.
 - The agent's own workers are refused: one that an attacker controls borrows nothing.
 - One thread accepts, each connection has a thread of its own. There are at most MAX_CONNECTIONS, and at most
   MAX_CONNECTIONS_PER_USER of one user; a connection beyond is closed at once.
 - A connection that sends anything but a request is closed. A request must arrive within REQUEST_TIMEOUT_S of its first
   byte; between requests a connection may be idle, because what it borrowed is counted while it is open.
-- A peer that does not read its replies or events for SEND_TIMEOUT_S is closed, so that a hanging application holds
+- A client that does not read its replies or events for SEND_TIMEOUT_S is closed, so that a hanging application holds
   nothing up.
-- Every request is logged with the peer's process and user.
+- Every request is logged with the client's process and user.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import Any, Final, assert_never
 
 from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleFile
-from device_agent.apps.access import FamilyAccess, Peer
+from device_agent.apps.access import ClientProcess, FamilyAccess
 from device_agent.apps.lender import FileLender
 from device_agent.apps.protocol import (
     MAX_FILES_PER_MESSAGE,
@@ -38,16 +38,15 @@ from device_agent.apps.protocol import (
     parse_request,
     release_fields,
 )
-from device_agent.apps.verdicts import AppVerdict, AppVerdicts
 from device_agent.errors import AddressUnavailable, FileUnknown, NotAllowed, NothingServed, ReleaseReplaced
+from device_agent.policy.app_verdicts import AppVerdict, AppVerdicts
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
-from device_agent.process.socket_path import listen_unix
+from device_agent.process.unix_socket import UnixListener
 from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_CONNECTIONS: Final = 16
 MAX_CONNECTIONS: Final = 128
 MAX_CONNECTIONS_PER_USER: Final = 64
 REQUEST_TIMEOUT_S: Final = 5.0
@@ -121,63 +120,56 @@ class AppServer:
     """
 
     def __init__(self, path: Path, families: Callable[[], Mapping[str, AppFamily]]) -> None:
-        self._path, self._families = path, families
+        self._families = families
         self._numbers = count(1)
         self._users: dict[int, int] = {}  # open connections by user
         self._lock = threading.Lock()
         try:
             # any user may connect; rights are checked by the peer's credentials
-            self._socket = listen_unix(path, mode=0o666, backlog=BACKLOG_CONNECTIONS)
+            self._listener = UnixListener(path, 0o666, self._serve, name="apps", admit=self._admit_connection)
         except OSError as error:
             raise AddressUnavailable(
                 f"cannot listen on the applications' socket {path}: {error}", hint="check `serve.apps_socket`"
             ) from error
-        threading.Thread(target=self._accept_connections, name="apps", daemon=True).start()
 
     def close(self) -> None:
-        """Remove the socket and stop listening. Open connections end with the process."""
-        self._path.unlink(missing_ok=True)
-        self._socket.close()
+        """Remove the socket, stop listening, and close the lent files of the agent."""
+        self._listener.close()
         for family in self._families().values():
             family.lender.close()
 
-    def _accept_connections(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            peer = Peer.of(connection)
-            if is_worker(peer.pid) or not self._admit(peer):
-                logger.warning("application refused", extra={"peer_pid": peer.pid, "peer_uid": peer.uid})
-                connection.close()
-                continue
-            threading.Thread(target=self._serve, args=(connection, peer), name="app", daemon=True).start()
+    def _admit_connection(self, connection: socket.socket) -> bool:
+        process = ClientProcess.of(connection)
+        is_admitted = not is_worker(process.pid) and self._admit(process)
+        if not is_admitted:
+            logger.warning("application refused", extra={"client_pid": process.pid, "client_uid": process.uid})
+        return is_admitted
 
-    def _admit(self, peer: Peer) -> bool:
+    def _admit(self, client: ClientProcess) -> bool:
         with self._lock:
-            own = self._users.get(peer.uid, 0)
+            own = self._users.get(client.uid, 0)
             if own >= MAX_CONNECTIONS_PER_USER or sum(self._users.values()) >= MAX_CONNECTIONS:
                 return False
-            self._users[peer.uid] = own + 1
+            self._users[client.uid] = own + 1
             return True
 
-    def _serve(self, connection: socket.socket, peer: Peer) -> None:
+    def _serve(self, connection: socket.socket) -> None:
+        client = ClientProcess.of(connection)
         number = next(self._numbers)
         try:
             with connection:
-                self._serve_requests(connection, peer, number)
+                self._serve_requests(connection, client, number)
         except (ChannelClosed, OSError) as error:
-            logger.info("application disconnected: %s", error, extra={"peer_pid": peer.pid})
+            logger.info("application disconnected: %s", error, extra={"client_pid": client.pid})
         finally:
             for family in self._families().values():
                 family.lender.give_back(number)
             with self._lock:
-                self._users[peer.uid] -= 1
-                if not self._users[peer.uid]:
-                    del self._users[peer.uid]
+                self._users[client.uid] -= 1
+                if not self._users[client.uid]:
+                    del self._users[client.uid]
 
-    def _serve_requests(self, connection: socket.socket, peer: Peer, number: int) -> None:
+    def _serve_requests(self, connection: socket.socket, client: ClientProcess, number: int) -> None:
         wake, waker = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         watched: AppFamily | None = None
         with wake, waker:
@@ -192,7 +184,7 @@ class AppServer:
                         connection.settimeout(REQUEST_TIMEOUT_S)
                         request = receive_message(connection, MAX_REQUEST_BYTES)
                         request.close()
-                        found = self._reply(connection, request.value, peer, number)
+                        found = self._reply(connection, request.value, client, number)
                         if found is not None and watched is None:
                             watched = found
                             watched.add_watcher(waker)
@@ -200,29 +192,31 @@ class AppServer:
                 if watched is not None:
                     watched.remove_watcher(waker)
 
-    def _reply(self, connection: socket.socket, value: Mapping[str, Any], peer: Peer, number: int) -> AppFamily | None:
+    def _reply(
+        self, connection: socket.socket, value: Mapping[str, Any], client: ClientProcess, number: int
+    ) -> AppFamily | None:
         """Answer one request; return the family to watch, if it asks for that."""
         try:
             request = parse_request(value)
             family = self._families().get(request.family)
-            if family is None or not family.access.may_read(peer):
+            if family is None or not family.access.may_read(client):
                 raise NotAllowed(
-                    f"user {peer.uid} may not read family {request.family!r}, or this device does not follow it",
+                    f"user {client.uid} may not read family {request.family!r}, or this device does not follow it",
                     hint=f"the device's owner can list it in apps.{request.family}.readers",
                 )
-            fields = {"family": request.family, "peer_pid": peer.pid, "peer_uid": peer.uid}
+            fields = {"family": request.family, "client_pid": client.pid, "client_uid": client.uid}
             logger.info("application request: %s", value["command"], extra=fields)
             match request:
                 case ListRequest():
                     bundle, generation = family.require_serving()
                     _send_files(connection, bundle, generation, bundle.parse_manifest()[1].files, [])
                 case OpenRequest():
-                    self._lend(connection, family, request, peer, number)
+                    self._lend(connection, family, request, client, number)
                 case WatchRequest():
                     _send(connection, {"ok": _event(family)})
                     return family
                 case VerdictRequest():
-                    _send(connection, {"ok": _judge(family, request, peer)})
+                    _send(connection, {"ok": _judge(family, request, client)})
                 case _:
                     assert_never(request)
         except AirweightsError as error:
@@ -235,7 +229,7 @@ class AppServer:
         return None
 
     def _lend(
-        self, connection: socket.socket, family: AppFamily, request: OpenRequest, peer: Peer, number: int
+        self, connection: socket.socket, family: AppFamily, request: OpenRequest, client: ClientProcess, number: int
     ) -> None:
         bundle, generation = family.require_serving()
         files = [file for file in bundle.parse_manifest()[1].files if request.wants(file)]
@@ -246,7 +240,7 @@ class AppServer:
                 f"release {bundle.version} of {family.name!r} has no file with {what}",
                 hint="see `device-agent files list`",
             )
-        fds = family.lender.borrow(bundle, files, number, peer.pid)
+        fds = family.lender.borrow(bundle, files, number, client.pid)
         try:
             _send_files(connection, bundle, generation, files, fds)
         finally:
@@ -269,11 +263,11 @@ def _event(family: AppFamily) -> dict[str, Any]:
     return {"event": "serving", **release_fields(*found)}
 
 
-def _judge(family: AppFamily, request: VerdictRequest, peer: Peer) -> dict[str, Any]:
-    judge = family.access.judge_of(peer)
+def _judge(family: AppFamily, request: VerdictRequest, client: ClientProcess) -> dict[str, Any]:
+    judge = family.access.judge_of(client)
     if judge is None:
         raise NotAllowed(
-            f"user {peer.uid} may not judge family {family.name!r}",
+            f"user {client.uid} may not judge family {family.name!r}",
             hint=f"the device's owner can list it in apps.{family.name}.judges",
         )
     bundle, generation = family.require_serving()

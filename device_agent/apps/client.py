@@ -20,6 +20,7 @@ from bundle.strict_json import StrictObject
 from device_agent.apps.protocol import PROTOCOL_VERSION
 from device_agent.errors import DaemonNotRunning, FileUnknown, error_from_dict
 from device_agent.process.channel import ChannelClosed, Message, receive_message, send_message
+from device_agent.process.unix_socket import ShortSocketPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +147,14 @@ def open_bundle(family: str, socket_path: str | Path | None = None, *, roles: Se
         DaemonNotRunning: no daemon listens there.
         AirweightsError: as `AppClient.open`.
     """
-    client = AppClient(socket_path or os.environ.get("AIRWEIGHTS_APPS_SOCKET", DEFAULT_SOCKET))
-    try:
-        bundle = client.open(family, roles=roles)
-    except BaseException:
-        client.close()
-        raise
-    bundle.on_close = client.close
-    return bundle
+    with AppClient(socket_path or os.environ.get("AIRWEIGHTS_APPS_SOCKET", DEFAULT_SOCKET)) as client:
+        return client.open(family, roles=roles)
 
 
 class AppClient:
     """A connection to the agent's socket for applications. Use it from one thread at a time.
 
-    What it borrowed is counted by the agent while the connection is open.
+    Each borrowed bundle has a connection of its own: the agent counts its memory until the bundle is closed.
 
     Args:
         path: path of the socket.
@@ -172,12 +167,8 @@ class AppClient:
         self._path = Path(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            folder = os.open(self._path.parent, os.O_PATH | os.O_CLOEXEC)
-            try:
-                # through the folder's descriptor: a path may be longer than a socket's address
-                self._socket.connect(f"/proc/self/fd/{folder}/{self._path.name}")
-            finally:
-                os.close(folder)
+            with ShortSocketPath(self._path) as address:
+                self._socket.connect(address)
         except OSError as error:
             self._socket.close()
             raise DaemonNotRunning(
@@ -198,7 +189,7 @@ class AppClient:
         return self._path
 
     def close(self) -> None:
-        """Close the connection; the agent no longer counts what it borrowed."""
+        """Close the connection; borrowed bundles stay open."""
         self._socket.close()
 
     def list(self, family: str) -> BorrowedBundle:
@@ -229,7 +220,14 @@ class AppClient:
             request["roles"] = list(roles)
         if paths:
             request["paths"] = list(paths)
-        return self._receive_bundle(request)
+        lending = AppClient(self._path)
+        try:
+            bundle = lending._receive_bundle(request)
+        except BaseException:
+            lending.close()
+            raise
+        bundle.on_close = lending.close
+        return bundle
 
     def watch(self, family: str) -> Iterator[ServingRelease | None]:
         """Yield the serving release now and after each change; None while nothing serves.

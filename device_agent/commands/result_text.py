@@ -131,6 +131,8 @@ def _serving_text(status: FamilyStatus) -> str:
         return (
             "not serving: no model is loaded" if status.is_daemon_running else "not serving: the daemon is not running"
         )
+    if not serving.pid:
+        return f"lending {serving.release} to applications"
     if serving.is_alive:
         return f"serving {serving.release} at {status.address} (process {serving.pid})"
     restart = "restarting it" if status.next_restart_s is None else f"next restart in {status.next_restart_s} s"

@@ -11,8 +11,6 @@ Rules:
 import logging
 import os
 import socket
-import struct
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +18,11 @@ from typing import Any, Final
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import AddressUnavailable, ControlPeerRefused, DaemonNotRunning, error_from_dict
 from device_agent.process.channel import ChannelClosed, receive_message, send_message
-from device_agent.process.socket_path import ShortSocketPath, listen_unix
+from device_agent.process.unix_socket import ShortSocketPath, UnixListener, peer_credentials
 from device_agent.process.worker_process import is_worker
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_CONNECTIONS: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # for the arrival of the request; the reply has no limit
 
 RequestHandler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -44,27 +41,15 @@ class ControlServer:
     """
 
     def __init__(self, path: Path, handle_request: RequestHandler) -> None:
-        self._path, self._handle_request = path, handle_request
+        self._handle_request = handle_request
         try:
-            self._socket = listen_unix(path, mode=0o600, backlog=BACKLOG_CONNECTIONS)
+            self._listener = UnixListener(path, 0o600, self._serve_connection, name="control")
         except OSError as error:
             raise AddressUnavailable(f"cannot listen on the control socket {path}: {error}") from error
-        threading.Thread(target=self._accept_connections, name="control", daemon=True).start()
 
     def close(self) -> None:
         """Remove the socket and stop listening."""
-        self._path.unlink(missing_ok=True)
-        self._socket.close()
-
-    def _accept_connections(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(
-                target=self._serve_connection, args=(connection,), name="control-client", daemon=True
-            ).start()
+        self._listener.close()
 
     def _serve_connection(self, connection: socket.socket) -> None:
         with connection:
@@ -99,8 +84,7 @@ def check_peer(connection: socket.socket) -> None:
     Raises:
         ControlPeerRefused: it belongs to another user, is a worker of this process, or has ended.
     """
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", credentials)
+    pid, uid, _ = peer_credentials(connection)
     if uid not in (0, os.geteuid()):
         raise ControlPeerRefused(f"control socket: process {pid} belongs to user {uid}")
     # 0: it lives outside of this process's PID namespace, so it is no worker

@@ -101,6 +101,7 @@ class FamilyService:
                 config, self.device, self._store, lambda: supervisor.handle_pending(self)
             ),
             serving=self.serving,
+            app_verdicts=self.app_family.verdicts,
             wait=lambda timeout_s: supervisor.wait_for_interrupt(self, timeout_s),
             first_journal=first_journal,
             other_families=lambda: [each.serving for each in supervisor.services if each is not self],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, parse_manifest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
-from bundle.variant import Variant
+from bundle.variant import Runtime, Variant
 from device_agent.errors import StoreDamaged
 
 
@@ -68,13 +68,21 @@ class BundleRecord:
             raise StoreDamaged(f"the manifest recorded for bundle {self.digest[:16]} describes another bundle")
         return manifest, variant
 
+    def runtime(self) -> Runtime:
+        """Return the runtime that the bundle is made for.
+
+        Raises:
+            StoreDamaged: the manifest does not describe this bundle.
+        """
+        return self.parse_manifest()[1].runtime
+
     def is_run_by_agent(self) -> bool:
         """Return whether the agent runs the models of this bundle, in a model process.
 
         Raises:
             StoreDamaged: the manifest does not describe this bundle.
         """
-        return self.parse_manifest()[1].runtime.is_run_by_agent
+        return self.runtime().is_run_by_agent
 
     def release_digest(self) -> str:
         """Return the digest of the release: that of its manifest without patches."""

@@ -121,7 +121,6 @@ def judge_probation(
     failure = _violated_limit(limits, observation)
     if failure:
         return ProbationDecision(ProbationAction.ROLL_BACK, failure)
-    extensions = elapsed_s / limits.window_s if limits.window_s else float(MAX_EXTENSIONS)
     if elapsed_s < limits.window_s:
         return ProbationDecision(ProbationAction.WATCH, f"{observation.requests} requests so far")
     repeats = observation.repeats
@@ -133,6 +132,18 @@ def judge_probation(
     text = summarize_probation(limits, observation, baseline, elapsed_s).text
     if observation.requests >= limits.min_requests:
         return ProbationDecision(ProbationAction.COMMIT, text)
+    return decide_inconclusive(limits, elapsed_s, text)
+
+
+def decide_inconclusive(limits: ProbationLimits, elapsed_s: float, text: str) -> ProbationDecision:
+    """Decide at the end of a window that proved nothing (rule 6).
+
+    Args:
+        limits: duration of the probation, and the action of the health contract.
+        elapsed_s: seconds since the candidate serves.
+        text: what was counted, in one line.
+    """
+    extensions = elapsed_s / limits.window_s if limits.window_s else float(MAX_EXTENSIONS)
     match limits.inconclusive:
         case "commit":
             return ProbationDecision(ProbationAction.COMMIT, text, is_inconclusive=True)

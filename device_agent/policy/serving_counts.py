@@ -133,6 +133,8 @@ class ProbationSummary:
         repeated: failures whose input the previous release got, too; slow responses are not among them.
         confirmed: those that the previous release responded well to.
         latency_percent: median latency in percent of the previous generation's, or None if one had no requests.
+        unit: "requests"; or "verdicts" if applications run the release: then `requests` counts the judges that have
+            answered, `needed_requests` all judges, and `errors` the unhealthy verdicts.
     """
 
     verdict: ProbationVerdict
@@ -144,6 +146,7 @@ class ProbationSummary:
     repeated: int
     confirmed: int
     latency_percent: int | None
+    unit: str = "requests"
 
     @property
     def is_passed(self) -> bool:
@@ -153,9 +156,11 @@ class ProbationSummary:
     @property
     def text(self) -> str:
         """The counters in one line, for people."""
-        parts = [f"{self.requests} requests in {self.seconds} s"]
+        parts = [f"{self.requests} {self.unit} in {self.seconds} s"]
         if self.requests < self.needed_requests:
             parts[0] += f", {self.needed_requests} are needed"
+        if self.unit == "verdicts":
+            return ", ".join([*parts, f"{self.errors} unhealthy"])
         parts += [f"{self.errors} errors", f"{self.nan} with NaN"]
         if self.repeated:
             parts.append(f"{self.confirmed} of {self.repeated} repeated ones are good on the previous release")
@@ -175,6 +180,7 @@ class ProbationSummary:
             "repeated": self.repeated,
             "confirmed": self.confirmed,
             "latency_percent": self.latency_percent,
+            "unit": self.unit,
         }
 
     @classmethod
@@ -190,6 +196,7 @@ class ProbationSummary:
             repeated=fields.integer("repeated"),
             confirmed=fields.integer("confirmed"),
             latency_percent=fields.optional_integer("latency_percent"),
+            unit=fields.choice("unit", ("requests", "verdicts")),
         )
         fields.reject_unknown()
         return out

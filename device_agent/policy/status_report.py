@@ -66,7 +66,7 @@ class ServingStatus:
         variant: name of the variant.
         bundle: digest of the bundle.
         generation: number of the generation; grows with every load.
-        pid: process id of the model process.
+        pid: process id of the model process; 0 if applications run the release.
         is_alive: whether that process is running.
         resident_bytes: resident memory of that process.
     """

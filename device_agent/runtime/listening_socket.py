@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from device_agent.errors import AddressUnavailable, ConfigInvalid
-from device_agent.process.socket_path import listen_unix
+from device_agent.process.unix_socket import listen_unix
 
 BACKLOG_CONNECTIONS: Final = 128
 SOCKET_MODE: Final = 0o660

@@ -9,7 +9,7 @@ Theory of operation:
         load()                   start its model process; it gets no requests yet
         run_shadow()             mirror live requests to it, if its signed health contract asks for that
         publish()                redirect the requests to it; the previous generation stays loaded
-        run_probation()          watch it serve
+        run_probation()          watch it serve; run_app_probation() if applications run it
 
     `revert()` returns to the generation that served before, from any point of this sequence. If the running model was
     stopped to free memory, it is loaded again, and the time without a model is measured.
@@ -39,6 +39,7 @@ from device_agent.errors import (
     StoreDamaged,
     WorkerTimeout,
 )
+from device_agent.policy.app_verdicts import judge_verdicts, summarize_verdicts
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import (
     ProbationAction,
@@ -252,6 +253,31 @@ class Candidate:
             raise  # `revert` ends the watch
         self.close()
         self.summary = summarize_probation(limits, observation, baseline, elapsed)
+        return self.summary
+
+    def run_app_probation(self, candidate: Generation) -> ProbationSummary:
+        """Wait for the verdicts of applications on a release that they run, and return the summary.
+
+        Args:
+            candidate: the serving generation.
+
+        Raises:
+            ProbationFailed: a judge's verdict is unhealthy.
+            ProbationInconclusive: not all judges answered, and the health contract asks for the old release then.
+            OperatorRollback: an operator ended it.
+            AgentStopping: the agent stops.
+        """
+        verdicts, limits, elapsed = self._context.app_verdicts, self._limits(candidate), 0.0
+
+        def decide(elapsed_s: float) -> ProbationDecision:
+            nonlocal elapsed
+            elapsed = elapsed_s
+            return judge_verdicts(limits, verdicts, elapsed_s)
+
+        try:
+            self._watch_until_decided("probation", "committed", candidate, limits, decide, ProbationFailed)
+        finally:
+            self.summary = summarize_verdicts(verdicts, elapsed)
         return self.summary
 
     def revert(self, serving: FamilyServing) -> None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, assert_never
 
@@ -11,6 +11,7 @@ from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
 from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback
+from device_agent.policy.app_verdicts import AppVerdicts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
 from device_agent.serving.family_serving import FamilyServing
@@ -55,6 +56,7 @@ class UpdateContext:
         wait: sleeps for up to the given seconds; returns earlier with the interrupt that arrived.
         on_progress: called with (phase, bytes done, bytes in all).
         first_journal: journal of the device's first family, or None if `journal` is that one.
+        app_verdicts: verdicts of applications on the generation that serves.
         other_families: returns the generations of the families that share the memory; empty without a daemon.
     """
 
@@ -71,6 +73,7 @@ class UpdateContext:
     on_progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
     first_journal: Journal | None = None
     other_families: Callable[[], Sequence[FamilyServing]] = lambda: ()
+    app_verdicts: AppVerdicts = field(default_factory=lambda: AppVerdicts(()))
 
     @property
     def device_journal(self) -> Journal:

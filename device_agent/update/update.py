@@ -154,7 +154,7 @@ class _Update:
         with self._time_phase("check"):
             self._check.check_again(release)
         if self._context.serving is None:
-            return self._commit_files() if not bundle.is_run_by_agent() else self._journal.stage(self._attempt)
+            return self._end_without_daemon(bundle)
         return self._activate(bundle, Event.HEALTHY)
 
     def from_staged(self) -> UpdateResult:
@@ -260,7 +260,7 @@ class _Update:
         serving, candidate = self._context.serving, self._candidate
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
-        is_first, is_run = serving.current is None, bundle.is_run_by_agent()
+        is_first, runtime = serving.current is None, bundle.runtime()
         with self._time_phase("swap"):
             candidate.make_memory_available(serving, bundle)
             generation = candidate.load(serving, bundle)
@@ -268,23 +268,29 @@ class _Update:
             with self._time_phase("shadow"):
                 candidate.run_shadow(serving, generation)
         with self._time_phase("swap"):
-            took_us = candidate.publish(serving, generation, is_watched=is_run and not is_first)
+            took_us = candidate.publish(serving, generation, is_watched=runtime.is_run_by_agent and not is_first)
         self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # a first install has no release to return to: a failed probation could only end the service
-        event = Event.NOT_RUN if not is_run else Event.FIRST_INSTALL if is_first else Event.SWAPPED
+        event = Event.FIRST_INSTALL if is_first else Event.SWAPPED if runtime.is_judged else Event.NOT_RUN
         self._attempt = self._journal.advance(event, self._attempt)
         if event is Event.SWAPPED:
             with self._time_phase("probation"):
-                summary = candidate.run_probation(serving, generation)
+                if runtime.is_run_by_agent:
+                    summary = candidate.run_probation(serving, generation)
+                else:
+                    summary = candidate.run_app_probation(generation)
             self._attempt = replace(self._attempt, probation=summary)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         result = self._journal.commit(self._attempt)
         serving.stop_replaced()
         return result
 
-    def _commit_files(self) -> UpdateResult:
-        """Make a bundle without a model that the agent runs active; no daemon is needed for it."""
+    def _end_without_daemon(self, bundle: BundleRecord) -> UpdateResult:
+        """Stage a bundle, or make it active if nothing has to serve or judge it first."""
+        runtime = bundle.runtime()
+        if runtime.is_run_by_agent or (runtime.is_judged and self._journal.pointers.active is not None):
+            return self._journal.stage(self._attempt)
         self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         self._attempt = self._journal.advance(Event.NOT_RUN, self._attempt)
         return self._journal.commit(self._attempt)

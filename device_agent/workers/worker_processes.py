@@ -8,6 +8,7 @@ Rules:
 
 import os
 import re
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +48,7 @@ class WorkerProcesses:
     def __init__(self, config: Config, trust_directory: Path, on_idle: Callable[[], None] | None) -> None:
         self._config, self._trust_directory, self._on_idle = config, trust_directory, on_idle
         self._workers: dict[str, WorkerProcess] = {}
-        self._is_interrupted = False
+        self._interrupted = threading.Event()
 
     def close(self) -> None:
         """Stop all worker processes."""
@@ -56,7 +57,7 @@ class WorkerProcesses:
 
     def interrupt(self) -> None:
         """Kill all workers, from any thread: the running call and all later calls raise AgentStopping."""
-        self._is_interrupted = True
+        self._interrupted.set()
         for process in list(self._workers.values()):
             process.kill()
 
@@ -84,7 +85,7 @@ class WorkerProcesses:
             AirweightsError: the error that the worker replied with.
         """
         process = self._workers.get(worker)
-        if self._is_interrupted:
+        if self._interrupted.is_set():
             raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
         if process is None:
             environment = _environment_of(worker, self._config)
@@ -93,14 +94,14 @@ class WorkerProcesses:
                 jail_of(worker, self._config, self._trust_directory),
                 environment=environment,
             )
-            if self._is_interrupted:  # while the process started, when `interrupt` did not see it yet
+            if self._interrupted.is_set():  # while the process started, when `interrupt` did not see it yet
                 process.kill()
         try:
             return process.call(operation, request, fds, on_idle=self._on_idle, **options)
         except (WorkerCrashed, WorkerTimeout):
             if self._workers.get(worker) is process:
                 self._workers.pop(worker).stop()
-            if self._is_interrupted:
+            if self._interrupted.is_set():
                 raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None
             raise
 

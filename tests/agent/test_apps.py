@@ -7,23 +7,32 @@ import os
 import random
 import socket
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundle.contract import Health
 from bundle.errors import AirweightsError
 from bundle.files import BundleFile
-from device_agent.apps.access import FamilyAccess, Peer
+from device_agent.apps.access import ClientProcess, FamilyAccess
+from device_agent.apps.app_socket import MAX_CONNECTIONS_PER_USER
 from device_agent.apps.client import AppClient
 from device_agent.apps.lender import MAX_GENERATIONS, FileLender
 from device_agent.apps.protocol import parse_request
-from device_agent.apps.verdicts import AppVerdict, AppVerdicts
-from device_agent.errors import FileUnknown, LendLimitReached, NotAllowed
+from device_agent.errors import DaemonNotRunning, FileUnknown, LendLimitReached, NotAllowed
+from device_agent.policy.app_verdicts import AppVerdict, AppVerdicts, judge_verdicts, summarize_verdicts
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.journal_records import BundleRecord
+from device_agent.policy.probation import ProbationAction, ProbationLimits
+from device_agent.policy.serving_counts import ProbationVerdict
 from device_agent.process.channel import receive_message, send_message
 from device_agent.runtime.bundle_fds import MEMFD_SEALS, create_sealed_memfd
 from tests.support.faulty_http_server import serve_folder
@@ -35,7 +44,7 @@ SETTINGS = """
 family = "{family}"
 version = "{version}"
 channels = ["stable"]
-runtime = "none"
+runtime = "{runtime}"
 [[files]]
 path = "words.txt"
 role = "labels"
@@ -50,13 +59,13 @@ WEIGHTS = random.Random(5).randbytes(300_000)
 NOBODY = 65534
 
 
-def release(publisher: Publisher, version: str, words: str) -> None:
+def release(publisher: Publisher, version: str, words: str, runtime: str = "none") -> None:
     """Publish a release without a model that the agent runs."""
     changed = bytearray(WEIGHTS)
     changed[1000] ^= len(words) & 0xFF
     (publisher.folder / "weights.bin").write_bytes(changed)
     (publisher.folder / "words.txt").write_text(words)
-    (publisher.folder / "release.toml").write_text(SETTINGS.format(family=FAMILY, version=version))
+    (publisher.folder / "release.toml").write_text(SETTINGS.format(family=FAMILY, version=version, runtime=runtime))
     publisher.publish_release_file()
 
 
@@ -71,7 +80,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Publisher, D
         device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root, variant="all")
         (folder / "run").mkdir(mode=0o755)
         device.config = replace(device.config, serve=replace(device.config.serve, apps_socket=folder / "run/apps.sock"))
-        text = device.config_path.read_text()
+        text = device.config_path.read_text().replace("window_s = 0", "window_s = 60")
         text = text.replace("[serve]\n", f'[serve]\napps_socket = "{folder}/run/apps.sock"\n')
         device.config_path.write_text(f'{text}\n[apps.{FAMILY}]\njudges = ["user:root"]\n')
         publisher.enroll(device.directory)
@@ -132,6 +141,7 @@ def test_the_daemon_lends_sealed_memory_with_an_offset_of_its_own(lab: tuple[Pub
             first.open("other-family")
     shown = device.command("files", "exec", "--", "cat", "{labels}")
     assert shown.stdout == "one\ntwo\n", shown.stderr
+    assert "lending 1.0.0 to applications" in device.command("status").stdout
 
 
 def test_a_watching_application_follows_update_and_rollback(lab: tuple[Publisher, DeviceUnderTest]) -> None:
@@ -217,6 +227,46 @@ def test_requests_are_parsed_strictly(request_fields: dict[str, object]) -> None
     assert caught.value.reason == "malformed"
 
 
+@pytest.mark.parametrize(("on_swap", "last"), [("restart", "six"), ("signal", "hang up")])
+def test_a_program_is_started_again_or_signaled_when_another_release_serves(
+    lab: tuple[Publisher, DeviceUnderTest], on_swap: str, last: str
+) -> None:
+    publisher, device = lab
+    script = "trap 'echo hang up; exit 7' HUP; cat {labels}; while ! grep -q six {labels}; do sleep 0.1; done; exit 5"
+    words = ["files", "exec", "--on-swap", on_swap, "--", "sh", "-c", script]
+    command = [sys.executable, "-m", "device_agent", "--config", str(device.config_path), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        lines = [program.stdout.readline()]
+        publish_next(publisher, device, "six\n")
+        lines += program.stdout.readlines()
+    assert program.returncode == {"restart": 5, "signal": 7}[on_swap]
+    assert lines[-1].strip() == last, lines
+    publish_next(publisher, device, "seven\n")
+
+
+def publish_next(publisher: Publisher, device: DeviceUnderTest, words: str) -> None:
+    """Publish and install the next release."""
+    version = f"2.{len(publisher.repository.releases(FAMILY))}.0"
+    release(publisher, version, words)
+    assert device.call("update")["outcome"] == "updated"
+
+
+def test_one_user_cannot_take_all_connections(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    _, device = lab
+    with ExitStack() as stack:
+        clients = [stack.enter_context(AppClient(socket_path(device))) for _ in range(MAX_CONNECTIONS_PER_USER)]
+        assert clients[-1].list(FAMILY).files
+        with AppClient(socket_path(device)) as one_more, pytest.raises(DaemonNotRunning):
+            one_more.list(FAMILY)
+    for _ in range(100):  # the server notices the end of a connection a moment later
+        with contextlib.suppress(DaemonNotRunning), AppClient(socket_path(device)) as client:
+            client.list(FAMILY)
+            return
+        time.sleep(0.1)
+    pytest.fail("the closed connections still count")
+
+
 def make_record(version: str) -> BundleRecord:
     digest = version.encode().hex().ljust(64, "0")
     return BundleRecord(digest, FAMILY, version, 1, 0, "all", "{}")  # type: ignore[arg-type]  # a digest by its form
@@ -273,11 +323,67 @@ def test_only_the_first_verdict_of_each_judge_counts() -> None:
 
 
 def test_rights_follow_user_group_and_unit() -> None:
-    me = Peer(os.getpid(), 1234, 5678)
+    me = ClientProcess(7, 1234, frozenset({5678, 9}), "doorbell.service")
     assert FamilyAccess(readers=("user:1234",)).may_read(me)
-    assert FamilyAccess(readers=("group:5678",)).may_read(me)
+    assert FamilyAccess(readers=("group:9",)).may_read(me)
+    assert FamilyAccess(readers=("unit:doorbell.service",)).may_read(me)
     assert FamilyAccess(judges=("group:5678",)).may_read(me)
-    assert not FamilyAccess(readers=("user:1235", "group:5679", "user:no-such-user", "unit:x.service")).may_read(me)
+    assert not FamilyAccess(
+        readers=("user:1235", "group:5679", "user:no-such-user", "group:no-such-group", "unit:x.service")
+    ).may_read(me)
     assert FamilyAccess(readers=("user:1234",)).judge_of(me) is None
     assert FamilyAccess(judges=("user:1", "group:5678")).judge_of(me) == "group:5678"
-    assert FamilyAccess().may_read(Peer(1, 0, 0))
+    assert FamilyAccess().may_read(ClientProcess(1, 0, frozenset()))
+
+
+def test_the_kernel_names_the_process_at_the_other_end() -> None:
+    mine, other = socket.socketpair()
+    with mine, other:
+        found = ClientProcess.of(mine)
+    assert (found.pid, found.uid) == (os.getpid(), os.getuid())
+    assert found.groups == {os.getgid(), *os.getgroups()}
+
+
+def test_each_judge_must_answer_and_one_unhealthy_verdict_is_enough() -> None:
+    limits = ProbationLimits.from_health(Health(inconclusive="rollback"), window_s=60, min_requests=None)
+    verdicts = AppVerdicts(["user:a", "user:b"])
+    verdicts.begin(1)
+    assert judge_verdicts(limits, verdicts, 1.0).action is ProbationAction.WATCH
+    verdicts.add(1, AppVerdict("user:a", is_healthy=True))
+    assert judge_verdicts(limits, verdicts, 59.0).action is ProbationAction.WATCH
+    assert judge_verdicts(limits, verdicts, 60.0).action is ProbationAction.INCONCLUSIVE
+    commits = ProbationLimits.from_health(Health(), window_s=60, min_requests=None)
+    assert judge_verdicts(commits, verdicts, 60.0).is_inconclusive
+    assert summarize_verdicts(verdicts, 60.0).verdict is ProbationVerdict.INCONCLUSIVE
+    verdicts.add(1, AppVerdict("user:b", is_healthy=True))
+    assert judge_verdicts(limits, verdicts, 2.0).action is ProbationAction.COMMIT
+    assert summarize_verdicts(verdicts, 2.0).text == "2 verdicts in 2 s, 0 unhealthy"
+    verdicts.begin(2)
+    verdicts.add(2, AppVerdict("user:a", is_healthy=False, reason="too slow"))
+    decision = judge_verdicts(limits, verdicts, 1.0)
+    assert (decision.action, decision.detail) == (ProbationAction.ROLL_BACK, "user:a judges it unhealthy: too slow")
+
+
+def test_a_judge_decides_about_a_release_that_its_application_runs(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    publisher, device = lab
+    release(publisher, "1.2.0", "four\n", runtime="app")
+    release(publisher, "1.3.0", "five\n", runtime="app")
+    with AppClient(socket_path(device)) as watcher:
+        events = watcher.watch(FAMILY)
+        next(events)
+        for version, is_healthy, outcome in (("1.2.0", True, "updated"), ("1.3.0", False, "rolled-back")):
+            publisher.offer(version)
+            with ThreadPoolExecutor(1) as pool:
+                update = pool.submit(device.call, "update")
+                serving = next(found for found in events if found is not None and found.release == version)
+                with AppClient(socket_path(device)) as judge, judge.open(FAMILY) as bundle:
+                    assert bundle.release == serving
+                    assert judge.send_verdict(bundle, is_healthy=is_healthy, reason="" if is_healthy else "all noise")
+                    assert not judge.send_verdict(bundle, is_healthy=True)
+                result = update.result(120)
+            assert (result["outcome"], result["release"]) == (outcome, version), result
+            assert result["probation"]["unit"] == "verdicts"
+        assert result["detail"].endswith("user:root judges it unhealthy: all noise")
+        assert (back := next(events)) is not None
+        assert back.release == "1.2.0"
+    assert device.command("files", "cat", "labels").stdout == "four\n"

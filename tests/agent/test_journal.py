@@ -13,7 +13,8 @@ from device_agent.errors import IllegalTransition, JournalUnreadable
 from device_agent.policy.attempt import Attempt, Outcome, Rejection
 from device_agent.policy.journal_records import BundlePointers, BundleRecord, PersistentState, TpmCounterRecord
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
-from device_agent.storage.journal import MAX_HISTORY_ROWS, Journal
+from device_agent.storage.journal import Journal
+from device_agent.storage.journal_reader import MAX_HISTORY_ROWS
 from device_agent.storage.journal_schema import SCHEMA_VERSION
 from tests.vectors.journal.generate import DIGEST, FOLDER, schema_2_rows
 

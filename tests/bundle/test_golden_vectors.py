@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import GoldenMismatch, Malformed, Refused, TooLarge
@@ -254,6 +254,7 @@ def test_damage_of_1_25_tolerances_is_found_and_half_a_tolerance_passes(seed: in
     }[kind]
     unit = np.sqrt(np.mean((golden - golden.mean()) ** 2))
     error *= max(unit, abs(golden.mean()) / 32, 1e-6) / np.sqrt(np.mean(error**2))
+    assume(np.argmax(golden + 0.005 * error) == np.argmax(golden))  # where the largest element is has its own rule
     vectors = read_golden(write_golden([GoldenSample({}, {"y": golden})] * 4))
     for vector in vectors:
         check_outputs({"y": golden + 0.005 * error}, vector, tolerance_ppm=10_000, where="golden")
