@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, parse_manifest
+from bundle.requirements import Runtime
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
-from bundle.variant import Runtime, Variant
+from bundle.variant import Variant
 from device_agent.errors import StoreDamaged
 
 

@@ -175,7 +175,7 @@ def _freed_bytes(found: _Expressions, alone: set[int], count: dict[str, int]) ->
         alone: numbers of the constant nodes that one frontier value alone needs.
         count: number of readers of each name.
     """
-    freed = sum(found.nodes[i].ByteSize() for i in alone)
+    freed: int = sum(found.nodes[i].ByteSize() for i in alone)
     readers = Counter(source for i in alone for source in set(found.nodes[i].input))
     for source, number in readers.items():
         tensor = found.scope.initializers.get(source)
