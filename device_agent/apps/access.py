@@ -20,7 +20,7 @@ from device_agent.process.unix_socket import peer_credentials
 
 SO_PEERGROUPS: Final = 59  # asm-generic/socket.h, Linux 4.13
 SO_PEERPIDFD: Final = 77  # asm-generic/socket.h, Linux 6.5
-MAX_GROUPS: Final = 65536
+MAX_GROUPS: Final = 256  # getsockopt of Python returns at most 1,024 bytes
 _GROUP: Final = struct.Struct("=I")
 
 
@@ -106,8 +106,11 @@ def _group_id(name: str) -> int | None:
 
 
 def _peer_groups(connection: socket.socket) -> tuple[int, ...]:
-    """Return the supplementary groups that the process had when it connected."""
-    data = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_GROUPS * _GROUP.size)
+    """Return the supplementary groups that the process had when it connected; none if it has over MAX_GROUPS."""
+    try:
+        data = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_GROUPS * _GROUP.size)
+    except OSError:
+        return ()
     return tuple(group for (group,) in _GROUP.iter_unpack(data))
 
 

@@ -1,5 +1,6 @@
 """Unix stream sockets: long paths, the credentials of a peer, and a listener with a thread for each connection."""
 
+import logging
 import os
 import socket
 import stat
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+logger = logging.getLogger(__name__)
 
 MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 LISTEN_BACKLOG: Final = 16
@@ -110,7 +113,12 @@ class UnixListener:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            if not self._admit(connection):
+            try:
+                is_admitted = self._admit(connection)
+            except Exception:  # a client that cannot be examined must not end the listener
+                logger.exception("%s: a connection failed", self._name)
+                is_admitted = False
+            if not is_admitted:
                 connection.close()
                 continue
             threading.Thread(target=self._serve, args=(connection,), name=f"{self._name}-client", daemon=True).start()
