@@ -18,7 +18,8 @@ Reading order:
     patch/               the patch format and its decoder
     golden/              golden vectors: inputs, and what the outputs must look like
     enrollment.py        how a device asks to be registered
-    device_report.py     signed reports of update outcomes
+    device_report.py     signed reports of update outcomes; report_weights.py says which reasons count
+    vital.py             what a device says about itself once an interval
     repository_paths.py  where files lie in a repository
     errors.py            errors, kinds and exit codes
     console.py           output of both command lines; suggestion.py has "did you mean"

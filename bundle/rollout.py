@@ -85,6 +85,10 @@ class Rollout:
         """Return the canonical bytes, as they are published."""
         return strict_json.encode(self.as_json())
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical bytes, hexadecimal; device reports and vitals name it."""
+        return strict_json.digest(self.as_json())
+
 
 def parse_rollout(data: bytes) -> Rollout:
     """Parse a rollout strictly.

@@ -10,7 +10,7 @@ Reading order:
     planner          variant and cheapest patch path for this device
     probation        decision about a serving candidate; shadow_judge: about one in shadow mode
     journal_records  records of the journal beside attempts
-    outcome_report   the signed report that follows a result
+    outcome_report   the signed report that follows a result; followed_rollout is the rollout that it names
     poll_schedule    time until the next check
     status_report    the object that `device-agent status` prints
 """

@@ -15,6 +15,7 @@ from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 from device_agent.policy.download_bytes import DownloadBytes
+from device_agent.policy.followed_rollout import FollowedRollout, parse_followed
 from device_agent.policy.serving_counts import ProbationSummary
 
 MAX_DETAIL_CHARACTERS: Final = 1000
@@ -117,6 +118,8 @@ class Attempt:
         release: version of the candidate's release, or None.
         counter: counter of the candidate's release, or 0.
         variant: name of the candidate's variant, or None.
+        followed: the rollout that selected the candidate, or None before a release was found.
+        from_release: version that was active at the start, or None.
         downloaded: bytes received over the network in this attempt, by kind.
         patch_bytes: size of all blobs of the chosen patch path.
         full_bytes: size of the cheapest full download, or 0 if the release has none.
@@ -134,6 +137,8 @@ class Attempt:
     release: str | None = None
     counter: int = 0
     variant: str | None = None
+    followed: FollowedRollout | None = None
+    from_release: str | None = None
     downloaded: DownloadBytes = field(default_factory=DownloadBytes)
     patch_bytes: int = 0
     full_bytes: int = 0
@@ -162,6 +167,8 @@ class Attempt:
             "release": self.release,
             "counter": self.counter,
             "variant": self.variant,
+            "followed": None if self.followed is None else self.followed.as_json(),
+            "from_release": self.from_release,
             "downloaded": self.downloaded.as_json(),
             "patch_bytes": self.patch_bytes,
             "full_bytes": self.full_bytes,
@@ -191,6 +198,8 @@ class Attempt:
             release=fields.optional_text("release", VERSION_PATTERN),
             counter=fields.integer("counter"),
             variant=fields.optional_text("variant", NAME_PATTERN),
+            followed=parse_followed(fields),
+            from_release=fields.optional_text("from_release", VERSION_PATTERN),
             downloaded=DownloadBytes.parse(fields.object("downloaded")),
             patch_bytes=fields.integer("patch_bytes"),
             full_bytes=fields.integer("full_bytes"),
@@ -237,14 +246,15 @@ class UpdateResult:
         """Return the exit code of a command that ran this attempt."""
         return EXIT_CODES[self.outcome]
 
-    def is_same_as(self, other: "UpdateResult") -> bool:
-        """Check whether both failed in the same way on the same bundle.
+    @property
+    def is_change(self) -> bool:
+        """Return whether the attempt changed what serves; such a result is never of one kind with another."""
+        return self.outcome in (Outcome.UPDATED, Outcome.ROLLED_BACK)
 
-        An update or a rollback changes what serves, so it is never the same as another one.
-        """
-        same = (self.outcome, self.reason, self.detail, self.attempt.target)
-        is_change = self.outcome in (Outcome.UPDATED, Outcome.ROLLED_BACK)
-        return not is_change and same == (other.outcome, other.reason, other.detail, other.attempt.target)
+    def is_of_kind(self, other: "UpdateResult") -> bool:
+        """Check whether both failed for the same reason on the same bundle; the detail may differ."""
+        kind = (self.outcome, self.reason, self.attempt.target, self.attempt.release)
+        return not self.is_change and kind == (other.outcome, other.reason, other.attempt.target, other.attempt.release)
 
     def as_record(self) -> dict[str, JSON]:
         """Return the journal record."""

@@ -15,6 +15,7 @@ from bundle.requirements import Runtime
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 from bundle.variant import Variant
 from device_agent.errors import StoreDamaged
+from device_agent.policy.followed_rollout import FollowedRollout, parse_followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,7 @@ class PersistentState:
         offered_release: version that the channel ran at that check, or None.
         damaged_bundles: bundles whose sealed file is damaged; the planner ignores them until they are patched again.
         last_error: reason of the newest failed check after the last successful one, or "".
+        followed: the rollout that the channel had at that check, or None before the first.
     """
 
     is_paused: bool = False
@@ -219,6 +221,7 @@ class PersistentState:
     offered_release: str | None = None
     damaged_bundles: tuple[BundleDigest, ...] = ()
     last_error: str = ""
+    followed: FollowedRollout | None = None
 
     def as_json(self) -> dict[str, JSON]:
         """Return the journal record."""
@@ -231,6 +234,7 @@ class PersistentState:
             "offered": self.offered_release,
             "damaged": list(self.damaged_bundles),
             "last_error": self.last_error,
+            "followed": None if self.followed is None else self.followed.as_json(),
         }
 
     @classmethod
@@ -249,6 +253,7 @@ class PersistentState:
             offered_release=fields.optional_text("offered", VERSION_PATTERN),
             damaged_bundles=tuple(BundleDigest(d) for d in fields.texts("damaged", SHA256_HEX_PATTERN)),
             last_error=fields.text("last_error"),
+            followed=parse_followed(fields),
         )
         fields.reject_unknown()
         return out

@@ -24,6 +24,7 @@ from bundle.files import BundleDigest
 from device_agent.errors import CrashLoop, system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
+from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import (
     BundlePointers,
     BundleRecord,
@@ -63,7 +64,9 @@ class Journal(JournalReader):
         """Start an attempt in CHECKING; `trigger` is "poll", "operator" or "start"."""
         with self._records.transaction():
             number = (self._last_attempt_number() or 0) + 1
-            attempt = Attempt(number, trigger, self._now_ms())
+            active = self.bundle(self.pointers.active)
+            version = None if active is None else active.version
+            attempt = Attempt(number, trigger, self._now_ms(), from_release=version)
             return self._move(attempt, Event.CHECK)
 
     def begin_rollback(self, bundle: BundleRecord, rejection: Rejection) -> Attempt:
@@ -83,6 +86,8 @@ class Journal(JournalReader):
                 release=bundle.version,
                 counter=bundle.counter,
                 variant=bundle.variant,
+                followed=self._rollout_of(bundle),
+                from_release=bundle.version,
                 rejection=rejection,
             )
             return self._move(attempt, Event.ROLLBACK_REQUESTED)
@@ -308,25 +313,45 @@ class Journal(JournalReader):
 
     def _append_history(self, attempt: Attempt, outcome: Outcome, reason: str, detail: str) -> UpdateResult:
         result = UpdateResult(attempt, outcome, reason, one_line(detail), self._now_ms())
-        if outcome is not Outcome.NOTHING_NEW and not self._is_repeated(result):
-            self._records.put("history", f"{attempt.number:012d}", result.as_record())
-            self._records.keep_last("history", MAX_HISTORY_ROWS)
+        if outcome is Outcome.NOTHING_NEW:
+            return result
+        before = self._find_same_kind(result)
+        if before is not None and before.detail == result.detail:
+            return result
+        if before is not None:
+            self._records.delete("history", f"{before.attempt.number:012d}")
+        self._records.put("history", f"{attempt.number:012d}", result.as_record())
+        self._records.keep_last("history", MAX_HISTORY_ROWS)
+        if before is None:
             self._append_report(result)
         return result
 
     def _append_report(self, result: UpdateResult) -> None:
-        target = self.bundle(result.attempt.target)
         newest = self._records.last("report", 1)
         before = DeviceReport.parse(newest[0]) if newest else None
-        report = next_report(result, None if target is None else target.family, before, runtime_version())
+        report = next_report(result, before, runtime_version())
         if report is not None:
             self._records.put("report", f"{report.sequence:012d}", report.as_json())
             self._records.keep_last("report", MAX_REPORTS)
 
-    def _is_repeated(self, result: UpdateResult) -> bool:
-        """Return whether the newest row is the same: hourly repeats would push all else out of the history."""
-        last = self.history(1)
-        return bool(last) and result.is_same_as(last[0])
+    def _find_same_kind(self, result: UpdateResult) -> UpdateResult | None:
+        """Find the row that failed in the same way since the last change of what serves.
+
+        One row of a kind is kept: obstacles that alternate hourly would push all else out of history and reports.
+        """
+        for row in self.history():
+            if row.is_change:
+                return None
+            if result.is_of_kind(row):
+                return row
+        return None
+
+    def _rollout_of(self, bundle: BundleRecord) -> FollowedRollout | None:
+        """Return the rollout that led to a bundle, as far as it is known."""
+        state = self.persistent_state
+        if state.followed is None or state.offered_release == bundle.version:
+            return state.followed
+        return replace(state.followed, counter_epoch=bundle.counter_epoch, rollout=None)
 
     def _last_attempt_number(self) -> int | None:
         key = self._records.last_key("history")

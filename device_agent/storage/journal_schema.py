@@ -7,6 +7,8 @@
 3. Records, fields and states have the names of the glossary; the tables below list the old ones, and field `verdict`
    became `rejection`. Records of kind `report` keep their bytes, because each report contains the digest of the
    previous one. Reasons in quarantine and history keep the names that the agent used when it wrote them.
+4. Attempts and the persistent state name the rollout that they followed; those of older agents name none. Reports of
+   older agents name no repository, which `airweights.report/2` requires: they are deleted, and a new log begins.
 
 A migration runs inside one transaction, which its caller opens.
 """
@@ -20,7 +22,7 @@ from bundle import strict_json
 from bundle.errors import Malformed
 from bundle.strict_json import JSON
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 MAX_RECORD_BYTES: Final = 1024 * 1024  # a manifest is at most 256 KiB; as a JSON string its escapes can double that
 
 _OLD_STATES: Final = {"armed": "staged", "refusing": "rejecting"}
@@ -97,9 +99,30 @@ def _rename_in_attempt(attempt: dict[str, JSON]) -> None:
         attempt["states"] = [_OLD_STATES.get(str(state), state) for state in states]
 
 
+def _name_rollouts(db: sqlite3.Connection) -> None:
+    db.execute("DELETE FROM record WHERE kind = 'report'")
+    rows = db.execute("SELECT kind, key, body, sha256 FROM record").fetchall()
+    for kind, key, body, sha256 in rows:
+        if sha256 != checksum(kind, key, body):
+            raise Malformed(f"record {kind}/{key} does not match its checksum")
+        if kind != "history" and (kind, key) not in (("machine", "attempt"), ("machine", "persistent-state")):
+            continue
+        record = strict_json.decode(body.encode(), what=f"journal record {kind}/{key}", max_bytes=MAX_RECORD_BYTES)
+        target = record.get("attempt") if isinstance(record, dict) and kind == "history" else record
+        if not isinstance(target, dict):
+            raise Malformed(f"journal record {kind}/{key}: found no object")
+        target["followed"] = None
+        if key != "persistent-state":
+            target["from_release"] = None
+        new_body = strict_json.encode(record).decode()
+        row = (new_body, checksum(kind, key, new_body), kind, key)
+        db.execute("UPDATE record SET body = ?, sha256 = ? WHERE kind = ? AND key = ?", row)
+
+
 # version of the file → (version afterwards, step); version 0 is an empty file
 MIGRATIONS: Final[dict[int, tuple[int, Callable[[sqlite3.Connection], None]]]] = {
     0: (SCHEMA_VERSION, create_table),
     1: (2, _add_checksums),
     2: (3, _rename_to_glossary),
+    3: (4, _name_rollouts),
 }

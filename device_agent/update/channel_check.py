@@ -11,6 +11,7 @@ from dataclasses import replace
 from bundle.acceptance import VerifiedRelease, check_eligibility
 from bundle.errors import Refused, Unavailable
 from device_agent.errors import BundleQuarantined, NotEligible, RollbackFloorUnproven
+from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
 from device_agent.policy.planner import DeviceFacts
 from device_agent.update.context import UpdateContext
@@ -61,6 +62,7 @@ class ChannelCheck:
             metadata_expires_ms=release.expires_at_s * 1000,
             offered_release=release.manifest.version,
             last_error="",
+            followed=FollowedRollout.from_release(release),
         )
         self._journal.update_persistent_state(lambda _: checked)
         if seen is not None and (is_raised or self._context.device_journal.tpm_counter.is_unproven):

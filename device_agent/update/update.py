@@ -42,6 +42,7 @@ from device_agent.errors import (
 )
 from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, Rejection, UpdateResult
 from device_agent.policy.error_outcomes import error_outcome
+from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, PatchEdge, PatchPath, choose_variant
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
@@ -134,6 +135,12 @@ class _Update:
         """Run the whole sequence, from CHECKING on."""
         with self._time_phase("check"):
             release = self._check.check_channel()
+            self._attempt = replace(
+                self._attempt,
+                release=release.manifest.version,
+                counter=release.manifest.counter,
+                followed=FollowedRollout.from_release(release),
+            )
             name, _ = choose_variant(
                 release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
             )
@@ -141,9 +148,7 @@ class _Update:
         if self._is_active(bundle):
             self._journal.store_bundle(bundle)
             return self._journal.end_attempt(self._attempt, Event.UP_TO_DATE, Outcome.NOTHING_NEW)
-        self._attempt = replace(
-            self._attempt, target=bundle.digest, release=bundle.version, counter=bundle.counter, variant=name
-        )
+        self._attempt = replace(self._attempt, target=bundle.digest, variant=name)
         self._check.check_quarantine(bundle)
         self._check.check_eligible(release)
         self._attempt = self._journal.set_target(self._attempt, bundle)

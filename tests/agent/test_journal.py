@@ -11,12 +11,13 @@ import pytest
 from bundle.files import BundleDigest
 from device_agent.errors import IllegalTransition, JournalUnreadable
 from device_agent.policy.attempt import Attempt, Outcome, Rejection
+from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import BundlePointers, BundleRecord, PersistentState, TpmCounterRecord
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
 from device_agent.storage.journal import Journal
 from device_agent.storage.journal_reader import MAX_HISTORY_ROWS
 from device_agent.storage.journal_schema import SCHEMA_VERSION
-from tests.vectors.journal.generate import DIGEST, FOLDER, schema_2_rows
+from tests.vectors.journal.generate import DIGEST, FOLDER
 
 VECTORS = {
     "schema-1.db": None,
@@ -26,6 +27,7 @@ VECTORS = {
     "not-a-database.db": "file is not a database",
 }
 OTHER = BundleDigest("7a" * 32)
+FOLLOWED = FollowedRollout("d" * 64, "kws", "stable", 0, "e" * 64)
 
 
 def make_bundle_record(digest: str = DIGEST, version: str = "1.0.0", counter: int = 1) -> BundleRecord:
@@ -108,19 +110,16 @@ def test_a_file_of_schema_2_is_migrated_with_all_that_it_says(tmp_path: Path) ->
     assert Journal(path).state is State.STAGED
 
 
-def test_a_migration_leaves_reports_as_they_are_and_their_chain_verifies(tmp_path: Path) -> None:
+def test_a_migration_deletes_reports_that_name_no_repository_and_a_new_log_begins(tmp_path: Path) -> None:
     path = Path(shutil.copy(FOLDER / "schema-2.db", tmp_path / "state.db"))
     journal = Journal(path)
-    with sqlite3.connect(path) as db:
-        rows = db.execute("SELECT * FROM record WHERE kind = 'report' ORDER BY key").fetchall()
-    assert rows == [row for row in schema_2_rows() if row[0] == "report"]
-    assert len(rows) == 3
-    reports = journal.reports()
-    assert [report.previous for report in reports] == [None, *(report.digest() for report in reports[:-1])]
-    staged = journal.attempt
-    assert staged is not None
-    journal.end_attempt(staged, Event.ABORTED, Outcome.REFUSED, "bundle-quarantined")
-    assert journal.reports()[-1].previous == reports[-1].digest()
+    assert journal.reports() == ()
+    assert journal.attempt is not None
+    assert journal.attempt.followed is None
+    journal.end_attempt(replace(journal.attempt, followed=FOLLOWED), Event.ABORTED, Outcome.REFUSED, "no-variant")
+    (report,) = journal.reports()
+    assert (report.sequence, report.previous, report.release, report.state) == (1, None, "1.3.0", "staged")
+    assert (report.repository, report.channel, report.rollout) == ("d" * 64, "stable", "e" * 64)
 
 
 def test_a_reader_refuses_an_old_file_and_leaves_it_alone(tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ def test_the_history_is_bounded_and_a_check_without_news_leaves_no_row(journal: 
     assert journal.history() == ()
     for number in range(MAX_HISTORY_ROWS + 3):
         journal.end_attempt(
-            journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "download-failed", f"try {number}"
+            journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, f"reason-{number}", f"try {number}"
         )
     rows = journal.history()
     assert len(rows) == MAX_HISTORY_ROWS
@@ -234,3 +233,45 @@ def test_a_record_whose_checksum_does_not_hold_is_never_returned(journal: Journa
         db.execute("UPDATE record SET body = replace(body, '5e', '5f') WHERE key = 'pointers'")
     with pytest.raises(JournalUnreadable, match="checksum"):
         _ = journal.pointers
+
+
+def fail(journal: Journal, outcome: Outcome, reason: str, detail: str = "") -> None:
+    """Run an attempt that finds release 1.1.0 and fails in FETCHING."""
+    found = replace(journal.begin_attempt("poll"), followed=FOLLOWED, release="1.1.0", target=OTHER)
+    attempt = journal.advance(Event.FOUND, found)
+    journal.end_attempt(attempt, Event.ABORTED, outcome, reason, detail)
+
+
+def test_obstacles_that_alternate_leave_one_row_each_and_no_report(journal: Journal) -> None:
+    for number in range(40):
+        fail(journal, Outcome.UNAVAILABLE, "connection-failed", f"port {number}")
+        fail(journal, Outcome.REFUSED, "digest-mismatch", f"byte {number}")
+    assert [(row.reason, row.detail) for row in journal.history()] == [
+        ("digest-mismatch", "byte 39"),
+        ("connection-failed", "port 39"),
+    ]
+    assert journal.reports() == ()
+
+
+def test_an_obstacle_after_a_change_is_a_new_row(journal: Journal) -> None:
+    fail(journal, Outcome.REFUSED, "no-variant")
+    fail(journal, Outcome.REFUSED, "bundle-quarantined")
+    fail(journal, Outcome.REFUSED, "no-variant")
+    assert [report.reason for report in journal.reports()] == ["no-variant", "bundle-quarantined"]
+    journal.store_bundle(make_bundle_record())
+    rejection = Rejection(Outcome.ROLLED_BACK, "operator-rollback", "by hand", quarantines=True)
+    journal.finish_rejection(journal.begin_rollback(make_bundle_record(), rejection), "1.32.0")
+    fail(journal, Outcome.REFUSED, "no-variant")
+    assert [row.reason for row in journal.history()][:2] == ["no-variant", "operator-rollback"]
+    assert [report.reason for report in journal.reports()][2:] == ["no-variant"]
+
+
+def test_a_rollback_names_the_rollout_only_if_the_channel_still_offers_the_release(journal: Journal) -> None:
+    bundle = make_bundle_record()
+    rejection = Rejection(Outcome.ROLLED_BACK, "operator-rollback", "by hand", quarantines=True)
+    journal.store_bundle(bundle)
+    for offered in ("1.0.0", "1.1.0"):
+        journal.update_persistent_state(lambda before: replace(before, offered_release=offered, followed=FOLLOWED))  # noqa: B023
+        journal.finish_rejection(journal.begin_rollback(bundle, rejection), "1.32.0")
+    assert [(report.rollout, report.is_failure) for report in journal.reports()] == [("e" * 64, True), (None, True)]
+    assert [report.state for report in journal.reports()] == ["rolling-back"] * 2

@@ -1,7 +1,6 @@
 """A device writes one chained report per terminal outcome, and the release team accepts them."""
 
 import json
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,8 +13,7 @@ from device_agent.policy.state_machine import Event
 from tests.support.faulty_http_server import serve_folder
 from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import run_packager
-from tests.support.publisher import DeviceUnderTest, Publisher
-from tests.vectors.journal.generate import FOLDER
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
 
 def test_what_a_device_went_through_is_reported_and_accepted(
@@ -44,27 +42,16 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
 
 
-def test_reports_of_an_older_journal_are_accepted_after_its_migration(
-    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path: Path
-) -> None:
-    device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
-    shutil.copy(FOLDER / "schema-2.db", device.directory.journal_path)
-    device.journal().close()
-    out = tmp_path / "reports.jsonl"
-    out.write_bytes(export_reports(device.config))
-    verified = run_packager("device", "verify-report", out, "--repo", first_publisher.repository.root, "--json")
-    assert verified.code == 0, verified.stderr
-    assert [row["reason"] for row in verified.json["new"]] == ["", "", "too-fat"]
-
-
 def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: DeviceUnderTest, tmp_path: Path) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     journal = device.journal()
     try:
         (first,) = journal.reports()
+        followed = journal.persistent_state.followed
         for number in range(MAX_REPORTS + 3):
             attempt = journal.begin_attempt("operator")
-            journal.end_attempt(attempt, Event.ABORTED, Outcome.REFUSED, f"reason-{number}")
+            found = replace(attempt, release="1.1.0", followed=followed)
+            journal.end_attempt(found, Event.ABORTED, Outcome.REFUSED, f"reason-{number}")
         stored_reports = journal.reports()
     finally:
         journal.close()
@@ -79,10 +66,33 @@ def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Dev
     ]
 
 
-def test_an_outcome_that_is_not_terminal_is_no_report(first_device: DeviceUnderTest, tmp_path: Path) -> None:
+def test_a_check_that_a_mirror_makes_fail_is_no_report(
+    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path: Path
+) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     assert device.update().outcome is Outcome.UNAVAILABLE
-    assert len(read_reports(device.config)) == 1
+    publisher = first_publisher.copy(tmp_path / "site")
+    publisher.release("1.2.0", seed=2)
+    for blob in (publisher.published / "blobs").rglob("*"):
+        if blob.is_file():
+            blob.write_bytes(blob.read_bytes()[::-1])
+    with serve_folder(publisher.published) as site:
+        lied_to = first_device.copy(tmp_path / "lied-to", site.url)
+        found = lied_to.update()
+        assert (found.outcome, found.reason) == (Outcome.REFUSED, "digest-mismatch")
+    for one in (device, lied_to):
+        assert [report.outcome for report in read_reports(one.config)] == ["updated"]
+
+
+def test_a_report_names_the_rollout_that_the_device_followed(
+    first_publisher: Publisher, first_device: DeviceUnderTest
+) -> None:
+    (report,) = read_reports(first_device.config)
+    repository = first_publisher.repository
+    rollout = repository.rollout(FAMILY, "stable")
+    assert rollout is not None
+    assert report.repository == repository.repository_id
+    assert (report.channel, report.rollout, report.from_release) == ("stable", rollout.digest(), None)
 
 
 def test_a_report_is_there_with_its_outcome_or_not_at_all(first_device: DeviceUnderTest, tmp_path: Path) -> None:

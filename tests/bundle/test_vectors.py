@@ -21,6 +21,7 @@ from bundle.golden.comparison import check_outputs
 from bundle.golden.golden_file import read_golden
 from bundle.manifest import parse_manifest
 from bundle.rollout import parse_rollout
+from bundle.vital import parse_vital
 from tests.vectors import archives, documents, golden_files, sealed
 
 FOLDER: Final = Path(documents.__file__).parent
@@ -30,6 +31,7 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "fleet": parse_fleet,
     "enrollment": parse_enrollment,
     "report": parse_report,
+    "vital": parse_vital,
 }
 
 

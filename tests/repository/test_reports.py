@@ -13,6 +13,7 @@ from bundle.envelope import derive_public_key, generate_private_key
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device, revoke_device
 from packager.repository.repository import Repository
+from tests.support.device_reports import make_report
 from tests.support.json_schemas import check_schema
 from tests.support.packager_cli import CommandResult, run_packager
 
@@ -30,9 +31,7 @@ class ReportingDevice:
         return EnrollmentRequest(self.label, derive_public_key(self.x_wing), self.public)
 
     def first(self, log: str = "1" * 32, release: str = "1.0.0") -> DeviceReport:
-        return DeviceReport(
-            log, 1, None, "updated", "", "kws", release, 1, "int8", None, "poll", 1_767_225_600_000, "0.1.0", "1.32.0"
-        )
+        return make_report(log=log, release=release)
 
     def next(self, **changes: object) -> DeviceReport:
         before = self.log[-1]

@@ -1,8 +1,8 @@
 """Write the test vectors of signed documents: `python -m tests.vectors.documents`.
 
-The folders are `manifest`, `rollout`, `fleet`, `enrollment` and `report`. Each file is one document with one defect,
-and is named for it. `expected` (JSON) has the reason of the expected refusal, or null for a document that must be read
-and written back unchanged.
+The folders are `manifest`, `rollout`, `fleet`, `enrollment`, `report` and `vital`. Each file is one document with one
+defect, and is named for it. `expected` (JSON) has the reason of the expected refusal, or null for a document that must
+be read and written back unchanged.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from bundle.ramp import RampStep
 from bundle.requirements import Requirements, Runtime
 from bundle.rollout import Rollout, Window
 from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
+from bundle.vital import Vital
 
 FOLDER: Final = Path(__file__).parent
 X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
@@ -377,12 +378,19 @@ def make_report() -> bytes:
         previous="a" * 64,
         outcome="refused",
         reason="golden-mismatch",
+        state="probing",
+        repository="d" * 64,
         family="kws",
+        channel="stable",
+        rollout="e" * 64,
         release="1.2.0",
+        counter_epoch=0,
         counter=7,
         variant="int8",
         bundle=BundleDigest("b" * 64),
+        from_release="1.1.0",
         trigger="poll",
+        started_ms=1_767_225_590_000,
         finished_ms=1_767_225_600_000,
         agent="0.1.0",
         runtime="1.32.0",
@@ -400,7 +408,7 @@ def make_report_vectors() -> Vectors:
 
     return make_text_vectors(data) | {
         "good-first": top(None, sequence=1, previous=None),
-        "good-without-a-release": top(None, family=None, release=None, variant=None, bundle=None, counter=0),
+        "good-without-a-variant": top(None, variant=None, bundle=None, from_release=None, rollout=None),
         "too-large": (data + b" " * 20_000, "too-large"),
         "first-with-one-before": top(sequence=1),
         "second-with-none-before": top(previous=None),
@@ -410,11 +418,76 @@ def make_report_vectors() -> Vectors:
         "outcome-unknown": top(outcome="fine"),
         "reason-with-a-space": top(reason="golden mismatch"),
         "release-no-version": top(release="latest"),
+        "release-null": top(release=None),
+        "repository-short": top(repository="d" * 63),
+        "repository-null": top(repository=None),
+        "channel-missing": (change_document(data, lambda v: v.pop("channel")), "malformed"),
+        "state-unknown": top(state="idle"),
+        "schema-of-yesterday": top(schema="airweights.report/1"),
         "bundle-short": top(bundle="b" * 63),
         "device-id-short": top(device_id="c" * 63),
         "agent-with-escape-sequence": top(agent="\x1b[2J"),
         "signature-short": top(signature=signature[:-2]),
         "signature-in-capitals": top(signature=signature.upper()),
+        "signature-missing": (change_document(data, lambda v: v.pop("signature")), "malformed"),
+    }
+
+
+def make_vital() -> bytes:
+    """Return a valid, signed vital."""
+    vital = Vital(
+        log="1" * 32,
+        number=3,
+        day=20_454,
+        repository="d" * 64,
+        family="kws",
+        channel="stable",
+        rollout="e" * 64,
+        offered="1.3.0",
+        state="waiting",
+        reason="not-eligible",
+        release="1.2.0",
+        counter_epoch=0,
+        counter=7,
+        variant="int8",
+        probation="passed",
+        served_days=4,
+        restarts=0,
+        requests=12,
+        failed=2,
+        free_storage=30,
+        cpu="x86_64-avx2",
+        agent="0.1.0",
+        runtime="1.32.0",
+    )
+    return vital.encode("c" * 64, ED25519_PRIVATE.sign(vital.signed_bytes("c" * 64)))
+
+
+def make_vital_vectors() -> Vectors:
+    """Return the vectors of vitals by file name."""
+    data = make_vital()
+
+    def top(refusal: str | None = "malformed", **fields: Any) -> tuple[bytes, str | None]:
+        return change_document(data, lambda v: v.update(fields)), refusal
+
+    return make_text_vectors(data) | {
+        "good-before-the-first-release": top(
+            None, release=None, variant=None, counter=0, probation="none", state="stopped", rollout=None, offered=None
+        ),
+        "too-large": (data + b" " * 20_000, "too-large"),
+        "number-zero": top(number=0),
+        "log-short": top(log="1" * 31),
+        "state-unknown": top(state="fine"),
+        "reason-with-a-space": top(reason="not eligible"),
+        "release-without-a-variant": top(variant=None),
+        "probation-unknown": top(probation="good"),
+        "requests-not-a-magnitude": top(requests=4096),
+        "day-a-time": top(day=1_767_225_600),
+        "served-negative": top(served_days=-1),
+        "cpu-a-sentence": top(cpu="Intel(R) Core(TM) of Bob"),
+        "address-added": top(address="192.0.2.1"),
+        "repository-null": top(repository=None),
+        "signature-short": top(signature="0" * 127),
         "signature-missing": (change_document(data, lambda v: v.pop("signature")), "malformed"),
     }
 
@@ -425,6 +498,7 @@ GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
     "fleet": make_fleet_vectors,
     "enrollment": make_enrollment_vectors,
     "report": make_report_vectors,
+    "vital": make_vital_vectors,
 }
 
 

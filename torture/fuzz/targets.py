@@ -20,6 +20,7 @@ from bundle.fleet import parse_fleet
 from bundle.golden.golden_file import read_golden
 from bundle.manifest import parse_manifest
 from bundle.rollout import parse_rollout
+from bundle.vital import parse_vital
 from device_agent.errors import InputsRejected, RequestInvalid
 from device_agent.runtime import content_coding
 from device_agent.runtime.wire import NO_JSON
@@ -259,6 +260,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "fleet": _document("fleet", parse_fleet),
     "enrollment": _document("enrollment", parse_enrollment),
     "report": _document("report", parse_report),
+    "vital": _document("vital", parse_vital),
     "golden": Target(_golden, change_integers, VECTORS / "golden", "good*.bin"),
     "archive": Target(_archive, change_integers, CORPUS / "archive"),
     "endpoint": Target(_endpoint, _change_body, CORPUS / "endpoint"),

@@ -1,0 +1,199 @@
+"""Vitals: what a device says about itself once an interval, signed (docs/format.md section 18).
+
+Rules:
+- Off until `reports.url` is configured. At most one vital an interval is made (`reports.vital_interval_s`).
+- Coarse: counts are magnitudes (powers of two), times are whole days. A vital contains no model inputs or outputs, no
+  address, no place and no free text.
+- Vitals of a log are numbered from 1 and not chained: each one replaces the one before it, and none has to arrive. The
+  log is a random id of the journal. Two vitals of one number that differ come from two disks.
+- It says where the device stands with the release that its channel offers, so that a device that waits, or that could
+  not judge a release, differs from a silent one (`VITAL_STATES`).
+- The device's Ed25519 key signs SIGNATURE_LABEL ‖ canonical JSON of all fields but the signature.
+
+Pure: the supervisor loads this module without a cryptographic library.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from bundle import strict_json
+from bundle.device_report import LOG_ID_PATTERN, REASON_PATTERN, SIGNATURE_PATTERN
+from bundle.errors import Malformed
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
+
+SCHEMA: Final = "airweights.vital/1"
+SIGNATURE_LABEL: Final = b"airweights device vital v1\0"
+MAX_VITAL_BYTES: Final = 16 * 1024
+MAX_DAY: Final = 200_000  # days since 1970; the year 2517
+MAX_MAGNITUDE: Final = 48
+MAX_SERVED_DAYS: Final = 4096
+FAILING_RESTARTS: Final = 3  # magnitude: 4 to 7 unexpected ends of the model process since the last vital
+
+# serving: the offered release serves, or nothing newer is offered; waiting, unavailable, inconclusive, interrupted,
+# rejected: how the last attempt to install the offered release ended; stopped: no release serves
+VITAL_STATES: Final = (
+    *("serving", "trying", "waiting", "unavailable", "inconclusive", "interrupted", "rejected", "paused", "stopped"),
+)
+STOPPED: Final = "stopped"
+PROBATIONS: Final = ("none", "passed", "untried", "inconclusive")
+
+
+@dataclass(frozen=True, slots=True)
+class Vital:
+    """One vital of a device and family.
+
+    Attributes:
+        log: random id of the numbering, 32 hexadecimal digits.
+        number: number in the log, from 1.
+        day: day on which it was made, by the device's clock, in days since 1970-01-01.
+        repository: id of the repository, 64 hexadecimal digits.
+        family: name of the family.
+        channel: channel that the device follows.
+        rollout: digest of the rollout that the last check verified, or None before the first check.
+        offered: version that this rollout selects, or None.
+        state: where the device stands, one of VITAL_STATES.
+        reason: reason of that state, or "".
+        release: version that serves, or None.
+        counter_epoch: its counter epoch, or 0.
+        counter: its counter, or 0.
+        variant: its variant, or None.
+        probation: verdict of its probation, one of PROBATIONS.
+        served_days: whole days for which it has been active, by the device's clock.
+        restarts: magnitude of the unexpected ends of its model process since the vital before.
+        requests: magnitude of the answered requests since the vital before.
+        failed: magnitude of the failed ones among them.
+        free_storage: magnitude of the free bytes of the device directory's file system.
+        cpu: class of the processor, such as "x86_64-avx2".
+        agent: version of the agent.
+        runtime: version of onnxruntime.
+    """
+
+    log: str
+    number: int
+    day: int
+    repository: str
+    family: str
+    channel: str
+    rollout: str | None
+    offered: str | None
+    state: str
+    reason: str
+    release: str | None
+    counter_epoch: int
+    counter: int
+    variant: str | None
+    probation: str
+    served_days: int
+    restarts: int
+    requests: int
+    failed: int
+    free_storage: int
+    cpu: str
+    agent: str
+    runtime: str
+
+    @property
+    def is_failing(self) -> bool:
+        """Return whether the release that serves fails: its process ends again and again, or it stopped."""
+        return self.release is not None and (self.restarts >= FAILING_RESTARTS or self.state == STOPPED)
+
+    def as_json(self) -> dict[str, JSON]:
+        """Return the vital's fields as a JSON object."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the canonical fields, hexadecimal."""
+        return hashlib.sha256(strict_json.encode(self.as_json())).hexdigest()
+
+    def signed_bytes(self, device_id: str) -> bytes:
+        """Return the bytes that the device signs; `device_id` is 64 hexadecimal digits."""
+        return SIGNATURE_LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
+
+    def encode(self, device_id: str, signature: bytes) -> bytes:
+        """Return the vital as the device sends it: one line of canonical JSON.
+
+        Args:
+            device_id: id of the device, 64 hexadecimal digits.
+            signature: Ed25519 signature of `signed_bytes`, 64 bytes.
+        """
+        return strict_json.encode(
+            {"schema": SCHEMA, "device_id": device_id, **self.as_json(), "signature": signature.hex()}
+        )
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "Vital":
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
+        out = cls(
+            log=fields.text("log", LOG_ID_PATTERN),
+            number=fields.integer("number", 1),
+            day=fields.integer("day", 0, MAX_DAY),
+            repository=fields.text("repository", SHA256_HEX_PATTERN),
+            family=fields.text("family", NAME_PATTERN),
+            channel=fields.text("channel", NAME_PATTERN),
+            rollout=fields.optional_text("rollout", SHA256_HEX_PATTERN),
+            offered=fields.optional_text("offered", VERSION_PATTERN),
+            state=fields.choice("state", VITAL_STATES),
+            reason=fields.text("reason", REASON_PATTERN, max_length=64),
+            release=fields.optional_text("release", VERSION_PATTERN),
+            counter_epoch=fields.integer("counter_epoch"),
+            counter=fields.integer("counter"),
+            variant=fields.optional_text("variant", NAME_PATTERN),
+            probation=fields.choice("probation", PROBATIONS),
+            served_days=fields.integer("served_days", 0, MAX_SERVED_DAYS),
+            restarts=fields.integer("restarts", 0, MAX_MAGNITUDE),
+            requests=fields.integer("requests", 0, MAX_MAGNITUDE),
+            failed=fields.integer("failed", 0, MAX_MAGNITUDE),
+            free_storage=fields.integer("free_storage", 0, MAX_MAGNITUDE),
+            cpu=fields.text("cpu", NAME_PATTERN),
+            agent=fields.text("agent", max_length=64),
+            runtime=fields.text("runtime", max_length=64),
+        )
+        if (out.release is None) != (out.variant is None):
+            raise Malformed(f"{fields.where}: release {out.release} has variant {out.variant}")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class SignedVital:
+    """A vital that was read; its signature is not verified yet.
+
+    Attributes:
+        device_id: id of the device, 64 hexadecimal digits.
+        vital: the vital.
+        signature: Ed25519 signature of `vital.signed_bytes(device_id)`, 64 bytes.
+    """
+
+    device_id: str
+    vital: Vital
+    signature: bytes
+
+    def as_bytes(self) -> bytes:
+        """Return the vital as one line of canonical JSON."""
+        return self.vital.encode(self.device_id, self.signature)
+
+
+def magnitude(count: int) -> int:
+    """Return the magnitude of a count: 0 for 0, n for 2^(n-1) to 2^n - 1, at most MAX_MAGNITUDE."""
+    return min(count.bit_length(), MAX_MAGNITUDE)
+
+
+def parse_vital(data: bytes) -> SignedVital:
+    """Parse a vital strictly, without verifying its signature.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_VITAL_BYTES.
+    """
+    fields = StrictObject(strict_json.decode(data, what="vital", max_bytes=MAX_VITAL_BYTES), "vital")
+    schema = fields.text("schema")
+    if schema != SCHEMA:
+        raise Malformed(f"vital.schema: found {schema!r}, expected {SCHEMA!r}")
+    device_id, signature = fields.text("device_id", SHA256_HEX_PATTERN), fields.text("signature", SIGNATURE_PATTERN)
+    vital = Vital.parse(fields)
+    fields.reject_unknown()
+    return SignedVital(device_id, vital, bytes.fromhex(signature))
