@@ -5,7 +5,7 @@ device, named by its owner in the configuration. A *borrowed* file is a descript
 
 Files, in reading order:
     access       who may read and who may judge, by peer credentials
-    protocol     the messages of the socket (docs/apps.md), parsed strictly
+    protocol     the messages of the socket (docs/apps/protocol.md), parsed strictly
     lender       unseals the files of the active bundle and counts what each client holds
     app_socket   the server of `apps.sock`
     client       the client, standard library only; `airweights.open_bundle` uses it

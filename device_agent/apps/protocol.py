@@ -1,4 +1,4 @@
-"""The messages of `apps.sock` (docs/apps.md), parsed strictly.
+"""The messages of `apps.sock` (docs/apps/protocol.md), parsed strictly.
 
 Rules:
 - A message is a u32 big-endian length and that many bytes of JSON (device_agent.process.channel). Requests have at most

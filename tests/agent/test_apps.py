@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import socket
 import struct
 import subprocess
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,65 +33,19 @@ from device_agent.policy.probation import ProbationAction, ProbationLimits
 from device_agent.policy.serving_counts import ProbationVerdict
 from device_agent.process.channel import receive_message, send_message
 from device_agent.runtime.bundle_fds import MEMFD_SEALS, create_sealed_memfd
-from tests.support.faulty_http_server import serve_folder
+from tests.support.app_lab import WEIGHTS, app_lab, release, socket_path
 from tests.support.json_schemas import check_schema
 from tests.support.plaintext_search import contains_any, distinctive_windows
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
-SETTINGS = """
-family = "{family}"
-version = "{version}"
-channels = ["stable"]
-runtime = "{runtime}"
-[[files]]
-path = "words.txt"
-role = "labels"
-[[files]]
-path = "weights.bin"
-role = "model"
-[variants.all]
-[rollout]
-percent = 100
-"""
-WEIGHTS = random.Random(5).randbytes(300_000)
 NOBODY = 65534
-
-
-def release(publisher: Publisher, version: str, words: str, runtime: str = "none") -> None:
-    """Publish a release without a model that the agent runs."""
-    changed = bytearray(WEIGHTS)
-    changed[1000] ^= len(words) & 0xFF
-    (publisher.folder / "weights.bin").write_bytes(changed)
-    (publisher.folder / "words.txt").write_text(words)
-    (publisher.folder / "release.toml").write_text(SETTINGS.format(family=FAMILY, version=version, runtime=runtime))
-    publisher.publish_release_file()
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Publisher, DeviceUnderTest]]:
     """Yield a publisher of 1.0.0 and a device that is not updated yet; the tests of the module run in order."""
-    folder = tmp_path_factory.mktemp("apps")
-    folder.chmod(0o755)
-    publisher = Publisher(folder / "site")
-    release(publisher, "1.0.0", "one\ntwo\n")
-    with serve_folder(publisher.published) as site:
-        device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root, variant="all")
-        (folder / "run").mkdir(mode=0o755)
-        device.config = replace(device.config, serve=replace(device.config.serve, apps_socket=folder / "run/apps.sock"))
-        text = device.config_path.read_text().replace("window_s = 0", "window_s = 60")
-        text = text.replace("[serve]\n", f'[serve]\napps_socket = "{folder}/run/apps.sock"\n')
-        device.config_path.write_text(f'{text}\n[apps.{FAMILY}]\njudges = ["user:root"]\n')
-        publisher.enroll(device.directory)
-        try:
-            yield publisher, device
-        finally:
-            device.stop()
-
-
-def socket_path(device: DeviceUnderTest) -> Path:
-    """Return the path of the device's socket for applications."""
-    assert device.config.serve.apps_socket is not None
-    return device.config.serve.apps_socket
+    with app_lab(tmp_path_factory.mktemp("apps")) as lab:
+        yield lab
 
 
 def test_without_a_daemon_the_release_is_committed_and_its_files_are_read(
