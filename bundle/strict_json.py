@@ -238,6 +238,19 @@ class StrictObject:
             raise Malformed(f"{self.where}.{name}: found the same entry twice, expected distinct ones")
         return out
 
+    def integers(self, name: str, low: int = 0, high: int = MAX_INTEGER, *, max_items: int) -> tuple[int, ...]:
+        """Return a list of integers.
+
+        Args:
+            name: name of the field.
+            low: smallest allowed value.
+            high: largest allowed value.
+            max_items: maximum length of the list.
+        """
+        items = self._list_value(name, max_items)
+        row = StrictObject({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
+        return tuple(row.integer(str(i), low, high) for i in range(len(items)))
+
     def object(self, name: str) -> "StrictObject":
         """Return a nested object."""
         return StrictObject(self.value(name), f"{self.where}.{name}")

@@ -70,6 +70,9 @@ SAMPLED_CASES = {
     "test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room": 1,
     "test_two_of_three_mirrors_lie": 2,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
+    "test_failures_that_report_after_successes_never_advance": 1,
+    "test_the_error_bounds_hold": 1,
+    "test_silence_halts_falsely_within_its_bound": 1,
     "test_a_release_that_fails_where_the_previous_one_responds_ends_its_probation_within_ten_requests": 2,
 }
 
