@@ -7,7 +7,7 @@ Rules:
   printed only if AIRWEIGHTS_TRACEBACK=1 is set.
 - The exit code is the error's (bundle.errors), or 130 after an interrupt. If the reader of the output closes it early,
   as `head` does, the command ends silently with 141, as other Unix tools do.
-- A progress bar is drawn only if stderr is a terminal.
+- A progress bar is drawn only if stderr is a terminal. After a second, it estimates the time that is left.
 - Everything that is printed is rendered (bundle.rendering): foreign strings cannot control the terminal.
 """
 
@@ -26,6 +26,7 @@ INTERRUPTED: Final = 130
 READER_LEFT: Final = 141  # 128 + SIGPIPE, as shells report it
 BAR_CHARACTERS: Final = 30
 REDRAW_S: Final = 0.1
+MIN_ESTIMATE_S: Final = 1.0  # before that, an estimate would jump
 
 Progress = Callable[[int, int], None]
 """Report progress: the amount that is done and the total, in the same unit."""
@@ -154,10 +155,11 @@ def progress_bar(label: str) -> Progress:
     """Return a function that draws a progress bar on stderr, or does nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return lambda _done, _total: None
-    drawn, shown = 0.0, render_line(label)
+    started = time.monotonic()
+    drawn, shown, width = 0.0, render_line(label), 0
 
     def draw(done: int, total: int) -> None:
-        nonlocal drawn
+        nonlocal drawn, width
         now = time.monotonic()
         if done < total and now - drawn < REDRAW_S:
             return
@@ -165,9 +167,18 @@ def progress_bar(label: str) -> Progress:
         filled = BAR_CHARACTERS * done // max(total, 1)
         end = "\n" if done >= total else ""
         bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
-        print(f"\r{shown} [{bar}] {100 * done // max(total, 1):3d} %", end=end, file=sys.stderr, flush=True)
+        left = _format_time_left(now - started, done, total)
+        left, width = left.ljust(width), len(left)  # blanks overwrite the last estimate
+        print(f"\r{shown} [{bar}] {100 * done // max(total, 1):3d} %{left}", end=end, file=sys.stderr, flush=True)
 
     return draw
+
+
+def _format_time_left(passed_s: float, done: int, total: int) -> str:
+    if done >= total or done <= 0 or passed_s < MIN_ESTIMATE_S:
+        return ""
+    minutes, seconds = divmod(round(passed_s * (total - done) / done), 60)
+    return f", about {minutes}:{seconds:02d} left"
 
 
 def _show_traceback() -> None:

@@ -88,6 +88,22 @@ def test_a_bar_on_a_terminal_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert terminal.getvalue().endswith("fetch [" + "#" * 30 + "] 100 %\n")
 
 
+def test_a_bar_estimates_the_time_that_is_left_and_erases_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, now = Terminal(), iter([0.0, 30.0, 100.0])
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("bundle.console.time.monotonic", lambda: next(now))
+    bar = console.progress_bar("int8")
+    bar(1, 4)
+    bar(4, 4)
+    first, last = terminal.getvalue().split("\r")[1:]
+    assert first.endswith(" 25 %, about 1:30 left")
+    assert last == "int8 [" + "#" * 30 + "] 100 %" + " " * len(", about 1:30 left") + "\n"
+
+
 def test_every_error_class_has_a_reason_of_its_own_and_its_kinds_exit_code() -> None:
     seen: dict[str, type[AirweightsError]] = {}
     for error in (*KINDS, *written_errors()):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bundle.console import print_lines, print_result
+from bundle.console import print_lines, print_result, progress_bar
 from packager.commands.options import JSON_OPTION, PATH, check_output
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def quantize_command(
     samples = _load_samples(model, inputs, random_count, seed)
     if base is not None and _quantize_update(model, base, out, samples, options, report, as_json=as_json):
         return
-    found = quantize_model(model, out, scheme, samples, options)
+    found = quantize_model(model, out, scheme, samples, options, progress_bar(f"{scheme} of {model.name}"))
     if report is not None:
         report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
     if html is not None:

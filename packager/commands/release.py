@@ -40,6 +40,7 @@ PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
+@click.option("--html", type=PATH, help="Also write the report as an HTML page.")
 @JSON_OPTION
 def release(
     release_file: Path,
@@ -54,12 +55,14 @@ def release(
     attest: bool,
     builder: str | None,
     jobs: int,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Create the release that RELEASE_FILE describes.
 
     Steps: quantize, compare, golden, assemble, diff, encrypt, sign, publish. A variant that fails its gate is left out,
-    with the reason, unless the file marks it as required.
+    with the reason, unless the file marks it as required. The result is a table of all variants: sizes, patches, errors
+    against the float model, and speed; then notes on what to look at before others sign.
 
     Exit status: 0 done, 2 invalid input, 3 devices would refuse the release, 4 unavailable (a lock, a key, space),
     5 a required variant failed its gate, or no variant is left.
@@ -90,6 +93,8 @@ def release(
         raise InvalidUsage(
             "found no key, expected --key or --keys", hint="add --keys FOLDER, or --until sign to let others sign"
         )
+    if html is not None and (not html.parent.is_dir() or html.is_dir()):
+        raise InvalidUsage(f"--html: found {html}, expected the name of a file in a folder that exists")
     if builder is not None and not attest:
         raise InvalidUsage("found --builder without --attest, expected both", hint="add --attest")
     if attest:
@@ -107,6 +112,10 @@ def release(
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is reserved for the error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
+    if html is not None:
+        from packager.release.release_page import render_release_page
+
+        html.write_text(render_release_page(report), encoding="utf-8")
     result, text = report.as_json(), report.as_lines()
     if attest and report.manifest is not None:
         from packager.attestation.attest import write_release_attestations as write

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 DEFAULT_HISTORY: Final = Path("~/.local/share/airweights/signed")
 
+RAW_OPTION: Final = click.option(
+    "--raw", is_flag=True, help="Print every field and digest of the documents, instead of a review in words."
+)
+
 
 @click.command("sign", short_help="Sign staged changes or a signing request.")
 @click.argument("request_file", type=PATH, required=False)
@@ -44,6 +48,7 @@ DEFAULT_HISTORY: Final = Path("~/.local/share/airweights/signed")
 @click.option(
     "--new-repository", is_flag=True, help="Allow a repository that the key has not signed for on this machine."
 )
+@RAW_OPTION
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -56,6 +61,7 @@ def sign_command(
     expect: str | None,
     replace: bool,
     new_repository: bool,
+    raw: bool,
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -76,7 +82,9 @@ def sign_command(
         signers = [] if out is None else load_signers(uris, key_dir, passphrase_file)
         public = load_public_keys(uris, key_dir) if out is None else [signer.public_key for signer in signers]
         allowed = {"replace": replace, "new_repository": new_repository}
-        _sign_request(request_file, signers, public, out, history.expanduser(), expect, allowed, as_json=as_json)
+        _sign_request(
+            request_file, signers, public, out, history.expanduser(), expect, allowed, raw=raw, as_json=as_json
+        )
         return
     signers = load_signers(uris, key_dir, passphrase_file)
     report = Repository.open(repo).sign(signers)
@@ -90,9 +98,10 @@ def sign_command(
 
 @click.command("prepare", short_help="Write a signing request for the staged changes.")
 @click.option("-o", "--output", "out", type=PATH, required=True, help="Request file to write.")
+@RAW_OPTION
 @REPO_OPTION
 @JSON_OPTION
-def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
+def prepare_command(out: Path, raw: bool, repo: Path, as_json: bool) -> None:
     """Write a signing request for the staged changes.
 
     Sign it on other machines with `packager repo sign REQUEST`. Prints the changes against the published repository,
@@ -108,15 +117,20 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
 
     now_s = int(time.time())
     request = prepare_request(Repository.open(repo).layout, now_s)
-    lines = request_summary(request, now_s)
+    summary = request_summary(request, now_s)
     write_file(out, request.as_bytes())
     result = {
         "request": str(out),
         "documents": {role: doc.signed.version for role, doc in request.new_documents.items()},
-        "summary": list(lines),
+        "summary": list(summary.raw),
+        "review": list(summary.plain),
         "digest": request.digest,
     }
-    text = [*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new_documents))}"]
+    text = [
+        *(summary.raw if raw else summary.plain),
+        f"digest {request.digest}",
+        f"{out}: {', '.join(sorted(request.new_documents))}",
+    ]
     print_result(result, as_json=as_json, text=text)
 
 
@@ -166,6 +180,7 @@ def _sign_request(
     expect: str | None,
     allow_flags: dict[str, bool],
     *,
+    raw: bool,
     as_json: bool,
 ) -> None:
     import time
@@ -189,12 +204,13 @@ def _sign_request(
         write_file(out, sign_request(request, reviewed, signers, history))
     result = {
         "roles": list(reviewed.roles),
-        "summary": list(reviewed.lines),
+        "summary": list(reviewed.summary.raw),
+        "review": list(reviewed.summary.plain),
         "digest": reviewed.digest,
         "signatures": None if out is None else str(out),
     }
     text = [
-        *reviewed.lines,
+        *(reviewed.summary.raw if raw else reviewed.summary.plain),
         f"digest {reviewed.digest}",
         "not signed: add -o FILE to sign" if out is None else f"signed: {out}",
     ]

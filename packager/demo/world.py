@@ -21,8 +21,9 @@ from packager.demo.http_site import HttpSite
 from packager.demo.inference_client import InferenceClient, InferenceUnavailable
 from packager.demo.traffic import Latency, LoadRequest, Traffic, monotonic_s
 from packager.release.draft import Reporter, SilentReporter
-from packager.release.pipeline import ReleaseReport, run_release
+from packager.release.pipeline import run_release
 from packager.release.release_file import parse_release_file
+from packager.release.release_report import ReleaseReport
 from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository
 

@@ -29,6 +29,7 @@ from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.gate import GateReport, Thresholds, judge
 from packager.quantize.latency import Latency, measure_latency
 from packager.quantize.quantization_report import Trial
+from packager.quantize.search_progress import SearchProgress
 from packager.quantize.sensitivity import NodeError, node_errors, repair_candidates
 from packager.quantize.user_metric import Metric
 
@@ -128,6 +129,7 @@ class CandidateSearch:
         metric_reference: the user's metric, or None.
         timed_model: the float model to time candidates against; None to time nothing.
         weights_first: try int8 weights with float arithmetic before integer arithmetic.
+        progress: counts what is done and what is planned.
         latency: latency of the candidate that was found, if it was measured.
         trials: every candidate tried, in order.
         node_errors: node errors of each repaired method, worst first.
@@ -141,6 +143,7 @@ class CandidateSearch:
     metric_reference: MetricReference | None = None
     timed_model: Path | None = None
     weights_first: bool = False
+    progress: SearchProgress = field(default_factory=SearchProgress)
     latency: Latency | None = None
     trials: list[Trial] = field(default_factory=list)
     node_errors: dict[Method, list[NodeError]] = field(default_factory=dict)
@@ -156,12 +159,14 @@ class CandidateSearch:
         """
         possible = tuple(m for m in self.builder.applicable_methods() if m in methods)
         last: tuple[QuantizedCandidate, GateReport] | None = None
+        self.progress.plan(len(possible) + (1 if self.timed_model is None else 2))  # the last ones: verdict and speed
         for candidate in self._candidates(possible):
             if candidate.method in self._slow_methods:
                 continue
             verdict = self._judge_speed(candidate, self._judge_held_out(candidate))
             held_out = f"{verdict.verdict}: {verdict.explanation}"
             self.trials[candidate.trial_index] = replace(self.trials[candidate.trial_index], held_out=held_out)
+            self.progress.step()
             if verdict.verdict != "fail":
                 return candidate, verdict
             if last is None or candidate.error < last[0].error:
@@ -213,7 +218,9 @@ class CandidateSearch:
     def _repaired_candidates(self, found: list[QuantizedCandidate]) -> Iterator[QuantizedCandidate]:
         hopeless = {*UNREPAIRABLE_METHODS, *self._slow_methods}
         for unrepaired in [c for c in found if c.method not in hopeless][:MAX_REPAIRED_METHODS]:
-            for float_nodes, promoted in self._plan_repairs(unrepaired.method):
+            repairs = self._plan_repairs(unrepaired.method)
+            self.progress.plan(len(repairs))
+            for float_nodes, promoted in repairs:
                 repaired = self._try_candidate(unrepaired.method, float_nodes, promoted)
                 if repaired is not None and repaired.calibration_gate.verdict == "pass":
                     yield repaired
@@ -234,6 +241,7 @@ class CandidateSearch:
                 self.builder.node_groups(method),
                 self.reference,
                 self.judged_samples,
+                self.progress,
             )
         return self.node_errors[method]
 
@@ -245,7 +253,9 @@ class CandidateSearch:
             verdict = self._judge(model, self.judged_samples)
         except (QuantizationRefused, ModelDoesNotRun) as error:
             self.trials.append(Trial(method, float_nodes, promoted, None, None, "refused", error.message))
+            self.progress.step()
             return None
+        self.progress.step()
         float_nodes = self.builder.weights_beyond_fp16 if method == "fp16" else float_nodes
         size, relative_rms = model.ByteSize(), verdict.relative_rms
         self.trials.append(

@@ -16,6 +16,7 @@ from typing import Final
 
 import onnx
 
+from bundle.console import Progress
 from packager.errors import QuantizationRefused, TooFewSamples
 from packager.models.graphs import float_bytes
 from packager.models.inputs import ModelInterface, check_sample, load_proto
@@ -31,6 +32,7 @@ from packager.quantize.latency import Latency
 from packager.quantize.prepare import prepare_model
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.reference_checks import check_reference_outputs
+from packager.quantize.search_progress import SearchProgress
 from packager.quantize.targets import ANY, Target
 from packager.quantize.user_metric import Metric
 
@@ -77,7 +79,12 @@ DEFAULT_OPTIONS: Final = QuantizeOptions()
 
 
 def quantize_model(
-    model: Path, out: Path, scheme: str, samples: Samples, options: QuantizeOptions = DEFAULT_OPTIONS
+    model: Path,
+    out: Path,
+    scheme: str,
+    samples: Samples,
+    options: QuantizeOptions = DEFAULT_OPTIONS,
+    progress: Progress | None = None,
 ) -> QuantizationReport:
     """Quantize a float model, judge it, and write it if it passes.
 
@@ -87,6 +94,7 @@ def quantize_model(
         scheme: one of SCHEMES.
         samples: inputs; half of them are held out from calibration.
         options: settings of the quantization.
+        progress: receives the numbers of finished and of planned candidates, or None.
 
     Returns:
         A report; a model that cannot be quantized, or does not pass, is a report with outcome "refused".
@@ -122,6 +130,7 @@ def quantize_model(
         builder, reference, calibration.take(MAX_JUDGED_SAMPLES), held_out, options.thresholds, metric_reference,
         timed_model=model if options.measure_latency and options.target.is_this_machine else None,
         weights_first=not options.target.is_integer_faster,
+        progress=SearchProgress() if progress is None else SearchProgress(progress),
     )  # fmt: skip
     report = QuantizationReport(
         scheme=scheme, float_bytes=model_bytes(model), notes=prepared.notes, calibration_samples=len(calibration),
@@ -132,6 +141,8 @@ def quantize_model(
         chosen, verdict = search.find_candidate(options.methods or METHODS_OF[scheme])
     except QuantizationRefused as refusal:
         return replace(report, reason=refusal.message, trials=tuple(search.trials))
+    finally:
+        search.progress.finish()
     report = replace(
         report,
         method=chosen.method,

@@ -21,6 +21,7 @@ from packager.models.samples import Samples
 from packager.models.sessions import open_session_of, settings_for
 from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import judge
+from packager.quantize.search_progress import SearchProgress
 
 SENSITIVITY_SAMPLES: Final = 8  # samples for each node; trades time for less noise
 MAX_MEASURED_GROUPS: Final = 48  # models that are built and run
@@ -47,6 +48,7 @@ def node_errors(
     node_groups: list[tuple[str, ...]],
     reference: onnxruntime.InferenceSession,
     samples: Samples,
+    progress: SearchProgress | None = None,
 ) -> list[NodeError]:
     """Return the error of every node or group, worst first.
 
@@ -56,11 +58,16 @@ def node_errors(
             group.
         reference: session of the float model.
         samples: inputs; SENSITIVITY_SAMPLES of them are used.
+        progress: counts the groups, or None.
     """
     few = samples.take(SENSITIVITY_SAMPLES)
     found = []
     nodes = frozenset(name for group in node_groups for name in group)
-    for indices in np.array_split(np.arange(len(node_groups)), min(len(node_groups), MAX_MEASURED_GROUPS)):
+    progress = progress or SearchProgress()
+    parts = np.array_split(np.arange(len(node_groups)), min(len(node_groups), MAX_MEASURED_GROUPS))
+    progress.plan(len(parts))
+    for indices in parts:
+        progress.step()
         names = tuple(name for index in indices for name in node_groups[index])
         try:
             model = build(nodes - set(names))

@@ -8,13 +8,11 @@ Rules:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from bundle.files import BundleFile
 from packager.diff.write.patch_report import PatchReport
 from packager.models.golden_budget import download_budget, update_budget
-
-MODEL_ROLES: Final = ("model", "external-data")
+from packager.repository.variant_table import MODEL_ROLES
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,7 @@ class Draft:
         executor: runs parts of a diff; None runs them in this process.
         quantized, checks, assembled, encrypted: the stages of each variant, by its name.
         drop_reasons: reasons of the variants that are left out, by name.
+        notes: what a person who signs should know, one sentence each.
         manifest: the signed manifest, set by the step sign.
         envelopes: number of sealed envelopes.
         sign_report, publish_report: results of the steps sign and publish.
@@ -259,6 +260,7 @@ class Draft:
     assembled: dict[str, AssembledVariant] = field(default_factory=dict)
     encrypted: dict[str, EncryptedVariant] = field(default_factory=dict)
     drop_reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
     envelopes: int = 0
     sign_report: "SignReport | None" = None
@@ -271,6 +273,11 @@ class Draft:
     def golden_path(self, name: str) -> Path:
         """Return the path of a variant's golden vectors."""
         return self.variant_folder(name) / "golden.bin"
+
+    def note(self, text: str) -> None:
+        """Report one sentence now, and again in the report of the release."""
+        self.notes.append(text)
+        self.reporter.note(text)
 
     def drop_variant(self, name: str, reason: str) -> None:
         """Leave a variant out of the release.

@@ -13,11 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
-from bundle.files import bundle_digest
-from bundle.manifest import Manifest
 from packager.errors import (
     BelowThreshold,
     InvalidUsage,
@@ -30,9 +27,9 @@ from packager.models.missing_values import load_inputs
 from packager.models.model_package import external_data
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, no_samples
-from packager.release.byte_shares import ByteShares, shares_of_patch
-from packager.release.draft import Draft, QuantizedVariant, Reporter, SilentReporter
+from packager.release.draft import Draft, Reporter, SilentReporter
 from packager.release.release_plan import ReleasePlan
+from packager.release.release_report import ReleaseReport, drop_reasons, make_report
 from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -63,63 +60,6 @@ STEPS: Final[tuple[Step, ...]] = (
 )
 STEP_NAMES: Final = tuple(step.name for step in STEPS)
 WRITING_STEPS: Final = ("sign", "publish")  # steps that change the repository
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseReport:
-    """The result of a release.
-
-    Attributes:
-        family, version, counter: the release.
-        manifest: the signed manifest, or None if the pipeline ended before the step sign.
-        variants: facts about each included variant, by name (docs/schemas/release.json).
-        dropped: reasons of the variants that were left out, by name.
-        envelopes: number of sealed envelopes.
-        seconds: duration of each step that ran, by name, in seconds.
-        is_published: whether the release was published.
-    """
-
-    family: str
-    version: str
-    counter: int
-    manifest: Manifest | None
-    variants: dict[str, dict[str, object]]
-    dropped: dict[str, str]
-    envelopes: int
-    seconds: dict[str, float]
-    is_published: bool
-
-    def as_json(self) -> dict[str, object]:
-        """Return the object that `--json` prints (docs/schemas/release.json)."""
-        return {
-            "family": self.family,
-            "version": self.version,
-            "counter": self.counter,
-            "manifest_digest": self.manifest.digest_without_patches() if self.manifest is not None else None,
-            "published": self.is_published,
-            "variants": self.variants,
-            "dropped": self.dropped,
-            "envelopes": self.envelopes,
-            "seconds": self.seconds,
-        }
-
-    def as_lines(self) -> list[str]:
-        """Return lines for a terminal."""
-        state = "published" if self.is_published else "not published"
-        lines = [f"{self.family} {self.version} (counter {self.counter}): {state}"]
-        for name, row in self.variants.items():
-            lines.append(f"  {name}: {row['plain_size']:,} bytes uncompressed")
-            patches = row["patches"]
-            assert isinstance(patches, list)
-            for patch in patches:
-                size = patch["size"] if patch["size"] is not None else patch["plain_size"]
-                label = f"patch from {patch['from_version']}" if patch["from_version"] else "full download"
-                shares = patch["shares"]
-                where = "" if shares is None else f": {ByteShares(**shares).as_text()}"
-                lines.append(f"    {label}: {size:,} bytes ({patch['codec']}){where}")
-        lines += [f"  {name}: left out, {reason}" for name, reason in self.dropped.items()]
-        lines.append("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items()))
-        return lines
 
 
 def run_release(
@@ -175,7 +115,7 @@ def run_release(
             draft.variant_folder(variant.name).mkdir()
         with _clean_staging_on_error(repository):
             seconds = _run_steps(draft, STEPS[: STEP_NAMES.index(until) + 1])
-        return _make_report(draft, seconds)
+        return make_report(draft, seconds)
 
 
 def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
@@ -250,68 +190,9 @@ def _run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
         step.run(draft)
         seconds[step.name] = round(time.monotonic() - start, 3)
         if not draft.quantized:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in _drop_reasons(draft).items())
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in drop_reasons(draft).items())
             raise NoVariantLeft(
                 f"no variant is left to release: {reasons}",
                 hint="fix the reasons; scheme = 'none' needs no gate, and golden = 0 no golden vectors",
             )
     return seconds
-
-
-def _make_report(draft: Draft, seconds: dict[str, float]) -> ReleaseReport:
-    return ReleaseReport(
-        family=draft.plan.family,
-        version=draft.plan.version,
-        counter=draft.counter,
-        manifest=draft.manifest,
-        variants={name: _variant_row(draft, variant) for name, variant in draft.quantized.items()},
-        dropped=_drop_reasons(draft),
-        envelopes=draft.envelopes,
-        seconds=seconds,
-        is_published=draft.publish_report is not None,
-    )
-
-
-def _drop_reasons(draft: Draft) -> dict[str, str]:
-    """Return the reasons of the variants that were left out, in the order of the release file."""
-    reasons = draft.drop_reasons
-    return {plan.name: reasons[plan.name] for plan in draft.plan.variants if plan.name in reasons}
-
-
-def _variant_row(draft: Draft, variant: QuantizedVariant) -> dict[str, object]:
-    """Return the row that `--json` prints for a variant; values of steps that did not run are None."""
-    checks, assembled = draft.checks.get(variant.name), draft.assembled.get(variant.name)
-    encrypted = draft.encrypted.get(variant.name)
-    patches: list[dict[str, object]] = []
-    entries = encrypted.entries if encrypted is not None else ()
-    for patch, entry in zip_longest(assembled.patches if assembled is not None else (), entries):
-        shares = shares_of_patch(patch.report, assembled.bundle.files) if assembled is not None else None
-        patches.append(
-            {
-                "from": patch.base.digest if patch.base is not None else None,
-                "from_version": patch.base.version if patch.base is not None else None,
-                "codec": patch.report.codec,
-                "shares": shares.as_json() if shares is not None else None,
-                "plain_size": patch.report.plain_size,
-                "size": entry.size if entry is not None else None,
-                "blob": entry.blob if entry is not None else None,
-            }
-        )
-    files = assembled.bundle.files if assembled is not None else ()
-    return {
-        "bundle": bundle_digest(files) if files else None,
-        "plain_size": sum(file.size for file in files),
-        "files": len(files),
-        "patches": patches,
-        "quantization": variant.quantization.as_json(),
-        "report": variant.report.as_json() if variant.report is not None else None,
-        "update": _update_row(variant),
-        "gate": variant.gate.as_json() if variant.gate is not None else None,
-        "golden": checks.golden.as_json() if checks is not None and checks.golden is not None else None,
-        "runtime": assembled.runtime.as_json() if assembled is not None else None,
-        "requires": assembled.requires.as_json() if assembled is not None else None,
-    }
-
-
-def _update_row(variant: QuantizedVariant) -> dict[str, object] | None:
-    return None if variant.update is None else {"of": variant.update.version, **variant.update.report.as_json()}

@@ -51,7 +51,7 @@ from packager.repository.signing_request import (
     parse_signatures,
     repository_identity_of,
 )
-from packager.repository.signing_summary import document_summary, head_lines
+from packager.repository.signing_summary import Line, Summary, document_summary, head_lines
 from packager.repository.staging import SignReport, Staging
 
 
@@ -61,12 +61,12 @@ class SigningReview:
 
     Attributes:
         roles: roles of the request whose documents these keys may sign, sorted.
-        lines: the summary of the changes, one line of text each.
+        summary: the changes.
         digest: SHA-256 over all documents of the request, hexadecimal; equal on every machine for the same request.
     """
 
     roles: tuple[str, ...]
-    lines: tuple[str, ...]
+    summary: Summary
     digest: str
 
 
@@ -91,22 +91,19 @@ def prepare_request(layout: RepositoryLayout, now_s: int) -> SigningRequest:
         return create_request(published, staging)
 
 
-def request_summary(request: SigningRequest, now_s: int) -> tuple[str, ...]:
+def request_summary(request: SigningRequest, now_s: int) -> Summary:
     """Summarize what the whole request changes against the published documents, for its author.
 
     Args:
         request: a request of this machine.
         now_s: current time, in Unix seconds.
-
-    Returns:
-        Lines of text.
     """
-    lines = list(head_lines(request))
+    lines: list[Line | str] = list(head_lines(request))
     for role, document in sorted(request.new_documents.items()):
-        lines += document_summary(
-            role, document, request.published_documents.get(role), request.new_contents, request.earlier_contents, now_s
-        )
-    return tuple(lines)
+        published = request.published_documents.get(role)
+        summary = document_summary(role, document, published, request.new_contents, request.earlier_contents, now_s)
+        lines += summary.lines
+    return Summary.of(lines)
 
 
 def review_request(
@@ -142,7 +139,8 @@ def review_request(
         _check_known_repository(signed_before, keys)
     key_ids = {key.keyid for key in keys}
     is_classical = _is_classical(request, signed_before)
-    roles, lines = [], list(head_lines(request))
+    roles: list[str] = []
+    lines: list[Line | str] = list(head_lines(request))
     for role, document in sorted(request.new_documents.items()):
         if not key_ids & _keys_that_may_sign(request, role, signed_before):
             continue
@@ -156,14 +154,18 @@ def review_request(
             lines.append(
                 f"{role}: FIRST TIME on this machine: compared with what the request claims is published, unverified"
             )
-        lines += document_summary(role, document, previous, request.new_contents, request.earlier_contents, now_s)
+        summary = document_summary(role, document, previous, request.new_contents, request.earlier_contents, now_s)
+        lines += summary.lines
         roles.append(role)
     if not roles:
         raise SignerNotInRole(
             f"none of the {len(key_ids)} given keys may sign a document of this request",
             hint="use a key of the role; `packager repo status` lists them",
         )
-    return SigningReview(tuple(roles), tuple(lines), request.digest)
+    others = sorted(request.new_documents.keys() - set(roles))
+    if others:
+        lines.append(f"not for these keys: {', '.join(others)}")
+    return SigningReview(tuple(roles), Summary.of(lines), request.digest)
 
 
 def sign_request(request: SigningRequest, review: SigningReview, signers: Sequence[Signer], history: Path) -> bytes:

@@ -1,16 +1,19 @@
-"""Summarize what a signature would change, as lines of text, from the bytes that it would sign.
+"""Summarize what a signature would change, from the bytes that it would sign: in words, and raw.
 
 - Sources: each line is computed from the document to be signed, the targets that it names by digest, and the previous
   document of the role. Nothing else in a request has an influence.
 - Refusals: a target that is missing, has another digest than the document lists, or contains another family, version or
   channel than its name, is refused, since a signature over a digest also covers the content.
-- Completeness: each difference has a line. An unknown field is shown as it is. Changes that a legitimate request rarely
-  contains begin with a word in capitals (DOWNGRADE, UNSOUND, EXPIRED …).
+- Two readings: the raw lines have every digest and field; the plain lines describe releases and rollouts in words
+  (packager.repository.release_review). All other lines, and all warnings, are the same in both.
+- Completeness: each difference has a raw line. An unknown field is shown as it is. Changes that a legitimate request
+  rarely contains begin with a word in capitals (DOWNGRADE, UNSOUND, EXPIRED …).
 - Safety: each line is one line of printable text; nothing in a document can control the terminal.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from securesystemslib.signer import Key
@@ -19,16 +22,60 @@ from tuf.api.metadata import Root, TargetFile, Targets
 from bundle.errors import DigestMismatch, Malformed
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.rendering import render_line
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.public_keys import key_digest
 from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
 from packager.repository.published import Document
+from packager.repository.release_review import review_manifest, review_rollout
 from packager.repository.signing_request import SigningRequest, content_digest
 
 SUMMARIZED_FIELDS: Final = ("_type", "version", "expires", "keys", "roles", "targets", "delegations")  # own lines
+ROUTINE_FIELDS: Final = ("x-issued-at",)  # different in each document: only in the raw lines
+UNKNOWN_CONTENT: Final = "content not in the request"
 CLOCK_TOLERANCE_S: Final = 3600  # difference of the clocks of the build machine and the signer
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One raw line of a summary.
+
+    Attributes:
+        raw: the line with every field.
+        plain: the lines that a person reads instead; empty if the line has nothing for a person.
+    """
+
+    raw: str
+    plain: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The lines of a summary; each is one line of printable text.
+
+    Attributes:
+        lines: the lines, in order.
+    """
+
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def of(cls, lines: Iterable[Line | str]) -> "Summary":
+        """Render all lines; a string is a line that is the same in both readings."""
+        written = [Line(line, (line,)) if isinstance(line, str) else line for line in lines]
+        return cls(tuple(Line(render_line(line.raw), tuple(map(render_line, line.plain))) for line in written))
+
+    @property
+    def raw(self) -> tuple[str, ...]:
+        """The lines with every field."""
+        return tuple(line.raw for line in self.lines)
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The lines that a person reads."""
+        return tuple(text for line in self.lines for text in line.plain)
 
 
 def head_lines(request: SigningRequest) -> tuple[str, ...]:
@@ -45,7 +92,7 @@ def document_summary(
     contents: Mapping[str, bytes],
     earlier: Mapping[str, bytes],
     now_s: int,
-) -> tuple[str, ...]:
+) -> Summary:
     """Summarize the changes of one document.
 
     Args:
@@ -57,13 +104,13 @@ def document_summary(
         now_s: current time, in Unix seconds.
 
     Returns:
-        Lines of printable text, each beginning with the role's name.
+        Lines of printable text, each raw one beginning with the role's name.
 
     Raises:
         DigestMismatch: a target is not of the listed digest.
         Malformed: a target is missing, or its content does not match its name.
     """
-    return tuple(_escape_line(line) for line in _document_lines(role, new, previous, contents, earlier, now_s))
+    return Summary.of(_document_lines(role, new, previous, contents, earlier, now_s))
 
 
 def _document_lines(
@@ -73,11 +120,12 @@ def _document_lines(
     contents: Mapping[str, bytes],
     earlier: Mapping[str, bytes],
     now_s: int,
-) -> Iterator[str]:
+) -> Iterator[Line | str]:
     old = None if previous is None else previous.signed
-    yield f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
-    yield f"{role}: signed part: SHA-256 {content_digest(new)}"
-    yield f"{role}: expires {'none' if old is None else _format_expiry(old)} -> {_format_expiry(new.signed)}"
+    versions = f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
+    yield Line(versions, (f"{versions}, expires {_format_expiry(new.signed)}",))
+    yield Line(f"{role}: signed part: SHA-256 {content_digest(new)}", ())
+    yield Line(f"{role}: expires {'none' if old is None else _format_expiry(old)} -> {_format_expiry(new.signed)}", ())
     yield from _expiry_lines(role, new.signed, now_s)
     yield from _field_lines(role, new.signed, old)
     if isinstance(new.signed, Root):
@@ -99,12 +147,13 @@ def _expiry_lines(role: str, new: Any, now_s: int) -> Iterator[str]:
         yield f"{role}: VALID FOR {left_s / tuf_documents.DAY_S:,.0f} days, expected at most {days} days for this role"
 
 
-def _field_lines(role: str, new: Any, old: Any) -> Iterator[str]:
+def _field_lines(role: str, new: Any, old: Any) -> Iterator[Line | str]:
     after = _other_fields(new.to_dict())
     before = {} if old is None else _other_fields(old.to_dict())
     for name in sorted({*after, *before}):
         if after.get(name) != before.get(name):
-            yield f"{role}: field {name}: {before.get(name)!r} -> {after.get(name)!r}"
+            text = f"{role}: field {name}: {before.get(name)!r} -> {after.get(name)!r}"
+            yield Line(text, ()) if name in ROUTINE_FIELDS else text
 
 
 def _other_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +219,7 @@ def _delegation_lines(role: str, new: Targets, old: Targets | None) -> Iterator[
 
 def _target_lines(
     role: str, new: Targets, old: Targets | None, contents: Mapping[str, bytes], earlier: Mapping[str, bytes]
-) -> Iterator[str]:
+) -> Iterator[Line | str]:
     before = {} if old is None else old.targets
     for name in sorted(before.keys() - new.targets.keys()):
         yield f"{role}: {name} is no longer listed"
@@ -182,15 +231,42 @@ def _target_lines(
             raise Malformed(f"{role} lists {name}, but the request does not contain it")
         if not _has_digest(target, data):
             raise DigestMismatch(f"{role} lists {name} with another digest than that of the content in the request")
-        yield f"{role}: {'changed' if name in before else 'new'}: {name}: {_describe_content(name, data)}"
+        old_data = earlier.get(name) if name in before else None
+        if old_data is not None and not _has_digest(before[name], old_data):
+            old_data = None
+        text = f"{role}: {'changed' if name in before else 'new'}: {name}: {_describe_content(name, data)}"
+        plain = _plain_lines(name, data, old_data, new, contents)
+        yield text if plain is None else Line(text, (f"{role}: {plain[0]}", *plain[1:]))
         if name in before:
-            old_data = earlier.get(name)
-            is_known = old_data is not None and _has_digest(before[name], old_data)
-            content = _describe_content(name, old_data) if old_data and is_known else "content not in the request"
-            yield f"{role}: before: {name}: {content}"
-            if old_data and is_known:
+            text = f"{role}: before: {name}: {_describe_content(name, old_data) if old_data else UNKNOWN_CONTENT}"
+            yield text if plain is None or not old_data else Line(text, ())
+            if old_data:
                 yield from _rollback_lines(role, name, old_data, data)
     yield from _counter_lines(role, new, before, contents)
+
+
+def _plain_lines(
+    name: str, data: bytes, old_data: bytes | None, new: Targets, contents: Mapping[str, bytes]
+) -> list[str] | None:
+    """Return what a person reads about a release or rollout; None for other targets, which have one line."""
+    match name.split("/"):
+        case ["bundles", family, _]:
+            others = [
+                parse_manifest(contents[other])
+                for other, target in new.targets.items()
+                if other != name and other in contents and _has_digest(target, contents[other])
+                and other.startswith(f"bundles/{family}/")
+            ]  # fmt: skip
+            known = {manifest.version: manifest for manifest in others}
+            manifest = parse_manifest(data)
+            lines = [*review_manifest(manifest, known)]
+            if old_data is None:
+                return lines
+            is_same = parse_manifest(old_data).digest_without_patches() == manifest.digest_without_patches()
+            return [f"{'other patches' if is_same else 'OTHER CONTENT'} of {lines[0]}", *lines[1:]]
+        case ["rollouts", *_]:
+            return [*review_rollout(parse_rollout(data), parse_rollout(old_data) if old_data else None)]
+    return None
 
 
 def _rollback_lines(role: str, name: str, old_data: bytes, data: bytes) -> Iterator[str]:
@@ -275,10 +351,6 @@ def _describe_rollout(name: str, rollout: Rollout, family: str, channel: str) ->
         f" update windows {windows or 'always'}, note {rollout.note!r},"
         f" release digest {rollout.manifest_digest}"
     )
-
-
-def _escape_line(line: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _format_expiry(signed: Any) -> str:

@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle.errors import AirweightsError
 from packager.errors import InputUnsupported, NoVariantLeft
-from packager.release.pipeline import ReleaseReport, run_release
+from packager.release.pipeline import run_release
 from packager.release.release_file import parse_release_file
+from packager.release.release_report import ReleaseReport
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.repository import Repository
 from tests.support import tiny_models

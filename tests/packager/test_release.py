@@ -32,9 +32,10 @@ from packager.errors import (
 )
 from packager.models.model_package import open_package
 from packager.release.add_patches import add_patches
-from packager.release.pipeline import ReleaseReport, run_release
+from packager.release.pipeline import run_release
 from packager.release.release_file import parse_release_file
 from packager.release.release_plan import RolloutPlan
+from packager.release.release_report import ReleaseReport
 from packager.release.steps.sign import rollouts_of
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace

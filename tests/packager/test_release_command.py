@@ -92,8 +92,19 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
 
 
 def test_it_tells_a_person_what_happens(site: ReleaseSite) -> None:
-    result = site.release("1.2.0.toml", "--dry-run")
+    result = site.release("1.2.0.toml", "--dry-run", "--html", site.folder / "report.html")
     assert result.code == 0, result.stderr
     assert "[5/5] diff" in result.stderr
     assert "kws 1.2.0 (counter 3): not published" in result.stdout
     assert "from 1.1.0" in result.stdout
+    head, fp32, int8 = result.stdout.splitlines()[1:4]
+    titles = ("variant", "method", "model", "golden", "full download", "error", "top-1", "gate", "speed", "memory")
+    assert all(title in head for title in titles), head
+    assert fp32.split()[:2] == ["fp32", "float"]
+    assert "1.00 x" in fp32
+    assert int8.split()[:2] == ["int8", "int8-weights"]
+    assert "pass" in int8
+    assert "MiB" in int8
+    page = (site.folder / "report.html").read_text()
+    (site.folder / "report.html").unlink()
+    assert all(f"<td>{cell}</td>" in page for cell in (*fp32.split()[:4], *int8.split()[:4]))

@@ -12,12 +12,21 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Targets
 
+from bundle.contract import Contract, TensorSpec
 from bundle.errors import DigestMismatch, Malformed, Refused
+from bundle.variant import Quantization
 from keys.errors import SignerNotInRole
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import NothingStaged, PublishConflict, SignatureRefused, SigningRequestReplayed
-from packager.repository.detached_signing import add_signatures, prepare_request, review_request, sign_request
+from packager.repository.detached_signing import (
+    add_signatures,
+    prepare_request,
+    request_summary,
+    review_request,
+    sign_request,
+)
+from packager.repository.release_review import review_manifest
 from packager.repository.role_changes import replace_keys
 from packager.repository.signing_request import SigningRequest, parse_request
 from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, CheckClient, MetadataPublisher, make_rollout
@@ -58,15 +67,63 @@ def test_the_summary_says_what_changes_and_is_the_same_for_both(publisher: Metad
     first = review_request(request, [one.public_key], publisher.folder / "a", NOW_S)
     second = review_request(request, [other.public_key], publisher.folder / "b", NOW_S)
     assert first.digest == second.digest
-    text = "\n".join(first.lines)
+    text = "\n".join(first.summary.raw)
     assert "release-vision: version 2 -> 3" in text
     assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2, rollback floor 0, channels stable," in text
     assert "FIRST TIME" in text
     sign_request(request, first, [one], publisher.folder / "a")
     publisher.publish()
     again = review_request(stage_release(publisher, "1.2.0", 3), [one.public_key], publisher.folder / "a", NOW_S)
-    assert "FIRST TIME" not in "\n".join(again.lines)
-    assert "1.1.0" not in "\n".join(again.lines)
+    assert "FIRST TIME" not in "\n".join(again.summary.raw)
+    assert "1.1.0" not in "\n".join(again.summary.raw)
+
+
+def test_a_person_reads_names_sizes_and_what_changes_for_whom(publisher: MetadataPublisher) -> None:
+    manifest = publisher.make_manifest("1.1.0", 2, min_counter=1)
+    figures = Quantization("int8-static", verdict="pass", relative_rms_ppm=12_300, top1_agreement_ppm=990_000)
+    (name, variant), *_ = manifest.variants
+    facts = (("commit", "0123abc"), ("source_sha256", "5" * 64))
+    variant = replace(variant, quantization=figures, provenance=facts)
+    manifest = replace(manifest, variants=((name, variant),))
+    publisher.repository.stage_manifest(manifest)
+    publisher.repository.stage_rollout(replace(make_rollout(manifest), percent_bp=1250, cohorts=("default",)))
+    summary = request_summary(prepare_request(publisher.repository.layout, NOW_S), NOW_S)
+    text = "\n".join(summary.plain)
+    for words in (
+        "release vision 1.1.0, counter 2, after 1.0.0",
+        "ROLLBACK FLOOR 0 -> 1",
+        "fp32     int8-static",
+        "0.0123  0.9900  pass",
+        "commit: 0123abc",
+        f"source model SHA-256: {'5' * 64}",
+        "against 1.0.0: fp32: files changed: model.onnx",
+        "channel vision stable runs 1.0.0 -> 1.1.0, for 12.5 % of the devices in cohorts default"
+        " (before: 100 % of the devices in all cohorts)",
+    ):
+        assert words in text, text
+    assert "x-issued-at" not in text
+    assert "x-issued-at" in "\n".join(summary.raw)
+    assert len(text) < len("\n".join(summary.raw)) * 3
+
+
+def test_every_change_of_a_variant_has_a_line(publisher: MetadataPublisher) -> None:
+    before, after = publisher.make_manifest("1.0.0", 1), publisher.make_manifest("1.1.0", 2)
+    (name, variant), *_ = after.variants
+    tensor = TensorSpec("z", "float32", (2,))
+    changes = {
+        "at_rest: sealed -> plain": replace(variant, at_rest="plain"),
+        "health: probation_window_s 300 -> 5": replace(variant, health=replace(variant.health, probation_window_s=5)),
+        "INPUTS OR OUTPUTS changed": replace(
+            variant, models=(replace(variant.models[0], contract=Contract((), (tensor,))),)
+        ),
+        "ran on every architecture": replace(variant, requires=replace(variant.requires, cpu_features=("vnni",))),
+        "runtime: options {} -> {'threads': '1'}": replace(
+            variant, runtime=replace(variant.runtime, options=(("threads", "1"),))
+        ),
+    }
+    for words, changed in changes.items():
+        lines = list(review_manifest(replace(after, variants=((name, changed),)), {"1.0.0": before}))
+        assert any(words in line for line in lines), (words, lines)
 
 
 def tamper(request: SigningRequest, change: Callable[[Targets], object]) -> SigningRequest:
@@ -111,7 +168,7 @@ def test_a_lie_about_what_is_published_does_not_reach_who_signed_before(publishe
     assert review_request(lie, [one.public_key], history, NOW_S) == review_request(
         honest, [one.public_key], history, NOW_S
     )
-    assert "1.2.0" in "\n".join(review_request(lie, [one.public_key], history, NOW_S).lines)
+    assert "1.2.0" in "\n".join(review_request(lie, [one.public_key], history, NOW_S).summary.raw)
 
 
 def test_a_replayed_or_forked_request_is_refused(publisher: MetadataPublisher) -> None:
@@ -127,7 +184,7 @@ def test_a_replayed_or_forked_request_is_refused(publisher: MetadataPublisher) -
     assert refused.value.reason == "signing-request-replayed"
     assert any(
         "REPLACES version 3" in line
-        for line in review_request(fork, [one.public_key], history, NOW_S, replace=True).lines
+        for line in review_request(fork, [one.public_key], history, NOW_S, replace=True).summary.raw
     )
     publisher.publish()
     newer = stage_release(publisher, "2.0.0", 10)
@@ -218,8 +275,8 @@ def test_a_new_root_is_signed_by_old_and_new_keys_apart(publisher: MetadataPubli
     for number, signer in enumerate([*publisher.signers_of("root")[:3], *fresh[:3]]):
         history = publisher.folder / f"history-{number}"
         reviewed = review_request(request, [signer.public_key], history, NOW_S)
-        assert sum("key removed" in line for line in reviewed.lines) == 4
-        assert sum("key added" in line for line in reviewed.lines) == 4
+        assert sum("key removed" in line for line in reviewed.summary.raw) == 4
+        assert sum("key added" in line for line in reviewed.summary.raw) == 4
         files.append(sign_request(request, reviewed, [signer], history))
     assert add_signatures(publisher.repository.layout, files, online_signers(publisher), NOW_S).is_complete
     publisher.repository.publish()

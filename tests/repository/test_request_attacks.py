@@ -330,10 +330,14 @@ def test_what_differs_is_shown_and_has_another_digest(
     keys = public_keys(publisher.signers_of(role))
     before = review_request(request, keys, history(publisher), NOW_S)
     after = review_request(changed, keys, history(publisher), NOW_S)
-    assert any(words in line for line in after.lines), after.lines
-    assert not any(words in line for line in before.lines)
+    for changed_lines, lines in (
+        (after.summary.raw, before.summary.raw),
+        (after.summary.plain, before.summary.plain),
+    ):
+        assert any(words in line for line in changed_lines), changed_lines
+        assert not any(words in line for line in lines)
     assert before.digest != after.digest
-    assert all(line.isprintable() for line in after.lines)
+    assert all(line.isprintable() for line in (*after.summary.raw, *after.summary.plain))
 
 
 def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
@@ -349,7 +353,7 @@ def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
         review_request(claimed, public_keys(keys), history(publisher), NOW_S)
     assert "--new-repository" in str(refused.value.hint)
     result = review_request(claimed, public_keys(keys), history(publisher), NOW_S, new_repository=True)
-    assert any("FIRST TIME" in line for line in result.lines)
+    assert any("FIRST TIME" in line for line in result.summary.raw)
     # a key that never signed here is free to begin
     other_signers = other.signers_of(RELEASE)
     there = prepare_honest_request(other)
@@ -365,14 +369,14 @@ def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(publisher: MetadataPub
     assert old is not None
     publisher.repository.stage_rollout(make_rollout(old))
     request = prepare_request(publisher.repository.layout, NOW_S)
-    text = "\n".join(review_request(request, public_keys(keys), history(publisher), NOW_S).lines)
+    text = "\n".join(review_request(request, public_keys(keys), history(publisher), NOW_S).summary.raw)
     assert f"DOWNGRADE: {CHANNEL_FILE}: counter 2 -> 1" in text
     assert f"before: {CHANNEL_FILE}: vision stable runs 1.1.0, counter 2" in text
     # the server keeps back what was before, or gives something else: that is said, not believed
     for earlier in ({}, {CHANNEL_FILE: request.new_contents[CHANNEL_FILE]}):
         lines = review_request(
             replace(request, earlier_contents=earlier), public_keys(keys), history(publisher), NOW_S
-        ).lines
+        ).summary.raw
         assert f"{ROLLOUT}: before: {CHANNEL_FILE}: content not in the request" in lines
 
 
@@ -398,10 +402,10 @@ def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(publisher: Metadata
         ),
     ):
         lines = request_summary(tamper_with_fleet(publisher, replace(now, cohorts=(change,))), NOW_S)
-        assert f"fleet: {words}" in lines
-    assert "fleet: cohort default is no longer listed" in request_summary(
-        tamper_with_fleet(publisher, replace(now, cohorts=())), NOW_S
-    )
+        assert f"fleet: {words}" in lines.raw
+    emptied = request_summary(tamper_with_fleet(publisher, replace(now, cohorts=())), NOW_S)
+    assert "fleet: cohort default is no longer listed" in emptied.raw
+    assert "fleet: cohort default is no longer listed" in emptied.plain
 
 
 def tamper_with_fleet(publisher: MetadataPublisher, fleet: Fleet) -> SigningRequest:
@@ -420,7 +424,7 @@ def test_a_release_below_one_that_is_listed_is_shown(publisher: MetadataPublishe
     name = f"bundles/{FAMILY}/3.1.0.json"
     changed = tamper(request, RELEASE, lambda t: list_file(t, name, low))
     changed = replace(changed, new_contents={**changed.new_contents, name: low})
-    lines = review_request(changed, public_keys(publisher.signers_of(RELEASE)), history(publisher), NOW_S).lines
+    lines = review_request(changed, public_keys(publisher.signers_of(RELEASE)), history(publisher), NOW_S).summary.raw
     assert f"{RELEASE}: COUNTER 4 of {name} is not above the counters of all earlier releases" in lines
 
 
@@ -458,12 +462,12 @@ def test_a_new_keys_public_half_is_named(publisher: MetadataPublisher) -> None:
     replace_key(publisher.repository.layout, RELEASE, old.keyid, fresh)
     request = prepare_request(publisher.repository.layout, NOW_S)
     text = "\n".join(
-        review_request(request, public_keys(publisher.signers_of("targets")), history(publisher), NOW_S).lines
+        review_request(request, public_keys(publisher.signers_of("targets")), history(publisher), NOW_S).summary.raw
     )
     assert f"key added: ed25519 key {fresh.keyid} (public key SHA-256 " in text
     assert f"key removed: ed25519 key {old.keyid}" in text
     assert "if classical signatures are broken, an attacker still needs 1 ML-DSA key;" in text
-    assert "\n".join(request_summary(request, NOW_S)).count("key added") == 1
+    assert "\n".join(request_summary(request, NOW_S).raw).count("key added") == 1
 
 
 def test_a_damaged_memory_is_said_and_not_taken_for_none(publisher: MetadataPublisher) -> None:

@@ -117,7 +117,7 @@ def _apply_drill(draft: Draft, name: str, checks: DeviceChecks, drill: str, root
     golden = read_golden(draft.golden_path(name).read_bytes()) if checks.golden is not None else ()
     model = next(root / file.path for file in open_package(root).files if file.role == "model")
     apply_drill(drill, model, golden)
-    draft.reporter.note(f"variant {name} is a fire drill ({drill}): devices must refuse it or roll it back")
+    draft.note(f"variant {name} is a fire drill ({drill}): devices must refuse it or roll it back")
 
 
 def _collect_provenance(draft: Draft, variant: QuantizedVariant) -> dict[str, str]:

@@ -50,7 +50,7 @@ def run(draft: Draft) -> None:
         if found is None or found.verdict == "pass":
             verdict: Literal["pass", "none", "overridden"] = "pass" if found else "none"
         elif draft.plan.override_gate:
-            draft.reporter.note(f"variant {variant.name} failed its gate, which is overridden: {found.explanation}")
+            draft.note(f"variant {variant.name} failed its gate, which is overridden: {found.explanation}")
             verdict = "overridden"
         elif variant.plan.required:
             kind = GateFailed if found.verdict == "fail" else GateInconclusive
@@ -98,7 +98,7 @@ def _judge_speed(draft: Draft, variant: QuantizedVariant, found: GateReport, lat
     if verdict == "above":
         return replace(found, verdict="fail", explanation=f"it takes {latency.describe()}, at most {limit:.2f} allowed")
     if verdict == "undecided":
-        draft.reporter.note(
+        draft.note(
             f"variant {variant.name}: the machine was too busy to decide whether {latency.describe()} exceeds the "
             f"limit of {limit:.2f}"
         )

@@ -42,7 +42,7 @@ def run(draft: Draft) -> None:
             if patch.report.plain_size < full.report.plain_size:
                 patches.append(patch)
             else:
-                draft.reporter.note(
+                draft.note(
                     f"variant {variant.name}: the patch from {base.version} is left out, it is not smaller than the "
                     "full download"
                 )
@@ -91,7 +91,7 @@ def _warn_of_golden_bytes(draft: Draft, variant: AssembledVariant, patch: PlainP
         model = shares.model if patch.base is not None else shares_of_files(variant.bundle.files).model
         warning = golden_warning(shares.golden, model, draft.plan.golden_bytes, is_update=patch.base is not None)
     if warning is not None:
-        draft.reporter.note(f"warning: variant {variant.name}: {warning}")
+        draft.note(f"warning: variant {variant.name}: {warning}")
 
 
 def is_drill(manifest: Manifest) -> bool:

@@ -65,6 +65,8 @@ def run(draft: Draft) -> None:
         draft.quantized.update((plan.name, QuantizedVariant(plan, None)) for plan in plans)
         return
     reference = draft.plan.require_model()
+    if draft.samples.is_random and any(plan.scheme not in (UNQUANTIZED_SCHEME, "fp32") for plan in plans):
+        draft.note("the samples are random: errors on real inputs can differ; name real ones with inputs = 'FILE.npz'")
     for model in dict.fromkeys(v.model or reference for v in plans if v.scheme == UNQUANTIZED_SCHEME):
         external_data(model)
         run_in_child(model, draft.samples)
@@ -147,7 +149,7 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
         reason = explain_failure(error)
         if reason is None:
             reason = str(error)  # the step below meets the same error, and refuses or drops the variant
-        draft.reporter.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
+        draft.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
         out.unlink(missing_ok=True)
         return None
     reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
@@ -158,7 +160,7 @@ def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> Quanti
         measured = metric.add_to_report(report.gate, out, held_out, thresholds_of(plan).max_metric_loss)
         reason = measured.explanation if measured.verdict != "pass" else None
     if reason is not None:
-        draft.reporter.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
+        draft.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
         out.unlink()
         return None
     return QuantizedUpdate(manifest.version, earlier.quantization, report)
@@ -179,13 +181,16 @@ def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
     if update is not None:
         return QuantizedVariant(plan, out, update=update)
     try:
-        report = quantize_model(draft.plan.require_model(), out, plan.scheme, draft.samples, options)
+        bar = draft.reporter.bar(f"{plan.name} ({plan.scheme})")
+        report = quantize_model(draft.plan.require_model(), out, plan.scheme, draft.samples, options, bar)
     except (AlreadyQuantized, WeightsNotFinite) as error:
         if plan.required:
             raise
         draft.drop_variant(plan.name, error.message)
         return None
     if report.outcome == "quantized":
+        for text in report.notes:
+            draft.note(f"variant {plan.name}: {text}")
         return QuantizedVariant(plan, out, report=report)
     if plan.required:
         raise _failure(plan, report)
