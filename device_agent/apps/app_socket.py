@@ -56,7 +56,7 @@ SEND_TIMEOUT_S: Final = 5.0
 class AppFamily:
     """The view that applications have of one family.
 
-    The supervisor's main thread calls `changed`; any thread calls the rest.
+    The supervisor's main thread calls `changed` and `set_access`; any thread calls the rest.
 
     Args:
         name: name of the family.
@@ -76,6 +76,11 @@ class AppFamily:
         self.verdicts = AppVerdicts(access.judges)
         self._watchers: set[socket.socket] = set()
         self._lock = threading.Lock()
+
+    def set_access(self, access: FamilyAccess) -> None:
+        """Replace the rights of applications. Files that are borrowed already stay open."""
+        self.access = access
+        self.verdicts.judges = tuple(access.judges)
 
     def changed(self) -> None:
         """Wake the watching connections: another generation serves, or none."""

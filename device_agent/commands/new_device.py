@@ -8,7 +8,8 @@ import click
 from bundle import console
 from bundle.errors import AirweightsError
 from device_agent.commands.daemon_or_offline import JSON_OPTION
-from device_agent.config.config import Config, ServeSettings, UpdateSettings, load_config
+from device_agent.config.config import Config, UpdateSettings, load_config
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import AlreadyInitialized, ConfigInvalid, InvalidUsage
 
 

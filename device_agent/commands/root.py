@@ -78,7 +78,10 @@ def cli(context: click.Context, config: Path) -> None:
 @JSON_OPTION
 @click.pass_obj
 def run(path: Path, *, as_json: bool) -> None:
-    """Run the daemon: serve, poll and update until SIGTERM or SIGINT. It logs JSON lines to stderr."""
+    """Run the daemon: serve, poll and update until SIGTERM or SIGINT.
+
+    SIGHUP makes it read its configuration again. It logs JSON lines to stderr.
+    """
     from device_agent.storage.device_directory import DeviceDirectory
 
     del as_json  # the daemon's log is always JSON

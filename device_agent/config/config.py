@@ -29,61 +29,22 @@ from device_agent.config.repository import (
     parse_url,
     parse_urls,
 )
+from device_agent.config.serve import ServeSettings, parse_serve
 from device_agent.config.table import Table
 from device_agent.errors import ConfigInvalid
 
 MAX_CONFIG_BYTES: Final = 64 * 1024
 DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
-LISTEN_PATTERN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-HOST_PATTERN: Final = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|\[[0-9a-f:.]{2,45}\]")
-ORIGIN_PATTERN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 KEY_STORAGE_PATTERN: Final = re.compile(r"[ -~]{1,1024}")
 MAX_MIRRORS: Final = 16
 MAX_FAMILIES: Final = 16
-MAX_ALLOWED_NAMES: Final = 64
 FAMILIES_FOLDER_NAME: Final = "families"  # in `directory`; contains a folder for each further family
-LISTEN_EXPECTED: Final = "unix:/path, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)"
-HOST_EXPECTED: Final = "a host name in lower case without port, such as kws.local"
-ORIGIN_EXPECTED: Final = "an origin in lower case without path, such as https://panel.example.com"
 KEY_STORAGE_EXPECTED: Final = "file, tpm:… or pkcs11:…"
-MAX_PORT: Final = 65535
 MAX_PRINCIPALS: Final = 64
 PRINCIPAL_PATTERN: Final = re.compile(r"(?:user|group):[A-Za-z0-9_.-]{1,64}|unit:[A-Za-z0-9_.@:-]{1,200}")
 PRINCIPAL_EXPECTED: Final = "user:NAME, group:NAME or unit:NAME.service"
 MIN_POLL_S: Final = 1
 MAX_DURATION_S: Final = 30 * 86400
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """Settings of the table `[serve]`: the endpoint and the model processes.
-
-    Attributes:
-        listen: "unix:/path" or "tcp:127.0.0.1:PORT"; port 0 chooses a free port.
-        threads: threads of one model process; 0 lets ONNX Runtime choose.
-        standby: keep a second loaded process of the active bundle, which takes over at once if the first one crashes.
-            It needs the model's memory a second time.
-        memory_bytes: limit of the memory of all model processes together, or None for the system's available memory.
-            If two models do not fit during a swap, the running one is stopped first.
-        allowed_hosts: names that a request's Host may have besides localhost, 127.0.0.1 and [::1].
-        allowed_origins: origins of web pages that may send requests.
-        max_body_bytes: largest request body; a model with fixed shapes allows only what its inputs can need.
-        max_connections: connections that may have a request at the same time; idle ones give way.
-        apps_socket: path of the socket for applications; None: `apps.sock` in the device directory.
-        request_memory_bytes: memory that requests may use in a model process, beyond what the model and its golden
-            inputs need.
-    """
-
-    listen: str = "tcp:127.0.0.1:0"
-    threads: int = 0
-    standby: bool = False
-    memory_bytes: int | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    max_body_bytes: int = 64 * 1024 * 1024
-    max_connections: int = 1024
-    request_memory_bytes: int = 1024 * 1024 * 1024
-    apps_socket: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +244,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         repository=parse_repository(repository, where, folder),
-        serve=_parse_serve(serve, where, folder),
+        serve=parse_serve(serve, where, folder),
         update=_parse_update(update),
         probation=ProbationSettings(
             window_s=probation.optional_integer("window_s", 0, MAX_DURATION_S),
@@ -318,13 +279,6 @@ def _parse_mirrors(table: Table, where: str, repository_url: str) -> tuple[str, 
     return mirrors
 
 
-def _parse_listen(table: Table, where: str) -> str:
-    address = table.text("listen", "tcp:127.0.0.1:0", LISTEN_PATTERN, LISTEN_EXPECTED)
-    if address.startswith("tcp:") and int(address.rpartition(":")[2]) > MAX_PORT:
-        raise ConfigInvalid(f"{where}: serve.listen is {address!r}, expected a port of at most {MAX_PORT}")
-    return address
-
-
 def _parse_key_storage(table: Table, where: str) -> str:
     uri = table.text("key_storage", "file", KEY_STORAGE_PATTERN, KEY_STORAGE_EXPECTED)
     try:
@@ -344,22 +298,6 @@ def _parse_apps(top: Table, families: tuple[str, ...]) -> tuple[tuple[str, AppSe
             ),
         )
         for family, table in top.named_tables("apps", families, TABLE_KEYS["apps"])
-    )
-
-
-def _parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
-    default = ServeSettings()
-    return ServeSettings(
-        listen=_parse_listen(table, where),
-        threads=table.integer("threads", default.threads, 0, 1024),
-        standby=table.flag("standby", default.standby),
-        memory_bytes=table.optional_integer("memory_bytes", 2**20, 2**50),
-        allowed_hosts=table.texts("allowed_hosts", HOST_PATTERN, MAX_ALLOWED_NAMES, HOST_EXPECTED),
-        allowed_origins=table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES, ORIGIN_EXPECTED),
-        max_body_bytes=table.integer("max_body_bytes", default.max_body_bytes, 1024, 2**31),
-        max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
-        request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
-        apps_socket=table.path("apps_socket", folder) if table.has("apps_socket") else None,
     )
 
 

@@ -98,7 +98,7 @@ class FamilyService:
             probe_client=ProbeClient(config.serve.threads, allow_unjailed=config.allow_unjailed),
             read_facts=device_facts,
             open_workers=lambda: supervisor.worker_pools.open(
-                config, self.device, self._store, lambda: supervisor.handle_pending(self)
+                self.config, self.device, self._store, lambda: supervisor.handle_pending(self)
             ),
             serving=self.serving,
             app_verdicts=self.app_family.verdicts,
@@ -131,6 +131,16 @@ class FamilyService:
 
     def _open_workers(self) -> WorkerPool:
         return self._supervisor.worker_pools.open(self.config, self.device, self._store)
+
+    def reconfigure(self, config: Config) -> None:
+        """Use another configuration of the same family, between two updates (device_agent.config.reload)."""
+        self.config = config
+        self.context = replace(self.context, config=config)
+        self.context.probe_client.threads = config.serve.threads
+        self.watchdog.reconfigure(config)
+        self.app_family.set_access(_family_access(config))
+        soonest_s = time.monotonic() + next_poll_delay_s(config.update.poll_interval_s, self._failed_polls)
+        self.next_poll_at_s = min(self.next_poll_at_s, soonest_s)
 
     def start(self) -> None:
         """Recover the journal and serve the active bundle.

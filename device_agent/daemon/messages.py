@@ -78,6 +78,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """Read the configuration again."""
+
+
+@dataclass(frozen=True, slots=True)
 class FrontCrashed:
     """The front process ended unexpectedly."""
 
@@ -160,6 +165,7 @@ class ClearQuarantineRequest(Request[int]):
 
 DaemonMessage: TypeAlias = (
     Stop
+    | Reload
     | FrontCrashed
     | ModelCrashed
     | UpdateRequest

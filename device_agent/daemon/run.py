@@ -4,17 +4,21 @@ It is separate from the command line, whose modules would otherwise stay in the 
 """
 
 import logging
+import queue
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, Bug
 from bundle.rendering import render_json
-from device_agent.config.config import Config, load_config
+from device_agent.config.config import load_config
+from device_agent.daemon.messages import DaemonMessage, Reload, Stop
 from device_agent.daemon.supervisor import Supervisor
+from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.process.jail import close_memory
 from device_agent.storage.device_directory import DeviceDirectory
 
@@ -39,30 +43,41 @@ class JsonFormatter(logging.Formatter):
         return render_json(line)
 
 
-def run_daemon(config: Config, announce: Callable[[str, str], None], stop_signals: Iterable[int] = ()) -> None:
-    """Run the daemon until a stop signal.
+def run_daemon(path: Path, announce: Callable[[str, str], None]) -> None:
+    """Run the daemon until SIGTERM or SIGINT. SIGHUP makes it read its configuration again.
+
+    A signal that arrives while the daemon starts is handled when it has started.
 
     Args:
-        config: configuration of the device.
+        path: path of the configuration file.
         announce: called with (event, address); see `Supervisor`.
-        stop_signals: numbers of the signals that stop the daemon; empty for SIGTERM and SIGINT.
 
     Raises:
+        ConfigInvalid: the configuration cannot be read or used.
         NotInitialized: the device directory was not created.
         DeviceLocked: another process uses the device directory.
         AirweightsError: as `Supervisor` and `Supervisor.run`.
     """
+    messages: queue.SimpleQueue[DaemonMessage] = queue.SimpleQueue()
+    worker_pools = WorkerPools()
+
+    def stop(*_: object) -> None:
+        messages.put(Stop())
+        # in a thread of its own: this handler may have interrupted a call to the same workers, and would deadlock
+        threading.Thread(target=worker_pools.interrupt, name="stop", daemon=True).start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda *_: messages.put(Reload()))
+    config = load_config(path)
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     with device.acquire_lock():
-        supervisor = Supervisor(config, device, announce)
-        for number in stop_signals or (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: supervisor.stop())
-        supervisor.run()
+        Supervisor(config, device, announce, messages, worker_pools, lambda: load_config(path)).run()
 
 
 def main(arguments: list[str]) -> int:
-    """Run the daemon until SIGTERM or SIGINT and return its exit code.
+    """Run the daemon and return its exit code.
 
     Args:
         arguments: the path of the configuration file.
@@ -73,7 +88,7 @@ def main(arguments: list[str]) -> int:
     logger = logging.getLogger("device_agent")
     close_memory()
     try:
-        run_daemon(load_config(Path(arguments[0])), lambda event, address: _announce(logger, event, address))
+        run_daemon(Path(arguments[0]), lambda event, address: _announce(logger, event, address))
     except AirweightsError as error:
         logger.critical(error.message, extra={"error": error.as_dict()})
         return error.exit_code

@@ -40,6 +40,14 @@ class ServiceRegistry:
         """Return the names of the families whose journals could not be opened."""
         return tuple(self._unopened_configs)
 
+    def reconfigure(self, config: Config) -> None:
+        """Use another configuration of the same families from now on."""
+        for one in config.family_configs():
+            if one.family in self._unopened_configs:
+                self._unopened_configs[one.family] = one
+            else:
+                self._services[one.family].reconfigure(one)
+
     def open(self, family: str) -> None:
         """Create the service of a family; the first family's must be the first one.
 

@@ -67,6 +67,10 @@ class ServingWatchdog:
         self._restarts = 0
         self._started_at_s = 0.0
 
+    def reconfigure(self, config: Config) -> None:
+        """Use another configuration of the family from now on."""
+        self._config = config
+
     def serve_active(self) -> None:
         """Serve the active bundle, or the previous one if the active one is damaged or does not start.
 

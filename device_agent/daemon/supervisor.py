@@ -12,12 +12,9 @@ Rules:
 """
 
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +25,7 @@ from bundle.errors import Unavailable
 from device_agent.apps.app_socket import AppServer
 from device_agent.config.config import Config
 from device_agent.config.families import FamilyResults, per_family
+from device_agent.daemon.config_reload import reload_config
 from device_agent.daemon.control_socket import ControlServer
 from device_agent.daemon.family_service import FamilyService, log_errors
 from device_agent.daemon.messages import (
@@ -38,6 +36,7 @@ from device_agent.daemon.messages import (
     ModelCrashed,
     PauseRequest,
     PlanRequest,
+    Reload,
     ReportProbation,
     RollbackRequest,
     Stop,
@@ -49,6 +48,7 @@ from device_agent.daemon.service_registry import ServiceRegistry
 from device_agent.daemon.update_metrics import render_update_metrics
 from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused
+from device_agent.host.idle_memory import release_memory
 from device_agent.host.systemd import SystemdNotifier
 from device_agent.policy.attempt import UpdateResult
 from device_agent.serving.family_serving import call_on_exit
@@ -67,10 +67,13 @@ class Supervisor:
         device: the device directory, locked by the caller.
         announce: called with (event, address): "serving" when the endpoint listens, "started" when the active bundles
             are served.
+        messages: the queue of messages, which signal handlers fill, too.
+        worker_pools: the worker pools of all families, which a stop signal interrupts.
+        read_config: reads the configuration file again.
 
     Attributes:
         is_stopping: whether the daemon is about to end.
-        worker_pools: the worker pools of all families, which `stop` interrupts.
+        worker_pools: the worker pools of all families.
         identity: public identity of the device.
         runtime: the front process and the model processes.
 
@@ -80,11 +83,18 @@ class Supervisor:
         OsFailure: the first family's folder cannot be created.
     """
 
-    def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
-        self._config, self._announce = config, announce
-        self._messages: queue.SimpleQueue[DaemonMessage] = queue.SimpleQueue()
+    def __init__(
+        self,
+        config: Config,
+        device: DeviceDirectory,
+        announce: Callable[[str, str], None],
+        messages: "queue.SimpleQueue[DaemonMessage]",
+        worker_pools: WorkerPools,
+        read_config: Callable[[], Config],
+    ) -> None:
+        self._config, self._announce, self._read_config = config, announce, read_config
+        self._messages, self.worker_pools = messages, worker_pools
         self._deferred_messages: list[DaemonMessage] = []
-        self.worker_pools = WorkerPools()
         self.is_stopping = False
         self.identity = device.read_public_identity()
         self._notifier = SystemdNotifier()
@@ -109,7 +119,7 @@ class Supervisor:
             raise
 
     def run(self) -> None:
-        """Serve and update until `stop` is called.
+        """Serve and update until the message `Stop`.
 
         Raises:
             Bug: a defect of the agent.
@@ -139,12 +149,6 @@ class Supervisor:
             self.runtime.stop()
             for service in self.services:
                 service.close()
-
-    def stop(self) -> None:
-        """Request the end of the daemon. Any thread and any signal handler may call it."""
-        self._messages.put(Stop())
-        # in a thread of its own: a signal handler may have interrupted a call to the same workers, and would deadlock
-        threading.Thread(target=self.worker_pools.interrupt, name="stop", daemon=True).start()
 
     @property
     def services(self) -> tuple[FamilyService, ...]:
@@ -226,7 +230,8 @@ class Supervisor:
                 else:
                     self._deferred_messages.append(message)
             case (
-                UpdateRequest()
+                Reload()
+                | UpdateRequest()
                 | PauseRequest()
                 | PlanRequest()
                 | AdapterRequest()
@@ -291,6 +296,9 @@ class Supervisor:
         match message:
             case Stop():
                 self.is_stopping = True
+            case Reload():
+                status = f"serving at {self.runtime.address}"
+                reload_config(self._config, self._read_config, self._reconfigure, self._notifier, status)
             case FrontCrashed():
                 log_errors(self._restart_front)
             case ModelCrashed():
@@ -365,6 +373,11 @@ class Supervisor:
         cleared = per_family(families, lambda family: self._registry.open_and_start(family).clear_quarantine(digest))
         return sum(cleared.values())
 
+    def _reconfigure(self, config: Config) -> None:
+        self._config = config
+        self._registry.reconfigure(config)
+        self.runtime.reconfigure(config)
+
     # standbys and the front
 
     def _ensure_standbys(self) -> None:
@@ -390,10 +403,3 @@ class Supervisor:
         except JournalUnreadable as error:
             logger.error("%s", error.message)
             return False
-
-
-def release_memory() -> None:
-    """Return unused memory to the system, before the process sleeps until the next poll."""
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # not glibc: the C library has no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)

@@ -3,7 +3,7 @@
 Rules:
 - Any thread opens a pool: the main thread for an update, and the threads of applications' connections to unseal files.
 - `interrupt` ends all open pools. One that is opened afterwards is interrupted at once, so that none outlives a stop.
-- A pool that nobody uses any more is forgotten.
+- A pool that is no longer used is forgotten.
 """
 
 import threading
@@ -44,7 +44,7 @@ class WorkerPools:
         return workers
 
     def interrupt(self) -> None:
-        """Interrupt all pools, also those that are opened later. Any thread may call it, but no signal handler."""
+        """Interrupt all pools, also later ones. Any thread may call it, but no signal handler."""
         with self._lock:
             self._is_interrupted = True
             found = list(self._open)

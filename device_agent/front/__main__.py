@@ -1,8 +1,8 @@
 """The front's process: an HTTP server for apps, and the supervisor's calls on the same event loop.
 
 Calls: `serve` (limits, families; the listening socket), `publish` (a generation; its request channel), `retire` (a pipe
-that is closed when the generation is drained), `window`, `shadow`, `shadow-counters`, `metrics`, `state`, `facts`,
-`repeats`, `repeat-process`, `repeat-counters`, `stop`.
+that is closed when the generation is drained), `window`, `shadow`, `shadow-counters`, `metrics`, `access`, `state`,
+`facts`, `repeats`, `repeat-process`, `repeat-counters`, `stop`.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ class FrontProcess:
         self._server: FrontServer | None = None
         self._limits: RequestLimits | None = None
         self._server_task: asyncio.Task[None] | None = None
-        self._is_sweeping = False
+        self._is_sweeping = self._is_unix = False
         self._handlers: dict[str, Handler] = {
             "serve": self.serve,
             "publish": self.publish,
@@ -63,6 +63,7 @@ class FrontProcess:
             "state": self.state,
             "facts": self.facts,
             "metrics": self.set_supervisor_metrics,
+            "access": self.set_access,
             "shadow": self.set_shadow,
             "shadow-counters": self.shadow_counters,
             "repeats": self.set_repeats,
@@ -110,8 +111,8 @@ class FrontProcess:
         listener = socket.socket(fileno=message.fds[0])
         self._ledger = ledger = ByteLedger(limits.max_kept_bytes)
         self._table = ConnectionTable(limits.max_connections, ledger)
-        is_unix = listener.family == socket.AF_UNIX
-        access = AccessRules(message.value["allowed_hosts"], message.value["allowed_origins"], is_unix=is_unix)
+        self._is_unix = listener.family == socket.AF_UNIX
+        access = self._access_rules(message)
         self._app = EndpointApp(limits, access, self._table, ledger, self._schedule_sweep)
         self._app.meters = self._meters
         self._meters.set_meter('process="supervisor"', ProcessMeter(*message.fds[1:]))
@@ -257,6 +258,16 @@ class FrontProcess:
         assert self._app is not None
         self._app.supervisor_metrics = str(message.value["text"]).encode()
         return {}
+
+    def set_access(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle `access`: replace the rules for Host and Origin."""
+        assert self._app is not None
+        self._app.access = self._access_rules(message)
+        return {}
+
+    def _access_rules(self, message: Message) -> AccessRules:
+        value = message.value
+        return AccessRules(value["allowed_hosts"], value["allowed_origins"], is_unix=self._is_unix)
 
     def facts(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
         """Handle `facts`: return the loaded modules and the user id, for tests and `status`."""

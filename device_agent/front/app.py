@@ -98,6 +98,7 @@ class EndpointApp:
 
     Attributes:
         family_queues: the queue of each family, by name.
+        access: decides which requests are accepted (rule 5).
         supervisor_metrics: the supervisor's part of `/metrics`.
         meters: processor time and memory of the processes.
     """
@@ -114,7 +115,7 @@ class EndpointApp:
         self.supervisor_metrics = b""
         self.meters = metrics.ProcessMeters()
         self._limits = limits
-        self._access = access
+        self.access = access
         self._table, self._ledger = table, ledger
         self._on_work = on_work
         self._loop = asyncio.get_running_loop()
@@ -127,7 +128,7 @@ class EndpointApp:
         """
         cors: Headers = []
         try:
-            cors = self._access.check(scope["method"], scope["headers"], scope.get("authority"))
+            cors = self.access.check(scope["method"], scope["headers"], scope.get("authority"))
             if cors and scope["method"] == "OPTIONS":
                 status, headers, body = 204, [*PREFLIGHT_HEADERS], b""
             else:
@@ -138,6 +139,8 @@ class EndpointApp:
                 headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
             if error.closes_connection:
                 headers.append((b"connection", b"close"))
+        if self._table.is_stopping and (b"connection", b"close") not in headers:
+            headers.append((b"connection", b"close"))
         if status != 204:
             headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *cors]})

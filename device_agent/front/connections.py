@@ -52,11 +52,13 @@ class ConnectionTable:
     Attributes:
         reserved: new connections that stay above the limit.
         evictions: connections that had to give way.
+        is_stopping: the server stops: each response is the last one of its connection.
     """
 
     def __init__(self, max_connections: int, ledger: "ByteLedger", clock: Callable[[], float] = time.monotonic) -> None:
         self.max_connections = max_connections
         self._ledger, self._clock = ledger, clock
+        self.is_stopping = False
         self.reserved = max(min(MAX_RESERVED_CONNECTIONS, max_connections // 4), MIN_RESERVED_CONNECTIONS)
         self._new: dict[int, OrderedDict[Connection, float]] = {}
         self._idle: dict[int, OrderedDict[Connection, float]] = {}
@@ -72,6 +74,11 @@ class ConnectionTable:
     def is_full(self) -> bool:
         """True if more connections than `max_connections` have a request."""
         return len(self._busy) > self.max_connections
+
+    @property
+    def has_idle(self) -> bool:
+        """True if a connection is open that has no request."""
+        return len(self) > len(self._busy)
 
     def open(self, connection: Connection) -> None:
         """Add a new connection; others may have to give way."""

@@ -1,7 +1,8 @@
 """Notifications from the daemon to systemd (sd_notify(3)).
 
 Rules:
-- `READY=1` is sent when the active bundles are served, `STOPPING=1` when the shutdown begins, `STATUS=` for people.
+- `READY=1` is sent when the active bundles are served, `STOPPING=1` when the shutdown begins, `RELOADING=1` and then
+  `READY=1` when the configuration is read again, `STATUS=` for people.
 - `WATCHDOG=1` is sent twice per watchdog interval, but only while the models respond: systemd restarts an agent whose
   model hangs.
 - Without NOTIFY_SOCKET nothing is sent; without WATCHDOG_USEC no thread is started.

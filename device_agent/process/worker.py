@@ -36,6 +36,7 @@ from device_agent.process.throttle import Throttle
 logger = logging.getLogger(__name__)
 
 CHANNEL_OPTION: Final = "--channel"
+HELD_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # of terminals and service managers
 
 
 class SupervisorChannel:
@@ -123,8 +124,10 @@ def start_worker(
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter("%(levelname)s %(name)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    # Ctrl-C reaches the whole process group; the supervisor ends its workers in order
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # they were blocked since the start of this process; those that arrived meanwhile are dropped
+    for number in HELD_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
     channel = socket.socket(fileno=int(arguments[1]))
     os.set_inheritable(channel.fileno(), False)
     supervisor = SupervisorChannel(channel)

@@ -2,7 +2,8 @@
 
 Rules:
 1. A worker is `python -m MODULE` with one Unix socket. It inherits no other descriptor, only the environment variables
-   in INHERITED_VARIABLES, and no secret in its arguments.
+   in INHERITED_VARIABLES, and no secret in its arguments. It has a session of its own, and HELD_SIGNALS do not reach
+   it: only the supervisor ends it, also if a signal was sent to the whole process group or control group.
 2. `WorkerProcess.start` returns after the worker has imported its modules and entered its jail.
 3. Calls are made one at a time, under a lock, with a deadline on the monotonic clock. If the deadline passes, the
    worker is killed and reaped, and the call raises WorkerTimeout. If the worker ends or breaks the protocol, the call
@@ -36,7 +37,7 @@ from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout, erro
 from device_agent.process import channel
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.jail import JailPolicy, JailStatus
-from device_agent.process.worker import CHANNEL_OPTION
+from device_agent.process.worker import CHANNEL_OPTION, HELD_SIGNALS
 
 logger = logging.getLogger(__name__)
 
@@ -111,15 +112,17 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, CHANNEL_OPTION, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                env=_worker_environment(environment or {}),
-            )
+            with _hold_signals():
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, CHANNEL_OPTION, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    cwd="/",
+                    env=_worker_environment(environment or {}),
+                    start_new_session=True,
+                )
         except BaseException:
             ours.close()
             raise
@@ -392,6 +395,16 @@ def parse_reply(name: str, reply: Message | None = None) -> Iterator[None]:
             stack.pop_all()
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise WorkerFailed(f"{name} sent a malformed message ({type(error).__name__}: {str(error)[:200]})") from error
+
+
+@contextlib.contextmanager
+def _hold_signals() -> Iterator[None]:
+    """Block HELD_SIGNALS in this thread: a process that is started meanwhile begins with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 import select
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,10 +29,11 @@ class ServeConfig:
     """Limits and addresses of the front.
 
     Attributes:
-        listen: "unix:/path" or "tcp:HOST:PORT"; port 0 chooses a free one.
+        listen: "unix:/path", "tcp:HOST:PORT" (port 0 chooses a free one), or "systemd".
         families: families that must be loaded for the endpoint to be ready.
         awaited: those of them that an earlier front served; their requests wait until they are published again.
-        group: group that may use the Unix socket in addition to its owner, or None.
+        group: group that a Unix socket belongs to, or None for the daemon's.
+        mode: permissions of a Unix socket.
         allowed_hosts: names that a request's Host may have besides those of this machine.
         allowed_origins: origins of web pages that may send requests.
         max_body_bytes: largest request body; the contract of a model can allow less.
@@ -48,6 +49,7 @@ class ServeConfig:
     families: tuple[str, ...] = ()
     awaited: tuple[str, ...] = ()
     group: str | None = None
+    mode: int = 0o660
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = MAX_BODY_BYTES
@@ -157,7 +159,7 @@ class FrontHandle:
             AddressUnavailable: the address is in use or not allowed.
             Unavailable: the process cannot be started or confined.
         """
-        listener, address, unix_path = listen_on(config.listen, config.group)
+        listener, address, unix_path = listen_on(config.listen, config.group, config.mode)
         with listener:
             open_files = config.max_connections + RESERVED_OPEN_FILES
             worker = WorkerProcess.start(MODULE, replace(config.jail, worker="front", open_files=open_files))
@@ -333,6 +335,19 @@ class FrontHandle:
         request = {"family": family, "generation": generation}
         return WindowStats(**self._worker.call("window", request, deadline_s=CALL_DEADLINE_S).value)
 
+    def set_access(self, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]) -> None:
+        """Replace the rules for the Host and Origin of requests (device_agent.front.access).
+
+        Args:
+            allowed_hosts: as in ServeConfig.
+            allowed_origins: as in ServeConfig.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
+        request = {"allowed_hosts": allowed_hosts, "allowed_origins": allowed_origins}
+        self._worker.call("access", request, deadline_s=CALL_DEADLINE_S)
+
     def push_metrics(self, text: str) -> None:
         """Replace the supervisor's part of `/metrics`.
 
@@ -375,12 +390,12 @@ class FrontHandle:
 
     def stop(self) -> None:
         """Stop accepting requests, complete the open ones, and end the front. Can be called repeatedly."""
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)  # first: no client connects that would not be served
         if self._worker.is_alive():
             with suppress(AirweightsError):
                 self._worker.call("stop", deadline_s=STOP_DEADLINE_S)
         self._worker.stop()
-        if self._unix_path is not None:
-            self._unix_path.unlink(missing_ok=True)
 
 
 def _process_name(process: ModelProcess) -> str:

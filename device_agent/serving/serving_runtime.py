@@ -17,7 +17,8 @@ from typing import Final, TypeVar
 
 from bundle.errors import Unavailable
 from bundle.variant import Variant
-from device_agent.config.config import Config, ServeSettings
+from device_agent.config.config import Config
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
@@ -63,7 +64,7 @@ class ServingRuntime:
         self._family_runtimes = {family: FamilyRuntime(self, family, config.serve) for family in config.families}
         self._listen = config.serve.listen
         self.front = self._start_front()
-        if self.front.address.startswith("http://"):
+        if self._listen.startswith("tcp:"):
             # keep the port that the system chose, so that a restarted front has the same address
             self._listen = "tcp:" + self.front.address.removeprefix("http://")
 
@@ -80,6 +81,21 @@ class ServingRuntime:
     def model_jail(self) -> JailPolicy:
         """The jail policy of model processes."""
         return self._model_jail
+
+    def reconfigure(self, config: Config) -> None:
+        """Apply the settings of `[serve]` that need no restart (device_agent.config.reload).
+
+        Threads and limits of a model process apply to the next one.
+
+        Raises:
+            Unavailable: the front crashed, and could not be started again.
+        """
+        self._config = config
+        self._model_jail = replace(self._jail, lock_memory=True, threads=MAX_THREADS + config.serve.threads)
+        for family_runtime in self._family_runtimes.values():
+            family_runtime.settings = config.serve
+        serve = config.serve
+        self.call_front(lambda front: front.set_access(serve.allowed_hosts, serve.allowed_origins))
 
     def prestart(self) -> None:
         """Start a model process without a model, for the next `FamilyRuntime.start` (rule 3).
@@ -152,6 +168,8 @@ class ServingRuntime:
                 self._listen,
                 self._config.families,
                 awaited,
+                group=serve.group,
+                mode=int(serve.mode, 8),
                 allowed_hosts=serve.allowed_hosts,
                 allowed_origins=serve.allowed_origins,
                 max_body_bytes=serve.max_body_bytes,
@@ -169,10 +187,13 @@ class FamilyRuntime:
         runtime: the shared part.
         family: the family's name, under which the front serves it.
         settings: threads and limits of a model process.
+
+    Attributes:
+        settings: those of the next model process.
     """
 
     def __init__(self, runtime: ServingRuntime, family: str, settings: ServeSettings) -> None:
-        self._runtime, self._family, self._settings = runtime, family, settings
+        self._runtime, self._family, self.settings = runtime, family, settings
         self._published: ModelProcess | None = None
         self._is_watched = False  # in a probation, which ends a process that hangs
 
@@ -211,9 +232,9 @@ class FamilyRuntime:
             version=bundle.version,
             variant=bundle.variant,
             contract=variant.require_model().contract,
-            threads=self._settings.threads,
-            max_body_bytes=self._settings.max_body_bytes,
-            request_memory_bytes=self._settings.request_memory_bytes,
+            threads=self.settings.threads,
+            max_body_bytes=self.settings.max_body_bytes,
+            request_memory_bytes=self.settings.request_memory_bytes,
         )
         # load in the background while another process serves requests; at full speed if requests wait for this one
         is_serving = self._published is not None and self._published.is_alive()

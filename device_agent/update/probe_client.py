@@ -33,11 +33,12 @@ class ProbeClient:
         allow_unjailed: probe without a jail if the kernel offers none.
 
     Attributes:
+        threads: threads of the next probe's session.
         last_report: the last report that passed, or None.
     """
 
     def __init__(self, threads: int, *, allow_unjailed: bool) -> None:
-        self._threads = threads
+        self.threads = threads
         self._jail = JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=allow_unjailed)
         self._baselines: dict[BundleDigest, ProbeBaseline] = {}
         self.last_report: ProbeReport | None = None
@@ -88,7 +89,7 @@ class ProbeClient:
             variant.health,
             baseline,
             self._jail,
-            threads=self._threads,
+            threads=self.threads,
             compares_outputs=compares_outputs,
         )
 

@@ -1,4 +1,4 @@
-"""The workers of one family's update: check the channel, fetch, open content keys, read and raise the TPM counter.
+"""The workers of one family's update: check, fetch, open content keys, read and raise the TPM counter.
 
 Rules:
 - The processes are those of worker_processes: started at the first call, stopped when the pool is closed.

@@ -8,12 +8,12 @@ import pytest
 from device_agent.config.config import (
     Config,
     FurtherFamily,
-    ServeSettings,
     UpdateSettings,
     load_config,
     parse_config,
 )
 from device_agent.config.first_config import render_config
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import ConfigInvalid
 
 GOOD = 'directory = "d"\nrepository_url = "https://example.com/models/"\nfamily = "kws"\n'

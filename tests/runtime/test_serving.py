@@ -18,7 +18,8 @@ import tritonclient.http as triton
 from onnx import helper
 
 from bundle.errors import GoldenMismatch
-from device_agent.config.config import Config, FurtherFamily, ServeSettings
+from device_agent.config.config import Config, FurtherFamily
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout, ModelDoesNotLoad, ModelProcessCrashed
 from device_agent.runtime.handles import FrontHandle, ModelProcess, PrestartedProcess
 from device_agent.runtime.listening_socket import listen_on

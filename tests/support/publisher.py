@@ -18,8 +18,9 @@ from bundle.enrollment import EnrollmentRequest
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
-from device_agent.config.config import Config, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.config.config import Config, ProbationSettings, UpdateSettings
 from device_agent.config.first_config import render_config
+from device_agent.config.serve import ServeSettings
 from device_agent.daemon.control_socket import call_daemon
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.identity.device_keys import create_enrollment_request
@@ -180,12 +181,14 @@ class DeviceUnderTest:
         config: the configuration; `write_config` writes it.
         results: results of `update`, in order.
         daemon: the running daemon, or None.
+        log: the log of the daemon that was stopped last, from its last read line on.
     """
 
     folder: Path
     config: Config
     results: list[UpdateResult] = field(default_factory=list)
     daemon: "subprocess.Popen[bytes] | None" = None
+    log: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def create(cls, folder: Path, url: str, root: Path, **update: Any) -> "DeviceUnderTest":
@@ -259,10 +262,18 @@ class DeviceUnderTest:
 
     # the daemon
 
-    def start(self, command: list[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Start the daemon, wait for its log record `started`, and return it."""
+    def start(
+        self, command: list[str] | None = None, environment: Mapping[str, str] | None = None, *, own_group: bool = False
+    ) -> dict[str, Any]:
+        """Start the daemon, wait for its log record `started`, and return it.
+
+        With `own_group` it leads a process group, as in a terminal.
+        """
         words = command or [sys.executable, "-m", "device_agent", "--config", str(self.config_path), "run"]
-        self.daemon = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
+        group = 0 if own_group else None
+        self.daemon = subprocess.Popen(
+            words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}, process_group=group
+        )
         for line in iter(self._stderr.readline, b""):
             result = json.loads(line)
             if result.get("event") == "started":
@@ -282,12 +293,15 @@ class DeviceUnderTest:
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         return call_daemon(self.directory.control_path, command, 120, **fields)
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Stop the daemon by a signal and return its exit code."""
+    def stop(self, number: int = signal.SIGTERM, *, of_group: bool = False) -> int:
+        """Stop the daemon by a signal, to its process group if `of_group`; return its exit code and keep its log."""
         if self.daemon is None:
             return 0
-        self.daemon.send_signal(number)
-        self.daemon.stderr.read()  # type: ignore[union-attr]  # a pipe since `start`
+        if of_group:
+            os.killpg(self.daemon.pid, number)
+        else:
+            self.daemon.send_signal(number)
+        self.log = [json.loads(line) for line in self._stderr.read().splitlines()]
         code = self.daemon.wait(60)
         self._stderr.close()
         self.daemon = None
