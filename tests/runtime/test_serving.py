@@ -494,7 +494,7 @@ def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_d
 
 @pytest.mark.parametrize("listen", ["", "unix:relative", "tcp:127.0.0.1", "tcp::1", "tcp:127.0.0.1:70000", "udp:x:1"])
 def test_a_malformed_address_is_named(listen: str) -> None:
-    with pytest.raises(ConfigInvalid, match="expected unix:/path or tcp:HOST:PORT"):
+    with pytest.raises(ConfigInvalid, match="expected unix:/path, tcp:HOST:PORT or systemd"):
         listen_on(listen)
 
 
