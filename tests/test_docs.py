@@ -17,10 +17,10 @@ from device_agent.config.config import (
     Config,
     FurtherFamily,
     ProbationSettings,
-    ServeSettings,
     UpdateSettings,
 )
 from device_agent.config.repository import RepositorySettings
+from device_agent.config.serve import ServeSettings
 from device_agent.policy.attempt import EXIT_CODES
 from packager.commands.root import cli as packager
 
