@@ -33,13 +33,21 @@ ONLY_IN = {
     "compression": {"packager/diff/encode/zstd_prefix.py"},
     "urllib3": {"device_agent/workers/http_client.py", "device_agent/workers/http_connection.py"},
     "requests": set(),
+    "obstore": {"packager/stores/object_store.py"},
     "onnxruntime": {
         "packager",
         "device_agent/runtime/session.py",
         "device_agent/workers/model_process.py",
         "device_agent/workers/probe.py",
     },
-    "tuf": {"bundle/trust", "packager/repository", "device_agent/identity/device_keys.py", "packager/commands", "keys"},
+    "tuf": {
+        "bundle/trust",
+        "packager/repository",
+        "packager/remote",
+        "device_agent/identity/device_keys.py",
+        "packager/commands",
+        "keys",
+    },
     "uvicorn": {"device_agent/front"},
 }
 HEAVY = (

@@ -11,6 +11,24 @@ if TYPE_CHECKING:
     from bundle.frames import Secret
 
 PATH: Final = click.Path(path_type=Path)
+
+
+class PathOrUrl(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
+    """A folder, or the URL of a store, which stays text."""
+
+    name = "path or url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:  # noqa: ARG002
+        """Return a URL as it is, and everything else as a path.
+
+        Args:
+            value: what was typed.
+            param: the option; not used.
+            ctx: context of the command; not used.
+        """
+        return value if isinstance(value, str) and "://" in value else Path(str(value))
+
+
 MAX_BASES: Final = 60  # packager.release.release_plan.MAX_BASES; not imported here, so that help is fast
 JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 REPO_OPTION: Final = click.option(
@@ -19,6 +37,20 @@ REPO_OPTION: Final = click.option(
     default=Path(),
     envvar="PACKAGER_REPO",
     help="Folder of the repository; default: $PACKAGER_REPO, else the current folder.",
+)
+REPO_OR_URL_OPTION: Final = click.option(
+    "--repo",
+    type=PathOrUrl(),
+    default=Path(),
+    envvar="PACKAGER_REPO",
+    metavar="PATH|URL",
+    help="Folder of the repository, or URL of its master copy; default: $PACKAGER_REPO, else the current folder.",
+)
+ROOT_OPTION: Final = click.option(
+    "--root",
+    type=PATH,
+    envvar="PACKAGER_ROOT",
+    help="The 1.root.json that devices were given, to verify what a store has; default: $PACKAGER_ROOT.",
 )
 KEY_OPTION: Final = click.option(
     "--key", "uris", multiple=True, help="Sign with this key file or key URI (hsm:…, awskms:…, hv:…). Repeatable."

@@ -14,8 +14,11 @@ from packager.commands.options import (
     PASSPHRASE_OPTION,
     PATH,
     REPO_OPTION,
+    REPO_OR_URL_OPTION,
+    ROOT_OPTION,
     load_signers,
 )
+from packager.commands.remote import pull_command, push_command
 from packager.commands.signing import add_signatures_command, prepare_command, sign_command
 
 if TYPE_CHECKING:
@@ -36,6 +39,8 @@ def repo() -> None:
 repo.add_command(prepare_command)
 repo.add_command(sign_command)
 repo.add_command(add_signatures_command)
+repo.add_command(push_command)
+repo.add_command(pull_command)
 
 
 @repo.command("init", short_help="Create a repository and its keys.")
@@ -107,31 +112,44 @@ def init_command(
 
 
 @repo.command("publish", short_help="Check and publish the signed changes.")
+@click.option(
+    "--to", "url", help="Publish to this store first (`repo push`); the folder follows only if that succeeds."
+)
 @REPO_OPTION
 @JSON_OPTION
-def publish_command(repo: Path, as_json: bool) -> None:
+def publish_command(url: str | None, repo: Path, as_json: bool) -> None:
     """Publish signed changes, after checking them as a device on every channel would.
+
+    With --to, the changes are published to that store by compare-and-swap, and then in the folder. If another publisher
+    was first there, the folder keeps its publication, and the changes stay staged.
 
     Exit status: 0 published, 2 nothing is staged or signatures are missing, 3 devices would refuse the changes,
     4 another process published.
     """
+    from packager.remote.remote_repository import publish_to
     from packager.repository.repository import Repository
+    from packager.stores.open_store import open_store
 
-    report = Repository.open(repo).publish()
+    repository = Repository.open(repo)
+    if url is not None:
+        publish_to(repository, open_store(url))
+    report = repository.publish()
     print_result(report.as_json(), as_json=as_json, text=publish_lines(report))
 
 
 @repo.command("status", short_help="Show roles, keys, expiries and open signatures.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @JSON_OPTION
-def status_command(repo: Path, as_json: bool) -> int:
+def status_command(repo: Path | str, root: Path | None, as_json: bool) -> int:
     """Show roles with keys and expiries, and staged changes with the signatures they still need.
 
     Exit status: 0 nothing is due, 2 invalid input, 4 a role has expired or expires soon.
     """
-    from packager.repository.repository import Repository
+    from packager.remote.remote_repository import open_repository
 
-    report = Repository.open(repo).status()
+    with open_repository(repo, root) as repository:
+        report = repository.status()
     print_result(report.as_json(), as_json=as_json, text=status_lines(report))
     return EXIT_CODE_DUE if report.is_due else 0
 
@@ -144,26 +162,44 @@ def status_command(repo: Path, as_json: bool) -> int:
     help="Also fetch every file from this URL, as a device does. Repeatable: each mirror.",
 )
 @click.option("--config", type=PATH, help="With --url: proxy, CA and credentials as in this device configuration.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @JSON_OPTION
-def verify_command(urls: tuple[str, ...], config: Path | None, repo: Path, as_json: bool) -> int:
+def verify_command(
+    urls: tuple[str, ...], config: Path | None, repo: Path | str, root: Path | None, as_json: bool
+) -> int:
     """Verify the published roles, keys and files, and that no role can be signed with one algorithm alone.
 
     With --url, the device's own fetcher fetches all files of the current publication from there, envelopes in a sample,
     and compares them with the folder. Errors are what makes devices fail; warnings cost bytes or time.
 
+    If --repo is a URL, the documents are fetched and verified, and every file that they name must be there.
+
     Exit status: 0 verified, 2 invalid input, 3 a role is unsound, a file differs from the signed one,
     other users cannot read one, or a URL serves something else; 4 the device's fetcher does not run here.
     """
     from packager.errors import InvalidUsage
+    from packager.remote.remote_repository import check_store_files, open_repository
     from packager.repository.layout import unreadable_paths
     from packager.repository.published import PublishedDocuments
-    from packager.repository.repository import Repository
     from packager.repository.served_check import check_served
+    from packager.stores.open_store import open_store
 
-    repository = Repository.open(repo)
-    report = repository.status()
-    unreadable = [path.relative_to(repository.published).as_posix() for path in unreadable_paths(repository.layout)]
+    for url in urls:
+        if "@" in urlsplit(url).netloc or urlsplit(url).scheme not in ("http", "https", "file"):
+            raise InvalidUsage(
+                f"--url: found {url.rpartition('@')[2]!r}, expected http:, https: or file: without a user name",
+                hint="put credentials into a device configuration, and name it with --config",
+            )
+    if urls and isinstance(repo, str):
+        raise InvalidUsage("--url compares with a folder, found a URL as --repo", hint="run `packager repo pull` first")
+    with open_repository(repo, root) as repository:
+        report = repository.status()
+        if isinstance(repo, str):
+            check_store_files(repository, open_store(repo))
+        layout = repository.layout
+        unreadable = [path.relative_to(layout.published).as_posix() for path in unreadable_paths(layout)]
+        served = [check_served(layout, PublishedDocuments(layout), url, config) for url in urls]
     lines = [
         f"{role.name}: {'; '.join(role.problems) or 'sound'} ({role.still_needed})"
         for role in report.roles
@@ -171,14 +207,7 @@ def verify_command(urls: tuple[str, ...], config: Path | None, repo: Path, as_js
     ]
     if report.is_classical:
         lines.append("this repository is classical: breaking Ed25519 is enough to sign for every role")
-    lines += [f"{path}: other users cannot read it: run `chmod -R a+rX {repository.published}`" for path in unreadable]
-    for url in urls:
-        if "@" in urlsplit(url).netloc or urlsplit(url).scheme not in ("http", "https", "file"):
-            raise InvalidUsage(
-                f"--url: found {url.rpartition('@')[2]!r}, expected http:, https: or file: without a user name",
-                hint="put credentials into a device configuration, and name it with --config",
-            )
-    served = [check_served(repository.layout, PublishedDocuments(repository.layout), url, config) for url in urls]
+    lines += [f"{path}: other users cannot read it: run `chmod -R a+rX {layout.published}`" for path in unreadable]
     lines += [line for one in served for line in one.as_lines()]
     result = {**report.as_json(), "unreadable": unreadable, "served": [one.as_json() for one in served]}
     print_result(result, as_json=as_json, text=lines)
@@ -187,13 +216,19 @@ def verify_command(urls: tuple[str, ...], config: Path | None, repo: Path, as_js
 
 
 @repo.command("refresh", short_help="Renew the online metadata.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def refresh_command(
-    repo: Path, uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None, as_json: bool
+    repo: Path | str,
+    root: Path | None,
+    uris: tuple[str, ...],
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
 ) -> None:
     """Renew the online metadata: the timestamp each time, snapshot and rollout roles when they are due.
 
@@ -201,9 +236,10 @@ def refresh_command(
 
     Exit status: 0 renewed, 2 invalid input or a missing key, 4 another process is publishing.
     """
-    from packager.repository.repository import Repository
+    from packager.remote.remote_repository import open_repository
 
-    report = Repository.open(repo).refresh(load_signers(uris, key_dir, passphrase_file))
+    with open_repository(repo, root, is_signing=True) as repository:
+        report = repository.refresh(load_signers(uris, key_dir, passphrase_file))
     print_result(report.as_json(), as_json=as_json, text=publish_lines(report))
 
 
@@ -293,24 +329,32 @@ def unstage_command(repo: Path, as_json: bool) -> None:
     show_default=True,
     help="Keep what fell out of use less than this many hours ago.",
 )
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @JSON_OPTION
-def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
+def collect_garbage_command(
+    dry_run: bool, grace_hours: int, repo: Path | str, root: Path | None, as_json: bool
+) -> None:
     """Remove blobs, envelopes and old metadata that no listed release needs.
 
     What a publication named that was replaced less than --grace-hours ago stays: caches may still serve it. Root
     documents are kept forever. Plain bundles of unlisted releases are removed from the private workspace; content
-    keys are kept.
+    keys are kept. In a store, files younger than --grace-hours stay, too: they may be of a push that is under way.
 
-    Exit status: 0 done, 2 invalid input, 4 a lock is held.
+    Exit status: 0 done, 2 invalid input, 4 a lock is held, or the store is unavailable.
     """
-    from packager.repository.repository import Repository
+    from packager.remote.remote_repository import collect_store_garbage, open_repository
     from packager.repository.workspace import Workspace
+    from packager.stores.open_store import open_store
 
-    repository = Repository.open(repo)
-    report = repository.collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)
-    listed = {family: repository.releases(family) for family in repository.families()}
-    forgotten = Workspace(repository.root).delete_unlisted_bundles(listed, dry_run=dry_run)
+    with open_repository(repo, root) as repository:
+        if isinstance(repo, str):
+            store = open_store(repo)
+            report = collect_store_garbage(repository, store, dry_run=dry_run, grace_s=grace_hours * 3600)
+        else:
+            report = repository.collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)
+        listed = {family: repository.releases(family) for family in repository.families()}
+        forgotten = Workspace(repository.root).delete_unlisted_bundles(listed, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     names = (
         [f"{'keep' if one.is_kept else 'remove'} {one.path}: {one.reason}" for one in report.decisions]

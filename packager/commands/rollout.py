@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from bundle.console import print_result
-from packager.commands.options import JSON_OPTION, KEY_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION
+from packager.commands.options import (
+    JSON_OPTION,
+    KEY_OPTION,
+    KEYS_OPTION,
+    PASSPHRASE_OPTION,
+    REPO_OR_URL_OPTION,
+    ROOT_OPTION,
+)
 
 if TYPE_CHECKING:
     from bundle.rollout import Rollout
@@ -54,7 +61,8 @@ def rollout() -> None:
 )
 @click.option("--allow-older", is_flag=True, help="Allow an older release than the one that the channel runs.")
 @click.option("--note", default="", help="Text for people, stored in the rollout file.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -71,7 +79,8 @@ def set_command(
     window_days: int,
     allow_older: bool,
     note: str,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -87,10 +96,9 @@ def set_command(
     """
     from bundle.rollout import Rollout
     from packager.errors import RolloutBackwards, StagingInvalid
-    from packager.repository.repository import Repository
     from packager.repository.windows import find_zone, parse_windows
 
-    repository = Repository.open(repo)
+    repository = _open(repo, root, uris, key_dir)
     parsed = parse_windows(windows, find_zone(zone_name), window_days, int(time.time()))
     manifest = repository.manifest(family, version)
     if manifest is None:
@@ -118,7 +126,7 @@ def set_command(
         note=note,
     )
     _publish_or_stage(
-        repo,
+        repository,
         changed,
         published,
         uris,
@@ -134,7 +142,8 @@ def set_command(
 @click.argument("family")
 @click.argument("channel")
 @click.option("--note", default="", help="Reason for people, stored in the rollout file.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -143,7 +152,8 @@ def halt_command(
     family: str,
     channel: str,
     note: str,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -155,14 +165,15 @@ def halt_command(
 
     Exit status: 0 done, 2 no such rollout, 4 a lock is held.
     """
-    _change_halted(family, channel, note, repo, uris, key_dir, passphrase_file, halted=True, as_json=as_json)
+    _change_halted(family, channel, note, repo, root, uris, key_dir, passphrase_file, halted=True, as_json=as_json)
 
 
 @rollout.command("resume", short_help="Resume a halted rollout.")
 @click.argument("family")
 @click.argument("channel")
 @click.option("--note", default="", help="Reason for people, stored in the rollout file.")
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -171,7 +182,8 @@ def resume_command(
     family: str,
     channel: str,
     note: str,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -181,21 +193,22 @@ def resume_command(
 
     Exit status: 0 done, 2 no such rollout, 4 a lock is held.
     """
-    _change_halted(family, channel, note, repo, uris, key_dir, passphrase_file, halted=False, as_json=as_json)
+    _change_halted(family, channel, note, repo, root, uris, key_dir, passphrase_file, halted=False, as_json=as_json)
 
 
 @rollout.command("status", short_help="Show what every channel runs.")
 @click.argument("family", required=False)
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
 @JSON_OPTION
-def status_command(family: str | None, repo: Path, as_json: bool) -> None:
+def status_command(family: str | None, repo: Path | str, root: Path | None, as_json: bool) -> None:
     """Show the release, share and cohorts of every channel, of FAMILY or of all families.
 
     Exit status: 0 shown, 2 invalid input.
     """
-    from packager.repository.repository import Repository
+    from packager.remote.remote_repository import open_repository
 
-    repository = Repository.open(repo)
+    repository = click.get_current_context().with_resource(open_repository(repo, root))
     names = repository.families() if family is None else (family,)
     found = [entry for name in names for entry in repository.rollouts(name)]
     text = [line for entry in found for line in (_rollout_line(entry), *_window_lines(entry))] or "no rollout"
@@ -206,7 +219,8 @@ def _change_halted(
     family: str,
     channel: str,
     note: str,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -215,20 +229,29 @@ def _change_halted(
     as_json: bool,
 ) -> None:
     from packager.errors import StagingInvalid
-    from packager.repository.repository import Repository
 
-    repository = Repository.open(repo)
+    repository = _open(repo, root, uris, key_dir)
     # with keys, change the published rollout, which is what devices see; without keys, the staged one
     published = repository.published_rollout(family, channel)
     before = published if published is not None and (uris or key_dir) else repository.rollout(family, channel)
     if before is None:
         raise StagingInvalid(f"{family} has no rollout on channel {channel!r}", hint="run `packager rollout status`")
     changed = replace(before, halted=halted, note=note)
-    _publish_or_stage(repo, changed, published, uris, key_dir, passphrase_file, as_json=as_json)
+    _publish_or_stage(repository, changed, published, uris, key_dir, passphrase_file, as_json=as_json)
+
+
+def _open(repo: Path | str, root: Path | None, uris: tuple[str, ...], key_dir: Path | None) -> "Repository":
+    """Open the repository until the command ends; a change of a store's repository is never staged."""
+    from packager.errors import InvalidUsage
+    from packager.remote.remote_repository import open_repository
+
+    if isinstance(repo, str) and not uris and key_dir is None:
+        raise InvalidUsage("found a URL as --repo and no key: staged changes need a folder", hint="add --keys or --key")
+    return click.get_current_context().with_resource(open_repository(repo, root, is_signing=True))
 
 
 def _publish_or_stage(
-    repo: Path,
+    repository: "Repository",
     rollout_document: "Rollout",
     published_rollout: "Rollout | None",
     uris: tuple[str, ...],
@@ -240,9 +263,7 @@ def _publish_or_stage(
     notes: tuple[str, ...] = (),
 ) -> None:
     from packager.commands.options import load_signers
-    from packager.repository.repository import Repository
 
-    repository = Repository.open(repo)
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else None
     reached, registered = _count_devices(repository, rollout_document)  # first: a damaged registry changes nothing
     published = None

@@ -16,13 +16,13 @@ ago may have fallen out of use a minute ago. What the snapshot of a publication 
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import Metadata, Snapshot, Targets
+from tuf.api.metadata import Metadata, Snapshot, Targets, Timestamp
 
 from bundle.errors import AirweightsError
 from bundle.fleet import FLEET_TARGET, parse_fleet
@@ -107,33 +107,68 @@ def collect_garbage(
         dry_run: report the files to delete, but delete nothing.
         grace_s: keep what fell out of use less than this many seconds ago; None for GRACE_S.
     """
-    cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)
-    uses = _Uses(layout, epochs)
-    for manifest in releases:
-        uses.add_release(manifest, f"of release {manifest.family} {manifest.version}")
-    for version, reason in _publications_in_use(layout, cutoff_s):
-        uses.add_publication(version, reason)
-    decisions = []
-    for path in sorted(path for path in layout.published.rglob("*") if path.is_file()):
-        relative, status = path.relative_to(layout.published), path.stat()
-        use = uses.reason(relative)
-        if use is None and status.st_mtime > cutoff_s:
-            use = "newer than the grace period"
-        decisions.append(FileDecision(relative.as_posix(), use is not None, use or UNUSED, status.st_size))
-    report = GarbageReport(tuple(decisions), dry_run)
+    report = plan_garbage(layout, _local_files(layout), releases, epochs, dry_run=dry_run, grace_s=grace_s)
     if not dry_run:
         for name in report.removed:
             (layout.published / name).unlink()
     return report
 
 
-def paths_in_use(layout: RepositoryLayout) -> set[str]:
-    """Return the paths below `published/` that the current publication names, and all roots."""
-    uses = _Uses(layout, None)
-    for version, reason in _publications_in_use(layout, time.time()):
+def plan_garbage(
+    layout: RepositoryLayout,
+    files: Iterable[tuple[str, int, float]],
+    releases: Sequence[Manifest],
+    epochs: Mapping[str, int],
+    *,
+    dry_run: bool,
+    grace_s: int | None = None,
+) -> GarbageReport:
+    """Decide which files devices no longer need.
+
+    Args:
+        layout: paths of the repository; its metadata and targets are read.
+        files: path, size in bytes and Unix time of the last change of each published file, wherever it is stored.
+        releases: every release that is listed or staged.
+        epochs: cohort → current epoch.
+        dry_run: what the report says about itself.
+        grace_s: keep what fell out of use less than this many seconds ago; None for GRACE_S.
+    """
+    cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)
+    uses = FileUses(layout, epochs)
+    for manifest in releases:
+        uses.add_release(manifest, f"of release {manifest.family} {manifest.version}")
+    for version, reason in _publications_in_use(layout, cutoff_s):
         uses.add_publication(version, reason)
-    files = (path.relative_to(layout.published) for path in layout.published.rglob("*") if path.is_file())
-    return uses.named_paths() | {path.as_posix() for path in files if uses.reason(path) is not None}
+    decisions = []
+    for path, size, modified_s in sorted(files):
+        use = uses.reason(Path(path))
+        if use is None and modified_s > cutoff_s:
+            use = "newer than the grace period"
+        decisions.append(FileDecision(path, use is not None, use or UNUSED, size))
+    return GarbageReport(tuple(decisions), dry_run)
+
+
+def paths_in_use(layout: RepositoryLayout, snapshot_version: int | None = None) -> set[str]:
+    """Return the paths below `published/` that a publication names, and all roots.
+
+    Args:
+        layout: the repository's paths.
+        snapshot_version: snapshot of the publication; None for the current one.
+    """
+    uses = FileUses(layout, None)
+    if snapshot_version is not None:
+        uses.add_publication(snapshot_version, "of the publication")
+    for version, reason in _publications_in_use(layout, time.time()) if snapshot_version is None else ():
+        uses.add_publication(version, reason)
+    local = {path for path, _, _ in _local_files(layout) if uses.reason(Path(path)) is not None}
+    return uses.named_paths() | local
+
+
+def _local_files(layout: RepositoryLayout) -> Iterator[tuple[str, int, float]]:
+    for path in layout.published.rglob("*"):
+        if path.is_file():
+            status = path.stat()
+            yield path.relative_to(layout.published).as_posix(), status.st_size, status.st_mtime
 
 
 def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[tuple[int, str]]:
@@ -143,9 +178,10 @@ def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[
         number = path.name.removesuffix(SNAPSHOT_SUFFIX)
         if number.isdigit():
             files[int(number)] = path
-    times = publication_times(layout)
+    times, current = publication_times(layout), _current_snapshot(layout)
     successor: int | None = None
-    for version in sorted(files, reverse=True):
+    # a snapshot above the current one is of a publication that was interrupted: nothing has replaced the current one
+    for version in sorted((one for one in files if current is None or one <= current), reverse=True):
         if successor is None:
             yield version, "of the current publication"
         else:
@@ -157,8 +193,21 @@ def _publications_in_use(layout: RepositoryLayout, cutoff_s: float) -> Iterator[
         successor = version
 
 
-class _Uses:
-    """The files in use, each with the first reason that was added."""
+def _current_snapshot(layout: RepositoryLayout) -> int | None:
+    try:
+        timestamp = Metadata[Timestamp].from_bytes((layout.metadata / "timestamp.json").read_bytes())
+        return timestamp.signed.snapshot_meta.version
+    except (OSError, RepositoryError, json.JSONDecodeError):
+        return None
+
+
+class FileUses:
+    """The files in use, each with the first reason that was added.
+
+    Args:
+        layout: the repository's paths; its metadata and targets are read.
+        epochs: cohort → current epoch, whose envelopes stay; None for those that publications name.
+    """
 
     def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int] | None) -> None:
         self._layout = layout
@@ -168,7 +217,12 @@ class _Uses:
         self._epochs: dict[tuple[str, str], str] = {}
 
     def add_publication(self, snapshot_version: int, reason: str) -> None:
-        """Add all that a snapshot names; what is already deleted is left out."""
+        """Add all that a snapshot names; what is already deleted is left out.
+
+        Args:
+            snapshot_version: version of the snapshot.
+            reason: why its files are in use.
+        """
         name = f"metadata/{snapshot_version}{SNAPSHOT_SUFFIX}"
         self._reasons.setdefault(name, reason)
         snapshot = self._read_metadata(name)
@@ -194,7 +248,12 @@ class _Uses:
                 continue
 
     def add_release(self, manifest: Manifest, reason: str) -> None:
-        """Add the blobs and content envelopes of a release."""
+        """Add the blobs and content envelopes of a release.
+
+        Args:
+            manifest: the release.
+            reason: why its files are in use.
+        """
         self._releases.setdefault((manifest.family, str(manifest.counter)), reason)
         for _, variant in manifest.variants:
             for patch in variant.patches:

@@ -8,6 +8,7 @@
       publish.lock          locked by the running publisher
       published-by.json     the last publisher
       publications.json     the times of the newest publications
+      pushes.json           the timestamps that stores got from here (packager.remote)
       snapshots.json        the documents of recent snapshots (packager.repository.archives)
 
 A file is written under a temporary name in the same folder, synced, and renamed. A published file other than
@@ -24,7 +25,7 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,11 @@ class RepositoryLayout:
     def published_by(self) -> Path:
         """The file that names the last publisher."""
         return self.root / "published-by.json"
+
+    @property
+    def pushes(self) -> Path:
+        """The file with the timestamp that was last pushed to, or pulled from, each store."""
+        return self.root / "pushes.json"
 
     @property
     def recorded_snapshots(self) -> Path:
@@ -256,7 +262,17 @@ def record_publisher(layout: RepositoryLayout, timestamp_version: int, snapshot_
     now_s = int(time.time())
     record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": now_s}
     write_file(layout.published_by, json.dumps(record).encode())
-    times = {snapshot_version: now_s, **publication_times(layout)}  # a renewal of the timestamp keeps the snapshot
+    # a renewal of the timestamp keeps the snapshot
+    write_publications(layout, {snapshot_version: now_s, **publication_times(layout)})
+
+
+def write_publications(layout: RepositoryLayout, times: Mapping[int, int]) -> None:
+    """Write the times of the newest publications.
+
+    Args:
+        layout: the repository's paths.
+        times: snapshot version → Unix time of its publication.
+    """
     newest = sorted(times.items())[-MAX_PUBLICATION_TIMES:]
     write_file(layout.publications, json.dumps({str(version): at_s for version, at_s in newest}).encode())
 

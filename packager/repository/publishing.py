@@ -12,12 +12,12 @@ root is found without the timestamp, by its number: it is written just before. `
 4. Run the client check: a device of every channel checks the result (packager.repository.client_check).
 5. Write the files, each one atomically and synced: target files, documents of type targets, snapshot, root, archives
    (packager.repository.archives), then the timestamp, and last its compressed copy. A publication that is interrupted
-   before the timestamp can be repeated.
+   before the timestamp can be repeated. With a store (`send`), its publication comes before the folder's.
 6. Save the client check's state, and record who published.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +53,7 @@ from packager.repository.staging import LAST_ROLES, Staging
 
 # of a role's validity: `repo refresh` leaves it while more is left; above DUE_SHARE, at which `repo status` warns
 RENEWAL_SHARE: Final = 0.3
+Send = Callable[[bytes, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def publish(
     *,
     check_clients: bool,
     is_renewal: bool = False,
+    send: Send | None = None,
 ) -> PublishReport:
     """Publish signed documents, after checking them as a device of every channel would.
 
@@ -98,6 +100,8 @@ def publish(
         check_clients: run the client check; False only for tests and drills that publish releases to be refused.
         is_renewal: only versions and expiries change. Then an expired role does not stop the publication; it is
             reported as the channel's refusal.
+        send: publishes to a store (packager.remote), before the folder's own timestamp is written; called with the
+            timestamp and its compressed copy. If it fails, the folder keeps its publication.
 
     Raises:
         PublishConflict: the documents do not build on the published timestamp.
@@ -116,7 +120,7 @@ def publish(
     copies, recorded = create_copies(layout, published, files)
     with ClientCheck(layout, {**files, **copies}) as client_check:
         results = _check_clients(client_check, published, staging, is_renewal=is_renewal) if check_clients else ()
-        write_files(layout, files, copies)
+        write_files(layout, files, copies, send)
         write_recorded(layout, recorded)
         if check_clients:
             client_check.save_state()
@@ -195,7 +199,9 @@ def stage_rollout_change(
     before = published.role(role)
     listed = {**before.targets, name: tuf_documents.target_file(name, data)}
     change.targets[name] = data
-    change.documents[role] = Metadata[Targets](tuf_documents.next_targets(before, role, listed, now_s))
+    document = tuf_documents.next_targets(before, role, listed, now_s)
+    document.version = change.free_version(role, document.version)
+    change.documents[role] = Metadata[Targets](document)
     change.sign(published, signers, now_s)
     return change
 
@@ -261,19 +267,24 @@ def files_of(staging: Staging) -> dict[str, bytes]:
     return out
 
 
-def write_files(layout: RepositoryLayout, files: Mapping[str, bytes], copies: Mapping[str, bytes]) -> None:
+def write_files(
+    layout: RepositoryLayout, files: Mapping[str, bytes], copies: Mapping[str, bytes], send: Send | None = None
+) -> None:
     """Write files below `published/`, in their order; the timestamp and then its compressed copy last.
 
     Args:
         layout: the repository's paths.
         files: path below `published/` → bytes; the timestamp's file must be among them.
         copies: path below `published/` → bytes of the copies.
+        send: called when all but the timestamps is written.
     """
     timestamp = f"metadata/{TIMESTAMP_FILE}"
     for relative, data in files.items():
         if relative != timestamp:
             write_file(layout.published / relative, data)
     write_copies(layout, copies)
+    if send is not None:
+        send(files[timestamp], copies[COMPRESSED_TIMESTAMP])
     path = layout.published / timestamp
     before_s = modified_s(path)
     write_file(path, files[timestamp])

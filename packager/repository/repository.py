@@ -41,14 +41,25 @@ from packager.repository.layout import (
 )
 from packager.repository.listing import RepositoryListing
 from packager.repository.published import PublishedDocuments
-from packager.repository.publishing import PublishReport, publish, stage_renewal, stage_rollout_change
+from packager.repository.publishing import PublishReport, Send, publish, stage_renewal, stage_rollout_change
 from packager.repository.role_changes import next_targets
 from packager.repository.staged_view import StagedView
 from packager.repository.staging import SignReport, Staging
 
 
 class Repository(RepositoryListing):
-    """A repository that can be changed; get one from `open` or packager.repository.creation."""
+    """A repository that can be changed; get one from `open` or packager.repository.creation.
+
+    Args:
+        root: the repository's folder (packager.repository.layout).
+
+    Attributes:
+        send: publishes to a store before the folder's own timestamp is written (packager.repository.publishing).
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.send: Send | None = None
 
     @classmethod
     def open(cls, root: Path) -> "Repository":
@@ -248,7 +259,7 @@ class Repository(RepositoryListing):
             published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
                 raise NothingStaged("nothing is staged", hint="stage a release, a rollout or a key change first")
-            report = publish(self._layout, published, staging, check_clients=check_clients)
+            report = publish(self._layout, published, staging, check_clients=check_clients, send=self.send)
             staging.discard()
             return report
 
@@ -266,7 +277,7 @@ class Repository(RepositoryListing):
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
             renewed = stage_renewal(self._layout, published, signers, is_due_only=True)
-            return publish(self._layout, published, renewed, check_clients=True, is_renewal=True)
+            return publish(self._layout, published, renewed, check_clients=True, is_renewal=True, send=self.send)
 
     def publish_rollout(self, rollout: Rollout, expected: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
         """Publish one channel's rollout immediately; staged changes stay staged.
@@ -293,7 +304,7 @@ class Repository(RepositoryListing):
                 )
             _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
             change = stage_rollout_change(self._layout, published, rollout, signers)
-            return publish(self._layout, published, change, check_clients=True)
+            return publish(self._layout, published, change, check_clients=True, send=self.send)
 
     @property
     def is_staging_empty(self) -> bool:

@@ -203,7 +203,7 @@ class Staging:
             if role not in (*LAST_ROLES, "root"):
                 files[role] = (document.signed.version, tuf_documents.serialize(document))
         before = published.documents.get("snapshot")
-        version = self._ahead + (0 if before is None else before.signed.version)
+        version = self.free_version("snapshot", self._ahead + (0 if before is None else before.signed.version))
         snapshot = tuf_documents.new_snapshot(version, files, now_s)
         staged = self.documents.get("snapshot")
         used: set[str] = set()
@@ -245,9 +245,22 @@ class Staging:
             now_s: current time, in Unix seconds.
         """
         renewed = tuf_documents.next_targets(previous, role, previous.targets, now_s)
-        renewed.version = previous.version + self._ahead
+        renewed.version = self.free_version(role, previous.version + self._ahead)
         self._mark_as_packed(renewed, now_s)
         self.documents[role] = Metadata[Targets](renewed)
+
+    def free_version(self, role: str, version: int) -> int:
+        """Return the first version of a role, from `version` on, of which no document exists.
+
+        Another publisher may have written a document to the store that no publication names, and may still publish it.
+
+        Args:
+            role: name of the role.
+            version: the lowest version.
+        """
+        while (self._layout.metadata / f"{version}.{role}.json").exists():
+            version += 1
+        return version
 
     def _mark_as_packed(self, signed: Signed, now_s: int) -> None:
         """Set or remove the mark of an offline pack, and its expiry."""
@@ -274,12 +287,17 @@ class Staging:
         assert before is not None
         lacks_signatures = bool(check_signatures(published, self.documents, role, before).missing_signatures)
         if targets != listed or lacks_signatures:
-            self.documents[role] = Metadata[Targets](tuf_documents.next_targets(before.signed, role, targets, now_s))
+            changed = tuf_documents.next_targets(before.signed, role, targets, now_s)
+            changed.version = self.free_version(role, changed.version)
+            self.documents[role] = Metadata[Targets](changed)
 
     def _drop_outdated(self, published: PublishedDocuments) -> None:
         for role in list(self.documents):
             before = published.documents.get(role)
-            is_successor = self.documents[role].signed.version == (0 if before is None else before.signed.version) + 1
+            next_version = (0 if before is None else before.signed.version) + 1
+            if role not in ("root", "targets"):
+                next_version = self.free_version(role, next_version)
+            is_successor = self.documents[role].signed.version == next_version
             if role in LAST_ROLES or not is_successor:
                 del self.documents[role]
 

@@ -1,0 +1,1 @@
+"""Tests of stores, registries and repositories in them."""

@@ -1,0 +1,37 @@
+"""Fixtures of the store tests: a repository with release 1.0.0, one S3 server and a proxy in front of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from packager.stores import object_store
+from tests.support.cutting_proxy import CuttingProxy, start_cutting_proxy
+from tests.support.repository_fixtures import device as device
+from tests.support.repository_fixtures import pristine_publisher as pristine_publisher
+from tests.support.repository_fixtures import publisher as publisher
+from tests.support.s3_server import S3Server, start_s3_server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests; each test has a prefix of its own."""
+    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: S3Server) -> Iterator[CuttingProxy]:
+    """A proxy in front of the server that can cut requests."""
+    with start_cutting_proxy(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, s3_proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty prefix, reached through the proxy with the publisher's credentials."""
+    s3_proxy.pass_all()
+    for name, value in s3_server.environment(endpoint=s3_proxy.url).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
+    return f"s3://models/{tmp_path.name}"
