@@ -1,4 +1,4 @@
-"""What a device needs for a variant: its runtime, and properties of the device (docs/format.md section 3)."""
+"""Requirements of a variant: its runtime, and properties of the device (docs/format.md section 3)."""
 
 import re
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The variants of a release: files, models, patches, and what a device needs (docs/format.md section 3)."""
+"""The variants of a release: files, models, patches and requirements (docs/format.md section 3)."""
 
 from dataclasses import dataclass
 from typing import Final

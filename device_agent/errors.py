@@ -325,7 +325,7 @@ class WorkerTimeout(Unavailable):
 
 
 class AddressUnavailable(Unavailable):
-    """An address is in use or not allowed. Change `serve.listen` or `serve.apps_socket`, or free the address."""
+    """An address is in use or not allowed. Change `serve.listen` or `serve.apps_socket`, or free it."""
 
     reason = "address-unavailable"
 

@@ -106,7 +106,10 @@ def _group_id(name: str) -> int | None:
 
 
 def _peer_groups(connection: socket.socket) -> tuple[int, ...]:
-    """Return the supplementary groups that the process had when it connected; none if it has over MAX_GROUPS."""
+    """Return the supplementary groups that the process had when it connected.
+
+    A process of more than MAX_GROUPS groups has none here.
+    """
     try:
         data = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_GROUPS * _GROUP.size)
     except OSError:
@@ -130,7 +133,7 @@ def _unit_of(pid: int, connection: socket.socket) -> str | None:
 
 
 def _has_ended(connection: socket.socket) -> bool:
-    """Return whether the process that connected has ended; True, too, if the kernel cannot tell (before 6.5)."""
+    """Return whether the process that connected has ended; True on kernels before 6.5, which do not say."""
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:

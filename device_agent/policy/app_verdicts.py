@@ -1,4 +1,4 @@
-"""The health verdicts of applications on the serving release, and the decision of a probation from them.
+"""The health verdicts of applications on the serving release, and a probation's decision from them.
 
 Rules:
 - Only a judge's verdict counts, and only on the bundle that serves now.

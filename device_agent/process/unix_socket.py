@@ -1,4 +1,4 @@
-"""Unix stream sockets: long paths, the credentials of a peer, and a listener with a thread for each connection."""
+"""Unix stream sockets: long paths, credentials of a peer, a listener with a thread per connection."""
 
 import logging
 import os

@@ -107,7 +107,7 @@ def describe_windows(windows: Sequence[Window], zone: tzinfo, now_s: int) -> lis
 
 
 def _local_zone() -> tzinfo:
-    """Return the zone that the variable TZ names, else this machine's; without its rules, the offset of today."""
+    """Return the zone of the variable TZ, else this machine's; without its rules, the offset of today."""
     try:
         if text := os.environ.get("TZ"):
             return ZoneInfo(text.removeprefix(":"))

@@ -122,7 +122,7 @@ class Lab:
             read_facts=lambda: SimpleNamespace(memory_bytes=memory_bytes),
             other_families=lambda: (),
         )
-        workers = SimpleNamespace(unseal_to_serve=self._unseal)
+        workers = SimpleNamespace(patcher=SimpleNamespace(unseal_to_serve=self._unseal))
         self.context, self.workers = cast(Any, context), cast(Any, workers)
         limits = ProbationLimits.from_health(Health(), None, None)
         self.watch = ProbationWatch(self.context, self.workers, self.serving, self.candidate, limits, previous, None)

@@ -336,7 +336,7 @@ def test_a_candidate_is_too_slow_only_on_equal_inputs() -> None:
             fds = running_bundle.fds
             return replace(fds, files={name: os.dup(fd) for name, fd in fds.files.items()})
 
-        workers: Any = SimpleNamespace(unseal=unseal)
+        workers: Any = SimpleNamespace(patcher=SimpleNamespace(unseal=unseal))
         running: Any = SimpleNamespace(digest="1", variant=variant("1", running_bundle), bundle=None)
         client = ProbeClient(1, allow_unjailed=False)
         client.probe(running_bundle.fds, running.variant, None, workers)
