@@ -4,8 +4,9 @@ Rules:
 - Off until `reports.url` is configured. At most one vital an interval is made (`reports.vital_interval_s`).
 - Coarse: counts are magnitudes (powers of two), times are whole days. A vital contains no model inputs or outputs, no
   address, no place and no free text.
-- Vitals of a log are numbered from 1 and not chained: each one replaces the one before it, and none has to arrive. The
-  log is a random id of the journal. Two vitals of one number that differ come from two disks.
+- Vitals are numbered from 1 in the log of the device's reports, and not chained: each one replaces the one before it,
+  and none has to arrive. Two vitals of one number that differ come from two disks. A vital names the newest report, so
+  that a missing report is noticed, and the order of vitals and reports is known.
 - It says where the device stands with the release that its channel offers, so that a device that waits, or that could
   not judge a release, differs from a silent one (`VITAL_STATES`).
 - The device's Ed25519 key signs SIGNATURE_LABEL ‖ canonical JSON of all fields but the signature.
@@ -44,8 +45,9 @@ class Vital:
     """One vital of a device and family.
 
     Attributes:
-        log: random id of the numbering, 32 hexadecimal digits.
-        number: number in the log, from 1.
+        log: random id of the device's log, 32 hexadecimal digits.
+        number: number of the vital in the log, from 1.
+        reports: number of the newest report of the same log, or 0.
         day: day on which it was made, by the device's clock, in days since 1970-01-01.
         repository: id of the repository, 64 hexadecimal digits.
         family: name of the family.
@@ -71,6 +73,7 @@ class Vital:
 
     log: str
     number: int
+    reports: int
     day: int
     repository: str
     family: str
@@ -131,6 +134,7 @@ class Vital:
         out = cls(
             log=fields.text("log", LOG_ID_PATTERN),
             number=fields.integer("number", 1),
+            reports=fields.integer("reports"),
             day=fields.integer("day", 0, MAX_DAY),
             repository=fields.text("repository", SHA256_HEX_PATTERN),
             family=fields.text("family", NAME_PATTERN),

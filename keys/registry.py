@@ -107,7 +107,7 @@ class Registry:
         self.path = path
         self._devices: dict[str, Device] = {}
         self._labels: dict[str, str] = {}
-        for device in _read_devices(path):
+        for device in read_devices(path):
             if device.device_id in self._devices or device.label in self._labels:
                 raise RegistryDamaged(f"{path}: device {device.label!r} is listed twice", hint=RESTORE_HINT)
             self._add(device)
@@ -239,7 +239,12 @@ class Registry:
         self._labels[device.label] = device.device_id
 
 
-def _read_devices(path: Path) -> Iterator[Device]:
+def read_devices(path: Path) -> Iterator[Device]:
+    """Iterate over the devices of a registry file, without reading all of it into memory.
+
+    Raises:
+        RegistryDamaged: a line does not describe a device, or is out of order.
+    """
     if not path.exists():
         return
     before = ""

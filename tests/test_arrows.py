@@ -1,7 +1,8 @@
 """The imports between packages (docs/architecture.md), and the modules that each process loads.
 
 Rules:
-1. packager → keys → bundle ← device_agent ← airweights, packager → bundle, airweights → bundle. No other arrow.
+1. packager → fleet → keys → bundle ← device_agent ← airweights, packager → keys, packager → bundle, fleet → bundle,
+   airweights → bundle. No other arrow.
 2. `bundle/__init__` imports nothing. Only the packager uses onnx and the quantizer.
 3. On the device, one module imports an HTTP client, only model processes import onnxruntime, and only the verifier
    imports tuf.
@@ -18,11 +19,12 @@ import pytest
 from tests.support.imports import imported_names
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("bundle", "keys", "packager", "device_agent", "airweights")
+PACKAGES = ("bundle", "keys", "fleet", "packager", "device_agent", "airweights")
 MAY_IMPORT = {
     "bundle": {"bundle"},
     "keys": {"keys", "bundle"},
-    "packager": {"packager", "keys", "bundle"},
+    "fleet": {"fleet", "keys", "bundle"},
+    "packager": {"packager", "fleet", "keys", "bundle"},
     "device_agent": {"device_agent", "bundle"},
     "airweights": {"airweights", "device_agent", "bundle"},
 }

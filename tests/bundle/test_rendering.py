@@ -86,7 +86,7 @@ def test_a_log_has_one_clean_line_per_record(formatter: logging.Formatter, text:
 def test_only_the_console_prints() -> None:
     writers = {
         path.relative_to(ROOT).as_posix()
-        for package in ("bundle", "keys", "packager", "device_agent", "airweights")
+        for package in ("bundle", "keys", "fleet", "packager", "device_agent", "airweights")
         for path in (ROOT / package).rglob("*.py")
         if any(name in WRITERS for name, _ in calls_of(path))
     }
@@ -97,7 +97,7 @@ def test_no_command_joins_lines_itself() -> None:
     """A joined text would be printed as one line with escapes in place of its line breaks."""
     wrong = [
         f"{path.relative_to(ROOT)}: {text}"
-        for package in ("keys", "packager", "device_agent")
+        for package in ("keys", "fleet", "packager", "device_agent")
         for path in (ROOT / package).rglob("*.py")
         for name, call in calls_of(path)
         if name.rpartition(".")[2] == "print_result"

@@ -37,6 +37,7 @@ _REPORT: Final = DeviceReport(
 _VITAL: Final = Vital(
     log="1" * 32,
     number=1,
+    reports=1,
     day=DAY,
     repository=REPOSITORY,
     family="kws",

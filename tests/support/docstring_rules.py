@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("airweights", "bundle", "keys", "packager", "device_agent")
+PACKAGES: Final = ("airweights", "bundle", "keys", "fleet", "packager", "device_agent")
 VERBS: Final = frozenset((Path(__file__).with_name("verbs.txt")).read_text(encoding="utf-8").split())
 MAX_FIRST_LINE: Final = 100
 BAD_STARTS: Final = frozenset(

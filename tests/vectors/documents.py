@@ -438,6 +438,7 @@ def make_vital() -> bytes:
     vital = Vital(
         log="1" * 32,
         number=3,
+        reports=2,
         day=20_454,
         repository="d" * 64,
         family="kws",

@@ -7,7 +7,7 @@ from typing import Final
 
 from bundle.errors import KINDS, AirweightsError, action_of, kind_of, sentences_of, subclasses
 
-PACKAGES: Final = ("bundle", "keys", "packager", "device_agent")
+PACKAGES: Final = ("bundle", "keys", "fleet", "packager", "device_agent")
 EXIT_CODES: Final = {
     0: "done",
     2: "invalid input: fix the command, file or configuration",
