@@ -372,6 +372,12 @@ class NanOutput(Unfit):
     reason = "nan-output"
 
 
+class EndpointRefuses(Unfit):
+    """The endpoint cannot answer a golden input as a request. Change the model's inputs or outputs."""
+
+    reason = "endpoint-refuses"
+
+
 class ProbeCrashed(Unfit):
     """The probe process crashed or sent a malformed response. Run the model on a device of this kind."""
 

@@ -298,6 +298,18 @@ class WorkspaceDamaged(Refused):
     reason = "workspace-damaged"
 
 
+class BundleUnfit(Unfit):
+    """The installed agent opened the bundle as devices do, and refuses it. Fix the cause that the message names."""
+
+    reason = "bundle-unfit"
+
+
+class BundleNotProbed(Unavailable):
+    """The installed agent could not open the bundle, which says nothing about it. Try again on an idle machine."""
+
+    reason = "bundle-not-probed"
+
+
 class NoVariantLeft(Unfit):
     """Every variant was left out, so there is nothing to release. Fix the causes that the message lists."""
 

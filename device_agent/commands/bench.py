@@ -34,8 +34,6 @@ from device_agent.host.meters import EnergyMeter, ProcessMeter, open_energy_mete
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.handles import BundleFds, FrontHandle, GenerationSpec, ModelProcess, ServeConfig
-from device_agent.runtime.oip import oip_datatype_name
-from device_agent.runtime.tensors import to_bytes
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
@@ -236,6 +234,8 @@ def make_golden_mix(samples: Sequence[GoldenVector], contract: Contract) -> tupl
     """
     import numpy as np
 
+    from device_agent.runtime.golden_requests import encode_request
+
     inputs = [sample.inputs for sample in samples]
     if not inputs:
         zeros: dict[str, Any] = {}
@@ -245,14 +245,7 @@ def make_golden_mix(samples: Sequence[GoldenVector], contract: Contract) -> tupl
         inputs = [zeros]
     requests = []
     for arrays in inputs:
-        rows, raw = [], b""
-        for spec in contract.inputs:
-            data = bytes(to_bytes(np.asarray(arrays[spec.name])))
-            row = {"name": spec.name, "datatype": oip_datatype_name(spec), "shape": list(np.shape(arrays[spec.name]))}
-            rows.append({**row, "parameters": {"binary_data_size": len(data)}})
-            raw += data
-        text = json.dumps({"inputs": rows, "parameters": {"binary_data_output": True}}).encode()
-        requests.append(BenchRequest(text + raw, len(text)))
+        requests.append(BenchRequest(*encode_request(arrays, contract, is_raw=True)))
     return tuple(requests)
 
 

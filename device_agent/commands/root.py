@@ -31,6 +31,7 @@ from device_agent.commands.daemon_or_offline import (
 )
 from device_agent.commands.files import files
 from device_agent.commands.new_device import enroll, init
+from device_agent.commands.probe_bundle import probe_bundle
 from device_agent.commands.quarantine import quarantine
 from device_agent.commands.relabel import relabel
 from device_agent.commands.report import report
@@ -294,6 +295,7 @@ cli.add_command(enroll)
 cli.add_command(init)
 identity.add_command(seal_client_key)
 cli.add_command(files)
+cli.add_command(probe_bundle)
 cli.add_command(quarantine)
 cli.add_command(relabel)
 cli.add_command(report)

@@ -72,6 +72,8 @@ class ProbeReport:
         worst_relative_rms_ppm: largest relative RMS error of a golden output, in parts per million, or None.
         samples, runs: number of golden samples, and of all runs.
         load_us: creation of the session, in microseconds.
+        reference_ratio_ppm: processor time over that of the reference graph (device_agent.runtime.reference), one
+            thread, in parts per million; None if it was not measured.
         elapsed_s: duration of the whole probe.
     """
 
@@ -84,6 +86,7 @@ class ProbeReport:
     samples: int = 0
     runs: int = 0
     load_us: int = 0
+    reference_ratio_ppm: int | None = None
     elapsed_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -104,6 +107,8 @@ def run_probe_process(
     *,
     threads: int = 0,
     compares_outputs: bool = True,
+    asks_requests: bool = False,
+    measures_ratio: bool = False,
 ) -> ProbeReport:
     """Probe a candidate in a jailed worker (rules 1 to 4). Nothing that the candidate causes is raised.
 
@@ -114,6 +119,8 @@ def run_probe_process(
         jail: policy of the worker; memory, processor time and file size are limited if it does not limit them.
         threads: intra-op threads that the candidate will run with.
         compares_outputs: compare the outputs with the golden ones; False to measure on another model's golden inputs.
+        asks_requests: also send the golden inputs through the request parser.
+        measures_ratio: also measure the ratio to the reference graph.
     """
     started = time.monotonic()
     jail = jail or JailPolicy(nice=PROBE_NICENESS)
@@ -132,8 +139,16 @@ def run_probe_process(
         return _create_report("inconclusive", error.reason, error.message, started)
     with worker:
         tolerance_ppm = health.golden_relative_rms_ppm if compares_outputs else None
-        request = {"contract": contract.as_json(), "golden_relative_rms_ppm": tolerance_ppm, "threads": threads}
-        return _judge_bundle(worker, bundle, request, health, baseline, started)
+        request: JsonObject = {
+            "contract": contract.as_json(),
+            "golden_relative_rms_ppm": tolerance_ppm,
+            "threads": threads,
+            "asks_requests": asks_requests,
+        }
+        report = _judge_bundle(worker, bundle, request, health, baseline, started)
+        if measures_ratio and report.verdict == "pass":
+            report = replace(report, reference_ratio_ppm=_measure_ratio(worker, bundle, contract, health))
+        return report
 
 
 def _judge_bundle(
@@ -189,6 +204,18 @@ def _judge_bundle(
             return compare_with_baseline(report, health, baseline, cpu_share=float(found["cpu_share"]))
     except WorkerFailed as error:
         return _create_report("fail", ProbeCrashed.reason, error.message, started)
+
+
+def _measure_ratio(worker: WorkerProcess, bundle: BundleFds, contract: Contract, health: Health) -> int | None:
+    """Return the ratio to the reference graph, or None if it cannot be measured."""
+    value, fds = bundle.to_message()
+    request = {"contract": contract.as_json(), "bundle": value}
+    try:
+        found = worker.call("measure", request, fds, deadline_s=health.probe_deadline_s).value["ratio"]
+        with parse_reply(MODULE):
+            return None if found is None else int(found["ratio_ppm"])
+    except (WorkerTimeout, WorkerFailed, WorkerCrashed, Refused, Unfit):
+        return None
 
 
 def compare_with_baseline(

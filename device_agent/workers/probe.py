@@ -3,14 +3,16 @@
 The supervisor decides the verdict (device_agent.runtime.probe_runner).
 
 Rules:
-1. The process serves one call, `probe` or `adapter`. `probe` reports each stage when it starts, so that a crash can be
-   located: load, contract, golden N, latency.
+1. The process serves the calls `probe`, `measure` and `adapter`. `probe` reports each stage when it starts, so that a
+   crash can be located: load, contract, golden N, requests, latency.
 2. Outputs are compared as in bundle.golden.
 3. After the golden runs, the golden inputs run again at least MIN_RUNS and at most MAX_RUNS times: to measure the
    latency, and because some models fail only after several runs. Without golden vectors the input is zeros, and no
    output is compared. If all sizes of the inputs are fixed, a failure on zeros fails the candidate, unless onnxruntime
    blames the values. If a size is free, the model may not support the chosen one, so a failure is ignored.
-4. A model whose memory grows by more than MAX_GROWTH_BYTES over these runs leaks, since it has run all inputs before.
+4. `measure` runs the model with one thread in turn with the reference graph (device_agent.runtime.reference). It is a
+   call of its own, so that the memory of its sessions is not counted as the model's.
+5. A model whose memory grows by more than MAX_GROWTH_BYTES over these runs leaks, since it has run all inputs before.
 """
 
 import os
@@ -30,7 +32,9 @@ from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.golden_check import check_golden_samples
+from device_agent.runtime.golden_requests import ask_golden_requests
 from device_agent.runtime.inference import check_servable
+from device_agent.runtime.reference import measure_ratio
 from device_agent.runtime.session import LoadedModel, read_golden_samples
 from device_agent.runtime.tensors import Array, has_non_finite
 
@@ -46,14 +50,15 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
     Args:
         supervisor: receives the stages.
-        message: fields `bundle`, `contract`, `golden_relative_rms_ppm` (None to compare no outputs), `threads`;
-            descriptors of the bundle.
+        message: fields `bundle`, `contract`, `golden_relative_rms_ppm` (None to compare no outputs), `threads`,
+            `asks_requests` (also send the golden inputs through the request parser); descriptors of the bundle.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
         ContractMismatch: its inputs or outputs are not those of the contract.
         GoldenMismatch: an output differs by more than the tolerance.
         NanOutput: an output has NaN or infinity.
+        EndpointRefuses: a golden input cannot be asked as a request.
         InferenceFailed: a run failed.
         MemoryLeak: the memory grows with every run.
         Malformed: the golden vectors are malformed.
@@ -80,6 +85,9 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     if tolerance_ppm is not None:
         worst = check_golden_samples(model, samples, tolerance_ppm, stage)
     inputs: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
+    if value["asks_requests"]:
+        stage("requests")
+        ask_golden_requests(model, contract, samples, inputs, tolerance_ppm or 0)
     stage("latency")
     grown_bytes, measured = measure_growth(model, inputs)
     if grown_bytes > MAX_GROWTH_BYTES:
@@ -90,6 +98,31 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         "worst_relative_rms_ppm": round(worst * 1e6),
         **measured,
     }
+
+
+def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Measure the model relative to the reference graph: call `measure`.
+
+    Args:
+        message: fields `bundle`, `contract`; descriptors of the bundle.
+
+    Returns:
+        {"ratio": figures of ReferenceRatio, or None if there is no input to run}.
+
+    Raises:
+        ModelDoesNotLoad: onnxruntime cannot load the model.
+        InferenceFailed: a run failed.
+        Malformed: the golden vectors are malformed.
+    """
+    try:
+        bundle = BundleFds.from_message(message.value["bundle"], message.fds)
+        model = LoadedModel.load(bundle, threads=1)
+        contract = Contract.parse(StrictObject(message.value["contract"], "contract"))
+        samples = read_golden_samples(bundle)
+    finally:
+        message.close()
+    found = measure_ratio(model, [sample.inputs for sample in samples] or _zero_inputs(model, contract))
+    return {"ratio": None if found is None else found.as_json()}
 
 
 def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> tuple[int, JsonObject]:
@@ -188,7 +221,7 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
 def main() -> None:
     """Run the probe process until the supervisor stops it."""
     parent, _ = start_worker()
-    serve_calls(parent, {"probe": run_probe, "adapter": run_adapter_check})
+    serve_calls(parent, {"probe": run_probe, "measure": run_measure, "adapter": run_adapter_check})
 
 
 if __name__ == "__main__":

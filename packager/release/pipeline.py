@@ -30,7 +30,7 @@ from packager.models.samples import Samples, no_samples
 from packager.release.draft import Draft, Reporter, SilentReporter
 from packager.release.release_plan import ReleasePlan
 from packager.release.release_report import ReleaseReport, drop_reasons, make_report
-from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign
+from packager.release.steps import assemble, compare, diff, encrypt, probe, publish, quantize, record_golden, sign
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 
@@ -53,6 +53,7 @@ STEPS: Final[tuple[Step, ...]] = (
     Step("compare", compare.run),
     Step("golden", record_golden.run),
     Step("assemble", assemble.run),
+    Step("probe", probe.run),
     Step("diff", diff.run),
     Step("encrypt", encrypt.run),
     Step("sign", sign.run),

@@ -94,7 +94,7 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
 def test_it_tells_a_person_what_happens(site: ReleaseSite) -> None:
     result = site.release("1.2.0.toml", "--dry-run", "--html", site.folder / "report.html")
     assert result.code == 0, result.stderr
-    assert "[5/5] diff" in result.stderr
+    assert "[6/6] diff" in result.stderr
     assert "kws 1.2.0 (counter 3): not published" in result.stdout
     assert "from 1.1.0" in result.stdout
     head, fp32, int8 = result.stdout.splitlines()[1:4]

@@ -119,7 +119,7 @@ def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
         requires=assembled.requires,
         at_rest=at_rest,
         files=assembled.bundle.files,
-        models=_model_entries(assembled),
+        models=model_entries(assembled),
         patches=variant.entries,
         key_commitment=compute_commitment(variant.content_key),
         health=assembled.checks.health,
@@ -129,7 +129,8 @@ def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
     )
 
 
-def _model_entries(assembled: AssembledVariant) -> tuple[ModelEntry, ...]:
+def model_entries(assembled: AssembledVariant) -> tuple[ModelEntry, ...]:
+    """Return the models of a variant that the agent runs."""
     contract = assembled.checks.contract
     if contract is None:
         return ()
