@@ -15,7 +15,7 @@ import uvicorn
 from bundle.contract import Contract
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.inference import Inference
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.wire import NO_JSON
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     bundle = BundleFds({"m": create_sealed_memfd("m", arguments.model.read_bytes())}, "m")
-    model = LoadedModel.load(bundle, threads=arguments.threads)
+    model = OnnxModel.load(bundle, threads=arguments.threads)
     inference = Inference(model, Contract(model.inputs, model.outputs), "m", "1")
 
     async def app(

@@ -8,7 +8,7 @@ import numpy as np
 from bundle.contract import TensorSpec
 from bundle.golden.golden_file import GoldenSample, write_golden
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.tensors import Array
 from packager.models.inputs import ModelInterface
 from packager.models.random_inputs import random_samples
@@ -42,12 +42,12 @@ def _make_text_inputs(model: Path) -> list[dict[str, Array]]:
     return [{spec.name: tensor(spec, number) for spec in _load_model(model).inputs} for number in range(SAMPLES)]
 
 
-def _load_model(model: Path) -> LoadedModel:
+def _load_model(model: Path) -> OnnxModel:
     external = find_external_files(model)
     files = {name: create_sealed_memfd(name, path.read_bytes()) for name, path in external.items()}
     bundle = BundleFds({"m": create_sealed_memfd("m", model.read_bytes()), **files}, "m", None, tuple(external))
     try:
-        return LoadedModel.load(bundle, threads=1)
+        return OnnxModel.load(bundle, threads=1)
     finally:
         bundle.close()
 
@@ -59,7 +59,7 @@ def make_bundle(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     for name, path in external.items():
         files[name] = create_sealed_memfd("external", path.read_bytes())
     bundle = BundleFds(files, "model.onnx", None, tuple(external))
-    loaded = LoadedModel.load(bundle, threads=1)
+    loaded = OnnxModel.load(bundle, threads=1)
     if any(tensor.dtype == "string" for tensor in (*loaded.inputs, *loaded.outputs)):
         return bundle  # golden vectors do not support strings
     goldens = tuple(GoldenSample(dict(sample), loaded.run(sample)) for sample in inputs)

@@ -25,7 +25,7 @@ from benchmarks.open_loop_load import build_infer_request, run_closed_loop
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.model_runtime import ModelRuntime
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.tensors import Array
 
 REST_S = 10.0
@@ -101,7 +101,7 @@ def measure_worker_overhead(bundle: BundleFds, sample: dict[str, Array], runs: i
         sample: one input.
         runs: number of runs of each kind.
     """
-    model = LoadedModel.load(bundle, threads=1)
+    model = OnnxModel.load(bundle, threads=1)
     with ModelRuntime(isolation="worker", threads=1, tolerance_ppm=10**9) as runtime:
         runtime.swap(bundle)
         bare: list[float] = []

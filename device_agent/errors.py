@@ -150,6 +150,12 @@ class NoVariant(Refused):
     reason = "no-variant"
 
 
+class RuntimeMissing(Refused):
+    """The release needs a runtime that is not installed. Install it, or publish another variant."""
+
+    reason = "runtime-missing"
+
+
 class TpmUnavailable(Unavailable):
     """The TPM is missing or does not respond. Check its device node and permissions."""
 
@@ -439,7 +445,7 @@ class OperatorRollback(Unfit):
 
 
 class ModelDoesNotLoad(Unfit):
-    """ONNX Runtime cannot load the model. Check its opset and operators against the device's runtime."""
+    """The runtime cannot load the model. Check its operators against the device's version."""
 
     reason = "model-does-not-load"
 

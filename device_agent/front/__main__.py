@@ -372,7 +372,7 @@ async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters, pee
 def main() -> None:
     """Run the front: import, enter the jail, serve until the supervisor ends."""
     opened: list[tuple[metrics.ProcessMeters, PeerFinder]] = []
-    supervisor, _ = start_worker(lambda _pace: opened.append(_import_all()))
+    supervisor, _ = start_worker(lambda _pace, _policy: opened.append(_import_all()))
     asyncio.run(_run(supervisor, *opened[0]))
 
 

@@ -39,7 +39,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 EXTENSIONS: Final = ["binary_tensor_data", "statistics", "model_repository"]
-PLATFORM: Final = "onnxruntime_onnx"
 DECIMAL_PATTERN: Final = re.compile(rb"[0-9]{1,15}")
 JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 BINARY_CONTENT_TYPE: Final = (b"content-type", b"application/octet-stream")
@@ -206,7 +205,7 @@ class EndpointApp:
                 404, f"model {queue.family!r} has no loaded version{'' if version is None else f' {version[:80]!r}'}"
             )
         versions = sorted({g.version for g in queue.generations.values() if not g.is_retired})
-        return {"name": queue.family, "versions": versions, "platform": PLATFORM, **generation.metadata}
+        return {"name": queue.family, "versions": versions, **generation.metadata}
 
     def _family_queue(self, family: str) -> FamilyQueue:
         queue = self.family_queues.get(family)

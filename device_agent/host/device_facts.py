@@ -8,18 +8,27 @@ from pathlib import Path
 from typing import Final
 
 from bundle.cpu_features import read_cpu_features
-from device_agent.policy.planner import DeviceFacts
+from device_agent.policy.planner import MISSING_VERSION, DeviceFacts
 
 # patch features of this version's decoder beyond the base set; bundle.patch.container has the list, but imports numpy
 DECODERS: Final = frozenset({"delta", "edit", "stream", "typed"})
 OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature to the module that decodes it
+# runtime of a manifest to its distribution
+OTHER_RUNTIMES: Final = {"litert": "ai_edge_litert"}
 RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_openvino", "onnxruntime_qnn")
 
 
 def device_facts() -> DeviceFacts:
     """Read the facts that the planner needs. The available memory changes from call to call."""
     decoders = DECODERS | {name for name, module in OPTIONAL_DECODERS.items() if importlib.util.find_spec(module)}
-    return DeviceFacts(os.uname().machine, read_cpu_features(), runtime_version(), available_memory_bytes(), decoders)
+    return DeviceFacts(
+        os.uname().machine,
+        read_cpu_features(),
+        runtime_version(),
+        available_memory_bytes(),
+        decoders,
+        other_runtimes(),
+    )
 
 
 @cache
@@ -29,11 +38,22 @@ def runtime_version() -> str:
     The version is read from the name of the metadata folder, since importlib.metadata needs 3 MB of memory. It is read
     once: a runtime that is upgraded under a running agent takes effect at the agent's next start.
     """
+    return _distribution_version(RUNTIME_DISTRIBUTIONS) or MISSING_VERSION
+
+
+@cache
+def other_runtimes() -> dict[str, str]:
+    """Return the versions of the installed runtimes other than ONNX Runtime, by their names in manifests."""
+    found = {name: _distribution_version((distribution,)) for name, distribution in OTHER_RUNTIMES.items()}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _distribution_version(names: tuple[str, ...]) -> str | None:
     for folder in map(Path, sys.path):
-        for name in RUNTIME_DISTRIBUTIONS:
+        for name in names:
             for found in folder.glob(f"{name}-[0-9]*.dist-info"):
                 return found.name.removesuffix(".dist-info").partition("-")[2]
-    return "0"
+    return None
 
 
 def providers() -> tuple[str, ...]:

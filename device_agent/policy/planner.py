@@ -18,7 +18,7 @@ This module does no I/O.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
@@ -27,13 +27,15 @@ from bundle.manifest import Manifest
 from bundle.requirements import Runtime
 from bundle.variant import PatchEntry, Variant
 from bundle.version import parse_dotted_version
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
 
 FRAME_HEADER_BYTES: Final = (
     44  # bytes of a frame file's header, as in bundle.frames, which the supervisor does not load
 )
 FRAME_BYTES: Final = 64 * 1024
 FRAME_TAG_BYTES: Final = 16
+DEFAULT_RUNTIME: Final = "onnxruntime"
+MISSING_VERSION: Final = "0"
 MAX_HEAD_BYTES: Final = 600 * 1024  # largest head of a sealed bundle: its manifest as an escaped JSON string
 
 
@@ -44,9 +46,10 @@ class DeviceFacts:
     Attributes:
         arch: machine name, as `uname -m` prints it.
         cpu_features: flags of /proc/cpuinfo.
-        runtime: version of onnxruntime.
+        runtime: version of onnxruntime; "0" if it is not installed.
         memory_bytes: available memory.
         decoders: patch features that the installed decoder supports.
+        other_runtimes: version of each other installed runtime, by its name in manifests.
     """
 
     arch: str
@@ -54,6 +57,13 @@ class DeviceFacts:
     runtime: str
     memory_bytes: int
     decoders: frozenset[str]
+    other_runtimes: Mapping[str, str] = field(default_factory=dict)
+
+    def runtime_version(self, name: str) -> str | None:
+        """Return the version of a runtime, or None if it is not installed."""
+        if name == DEFAULT_RUNTIME:
+            return None if self.runtime == MISSING_VERSION else self.runtime
+        return self.other_runtimes.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,9 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
 
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
+        RuntimeMissing: every variant that could be chosen is for a runtime that is not installed.
     """
+    _require_runtime(manifest, requested, facts)
     misfits = {name: unmet_requirement(variant, facts) for name, variant in manifest.variants}
     if requested != "auto":
         variant = manifest.variant(requested)
@@ -132,6 +144,20 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
         raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
     kept = [pair for pair in fitting if pair[0] == current]
     return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
+
+
+def _require_runtime(manifest: Manifest, requested: str, facts: DeviceFacts) -> None:
+    names = {
+        variant.runtime.name
+        for name, variant in manifest.variants
+        if requested in ("auto", name) and variant.runtime.is_run_by_agent
+    }
+    has_files_only = any(not variant.runtime.is_run_by_agent for _, variant in manifest.variants)
+    if names and not has_files_only and all(facts.runtime_version(name) is None for name in names):
+        raise RuntimeMissing(
+            f"release {manifest.version} is for the runtime {' or '.join(sorted(names))}, which is not installed here",
+            hint="install it beside the agent, or publish a variant for another runtime",
+        )
 
 
 def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
@@ -157,13 +183,14 @@ def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
 def _unmet_runtime(runtime: Runtime, facts: DeviceFacts) -> str:
     if not runtime.is_run_by_agent:
         return ""
-    if runtime.name != "onnxruntime":
-        return f"needs the runtime {runtime.name}, this agent has onnxruntime"
-    found = parse_dotted_version(facts.runtime)
+    installed = facts.runtime_version(runtime.name)
+    if installed is None:
+        return f"needs the runtime {runtime.name}, which is not installed"
+    found = parse_dotted_version(installed)
     if runtime.min_version is not None and found < parse_dotted_version(runtime.min_version):
-        return f"needs onnxruntime {runtime.min_version} or later, this device has {facts.runtime}"
+        return f"needs {runtime.name} {runtime.min_version} or later, this device has {installed}"
     if runtime.below_version is not None and found >= parse_dotted_version(runtime.below_version):
-        return f"needs onnxruntime below {runtime.below_version}, this device has {facts.runtime}"
+        return f"needs {runtime.name} below {runtime.below_version}, this device has {installed}"
     if runtime.providers:
         return f"needs the execution provider {' or '.join(runtime.providers)}, this agent uses the CPU"
     if runtime.options:

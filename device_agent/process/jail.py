@@ -59,6 +59,7 @@ class JailPolicy:
             capability.
         capability: what it keeps for files of other users if it becomes another user: "read-any", "access-any" or "".
         threads: bound on its threads.
+        runtime: runtime of models that it imports and prepares before the jail closes, or "".
         memory_bytes: RLIMIT_AS, or None.
         cpu_s: RLIMIT_CPU in seconds, or None.
         file_bytes: RLIMIT_FSIZE, or None; it limits memfds too.
@@ -79,6 +80,7 @@ class JailPolicy:
     fixed_user: bool = False
     capability: str = ""
     threads: int = MAX_THREADS
+    runtime: str = ""
     memory_bytes: int | None = None
     cpu_s: int | None = None
     file_bytes: int | None = None

@@ -106,7 +106,7 @@ class Handler(Protocol):
 
 
 def start_worker(
-    prepare: Callable[[Throttle], object] = lambda _throttle: None,
+    prepare: Callable[[Throttle, JailPolicy], object] = lambda _throttle, _policy: None,
 ) -> tuple[SupervisorChannel, JailStatus]:
     """Run steps 1 to 3 of a worker's life: receive the policy, import, enter the jail.
 
@@ -133,7 +133,7 @@ def start_worker(
     supervisor = SupervisorChannel(channel)
     try:
         policy = JailPolicy.parse(supervisor.receive().value)
-        prepare(Throttle(is_paced=policy.is_paced))
+        prepare(Throttle(is_paced=policy.is_paced), policy)
         with contextlib.suppress(OSError):  # glibc opens this when a thread ends, and then the jail forbids it
             ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)

@@ -9,7 +9,8 @@ Words:
 
 Reading order:
     bundle_fds.py      the plain bundle in memory
-    session.py         an onnxruntime session: load, check the contract, run
+    model_backends.py  the runtimes behind one protocol; loaded_model.py: what a loaded model offers
+    session.py         a model in onnxruntime; litert_model.py, warm_model.py: a model in LiteRT
     tensors.py         tensors of the Open Inference Protocol to numpy arrays and back; oip.py: its names
     json_body.py       the JSON of a request in bounded memory; content_coding.py: gzip and deflate
     inference.py       one HTTP request body to a response body; comparison.py: do two models agree
@@ -19,7 +20,7 @@ Reading order:
     front_handle.py    the supervisor's handle of the front; listening_socket.py: the socket that it serves on
     probe_runner.py    the verdict on a candidate; golden_check.py: its golden inputs
     admission.py       does it fit into memory
-    model_runtime.py   models inside an app; backends.py, tensor_channel.py: how they are run
+    model_runtime.py   models inside an app; model_runners.py, tensor_channel.py: how they are run
     latency.py         histogram of durations
     handles.py         the names that the supervisor uses
 """

@@ -10,6 +10,7 @@ from typing import Any, Final
 from bundle.errors import Malformed
 from bundle.files import BundleFile
 
+DEFAULT_RUNTIME: Final = "onnxruntime"
 MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -23,6 +24,7 @@ class BundleFds:
         golden: path of the golden vectors, or None.
         external_data: paths of the model's external data.
         adapter: name of a personal adapter (device_agent.workers.adapter_check), or None.
+        runtime: name of the runtime that loads the model (device_agent.runtime.model_backends).
     """
 
     files: Mapping[str, int]
@@ -30,14 +32,18 @@ class BundleFds:
     golden: str | None = None
     external_data: tuple[str, ...] = ()
     adapter: str | None = None
+    runtime: str = DEFAULT_RUNTIME
 
     @classmethod
-    def from_files(cls, files: Iterable[BundleFile], fds: Mapping[str, int]) -> "BundleFds":
+    def from_files(
+        cls, files: Iterable[BundleFile], fds: Mapping[str, int], runtime: str = DEFAULT_RUNTIME
+    ) -> "BundleFds":
         """Create the value from a manifest's file list.
 
         Args:
             files: the manifest's files.
             fds: a descriptor, by bundle path, for each file with the role "model", "golden" or "external-data".
+            runtime: name of the runtime.
 
         Raises:
             Malformed: the bundle has no model, several models, or several files of golden vectors.
@@ -54,7 +60,7 @@ class BundleFds:
             )
         external = tuple(by_role["external-data"])
         needed = {path: fds[path] for path in (*models, *goldens, *external)}
-        return cls(needed, models[0], goldens[0] if goldens else None, external)
+        return cls(needed, models[0], goldens[0] if goldens else None, external, runtime=runtime)
 
     def external_names(self) -> dict[str, int]:
         """Return the descriptors of the external data, by path relative to the model's folder."""
@@ -65,7 +71,7 @@ class BundleFds:
         """Return the fields and the descriptors of a message to a worker."""
         paths = tuple(self.files)
         value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
-        value |= {"external": self.external_data, "adapter": self.adapter}
+        value |= {"external": self.external_data, "adapter": self.adapter, "runtime": self.runtime}
         return value, tuple(self.files[path] for path in paths)
 
     @classmethod
@@ -77,7 +83,7 @@ class BundleFds:
             fds: the message's descriptors; they stay the caller's.
         """
         files = dict(zip(value["paths"], fds, strict=True))
-        return cls(files, value["model"], value["golden"], tuple(value["external"]), value["adapter"])
+        return cls(files, value["model"], value["golden"], tuple(value["external"]), value["adapter"], value["runtime"])
 
     def close(self) -> None:
         """Close all descriptors of the bundle."""

@@ -15,7 +15,7 @@ from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.listening_socket import listen_on
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
-from device_agent.runtime.oip import max_request_bytes, model_metadata
+from device_agent.runtime.oip import PLATFORMS, max_request_bytes, model_metadata
 from device_agent.runtime.wire import KEPT_BODIES
 
 MODULE: Final = "device_agent.front"
@@ -205,7 +205,7 @@ class FrontHandle:
             "generation": spec.generation,
             "version": spec.version,
             "process": _process_name(process),
-            "meta": {**model_metadata(spec), **(meta or {})},
+            "meta": {"platform": PLATFORMS[process.runtime], **model_metadata(spec), **(meta or {})},
             "max_body_bytes": max_request_bytes(spec.contract, spec.max_body_bytes),
         }
         with ExitStack() as stack:

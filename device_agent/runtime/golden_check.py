@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from bundle.golden.comparison import GoldenVector, check_outputs
 from device_agent.errors import NanOutput
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.loaded_model import LoadedModel
 from device_agent.runtime.tensors import has_non_finite
 
 
@@ -14,7 +14,7 @@ def check_golden_samples(
     tolerance_ppm: int,
     on_sample: Callable[[str], object] = lambda _name: None,
 ) -> float:
-    """Run the golden inputs and compare the outputs as bundle.golden does.
+    """Run the golden inputs on a model in its initial state, and compare the outputs.
 
     Args:
         model: the loaded model.
@@ -31,6 +31,7 @@ def check_golden_samples(
         InferenceFailed: a run failed.
     """
     worst = 0.0
+    model = model.in_initial_state()
     for number, sample in enumerate(samples):
         where = f"golden {number}"
         on_sample(where)

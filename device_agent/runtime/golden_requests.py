@@ -2,7 +2,7 @@
 
 1. Each golden input is written as the JSON body and as the body with raw tensors that a client would send, parsed, run,
    and the response is read back and compared with the golden outputs.
-2. Inputs of more than MAX_JSON_VALUES numbers are written as raw tensors only.
+2. Inputs of more than MAX_JSON_VALUES numbers, and those of a streaming model, are written as raw tensors only.
 3. Without golden vectors, one request is sent and only has to be answered.
 """
 
@@ -17,8 +17,8 @@ from bundle.golden.comparison import GoldenVector, check_outputs
 from device_agent.errors import EndpointRefuses, InferenceFailed, RequestInvalid
 from device_agent.runtime.comparison import decode_response
 from device_agent.runtime.inference import Inference
+from device_agent.runtime.loaded_model import LoadedModel
 from device_agent.runtime.oip import oip_datatype_name
-from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array, to_bytes, to_json
 from device_agent.runtime.wire import NO_JSON
 
@@ -69,11 +69,12 @@ def ask_golden_requests(
         EndpointRefuses: a request was refused, or its answer cannot be read.
         GoldenMismatch: an answer differs by more than the tolerance.
     """
+    model = model.in_initial_state()
     inference = Inference(model, contract, "probe", "0", [sample.inputs for sample in samples])
     asked = 0
     for number, inputs in enumerate([sample.inputs for sample in samples] or other_inputs):
         values = sum(np.asarray(array).size for array in inputs.values())
-        for is_raw in (True,) if values > MAX_JSON_VALUES else (False, True):
+        for is_raw in (True,) if values > MAX_JSON_VALUES or model.is_stateful else (False, True):
             where = f"golden {number} as a request with {'raw tensors' if is_raw else 'JSON'}"
             body, json_bytes = encode_request(inputs, contract, is_raw=is_raw)
             try:

@@ -24,8 +24,8 @@ from bundle.errors import AirweightsError
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
 from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.json_body import NumberList, parse_json
+from device_agent.runtime.loaded_model import LoadedModel, is_failure_of_inputs
 from device_agent.runtime.oip import oip_datatype_name
-from device_agent.runtime.session import LoadedModel, is_failure_of_inputs
 from device_agent.runtime.tensors import (
     DATATYPES,
     Array,

@@ -10,7 +10,7 @@ from bundle.contract import Contract
 from device_agent.errors import ModelProcessCrashed, WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess, parse_reply
-from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds
 
 MODULE: Final = "device_agent.workers.model_process"
 LOAD_DEADLINE_S: Final = (
@@ -75,10 +75,11 @@ class PrestartedProcess:
 
     Attributes:
         worker: the process.
+        runtime: name of the runtime that it has imported.
     """
 
-    def __init__(self, worker: WorkerProcess) -> None:
-        self.worker = worker
+    def __init__(self, worker: WorkerProcess, runtime: str = DEFAULT_RUNTIME) -> None:
+        self.worker, self.runtime = worker, runtime
 
     @classmethod
     def start(cls, jail: JailPolicy | None = None) -> "PrestartedProcess":
@@ -87,7 +88,8 @@ class PrestartedProcess:
         Raises:
             Unavailable: the process cannot be started or confined.
         """
-        return cls(WorkerProcess.start(MODULE, jail or JailPolicy()))
+        jail = jail or JailPolicy()
+        return cls(WorkerProcess.start(MODULE, jail), jail.runtime or DEFAULT_RUNTIME)
 
     def is_alive(self) -> bool:
         """Return whether the process can still be used."""
@@ -103,13 +105,14 @@ class ModelProcess:
 
     Attributes:
         spec: the settings that it was started with.
+        runtime: name of the runtime of its model.
         load_us, warm_us: microseconds of the session's creation, and of the golden runs.
         channel: the front's end of the request channel; kept open, so that a restarted front can use it.
     """
 
     def __init__(self, worker: WorkerProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
         self._worker = worker
-        self.spec = spec
+        self.spec, self.runtime = spec, DEFAULT_RUNTIME
         self.load_us = int(facts["load_us"])
         self.warm_us = int(facts["warm_us"])
         self.channel = channel
@@ -131,8 +134,8 @@ class ModelProcess:
             bundle: the model's files; the caller still owns them and can close them afterwards.
             spec: settings of the generation.
             jail: policy of the process.
-            prestarted: process to use instead of a new one, with the jail that it has; ignored if it has ended. It
-                belongs to the result from then on.
+            prestarted: process to use instead of a new one, with the jail that it has; ended and not used if it has
+                imported another runtime. It belongs to the result from then on.
             in_background: start, load and warm in steps with pauses between them, so that requests to the running model
                 are not delayed. If this process may lower niceness again (CAP_SYS_NICE), the new one also loads at a
                 low priority.
@@ -145,11 +148,15 @@ class ModelProcess:
         """
         jail = jail or JailPolicy()
         nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
+        if prestarted is not None and bundle.runtime != prestarted.runtime:
+            prestarted.stop()
+            prestarted = None
         if prestarted is not None and prestarted.is_alive():
             worker = prestarted.worker
         else:
             lowered = jail.nice if nice is None else jail.nice + LOADING_NICENESS_INCREMENT
-            worker = WorkerProcess.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
+            jail = replace(jail, nice=lowered, is_paced=in_background, runtime=bundle.runtime)
+            worker = WorkerProcess.start(MODULE, jail)
         value, fds = bundle.to_message()
         try:
             request = {**spec.as_json(), "is_paced": in_background, "bundle": value}
@@ -164,7 +171,9 @@ class ModelProcess:
             raise
         try:
             with parse_reply(MODULE):
-                return cls(worker, spec, loaded.value, loaded.fds[0])
+                out = cls(worker, spec, loaded.value, loaded.fds[0])
+                out.runtime = bundle.runtime
+                return out
         except WorkerFailed as error:
             worker.kill()
             loaded.close()
@@ -217,6 +226,10 @@ class ModelProcess:
     def facts(self) -> dict[str, Any]:
         """Return the loaded modules and the user id: {"modules": [...], "uid": ...}."""
         return self._worker.call("facts", deadline_s=30).value
+
+    def reset(self) -> None:
+        """Bring a model whose runs change its state into its initial state."""
+        self._worker.call("reset", deadline_s=LOAD_DEADLINE_S)
 
     def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
         """Run the golden inputs in the process, between two requests, and compare the outputs.

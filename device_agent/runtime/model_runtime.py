@@ -32,6 +32,7 @@ Rules:
    interpreter back from the swap's thread sooner.
 """
 
+import os
 import queue
 import sys
 import threading
@@ -48,11 +49,13 @@ from bundle.errors import Invalid
 from bundle.golden.comparison import check_outputs
 from device_agent.errors import NothingToRollBack
 from device_agent.process.throttle import Throttle
-from device_agent.runtime.backends import Backend, InProcessBackend, WorkerBackend
-from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.session import LoadedModel, read_golden_samples, trim_heap
+from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds, create_sealed_memfd
+from device_agent.runtime.loaded_model import read_golden_samples, trim_heap
+from device_agent.runtime.model_backends import load_model
+from device_agent.runtime.model_runners import InProcessRunner, Runner, WorkerRunner
 from device_agent.runtime.tensors import Array
 
+TFLITE_IDENTIFIER: Final = b"TFL3"  # at byte 4 of a TFLite file
 ISOLATIONS: Final = ("inproc", "worker")
 SWAP_SWITCH_INTERVAL_S: Final = 0.0005
 DEFAULT_TOLERANCE_PPM: Final = 1_000  # the default of Health.golden_relative_rms_ppm (bundle.contract)
@@ -104,7 +107,7 @@ class Lease:
     @property
     def worker_pid(self) -> int | None:
         """Process id of the generation's worker; None with isolation "inproc"."""
-        return self._generation.backend.worker_pid
+        return self._generation.runner.worker_pid
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run one inference on the leased generation, even if another one is current by now.
@@ -120,7 +123,7 @@ class Lease:
             RequestInvalid: the inputs do not fit the model.
             InferenceFailed: the model failed.
         """
-        return self._generation.backend.run(inputs, outputs)
+        return self._generation.runner.run(inputs, outputs)
 
     def __enter__(self) -> "Lease":
         return self
@@ -234,11 +237,12 @@ class ModelRuntime:
             loaded = time.perf_counter()
             try:
                 for number, sample in enumerate(read_golden_samples(bundle)):
-                    outputs = generation.backend.run(sample.inputs, None)
+                    outputs = generation.runner.run(sample.inputs, None)
                     check_outputs(outputs, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
                     throttle.wait()
+                generation.runner.reset()
             except BaseException:
-                generation.backend.close()
+                generation.runner.close()
                 raise
             warmed = time.perf_counter()
             with self._lock:
@@ -310,13 +314,13 @@ class ModelRuntime:
     ) -> None:
         self.close()
 
-    def _load(self, bundle: BundleFds, contract: Contract | None) -> Backend:
+    def _load(self, bundle: BundleFds, contract: Contract | None) -> Runner:
         if self._isolation == "worker":
-            return WorkerBackend(bundle, contract, self._threads, in_background=self._current is not None)
-        model = LoadedModel.load(bundle, threads=self._threads)
+            return WorkerRunner(bundle, contract, self._threads, in_background=self._current is not None)
+        model = load_model(bundle, threads=self._threads)
         if contract is not None:
             model.check_contract(contract)
-        return InProcessBackend(model)
+        return InProcessRunner(model)
 
     def _destroy(self, generation: "_Generation | None") -> tuple[float, float]:
         if generation is None:
@@ -324,7 +328,7 @@ class ModelRuntime:
         started = time.perf_counter()
         generation.wait_until_drained()
         drained = time.perf_counter()
-        generation.backend.close()
+        generation.runner.close()
         if self._isolation == "inproc":
             trim_heap()
         return drained - started, time.perf_counter() - drained
@@ -354,11 +358,11 @@ def _shorten_switch_interval() -> Iterator[None]:
 
 
 class _Generation:
-    __slots__ = ("_drained", "_lock", "backend", "leases", "number")
+    __slots__ = ("_drained", "_lock", "leases", "number", "runner")
 
-    def __init__(self, number: int, backend: Backend, lock: threading.Lock) -> None:
+    def __init__(self, number: int, runner: Runner, lock: threading.Lock) -> None:
         self.number = number
-        self.backend = backend
+        self.runner = runner
         self.leases = 0
         self._lock = lock
         self._drained: threading.Event | None = None
@@ -410,7 +414,7 @@ def bundle_from_files(model: Path, golden: Path | None = None, external: Sequenc
     """Read a bundle from plain files.
 
     Args:
-        model: the ONNX file.
+        model: the ONNX or TFLite file.
         golden: file with golden vectors, which `swap` checks; None to check none.
         external: the model's external data files, from the same folder.
 
@@ -423,4 +427,6 @@ def bundle_from_files(model: Path, golden: Path | None = None, external: Sequenc
     files = {path.name: create_sealed_memfd(path.name, path.read_bytes()) for path in (model, *external)}
     if golden is not None:
         files[golden.name] = create_sealed_memfd(golden.name, golden.read_bytes())
-    return BundleFds(files, model.name, None if golden is None else golden.name, tuple(p.name for p in external))
+    runtime = "litert" if os.pread(files[model.name], 4, 4) == TFLITE_IDENTIFIER else DEFAULT_RUNTIME
+    golden_name = None if golden is None else golden.name
+    return BundleFds(files, model.name, golden_name, tuple(path.name for path in external), runtime=runtime)

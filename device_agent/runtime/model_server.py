@@ -41,8 +41,9 @@ from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.content_coding import compress, decompress
 from device_agent.runtime.golden_check import check_golden_samples
 from device_agent.runtime.inference import Inference, check_servable
+from device_agent.runtime.loaded_model import LoadedModel, read_golden_samples, trim_heap
+from device_agent.runtime.model_backends import load_model
 from device_agent.runtime.oip import max_request_bytes
-from device_agent.runtime.session import LoadedModel, read_golden_samples, trim_heap
 from device_agent.runtime.tensor_channel import TensorServer
 from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, WireError
 
@@ -76,7 +77,12 @@ class ModelServer:
 
     def run(self) -> None:
         """Handle requests and calls until the supervisor or the front shuts its channel down."""
-        handlers: dict[str, Handler] = {"load": self.load_model, "golden": self.check_golden, "facts": self.facts}
+        handlers: dict[str, Handler] = {
+            "load": self.load_model,
+            "golden": self.check_golden,
+            "reset": self.reset,
+            "facts": self.facts,
+        }
         while True:
             for fd, _ in self._poll.poll():
                 if fd == self._supervisor.fileno():
@@ -108,7 +114,7 @@ class ModelServer:
             bundle = BundleFds.from_message(value["bundle"], message.fds)
             throttle = Throttle(is_paced=value["is_paced"])
             started = time.monotonic_ns()
-            model = LoadedModel.load(bundle, threads=value["threads"])
+            model = load_model(bundle, threads=value["threads"])
             contract = Contract(model.inputs, model.outputs)
             if value["contract"] is not None:
                 contract = Contract.parse(StrictObject(value["contract"], "contract"))
@@ -120,6 +126,7 @@ class ModelServer:
             for sample in samples:
                 model.infer(sample.inputs)
                 throttle.wait()
+            model.reset()
         finally:
             message.close()
         self._max_body_bytes = max_request_bytes(contract, value["max_body_bytes"])
@@ -164,10 +171,23 @@ class ModelServer:
         worst = check_golden_samples(self._model, samples, message.value["tolerance_ppm"])
         return {"worst_relative_rms_ppm": round(worst * 1e6)}
 
-    def facts(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Handle the call `facts`: return the loaded modules and the user id, for tests and `status`."""
+    def reset(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle the call `reset`: bring the model into its initial state.
+
+        Args:
+            _supervisor: unused.
+            message: has no fields.
+        """
         message.close()
-        return {"modules": sorted(sys.modules), "uid": os.geteuid()}
+        assert self._model is not None
+        self._model.reset()
+        return {}
+
+    def facts(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
+        """Handle the call `facts`: return the loaded modules, the user id and the model's facts, for tests."""
+        message.close()
+        model = {} if self._model is None else self._model.process_facts()
+        return {"modules": sorted(sys.modules), "uid": os.geteuid(), "model": model}
 
     def _serve_others(self) -> None:
         """Handle the requests that wait, while a large one is parsed from bytes of its own (rule 3).

@@ -28,6 +28,10 @@ class DescribedModel(Protocol):
         ...
 
 
+# runtime of a manifest -> platform in the metadata of a model
+PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "litert": "litert_tflite"}
+
+
 def oip_datatype_name(spec: TensorSpec) -> str:
     """Return the protocol's name of a tensor's dtype; the dtype itself if requests cannot carry it."""
     row = BY_NAME.get(spec.dtype)

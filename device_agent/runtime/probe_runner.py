@@ -127,6 +127,7 @@ def run_probe_process(
     jail = replace(
         jail,
         worker="probe",
+        runtime=bundle.runtime,
         expendable=True,
         threads=jail.threads + threads,
         memory_bytes=jail.memory_bytes or _address_space_limit_bytes(),

@@ -22,7 +22,8 @@ import numpy as np
 
 from bundle.contract import PPM
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.loaded_model import LoadedModel
+from device_agent.runtime.model_backends import load_model
 from device_agent.runtime.tensors import Array
 
 GRAPH_NAME: Final = "reference.onnx"
@@ -93,7 +94,7 @@ def measure_ratio(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> 
 
 
 def _load_reference() -> LoadedModel:
-    return LoadedModel.load(BundleFds({GRAPH_NAME: _GRAPH_FD}, GRAPH_NAME), threads=1)
+    return load_model(BundleFds({GRAPH_NAME: _GRAPH_FD}, GRAPH_NAME), threads=1)
 
 
 def _runs_for(run_ns: float) -> int:

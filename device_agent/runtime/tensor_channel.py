@@ -35,7 +35,7 @@ import numpy as np
 
 from device_agent.errors import InferenceFailed, RequestInvalid
 from device_agent.runtime import wire
-from device_agent.runtime.session import LoadedModel, OutputBinding
+from device_agent.runtime.loaded_model import LoadedModel, OutputBinding
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import ALIGNMENT_BYTES, HEAD_BYTES, FrameHead, Part, WireError
 

@@ -97,8 +97,8 @@ class ServingRuntime:
         serve = config.serve
         self.call_front(lambda front: front.set_access(serve.allowed_hosts, serve.allowed_origins))
 
-    def prestart(self) -> None:
-        """Start a model process without a model, for the next `FamilyRuntime.start` (rule 3).
+    def prestart(self, runtime: str) -> None:
+        """Start a model process of a runtime without a model, for the next `FamilyRuntime.start` (rule 3).
 
         `discard_prestarted` ends it if no family has taken it.
         """
@@ -107,7 +107,7 @@ class ServingRuntime:
 
         def begin() -> None:
             with contextlib.suppress(Unavailable):  # `start` tries again and reports the error
-                started.append(PrestartedProcess.start(self._model_jail))
+                started.append(PrestartedProcess.start(replace(self._model_jail, runtime=runtime)))
 
         thread = threading.Thread(target=begin, name="prestart", daemon=True)
         self._prestarting = thread, started

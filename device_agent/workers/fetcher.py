@@ -229,4 +229,4 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
 if __name__ == "__main__":
     handlers: dict[str, Handler] = {"configure": configure, "get": handle_get, "blob": fetch_blob}
-    serve_calls(start_worker(lambda _pace: prepare_client())[0], handlers)
+    serve_calls(start_worker(lambda _pace, _policy: prepare_client())[0], handlers)

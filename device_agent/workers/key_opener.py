@@ -105,7 +105,7 @@ class KeyOpener:
 
 if __name__ == "__main__":
     key_opener = KeyOpener()
-    supervisor, _ = start_worker(lambda _pace: key_opener.prepare())
+    supervisor, _ = start_worker(lambda _pace, _policy: key_opener.prepare())
     serve_calls(
         supervisor, {"open": key_opener.open_key, "counter": key_opener.read_counter, "raise": key_opener.raise_counter}
     )

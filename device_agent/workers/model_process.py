@@ -9,29 +9,33 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
+from device_agent.process.jail import JailPolicy
 from device_agent.process.throttle import Throttle
 from device_agent.process.worker import start_worker
+from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME
 
 PRELOADED_MODULES: Final = (
-    *("json", "numpy", "onnxruntime", "bundle.manifest"),
-    *("device_agent.runtime.session", "device_agent.runtime.inference", "device_agent.runtime.model_server"),
+    *("json", "numpy", "bundle.manifest"),
+    *("device_agent.runtime.model_backends", "device_agent.runtime.inference", "device_agent.runtime.model_server"),
 )
 
 
-def _import_all(throttle: Throttle) -> None:
+def _import_all(throttle: Throttle, runtime: str) -> None:
     for name in PRELOADED_MODULES:
         import_module(name)
         throttle.wait()
+    import_module("device_agent.runtime.model_backends").backend_of(runtime).warm_process()
+    throttle.wait()
 
 
 def main() -> None:
     """Run the model process until the supervisor stops it."""
     statm: list[int] = []
 
-    def prepare(throttle: Throttle) -> None:
+    def prepare(throttle: Throttle, policy: JailPolicy) -> None:
         with suppress(OSError):  # without /proc, requests have no limit of memory
             statm.append(os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
-        _import_all(throttle)
+        _import_all(throttle, policy.runtime or DEFAULT_RUNTIME)
 
     parent, _ = start_worker(prepare)
     from device_agent.runtime.model_server import ModelServer

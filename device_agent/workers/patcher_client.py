@@ -101,7 +101,8 @@ class PatcherClient:
             request = {"digest": bundle.digest, "roles": SERVED_FILE_ROLES}
             reply = self._call("unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher", reply):
-            return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+            fds_by_path = dict(zip(reply.value["paths"], reply.fds, strict=True))
+            return BundleFds.from_files(variant.files, fds_by_path, variant.runtime.name)
 
     def unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files for an application; the caller closes the descriptors.

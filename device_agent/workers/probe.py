@@ -30,12 +30,13 @@ from bundle.strict_json import StrictObject
 from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
-from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds, create_sealed_memfd
 from device_agent.runtime.golden_check import check_golden_samples
 from device_agent.runtime.golden_requests import ask_golden_requests
 from device_agent.runtime.inference import check_servable
+from device_agent.runtime.loaded_model import LoadedModel, read_golden_samples
+from device_agent.runtime.model_backends import backend_of, load_model
 from device_agent.runtime.reference import measure_ratio
-from device_agent.runtime.session import LoadedModel, read_golden_samples
 from device_agent.runtime.tensors import Array, has_non_finite
 
 MIN_RUNS: Final = 10
@@ -72,7 +73,7 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         bundle = BundleFds.from_message(value["bundle"], message.fds)
         stage("load")
         started = time.perf_counter_ns()
-        model = LoadedModel.load(bundle, threads=value["threads"])
+        model = load_model(bundle, threads=value["threads"])
         load_us = (time.perf_counter_ns() - started) // 1000
         stage("contract")
         contract = Contract.parse(StrictObject(value["contract"], "contract"))
@@ -107,7 +108,7 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         message: fields `bundle`, `contract`; descriptors of the bundle.
 
     Returns:
-        {"ratio": figures of ReferenceRatio, or None if there is no input to run}.
+        {"ratio": figures of ReferenceRatio, or None without an input to run, or for another runtime}.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
@@ -116,7 +117,9 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """
     try:
         bundle = BundleFds.from_message(message.value["bundle"], message.fds)
-        model = LoadedModel.load(bundle, threads=1)
+        if bundle.runtime != DEFAULT_RUNTIME:
+            return {"ratio": None}  # the reference graph is for onnxruntime, which this process has not imported
+        model = load_model(bundle, threads=1)
         contract = Contract.parse(StrictObject(message.value["contract"], "contract"))
         samples = read_golden_samples(bundle)
     finally:
@@ -159,7 +162,7 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
     try:
         count = len(value["bundle"]["paths"])
         bundle = BundleFds.from_message(value["bundle"], message.fds[:count])
-        model = LoadedModel.load(bundle)
+        model = load_model(bundle)
         expected: tuple[GoldenVector, ...] = ()
         if len(message.fds) > count:
             files = {**bundle.files, "expected": message.fds[count]}
@@ -220,7 +223,7 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
 
 def main() -> None:
     """Run the probe process until the supervisor stops it."""
-    parent, _ = start_worker()
+    parent, _ = start_worker(lambda _throttle, policy: backend_of(policy.runtime or DEFAULT_RUNTIME).warm_process())
     serve_calls(parent, {"probe": run_probe, "measure": run_measure, "adapter": run_adapter_check})
 
 

@@ -12,7 +12,7 @@ from bundle.manifest import MAX_VARIANTS, Manifest
 from bundle.requirements import Requirements, Runtime
 from bundle.strict_json import StrictObject
 from bundle.variant import ModelEntry, PatchEntry, Quantization, Variant
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
 from device_agent.policy.planner import (
     DeviceFacts,
     PatchEdge,
@@ -140,7 +140,6 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
         ({"below_version": "1.32"}, "needs onnxruntime below 1.32, this device has 1.32.0"),
         ({"providers": ("OpenVINO",)}, "execution provider OpenVINO"),
         ({"options": (("session.x", "1"),)}, "session option session.x"),
-        ({"name": "litert"}, "needs the runtime litert"),
         ({"memory_bytes": 10**9 + 1}, "1000000001 bytes of memory"),
     ],
 )
@@ -150,6 +149,23 @@ def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: s
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariant, match=words):
             choose_variant(release, wanted, FACTS, None)
+
+
+def test_a_release_for_a_runtime_that_is_not_installed_says_so() -> None:
+    litert, onnx = make_variant("a", name="litert", min_version="2.1"), make_variant("b")
+    with pytest.raises(RuntimeMissing, match="runtime litert, which is not installed"):
+        choose_variant(make_manifest("1.0.0", 1, tflite=litert), "auto", FACTS, None)
+    both = make_manifest("1.0.0", 1, tflite=litert, fp32=onnx)
+    assert choose_variant(both, "auto", FACTS, None)[0] == "fp32"
+    with pytest.raises(RuntimeMissing):
+        choose_variant(both, "tflite", FACTS, None)
+    installed = replace(FACTS, other_runtimes={"litert": "2.0.9"})
+    with pytest.raises(NoVariant, match=r"needs litert 2\.1 or later, this device has 2\.0\.9"):
+        choose_variant(both, "tflite", installed, None)
+    assert choose_variant(both, "tflite", replace(FACTS, other_runtimes={"litert": "2.3.0"}), None)[0] == "tflite"
+    without = replace(FACTS, runtime="0")
+    with pytest.raises(RuntimeMissing):
+        choose_variant(make_manifest("1.0.0", 1, fp32=onnx), "auto", without, None)
 
 
 def test_a_plan_with_the_longest_explanations_passes_the_control_socket() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.errors import Invalid, Unavailable
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from packager.models.model_package import build_package
 from packager.models.samples import samples_from
 from packager.quantize.lint import lint
@@ -30,7 +30,7 @@ def answers_on_a_device(model: Path, folder: Path, samples: list[dict[str, np.nd
     fds = {path: create_sealed_memfd("odd", (bundle.root / path).read_bytes()) for path in paths}
     external = tuple(path for path, role in paths.items() if role == "external-data")
     model_path = next(path for path, role in paths.items() if role == "model")
-    loaded = LoadedModel.load(BundleFds(fds, model_path, None, external), threads=1)
+    loaded = OnnxModel.load(BundleFds(fds, model_path, None, external), threads=1)
     return [[np.asarray(value) for value in loaded.run(sample).values()] for sample in samples]
 
 

@@ -18,7 +18,7 @@ from bundle.contract import Contract
 from device_agent.errors import ContractMismatch, InferenceFailed, InputsRejected, RequestInvalid
 from device_agent.runtime import content_coding, inference, tensors
 from device_agent.runtime.inference import Inference
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.tensors import DATATYPES, Array
 from device_agent.runtime.wire import NO_JSON
 from tests.support.memfd_bundles import DTYPES, create_memfd_bundle, floats, make_graph_model, make_scale_model
@@ -29,7 +29,7 @@ NUMERIC = [name for name in DATATYPES if name != "BYTES"]
 @contextmanager
 def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
     with create_memfd_bundle(model) as bundle:
-        loaded = LoadedModel.load(bundle.fds, threads=1)
+        loaded = OnnxModel.load(bundle.fds, threads=1)
         loaded.check_contract(bundle.contract)
         yield Inference(loaded, bundle.contract, "toy", "1.0.0", **settings)
 
@@ -249,7 +249,7 @@ def test_inputs_that_the_model_cannot_run_on_are_rejected_by_name(
         for name, array in arrays.items()
     ]
     with create_memfd_bundle(model) as bundle:
-        loaded = LoadedModel.load(bundle.fds, threads=1)
+        loaded = OnnxModel.load(bundle.fds, threads=1)
         served = Inference(loaded, Contract(loaded.inputs, loaded.outputs), "toy", "1.0.0")
         with pytest.raises(InputsRejected, match=r"cannot run on input 'x' of shape \["):
             ask(served, {"inputs": rows})
@@ -301,10 +301,10 @@ def test_a_model_is_held_to_its_contract() -> None:
         create_memfd_bundle(make_scale_model(2.0, size=5)) as other,
     ):
         with pytest.raises(ContractMismatch, match=r"'x' is float32\[5\], expected float32\[4\]"):
-            LoadedModel.load(other.fds).check_contract(promised.contract)
+            OnnxModel.load(other.fds).check_contract(promised.contract)
     with create_memfd_bundle(make_scale_model(2.0)) as promised, create_memfd_bundle(echo("int32")) as other:
         with pytest.raises(ContractMismatch, match=r"'x' is int32\['n'\], expected float32\[4\]"):
-            LoadedModel.load(other.fds).check_contract(promised.contract)
+            OnnxModel.load(other.fds).check_contract(promised.contract)
 
 
 def test_external_data_comes_from_memory() -> None:
@@ -319,7 +319,7 @@ def test_external_data_comes_from_memory() -> None:
         [helper.make_node("Mul", ["x", "w"], ["y"])], [("x", "float32", [4])], [("y", "float32", [4])], [tensor]
     )
     with create_memfd_bundle(model, external={"w.bin": weights.tobytes()}) as bundle:
-        assert LoadedModel.load(bundle.fds).run({"x": floats(1, 1, 1, 1)})["y"].tolist() == [1, 2, 3, 4]
+        assert OnnxModel.load(bundle.fds).run({"x": floats(1, 1, 1, 1)})["y"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("encoding", "module"), [("gzip", gzip), ("deflate", zlib)])

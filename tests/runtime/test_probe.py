@@ -36,7 +36,7 @@ from device_agent.runtime.probe_runner import (
     compare_with_baseline,
     run_probe_process,
 )
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.tensors import Array
 from device_agent.update.probe_client import ProbeClient, probe_error
 from device_agent.workers import probe as probe_process
@@ -195,7 +195,7 @@ def test_wishes_in_the_models_metadata_are_not_heard(tmp_path: Path) -> None:
 
 
 def test_a_model_whose_memory_grows_leaks() -> None:
-    class Leaking(LoadedModel):
+    class Leaking(OnnxModel):
         held: ClassVar[list[bytes]] = []
 
         def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -203,7 +203,7 @@ def test_a_model_whose_memory_grows_leaks() -> None:
             return super().infer(inputs)
 
     with create_memfd_bundle(make_scale_model(2.0), list(SAMPLES)) as bundle:
-        sound, leaking = LoadedModel.load(bundle.fds, threads=1), Leaking.load(bundle.fds, threads=1)
+        sound, leaking = OnnxModel.load(bundle.fds, threads=1), Leaking.load(bundle.fds, threads=1)
         questions = list(SAMPLES)
         assert probe_process.measure_growth(sound, questions)[0] < probe_process.MAX_GROWTH_BYTES / 8
         assert probe_process.measure_growth(leaking, questions)[0] > probe_process.MAX_GROWTH_BYTES

@@ -11,4 +11,4 @@ if __name__ == "__main__":
         "get": fetcher.handle_get,
         "blob": fetcher.fetch_blob,
     }
-    serve_calls(start_worker(lambda _pace: fetcher.prepare_client())[0], handlers)
+    serve_calls(start_worker(lambda _pace, _policy: fetcher.prepare_client())[0], handlers)

@@ -13,7 +13,7 @@ from bundle.contract import Contract, TensorSpec
 from bundle.golden.golden_file import GoldenSample, write_golden
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import OnnxModel
 from device_agent.runtime.tensors import Array
 
 DTYPES: dict[int, str] = {
@@ -84,7 +84,7 @@ def create_memfd_bundle(
         files[f"toy/fp32/{name}"] = create_sealed_memfd("external", content)
     bundle = BundleFds(files, "toy/fp32/model.onnx", None, tuple(f"toy/fp32/{name}" for name in external or {}))
     if samples:
-        loaded = LoadedModel.load(bundle, threads=1)
+        loaded = OnnxModel.load(bundle, threads=1)
         goldens = [GoldenSample(dict(sample), loaded.run(sample)) for sample in samples]
         for golden in goldens:
             if damage is not None:

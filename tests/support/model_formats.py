@@ -59,7 +59,7 @@ def to_npz(arrays: Arrays) -> bytes:
 
 def to_tflite(arrays: Arrays) -> bytes:
     """Return a TFLite model with one subgraph whose tensors are `arrays`."""
-    import flatbuffers  # type: ignore[import-untyped] # it has no stubs
+    import flatbuffers
 
     b = flatbuffers.Builder(1024)
 

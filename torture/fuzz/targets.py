@@ -111,7 +111,7 @@ def _inference() -> Any:
     from onnx import helper
 
     from device_agent.runtime.inference import Inference
-    from device_agent.runtime.session import LoadedModel
+    from device_agent.runtime.session import OnnxModel
     from tests.support.memfd_bundles import create_memfd_bundle, make_graph_model
 
     kinds: dict[str, tuple[str, list[int | str]]] = {
@@ -127,7 +127,7 @@ def _inference() -> Any:
     inputs = [(name, dtype, shape) for name, (dtype, shape) in kinds.items()]
     outputs = [(f"{name}2", dtype, shape) for name, (dtype, shape) in kinds.items()]
     with create_memfd_bundle(make_graph_model(nodes, inputs, outputs)) as bundle:
-        loaded = LoadedModel.load(bundle.fds, threads=1)
+        loaded = OnnxModel.load(bundle.fds, threads=1)
         return Inference(loaded, bundle.contract, "toy", "1.0.0", max_response_bytes=MAX_BODY_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Backends of ModelRuntime: one loaded model in a session of the app's process, or in a worker.
+"""Runners of ModelRuntime: one loaded model in a session of the app's process, or in a worker.
 
 A worker that ends is started again from the same memfds, and the call is sent once more.
 """
@@ -11,14 +11,14 @@ from typing import Protocol
 
 from bundle.contract import Contract
 from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.loaded_model import LoadedModel
 from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
-from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensor_channel import TensorClient
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import WireError
 
 
-class Backend(Protocol):
+class Runner(Protocol):
     """Runs one loaded model, for one generation of device_agent.runtime.model_runtime."""
 
     @property
@@ -39,12 +39,15 @@ class Backend(Protocol):
         """
         ...
 
+    def reset(self) -> None:
+        """Bring a model whose runs change its state into its initial state."""
+
     def close(self) -> None:
         """Free the model. No `run` may be in progress."""
         ...
 
 
-class InProcessBackend:
+class InProcessRunner:
     """Runs a model in a session of this process."""
 
     worker_pid = None
@@ -53,7 +56,7 @@ class InProcessBackend:
         self._model: LoadedModel | None = model
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        """Run one inference; see `Backend.run`.
+        """Run one inference; see `Runner.run`.
 
         Args:
             inputs: an array for each of the model's inputs.
@@ -62,12 +65,17 @@ class InProcessBackend:
         assert self._model is not None
         return self._model.run(inputs, outputs)
 
+    def reset(self) -> None:
+        """Bring a model whose runs change its state into its initial state."""
+        assert self._model is not None
+        self._model.reset()
+
     def close(self) -> None:
         """Free the session, once no other thread uses it."""
         self._model = None
 
 
-class WorkerBackend:
+class WorkerRunner:
     """Runs a model in a jailed worker, which is started again if it ends.
 
     Args:
@@ -94,7 +102,7 @@ class WorkerBackend:
         return self._process.pid
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        """Run one inference; restart the worker and run once more if it ends meanwhile. See `Backend.run`.
+        """Run one inference; restart the worker and run once more if it ends meanwhile. See `Runner.run`.
 
         Args:
             inputs: an array for each of the model's inputs; strings cannot be sent to a worker.
@@ -113,6 +121,10 @@ class WorkerBackend:
                     client.close()
                     self._start(in_background=False)
             return self._client.run(inputs, outputs)
+
+    def reset(self) -> None:
+        """Bring a model whose runs change its state into its initial state."""
+        self._process.reset()
 
     def close(self) -> None:
         """End the worker and close the duplicated descriptors; results in shared memory stay valid."""

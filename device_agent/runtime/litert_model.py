@@ -1,0 +1,191 @@
+"""A model in LiteRT (TensorFlow Lite): load it from memory and run it.
+
+Rules:
+1. The model is opened as /proc/self/fd/N of a sealed memfd, as in onnxruntime.
+2. Float and integer layers run in the XNNPACK delegate. It asks libcpuinfo about the processor, which reads /proc and
+   /sys: `warm_process` does that before the jail closes. Without it, the delegate is left out silently, and runs take
+   ten times as long and round differently.
+3. An interpreter runs one inference at a time. A run with other sizes resizes the inputs first.
+4. Streaming models keep variables from run to run. `reset` opens a new interpreter, because the runtime cannot reset
+   all kinds of variables.
+5. Strings, complex numbers and resources are refused as inputs and outputs.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from bundle.contract import TensorSpec
+from bundle.tensor_types import SERVED_TYPES
+from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
+from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.loaded_model import MAX_THREADS, LoadedModel, one_line
+from device_agent.runtime.tensors import Array
+from device_agent.runtime.warm_model import WARM_MODEL
+
+DELEGATE: Final = "DELEGATE"  # name of an operator that stands for a delegate's part of the graph
+# operators that keep values from run to run
+STATEFUL_OPERATORS: Final = frozenset(
+    (
+        *("VAR_HANDLE", "ASSIGN_VARIABLE", "SVDF", "RNN", "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"),
+        *("UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_RNN"),
+    )
+)
+SERVED_NAMES: Final = frozenset(row.name for row in SERVED_TYPES if row.name != "string")
+LITERT_ERRORS: Final = (RuntimeError, ValueError, TypeError, MemoryError, OverflowError)
+
+
+class LiteRtModel(LoadedModel):
+    """One interpreter. `run` and `infer` are thread-safe.
+
+    Args:
+        fd: descriptor of the model's file, which belongs to this object from now on.
+        name: path of the model, for messages.
+        threads: threads of one run.
+
+    Raises:
+        ModelDoesNotLoad: LiteRT cannot load the model.
+        ContractMismatch: an input or output is not a tensor of a served type.
+    """
+
+    def __init__(self, fd: int, name: str, threads: int) -> None:
+        self._fd, self._name, self._threads = fd, name, threads
+        self._lock = threading.Lock()
+        self._interpreter = self._open()
+        operators = {row["op_name"] for row in self._interpreter._get_ops_details()}
+        self.has_delegate = DELEGATE in operators
+        self.is_stateful = bool(operators & STATEFUL_OPERATORS)
+        self._input_rows = self._interpreter.get_input_details()
+        self.inputs = _tensor_specs(self._input_rows)
+        self.outputs = _tensor_specs(self._interpreter.get_output_details())
+        self._fixed_shapes = [tuple(map(int, row["shape"])) for row in self._input_rows]
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run one inference with this model.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            outputs: names of the outputs to compute; None for all.
+
+        Raises:
+            RequestInvalid: an input is missing, unknown, or has another dtype or a shape that the model rejects.
+            InferenceFailed: the model failed.
+        """
+        self._check_inputs(inputs)
+        with self._lock:
+            self._resize([tuple(inputs[tensor.name].shape) for tensor in self.inputs])
+            try:
+                for row, tensor in zip(self._input_rows, self.inputs, strict=True):
+                    self._interpreter.set_tensor(row["index"], np.ascontiguousarray(inputs[tensor.name]))
+                self._interpreter.invoke()
+                rows = self._interpreter.get_output_details()
+                found = {
+                    tensor.name: self._interpreter.get_tensor(row["index"])
+                    for tensor, row in zip(self.outputs, rows, strict=True)
+                    if outputs is None or tensor.name in outputs
+                }
+            except LITERT_ERRORS as error:
+                raise InferenceFailed(f"inference failed: {one_line(error)}") from error
+        missing = sorted(set(outputs or ()) - found.keys())
+        if missing:
+            raise RequestInvalid(f"the model has no output {missing[0]!r}")
+        return found
+
+    def reset(self) -> None:
+        """Bring the model into its initial state (rule 4)."""
+        if self.is_stateful:
+            fresh = self._open()
+            with self._lock:
+                self._interpreter = fresh
+                self._fixed_shapes = [tuple(map(int, row["shape"])) for row in fresh.get_input_details()]
+
+    def in_initial_state(self) -> LoadedModel:
+        """Return a copy of a streaming model in its initial state; a model without variables itself."""
+        return LiteRtModel(os.dup(self._fd), self._name, self._threads) if self.is_stateful else self
+
+    def process_facts(self) -> dict[str, Any]:
+        """Return whether the XNNPACK delegate runs a part of the model."""
+        return {"delegate": self.has_delegate, "stateful": self.is_stateful}
+
+    def _open(self) -> Any:
+        try:
+            interpreter = Interpreter(model_path=f"/proc/self/fd/{self._fd}", num_threads=self._threads)
+            interpreter.allocate_tensors()
+        except LITERT_ERRORS as error:
+            raise ModelDoesNotLoad(f"LiteRT cannot load {self._name!r}: {one_line(error)}") from error
+        return interpreter
+
+    def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
+        names = [tensor.name for tensor in self.inputs]
+        if inputs.keys() != set(names):
+            raise RequestInvalid(f"inputs: found {', '.join(sorted(inputs))}, expected {', '.join(names)}")
+        for tensor in self.inputs:
+            array = inputs[tensor.name]
+            if array.dtype.name != tensor.dtype:
+                raise RequestInvalid(f"input {tensor.name!r} is {array.dtype}, expected {tensor.dtype}")
+
+    def _resize(self, shapes: list[tuple[int, ...]]) -> None:
+        if shapes == self._fixed_shapes:
+            return
+        for tensor, shape in zip(self.inputs, shapes, strict=True):
+            if len(shape) != len(tensor.shape) or any(
+                isinstance(size, int) and size != found for size, found in zip(tensor.shape, shape, strict=True)
+            ):
+                raise RequestInvalid(f"input {tensor.name!r} has shape {list(shape)}, expected {list(tensor.shape)}")
+        try:
+            for row, shape in zip(self._input_rows, shapes, strict=True):
+                self._interpreter.resize_tensor_input(row["index"], list(shape))
+            self._interpreter.allocate_tensors()
+        except LITERT_ERRORS as error:
+            self._fixed_shapes = []
+            raise InferenceFailed(f"inference failed: {one_line(error)}") from error
+        self._fixed_shapes = shapes
+
+
+def _tensor_specs(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    out: list[TensorSpec] = []
+    for number, row in enumerate(rows):
+        name = "".join(c if c.isprintable() else "_" for c in str(row["name"]))[:200] or f"tensor-{number}"
+        if any(name == other.name for other in out):
+            name = f"{name}#{number}"
+        dtype = np.dtype(row["dtype"]).name
+        if dtype not in SERVED_NAMES:
+            raise ContractMismatch(f"{name!r} is {dtype}, expected a tensor of numbers or Booleans")
+        signature = row["shape_signature"] if len(row["shape_signature"]) else row["shape"]
+        shape = tuple(int(size) if size >= 0 else f"{name}.{axis}"[:64] for axis, size in enumerate(signature))
+        out.append(TensorSpec(name, dtype, shape))
+    return tuple(out)
+
+
+class LiteRt:
+    """The backend of LiteRT (device_agent.runtime.model_backends)."""
+
+    name = "litert"
+
+    def warm_process(self) -> None:
+        """Load a tiny model in one thread, so that libcpuinfo knows the processor (rule 2)."""
+        Interpreter(model_content=WARM_MODEL, num_threads=1).allocate_tensors()
+
+    def load(self, bundle: BundleFds, *, threads: int = 0) -> LoadedModel:
+        """Load a bundle's model into an interpreter.
+
+        Args:
+            bundle: the model's files; the caller still owns them.
+            threads: threads of one run; 0 for one per processor, at most MAX_THREADS.
+
+        Raises:
+            ModelDoesNotLoad: LiteRT cannot load the model.
+            ContractMismatch: an input or output is not a tensor of a served type.
+        """
+        count = threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
+        return LiteRtModel(os.dup(bundle.files[bundle.model]), bundle.model, count)
+
+
+BACKEND: Final = LiteRt()
