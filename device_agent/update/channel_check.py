@@ -10,14 +10,26 @@ from dataclasses import replace
 
 from bundle.acceptance import VerifiedRelease, check_eligibility
 from bundle.errors import Refused, Unavailable
+from bundle.files import BundleDigest
 from device_agent.errors import BundleQuarantined, NotEligible, RollbackFloorUnproven
 from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
 from device_agent.policy.planner import DeviceFacts
+from device_agent.storage.journal import Journal
 from device_agent.update.context import UpdateContext
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
+
+
+def is_active(journal: Journal, digest: BundleDigest) -> bool:
+    """Return whether a bundle is active and not known to be damaged, so that an update has nothing to do.
+
+    Args:
+        journal: journal of the family.
+        digest: digest of the bundle.
+    """
+    return journal.pointers.active == digest and digest not in journal.persistent_state.damaged_bundles
 
 
 class ChannelCheck:

@@ -1,20 +1,29 @@
 """Plan an update without running it: the variant, the path, and the reasons.
 
-Only metadata is downloaded, and no bundle is changed. The check of the channel updates the trust state.
+Only metadata and the device's envelope are downloaded, and no bundle is changed. The check of the channel updates the
+trust state. `outcome` and `reason` come from the checks that an update makes itself, in the same order.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bundle.acceptance import VerifiedRelease
+from bundle.errors import Invalid, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from bundle.variant import Variant
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
+from device_agent.errors import UpdatesPaused
 from device_agent.host.device_facts import providers
+from device_agent.policy.attempt import Outcome
+from device_agent.policy.error_outcomes import error_outcome
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
+from device_agent.policy.state_machine import State
+from device_agent.update.channel_check import ChannelCheck, is_active
 from device_agent.update.context import UpdateContext, find_patch_path
+from device_agent.workers.worker_pool import WorkerPool
 
 EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
 EXPLANATION_SMALLEST: Final = "the smallest compatible variant"
@@ -213,7 +222,8 @@ class Plan:
         chosen: name of the chosen variant, or None if no variant is compatible.
         variants: all variants of the release.
         path: the path to the chosen variant, or None if there is none.
-        reason: reason of the error if `chosen` or `path` is None, else "".
+        outcome: outcome of an update now (policy.attempt.Outcome), as far as it can be known before the download.
+        reason: reason of the error that would end it (variant, quarantine, rollout, enrollment, path, space), or "".
         detail: message of that error, or "".
     """
 
@@ -225,6 +235,7 @@ class Plan:
     chosen: str | None
     variants: tuple[PlannedVariant, ...]
     path: PlannedPath | None
+    outcome: str
     reason: str
     detail: str
 
@@ -239,6 +250,7 @@ class Plan:
             "chosen": self.chosen,
             "variants": [variant.as_json() for variant in self.variants],
             "path": None if self.path is None else self.path.as_json(),
+            "outcome": self.outcome,
             "reason": self.reason or None,
             "detail": self.detail or None,
         }
@@ -260,6 +272,7 @@ class Plan:
             chosen=fields.optional_text("chosen"),
             variants=tuple(PlannedVariant.parse(row) for row in fields.objects("variants", max_items=MAX_ROWS)),
             path=None if path is None else PlannedPath.parse(StrictObject(path, f"{fields.where}.path")),
+            outcome=fields.text("outcome"),
             reason=fields.optional_text("reason") or "",
             detail=fields.optional_text("detail", max_length=MAX_TEXT_CHARACTERS) or "",
         )
@@ -273,19 +286,24 @@ def preview_update(context: UpdateContext) -> Plan:
     Raises:
         Refused, Unavailable: the check failed.
     """
-    with context.open_workers() as workers:
-        release = workers.check_channel(context.journal.persistent_state, context.journal.bundles())
-    facts, manifest, settings = context.read_facts(), release.manifest, context.config.update
+    facts, settings = context.read_facts(), context.config.update
     active = context.journal.bundle(context.journal.pointers.active)
     current = None if active is None else active.variant
     path: PlannedPath | None = None
     chosen: str | None = None
-    try:
-        chosen, variant = choose_variant(manifest, settings.variant, facts, current)
-    except NoVariant as error:
-        reason, detail = error.reason, error.message
-    else:
-        path, reason, detail = _plan_path(context, manifest, release.counter_epoch, variant, facts)
+    outcome, reason, detail = Outcome.UPDATED if context.serving is not None else Outcome.STAGED, "", ""
+    with context.open_workers() as workers:
+        release = workers.check_channel(context.journal.persistent_state, context.journal.bundles())
+        manifest = release.manifest
+        try:
+            chosen, variant = choose_variant(manifest, settings.variant, facts, current)
+            if is_active(context.journal, variant.digest):
+                outcome = Outcome.NOTHING_NEW
+            else:
+                path = _plan_path(context, manifest, release.counter_epoch, variant, facts)
+            _check_as_update(context, workers, release, chosen, facts, path)
+        except (Refused, Unavailable, Unfit, Invalid) as error:
+            outcome, reason, detail = error_outcome(State.CHECKING, error).outcome, error.reason, error.message
     return Plan(
         release=manifest.version,
         counter=manifest.counter,
@@ -304,9 +322,31 @@ def preview_update(context: UpdateContext) -> Plan:
             for name, variant in manifest.variants
         ),
         path=path,
+        outcome=outcome.value,
         reason=reason,
         detail=detail,
     )
+
+
+def _check_as_update(
+    context: UpdateContext,
+    workers: WorkerPool,
+    release: VerifiedRelease,
+    chosen: str,
+    facts: DeviceFacts,
+    path: PlannedPath | None,
+) -> None:
+    """Make the checks of an update; raise the error that would end it. `path` is None if the bundle is active."""
+    if context.device_journal.persistent_state.is_paused:
+        raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
+    if path is None:
+        return
+    check = ChannelCheck(context, workers, facts)
+    check.check_quarantine(BundleRecord.from_manifest(release.manifest, chosen, release.counter_epoch))
+    check.check_eligible(release)
+    if path.steps:
+        context.store.check_space(path.storage_bytes)
+        workers.check_enrollment(release, context.identity.x_wing_public)
 
 
 def _plan_variant(
@@ -325,13 +365,10 @@ def _plan_variant(
 
 def _plan_path(
     context: UpdateContext, manifest: Manifest, counter_epoch: int, variant: Variant, facts: DeviceFacts
-) -> tuple[PlannedPath | None, str, str]:
-    try:
-        found = find_patch_path(context, manifest, counter_epoch, variant.digest, facts)
-    except (NoPatchPath, MeteredLimitExceeded) as error:
-        return None, error.reason, error.message
+) -> PlannedPath:
+    found = find_patch_path(context, manifest, counter_epoch, variant.digest, facts)
     steps = tuple(PlannedStep(edge.entry.base, edge.target, edge.entry.codec, edge.entry.size) for edge in found.steps)
-    return PlannedPath(steps, found.fetch_bytes, found.full_bytes, found.storage_bytes), "", ""
+    return PlannedPath(steps, found.fetch_bytes, found.full_bytes, found.storage_bytes)
 
 
 def _required_cpu_features(variants: Iterable[tuple[str, Variant]]) -> frozenset[str]:

@@ -47,7 +47,7 @@ from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, PatchEdge, PatchPath, choose_variant
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
 from device_agent.update.candidate import Candidate
-from device_agent.update.channel_check import ChannelCheck
+from device_agent.update.channel_check import ChannelCheck, is_active
 from device_agent.update.context import (
     UpdateContext,
     clear_damaged,
@@ -145,7 +145,7 @@ class _Update:
                 release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
             )
         bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
-        if self._is_active(bundle):
+        if is_active(self._journal, bundle.digest):
             self._journal.store_bundle(bundle)
             return self._journal.end_attempt(self._attempt, Event.UP_TO_DATE, Outcome.NOTHING_NEW)
         self._attempt = replace(self._attempt, target=bundle.digest, variant=name)
@@ -331,10 +331,6 @@ class _Update:
     def _active_variant(self) -> str | None:
         active = self._journal.bundle(self._journal.pointers.active)
         return None if active is None else active.variant
-
-    def _is_active(self, bundle: BundleRecord) -> bool:
-        active = self._journal.pointers.active
-        return active == bundle.digest and active not in self._journal.persistent_state.damaged_bundles
 
     @contextmanager
     def _time_phase(self, name: str) -> Iterator[None]:

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from bundle.rollout import Window
 from device_agent.host.meters import ProcessMeter, open_energy_meters
+from tests.support.faulty_http_server import Site
 from tests.support.publisher import DeviceUnderTest, Publisher
+
+
+def _update_outcome(device: DeviceUnderTest) -> str:
+    return str(json.loads(device.command("update", "--json").stdout)["outcome"])
 
 
 def _error(text: str) -> dict[str, str]:
@@ -59,6 +65,7 @@ def test_a_plan_says_which_variant_and_why(installed: DeviceUnderTest, publisher
     [step] = found["path"]["steps"]
     assert step["from"] == publisher.digest("1.0.0")
     assert 0 < found["path"]["fetch_bytes"] < found["path"]["full_download_bytes"]
+    assert (found["outcome"], found["reason"]) == ("updated" if with_daemon else "staged", None)
     text = installed.command("plan", "--explain").stdout
     assert "-> fp32" in text
     assert "CPUExecutionProvider" in text
@@ -71,7 +78,32 @@ def test_a_plan_says_why_no_variant_fits(installed: DeviceUnderTest, publisher: 
     publisher.release("1.2.0", seed=1, extra='\n[variants.fp32.requires]\ncpu_features = ["sparkle"]\n')
     found = json.loads(installed.command("plan", "--json").stdout)
     assert (found["chosen"], found["path"], found["reason"]) == (None, None, "no-variant")
+    assert found["outcome"] == _update_outcome(installed)
     assert found["variants"][0]["explanation"] == "needs the processor features sparkle"
+
+
+def test_a_plan_ends_as_the_update_does(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site, tmp_path: Path
+) -> None:
+    def both(device: DeviceUnderTest) -> tuple[str, str | None]:
+        plan = json.loads(device.command("plan", "--json").stdout)
+        result = device.update()
+        assert (plan["outcome"], plan["reason"] or "") == (result.outcome, result.reason), (plan, result)
+        assert f"an update now: {plan['outcome']}" in device.command("plan").stdout
+        return plan["outcome"], plan["reason"]
+
+    assert both(installed) == ("nothing-new", None)
+    for changes in ({"percent_bp": 0}, {"halted": True}, {"windows": (Window(1, 2),)}, {"cohorts": ("others",)}):
+        publisher.offer("1.1.0", **changes)
+        assert both(installed) == ("waiting", "not-eligible")
+    publisher.offer("1.1.0")
+    assert installed.command("pause").returncode == 0
+    plan = json.loads(installed.command("plan", "--json").stdout)
+    update = installed.command("update", "--json")
+    assert (plan["outcome"], plan["reason"]) == ("unavailable", _error(update.stderr)["reason"])
+    assert installed.command("resume").returncode == 0
+    stranger = DeviceUnderTest.create(tmp_path / "stranger", site.url, publisher.root)
+    assert both(stranger) == ("unavailable", "not-enrolled")
 
 
 def test_energy_is_read_where_the_kernel_has_a_counter(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_a_plan_with_the_longest_explanations_passes_the_control_socket() -> Non
         for name, variant in variants.items()
     )
     device = PlannedDevice("x86_64", "1.32.0", 10**9, ("CPUExecutionProvider",), ())
-    plan = Plan("1.0.0", 1, None, device, "auto", None, rows, None, caught.value.reason, caught.value.message)
+    plan = Plan("1.0.0", 1, None, device, "auto", None, rows, None, "unfit", caught.value.reason, caught.value.message)
     assert Plan.parse(StrictObject(json.loads(json.dumps(plan.as_json())), "plan")) == plan
 
 

@@ -1,5 +1,6 @@
 """Updates without a daemon: from a repository on loopback to a sealed bundle that is staged."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     _assert_result(installed.update(), Outcome.UNFIT, "golden-mismatch")
     sent = site.bytes_sent("blobs/")
+    plan = json.loads(installed.command("plan", "--json").stdout)
+    assert (plan["outcome"], plan["reason"]) == ("refused", "bundle-quarantined")
     _assert_result(installed.update(), Outcome.REFUSED, "bundle-quarantined")
     assert site.bytes_sent("blobs/") == sent
     _assert_active_1_0_0(installed, publisher)
