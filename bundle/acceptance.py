@@ -10,7 +10,8 @@ Rules of `accept`, in this order:
 4. (counter epoch, counter) is at least the rollback floor, and the epoch is at least the floor's.
 5. A counter that is already known belongs to the same release digest.
 6. The agent has at least the version that the manifest requires.
-7. An accepted release raises the floor to (counter epoch, `min_counter` of the manifest); the floor never falls.
+7. If the release role lists a plan for the channel, the rollout lies inside it (bundle.plan).
+8. An accepted release raises the floor to (counter epoch, `min_counter` of the manifest); the floor never falls.
 
 A `VerifiedRelease` is a proof: only `accept` creates one, and `VerifiedRelease.from_verifier`, which reads one that the
 verifier process sent.
@@ -32,6 +33,8 @@ from bundle.errors import (
 )
 from bundle.fleet import Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.plan import Plan, check_inside_plan, parse_plan
+from bundle.ramp import allowed_share, describe_wait, ramp_bucket
 from bundle.rollout import Rollout, bucket, parse_rollout
 from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObject, decode, encode
 from bundle.version import parse_dotted_version
@@ -73,6 +76,7 @@ class CheckContext:
         checked_at_s: the time that expiry was judged by, Unix seconds.
         expires_at_s: the earliest expiry of all metadata that the release rests on, Unix seconds.
         timestamp_version: version of the timestamp role; grows with every publication.
+        seen_s: seconds for which this device has seen the rollout of the release (bundle.trust.sightings).
     """
 
     repository_id: str
@@ -80,6 +84,7 @@ class CheckContext:
     checked_at_s: int
     expires_at_s: int
     timestamp_version: int
+    seen_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class VerifiedRelease:
         rollout: the rollout that selects the release.
         fleet: the fleet document of the same check.
         context: facts of the check.
+        plan: the plan of the channel, or None without one.
         floor: rollback floor of the family after this release.
     """
 
@@ -98,6 +104,7 @@ class VerifiedRelease:
     rollout: Rollout
     fleet: Fleet
     context: CheckContext
+    plan: Plan | None
     floor: ReleaseCounter
     _proof: object = field(repr=False, compare=False)
 
@@ -137,6 +144,7 @@ class VerifiedRelease:
             "rollout": self.rollout.as_json(),
             "fleet": decode(self.fleet.as_bytes(), what="fleet", max_bytes=MAX_VERIFIED_BYTES),
             "facts": {name: getattr(self.context, name) for name in self.context.__dataclass_fields__},
+            "plan": None if self.plan is None else self.plan.as_json(),
             "floor": self.floor.as_json(),
         }
 
@@ -149,6 +157,7 @@ class VerifiedRelease:
         """
         fields = StrictObject(value, "verified release")
         facts = fields.object("facts")
+        plan = fields.value("plan")
         out = cls(
             manifest=parse_manifest(encode(fields.value("manifest"))),
             rollout=parse_rollout(encode(fields.value("rollout"))),
@@ -159,7 +168,9 @@ class VerifiedRelease:
                 checked_at_s=facts.integer("checked_at_s"),
                 expires_at_s=facts.integer("expires_at_s"),
                 timestamp_version=facts.integer("timestamp_version"),
+                seen_s=facts.integer("seen_s"),
             ),
+            plan=None if plan is None else parse_plan(encode(plan)),
             floor=parse_counter(fields.object("floor")),
             _proof=_ACCEPTANCE_PROOF,
         )
@@ -174,7 +185,8 @@ class Eligibility:
 
     Attributes:
         is_eligible: True if it may.
-        reason: "eligible", "metadata-expired", "halted", "not-in-cohort", "not-in-percentage" or "outside-window".
+        reason: "eligible", "metadata-expired", "halted", "not-in-cohort", "not-in-percentage", "ramp" or
+            "outside-window".
         detail: one line for a person.
         retry_at_s: Unix seconds from which time alone may change the result, or None.
     """
@@ -196,6 +208,7 @@ def accept(
     floor: ReleaseCounter,
     known_releases: Mapping[ReleaseCounter, str],
     agent_version: str,
+    plan: Plan | None = None,
 ) -> VerifiedRelease:
     """Apply the acceptance rules to authentic documents and return the proof.
 
@@ -209,6 +222,7 @@ def accept(
         floor: stored rollback floor of the family; ZERO_COUNTER before the first release.
         known_releases: stored release digest by counter.
         agent_version: version of the agent, numbers joined by dots.
+        plan: the plan that the release role lists for the channel, or None.
 
     Raises:
         ReleaseMismatch: family, channel, version, counter or release digest disagree (rules 1 and 2).
@@ -216,6 +230,7 @@ def accept(
         RollbackRefused: the counter or its epoch is below the floor (rule 4).
         CounterReused: the counter is known for another release (rule 5).
         AgentTooOld: the manifest requires a newer agent (rule 6).
+        OutsidePlan: the rollout does not lie inside the plan (rule 7).
     """
     _check_agreement(manifest, rollout, family, channel)
     if channel not in manifest.channels:
@@ -243,8 +258,10 @@ def accept(
             f"release {manifest.version} of {family!r} needs agent {manifest.min_agent}, this is {agent_version}",
             hint="update the agent, then retry",
         )
+    if plan is not None:
+        check_inside_plan(plan, rollout)
     risen = max(floor, ReleaseCounter(context.counter_epoch, manifest.min_counter))
-    return VerifiedRelease(manifest, rollout, fleet, context, risen, _ACCEPTANCE_PROOF)
+    return VerifiedRelease(manifest, rollout, fleet, context, plan, risen, _ACCEPTANCE_PROOF)
 
 
 def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now_s: int) -> Eligibility:
@@ -274,6 +291,10 @@ def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now
             "not-in-percentage",
             f"this device is at {device_bp / 100:.2f} %, the rollout covers {rollout.percent_bp / 100:.2f} %",
         )
+    ramp, ramp_bp = release.manifest.ramp, ramp_bucket(rollout.manifest_digest, device_id)
+    seen_s = release.context.seen_s
+    if ramp_bp >= allowed_share(ramp, seen_s):
+        return Eligibility(False, "ramp", describe_wait(ramp, ramp_bp, seen_s))
     if rollout.windows and not any(window.start_s <= now_s < window.end_s for window in rollout.windows):
         opens = min((window.start_s for window in rollout.windows if window.start_s > now_s), default=None)
         when = "all windows have closed" if opens is None else f"the next window opens at {_utc(opens)}"

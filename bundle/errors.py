@@ -289,6 +289,12 @@ class CounterReused(ReleaseMismatch):
     reason = "counter-reused"
 
 
+class OutsidePlan(Refused):
+    """A rollout breaks the signed plan of its channel. Publish one inside the plan, or sign another plan."""
+
+    reason = "outside-plan"
+
+
 class WrongChannel(Refused):
     """A release is not made for the channel that offers it. Point the channel at a release that lists it."""
 

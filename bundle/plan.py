@@ -1,11 +1,12 @@
 """The plan of a rollout: how far, and on which evidence, it may advance (docs/format.md section 4.1).
 
 Rules:
-- A plan is the target `plans/<family>/<channel>.json` of the role `release-<family>`. The machine that publishes
+- A plan is the target `bundles/<family>/<channel>.plan.json` of the role `release-<family>`. The machine that publishes
   rollouts does not have the keys of that role.
 - While a plan is listed, devices refuse every rollout of the channel that does not lie inside it (`check_inside_plan`).
-- A rollout lies inside a plan if it names the plan's digest, has the plan's salt, selects only cohorts of the plan and
-  at most the share of its last stage, and offers the plan's release or one of its fallbacks.
+- A rollout of the plan's release lies inside the plan if it names the plan's digest, has its salt, selects only its
+  cohorts, and at most the share of its last stage.
+- A rollout of one of the plan's fallbacks lies inside it at any share. No other rollout does.
 - Stages rise strictly. Rates are parts per million, shares basis points.
 
 Pure: standard library only.
@@ -16,7 +17,8 @@ from itertools import pairwise
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import Malformed
+from bundle.errors import Malformed, OutsidePlan
+from bundle.rollout import Rollout
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.plan/1"
@@ -182,6 +184,39 @@ def check_plan(plan: Plan) -> None:
         raise Malformed(f"plan.grow_after_s: found {plan.grow_after_s}, expected at least soak_s, {plan.soak_s}")
     if any(release == plan.release for release in plan.fallbacks):
         raise Malformed(f"plan.fallbacks: found release {plan.release.version}, which is the plan's own")
+
+
+def check_inside_plan(plan: Plan, rollout: Rollout) -> None:
+    """Check that a rollout lies inside the plan of its channel.
+
+    Args:
+        plan: the plan that the release role lists for the channel.
+        rollout: the rollout of the channel.
+
+    Raises:
+        OutsidePlan: it does not; the message says in what.
+    """
+    where = f"the rollout of {rollout.version} on channel {rollout.channel!r} of {rollout.family!r}"
+    hint = "publish a rollout inside the plan, or let the release role sign another plan: packager rollout plan"
+    if (rollout.family, rollout.channel) != (plan.family, plan.channel):
+        raise OutsidePlan(f"{where} is not of the plan's channel {plan.channel!r} of {plan.family!r}", hint=hint)
+    offered = PlannedRelease(rollout.version, rollout.counter, rollout.manifest_digest)
+    if offered in plan.fallbacks:
+        return
+    if offered != plan.release:
+        allowed = ", ".join(release.version for release in (plan.release, *plan.fallbacks))
+        raise OutsidePlan(f"{where} offers a release that the plan does not name, expected {allowed}", hint=hint)
+    if rollout.plan != plan.digest():
+        named = "no plan" if rollout.plan is None else f"plan {rollout.plan[:16]}…"
+        raise OutsidePlan(f"{where} names {named}, expected {plan.digest()[:16]}…", hint=hint)
+    if rollout.salt != plan.salt:
+        raise OutsidePlan(f"{where} has salt {rollout.salt!r}, expected {plan.salt!r}", hint=hint)
+    if rollout.percent_bp > plan.stages_bp[-1]:
+        last = f"{plan.stages_bp[-1] / 100:g} %"
+        raise OutsidePlan(f"{where} selects {rollout.percent_bp / 100:g} %, the last stage is {last}", hint=hint)
+    if plan.cohorts and (not rollout.cohorts or set(rollout.cohorts) - set(plan.cohorts)):
+        found = ", ".join(rollout.cohorts) or "all cohorts"
+        raise OutsidePlan(f"{where} selects {found}, the plan only {', '.join(plan.cohorts)}", hint=hint)
 
 
 def _parse_release(row: StrictObject) -> PlannedRelease:

@@ -104,6 +104,23 @@ def allowed_share(ramp: Sequence[RampStep], elapsed_s: int) -> int:
     return max((step.percent_bp for step in ramp if step.after_s <= elapsed_s), default=0 if ramp else BASIS_POINTS)
 
 
+def describe_wait(ramp: Sequence[RampStep], bucket: int, elapsed_s: int) -> str:
+    """Describe in one line why a device does not take a release yet.
+
+    Args:
+        ramp: the steps of the release.
+        bucket: the device's bucket (`ramp_bucket`), above the share that is allowed now.
+        elapsed_s: seconds since the device first verified a rollout of the release.
+    """
+    share = (
+        f"this device is at {bucket / 100:.2f} % of the ramp, which covers {allowed_share(ramp, elapsed_s) / 100:g} %"
+    )
+    opens_s = ramp_opens_after(ramp, bucket)
+    if opens_s is None:
+        return f"{share} and never more"
+    return f"{share} now, and this device after {(opens_s - elapsed_s) / 3600:.1f} more hours of operation"
+
+
 def ramp_opens_after(ramp: Sequence[RampStep], bucket: int) -> int | None:
     """Return the elapsed time in seconds from which a device may take the release, or None for never.
 

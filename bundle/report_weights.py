@@ -34,7 +34,7 @@ silent    invalid-usage file-not-regular text-encoding-unsupported folder-unsafe
 silent    digest-mismatch archive-malformed archive-mismatch archive-too-large archive-truncated
 silent    download-failed not-found unexpected-not-modified metadata-expired no-rollout check-in-progress
 silent    trust-state-lost untrusted-metadata another-repository rollback-refused release-mismatch counter-reused
-silent    wrong-channel release-withdrawn agent-too-old offline-pack-refused enrollment-refused
+silent    wrong-channel outside-plan release-withdrawn agent-too-old offline-pack-refused enrollment-refused
 silent    probe-inconclusive probation-inconclusive bench-failed illegal-transition
 silent    config-invalid identity-invalid not-initialized already-initialized already-enrolled adapter-missing
 silent    nothing-to-benchmark nothing-to-roll-back request-invalid inputs-rejected file-unknown program-missing

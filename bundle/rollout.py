@@ -16,7 +16,7 @@ from bundle import strict_json
 from bundle.errors import Malformed
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
-SCHEMA: Final = "airweights.rollout/1"
+SCHEMA: Final = "airweights.rollout/2"
 MAX_ROLLOUT_BYTES: Final = 32 * 1024
 BASIS_POINTS: Final = 10_000
 
@@ -50,6 +50,9 @@ class Rollout:
         windows: time windows for activation; empty means always.
         halted: True stops new activations.
         note: a remark for people.
+        plan: digest of the plan that the rollout follows (bundle.plan), or None without one.
+        began_s: when the rollout of this release began, Unix seconds; informative for devices.
+        raised_s: when its share was last raised, Unix seconds; informative for devices.
     """
 
     family: str
@@ -63,6 +66,9 @@ class Rollout:
     windows: tuple[Window, ...] = ()
     halted: bool = False
     note: str = ""
+    plan: str | None = None
+    began_s: int = 0
+    raised_s: int = 0
 
     def as_json(self) -> dict[str, JSON]:
         """Return the rollout as a JSON object."""
@@ -79,6 +85,9 @@ class Rollout:
             "windows": [{"start_s": window.start_s, "end_s": window.end_s} for window in self.windows],
             "halted": self.halted,
             "note": self.note,
+            "plan": self.plan,
+            "began_s": self.began_s,
+            "raised_s": self.raised_s,
         }
 
     def as_bytes(self) -> bytes:
@@ -113,6 +122,9 @@ def parse_rollout(data: bytes) -> Rollout:
         windows=tuple(_parse_window(row) for row in fields.objects("windows", max_items=64)),
         halted=fields.flag("halted"),
         note=fields.text("note", max_length=512),
+        plan=fields.optional_text("plan", SHA256_HEX_PATTERN),
+        began_s=fields.integer("began_s"),
+        raised_s=fields.integer("raised_s"),
     )
     fields.reject_unknown()
     return out

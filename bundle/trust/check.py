@@ -25,7 +25,9 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
    are unexpired at that time. It never follows the system clock.
 7. Persist. T and V are stored as soon as the metadata is verified, even if the release is refused afterwards. F and K
    are stored only after the release was accepted.
-8. Acceptance. `bundle.acceptance.accept` compares rollout and manifest with each other and with F and K, and raises F.
+8. Acceptance. `bundle.acceptance.accept` compares rollout and manifest with each other, with F and K and with the plan
+   that the release role lists for the channel, and raises F. The time for which a rollout of the release was seen grows
+   by the device's own clock (bundle.trust.sightings).
 """
 
 from collections.abc import Callable, Iterable
@@ -43,6 +45,7 @@ from bundle.errors import (
 )
 from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from bundle.plan import MAX_PLAN_BYTES, Plan, parse_plan
 from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.cache_lock import lock_cache
@@ -56,12 +59,14 @@ from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
     REPOSITORY_ID_FIELD,
+    plan_target,
     release_role,
     release_target,
     rollout_role,
     rollout_target,
 )
 from bundle.trust.role_versions import check_not_older, family_unknown, find_delegation, is_still_signed, role_version
+from bundle.trust.sightings import update_sightings
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 from bundle.trust.validators import FetchIfChanged
@@ -208,6 +213,7 @@ class TrustSession:
             MetadataExpired: a delegated role has expired at the time of the check.
             NoRollout: the repository has no such family or channel, or no fleet document.
             OfflinePackRefused: the rollout of an offline pack came from a server, or is valid for too long.
+            OutsidePlan: the rollout does not lie inside the plan of the channel.
             ReleaseMismatch: rollout and manifest disagree.
             ReleaseWithdrawn: the rollout names a release that is no longer listed.
             RollbackRefused: a role is older than the stored version, or the release is below the rollback floor.
@@ -226,7 +232,7 @@ class TrustSession:
         if manifest_target is None:
             raise _release_withdrawn(rollout, self._request)
         manifest = self._read_manifest(manifest_target)
-        return self._accept(manifest, rollout, fleet, times.expires_at_s)
+        return self._accept(manifest, rollout, fleet, self._read_plan(), times.expires_at_s)
 
     def verify_fleet(self) -> Fleet:
         """Return the verified fleet document, for a repository that has no rollout yet. Call `refresh` first.
@@ -270,14 +276,23 @@ class TrustSession:
             expires_at_s=min(_expiry_s(document) for document in all_documents),
         )
 
-    def _accept(self, manifest: Manifest, rollout: Rollout, fleet: Fleet, expires_at_s: int) -> VerifiedRelease:
-        request = self._request
+    def _accept(
+        self, manifest: Manifest, rollout: Rollout, fleet: Fleet, plan: Plan | None, expires_at_s: int
+    ) -> VerifiedRelease:
+        request, family = self._request, self._request.family
+        sightings, seen_s = self.trust_state.sightings.get(family, {}), 0
+        if manifest.ramp or sightings:
+            sightings, seen = update_sightings(
+                sightings, rollout.manifest_digest, request.clock, is_offered=not rollout.halted
+            )
+            seen_s = seen.elapsed_s
         context = CheckContext(
             repository_id=self._repository_id,
             counter_epoch=self._read_counter_epoch(),
             checked_at_s=self._updater.time_s,
             expires_at_s=expires_at_s,
             timestamp_version=self._updater.timestamp.version,
+            seen_s=seen_s,
         )
         accepted = accept(
             manifest,
@@ -289,8 +304,9 @@ class TrustSession:
             floor=self.trust_state.floor(request.family),
             known_releases=self.trust_state.known_releases.get(request.family, {}),
             agent_version=request.agent_version,
+            plan=plan,
         )
-        self._save_trust_state(self.trust_state.with_release(accepted))
+        self._save_trust_state(self.trust_state.with_release(accepted).with_sightings(family, sightings))
         return accepted
 
     def _current_time(self, root: Root) -> int:
@@ -340,6 +356,14 @@ class TrustSession:
 
     def _read_manifest(self, target: TargetFile) -> Manifest:
         return parse_manifest(self._read_target(target, f"{self._request.family}.manifest.json", MAX_MANIFEST_BYTES))
+
+    def _read_plan(self) -> Plan | None:
+        """Return the plan that the release role lists for the channel, or None."""
+        family, channel = self._request.family, self._request.channel
+        target = self._find_target(release_role(family), plan_target(family, channel))
+        if target is None:
+            return None
+        return parse_plan(self._read_target(target, f"{family}.{channel}.plan.json", MAX_PLAN_BYTES))
 
     def _read_fleet(self) -> Fleet:
         target = self._find_target(FLEET_ROLE, FLEET_TARGET)

@@ -27,8 +27,9 @@ from bundle.acceptance import ZERO_COUNTER, ReleaseCounter, VerifiedRelease, par
 from bundle.errors import Malformed, Refused
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from bundle.trust.clock import TimeFloor
+from bundle.trust.sightings import MAX_SIGHTINGS, Sighting, parse_sighting
 
-SCHEMA: Final = "airweights.trust-memory/1"
+SCHEMA: Final = "airweights.trust-memory/2"
 COPY_NAMES: Final = ("slot-a", "slot-b")
 MAX_TRUST_STATE_BYTES: Final = 4 * 1024 * 1024
 MAX_ROLES: Final = 4096
@@ -62,6 +63,7 @@ class TrustState:
         floors: rollback floor by family.
         known_releases: digest of the manifest without its patches, by family and counter.
         time_floor: the latest time that signed metadata proved (bundle.trust.clock).
+        sightings: for how long releases with a ramp were seen, by family and release digest (bundle.trust.sightings).
         sequence: number of the copy that the state was read from; 0 if it was never stored.
     """
 
@@ -70,6 +72,7 @@ class TrustState:
     floors: Mapping[str, ReleaseCounter] = field(default_factory=lambda: MappingProxyType({}))
     known_releases: Mapping[str, Mapping[ReleaseCounter, str]] = field(default_factory=lambda: MappingProxyType({}))
     time_floor: TimeFloor = field(default_factory=TimeFloor)
+    sightings: Mapping[str, Mapping[str, Sighting]] = field(default_factory=lambda: MappingProxyType({}))
     sequence: int = 0
 
     def floor(self, family: str) -> ReleaseCounter:
@@ -98,6 +101,15 @@ class TrustState:
             self, floors={**self.floors, family: floor}, known_releases={**self.known_releases, family: kept}
         )
 
+    def with_sightings(self, family: str, sightings: Mapping[str, Sighting]) -> "TrustState":
+        """Return the state with the sightings of a family replaced; an empty mapping changes nothing.
+
+        Args:
+            family: name of the family.
+            sightings: by release digest.
+        """
+        return replace(self, sightings={**self.sightings, family: dict(sightings)}) if sightings else self
+
     def with_missing_families(self, rebuilt: "TrustState") -> "TrustState":
         """Return the state with the families that only `rebuilt` contains added."""
         unknown = rebuilt.floors.keys() - self.floors.keys()
@@ -121,6 +133,10 @@ class TrustState:
                 "known": [
                     {**counter.as_json(), "identity": identity}
                     for counter, identity in sorted(self.known_releases.get(family, {}).items())
+                ],
+                "sightings": [
+                    {"digest": digest, **sighting.as_json()}
+                    for digest, sighting in sorted(self.sightings.get(family, {}).items())
                 ],
             }
             for family, floor in self.floors.items()
@@ -156,12 +172,13 @@ def parse_trust_state(data: bytes) -> TrustState:
             row.integer("version"), row.text("digest", SHA256_HEX_PATTERN), row.texts("signers", SHA256_HEX_PATTERN)
         )
         row.reject_unknown()
-    floors, known = {}, {}
+    floors, known, sightings = {}, {}, {}
     for family, row in fields.mapping("families", NAME_PATTERN, max_items=MAX_ROLES).items():
         floors[family] = parse_counter(row.object("floor"))
         known[family] = dict(
             _parse_known_release(entry) for entry in row.objects("known", max_items=MAX_KNOWN_RELEASES)
         )
+        sightings[family] = dict(parse_sighting(entry) for entry in row.objects("sightings", max_items=MAX_SIGHTINGS))
         row.reject_unknown()
     time = fields.object("time_floor")
     out = TrustState(
@@ -170,6 +187,7 @@ def parse_trust_state(data: bytes) -> TrustState:
         floors=floors,
         known_releases=known,
         time_floor=TimeFloor(time.integer("time_s"), time.text("boot_id"), time.integer("boot_elapsed_s")),
+        sightings={family: found for family, found in sightings.items() if found},
         sequence=fields.integer("sequence"),
     )
     time.reject_unknown()

@@ -16,6 +16,7 @@ from packager.commands.options import (
     REPO_OR_URL_OPTION,
     ROOT_OPTION,
 )
+from packager.commands.rollout_plan import plan_command
 
 if TYPE_CHECKING:
     from bundle.rollout import Rollout
@@ -31,6 +32,9 @@ def rollout() -> None:
     """
 
 
+rollout.add_command(plan_command)
+
+
 @rollout.command("set", short_help="Point a channel at a release.")
 @click.argument("family")
 @click.argument("channel")
@@ -38,9 +42,7 @@ def rollout() -> None:
 @click.option(
     "--percent",
     type=click.FloatRange(0, 100),
-    default=100.0,
-    show_default=True,
-    help="Offer the release to this share of devices, in percent.",
+    help="Offer the release to this share of devices, in percent; default: 100, with a plan its first stage.",
 )
 @click.option("--cohort", "cohorts", multiple=True, help="Offer the release to this cohort only. Repeatable.")
 @click.option("--salt", help="Choose other devices for --percent with this salt; default: keep the salt.")
@@ -71,7 +73,7 @@ def set_command(
     family: str,
     channel: str,
     version: str,
-    percent: float,
+    percent: float | None,
     cohorts: tuple[str, ...],
     salt: str | None,
     windows: tuple[str, ...],
@@ -94,8 +96,8 @@ def set_command(
     Exit status: 0 done, 2 no such release, it is not for this channel, or it is older than the current one, 3 devices
     would refuse the rollout, 4 a lock is held.
     """
-    from bundle.rollout import Rollout
     from packager.errors import RolloutBackwards, StagingInvalid
+    from packager.repository.planned_rollout import next_rollout
     from packager.repository.windows import find_zone, parse_windows
 
     repository = _open(repo, root, uris, key_dir)
@@ -111,16 +113,14 @@ def set_command(
             f"{family} {channel}: release {version} is older than {before.version}, which the channel runs",
             hint="add --allow-older to move the channel back",
         )
-    is_same = before is not None and before.version == version
-    kept_salt = before.salt if before is not None and is_same else f"{family}-{manifest.counter}"
-    changed = Rollout(
-        family=family,
-        channel=channel,
-        version=version,
-        counter=manifest.counter,
-        manifest_digest=manifest.digest_without_patches(),
-        percent_bp=round(percent * 100),
-        salt=kept_salt if salt is None else salt,
+    changed = next_rollout(
+        manifest,
+        channel,
+        before,
+        repository.plan(family, channel),
+        int(time.time()),
+        percent_bp=None if percent is None else round(percent * 100),
+        salt=salt,
         cohorts=cohorts,
         windows=parsed.windows,
         note=note,

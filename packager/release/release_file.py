@@ -17,6 +17,8 @@ from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
 from bundle.errors import Malformed, TooLarge
 from bundle.local_files import decode_text, missing_file_hint, read_local_file
+from bundle.quantities import parse_duration, parse_share
+from bundle.ramp import MAX_RAMP_SECONDS, MAX_RAMP_STEPS, RampStep, check_ramp
 from bundle.requirements import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
@@ -66,6 +68,7 @@ RELEASE_KEYS: Final = (
     "files",
     "patches",
     "rollout",
+    "ramp",
     "override_gate",
     "drill",
     "provenance",
@@ -220,6 +223,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
         files=tuple(_parse_file(row, folder) for row in table.tables_in_array("files")),
         bases=_parse_bases(table),
         rollout=_parse_rollout(table, channels),
+        ramp=_parse_ramp(table),
         override_gate=table.text("override_gate", max_length=256) if table.has("override_gate") else None,
         drill=table.choice("drill", DRILLS) if table.has("drill") else None,
         provenance=_parse_provenance(table.table("provenance")),
@@ -364,6 +368,19 @@ def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | No
     if unknown:
         raise Malformed(f"{row.where}.channels: found {unknown[0]!r}, expected one of {', '.join(channels)}")
     return RolloutPlan(own, round(percent * BASIS_POINTS / 100), cohorts, note)
+
+
+def _parse_ramp(table: _Table) -> tuple[RampStep, ...]:
+    """Return the steps of a ramp, each written as "24h 10%"."""
+    where = f"{table.where}: ramp"
+    out = []
+    for text in table.texts("ramp", max_items=MAX_RAMP_STEPS) if table.has("ramp") else ():
+        after, _, share = text.partition(" ")
+        out.append(RampStep(parse_duration(after, where), parse_share(share, where, per=BASIS_POINTS)))
+    check_ramp(out, where)
+    if any(not step.percent_bp >= 1 or step.after_s > MAX_RAMP_SECONDS for step in out):
+        raise Malformed(f"{where}: found {out}, expected shares of at least 0.01% within a year")
+    return tuple(out)
 
 
 def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:

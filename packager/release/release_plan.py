@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 from bundle.contract import Health
 from bundle.errors import Bug
+from bundle.ramp import RampStep
 from bundle.requirements import AGENT_RUNTIMES, Requirements, Runtime
 from bundle.rollout import BASIS_POINTS
 from packager.models.model_package import ExtraFile
@@ -145,6 +146,7 @@ class ReleasePlan:
         variants: the variants, in the order of the file.
         bases: number of last releases to create patches from, or their versions.
         rollout: None publishes the release without pointing any channel at it.
+        ramp: how fast the release may spread at most (bundle.ramp); empty means no limit.
         override_gate: reason for ignoring a failed gate; recorded in the release.
         drill: a fire drill (packager.release.fire_drill), or None.
         provenance: printable strings to record.
@@ -168,6 +170,7 @@ class ReleasePlan:
     files: tuple[ExtraFile, ...] = ()
     bases: int | tuple[str, ...] = DEFAULT_BASES
     rollout: RolloutPlan | None = None
+    ramp: tuple[RampStep, ...] = ()
     override_gate: str | None = None
     drill: str | None = None
     provenance: tuple[tuple[str, str], ...] = ()

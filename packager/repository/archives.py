@@ -5,8 +5,8 @@
     metadata/roots/<N>.awz                            roots 2 to N, if there is more than one
 
 Rules:
-- A family's documents are snapshot, targets, `fleet`, its two roles, the fleet document, its rollouts, and the
-  manifests that they name.
+- A family's documents are snapshot, targets, `fleet`, its two roles, the fleet document, its rollouts and plans, and
+  the manifests that the rollouts name.
 - The bases are the snapshots 1, 2, 4 and 8 publications ago. The timestamp lists them, so they are fixed when it is
   signed. `snapshots.json` records the documents of recent snapshots; without it, only complete archives are created.
 - No device depends on these files: publishing never fails because of one.
@@ -35,7 +35,14 @@ from bundle.errors import Refused
 from bundle.fleet import FLEET_TARGET
 from bundle.repository_paths import METADATA_FOLDER, TARGETS_FOLDER, family_archive_path, roots_archive_path
 from bundle.rollout import parse_rollout
-from bundle.trust.role_names import COPIES_FIELD, FLEET_ROLE, release_role, release_target, rollout_role
+from bundle.trust.role_names import (
+    COPIES_FIELD,
+    FLEET_ROLE,
+    is_plan_target,
+    release_role,
+    release_target,
+    rollout_role,
+)
 from packager.repository import tuf_documents
 from packager.repository.layout import RepositoryLayout, write_file
 from packager.repository.published import PublishedDocuments
@@ -248,7 +255,8 @@ class _PublicationView:
         rollouts = self._read_all(self._target_paths(rollout_role(family)).values())
         manifests, fleet = self._target_paths(release_role(family)), self._target_paths(FLEET_ROLE)
         named = {manifests.get(release_target(family, version)) for version in _versions_of(rollouts.values())}
-        return out | rollouts | self._read_all(named | {fleet.get(FLEET_TARGET)})
+        plans = {path for name, path in manifests.items() if is_plan_target(name)}
+        return out | rollouts | self._read_all(named | plans | {fleet.get(FLEET_TARGET)})
 
     def _targets(self, role: str) -> Targets | None:
         if role not in self._documents:

@@ -20,6 +20,7 @@ from tuf.api.metadata import DelegatedRole, Root, Signed, Targets
 from bundle.errors import Malformed
 from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from bundle.trust.public_keys import key_digest
+from bundle.trust.role_names import is_plan_target
 from keys.errors import ThresholdInvalid
 from keys.roles import RoleKeys, collect_role_keys, threshold_problems
 from packager.repository import tuf_documents
@@ -110,7 +111,9 @@ def _check_files(role: str, signed: Targets) -> None:
     folder = pattern.removesuffix("*")
     for name, target in signed.targets.items():
         stem = name.removeprefix(folder).removesuffix(".json")
-        is_named = bool((VERSION_PATTERN if role.startswith("release-") else NAME_PATTERN).fullmatch(stem))
+        is_plan = role.startswith("release-") and is_plan_target(name)
+        pattern_of_stem = VERSION_PATTERN if role.startswith("release-") and not is_plan else NAME_PATTERN
+        is_named = bool(pattern_of_stem.fullmatch(stem.removesuffix(".plan") if is_plan else stem))
         if not is_named or name != f"{folder}{stem}.json":
             raise Malformed(f"{role} lists {name!r}, expected only files of pattern {pattern}")
         if set(target.hashes) != {"sha256"} or target.unrecognized_fields:

@@ -28,6 +28,7 @@ from bundle.errors import AirweightsError
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.repository_paths import roots_archive_path
+from bundle.trust.role_names import is_plan_target
 from packager.repository.layout import RepositoryLayout, publication_times
 from packager.repository.tuf_documents import target_path
 
@@ -242,7 +243,7 @@ class FileUses:
                 if target_name == FLEET_TARGET:
                     for cohort in parse_fleet(data).cohorts:
                         self._epochs.setdefault((cohort.name, str(cohort.epoch)), reason)
-                elif target_name.startswith("bundles/"):
+                elif target_name.startswith("bundles/") and not is_plan_target(target_name):
                     self.add_release(parse_manifest(data), reason)
             except (OSError, AirweightsError):
                 continue

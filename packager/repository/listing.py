@@ -9,9 +9,18 @@ from pathlib import Path
 
 from bundle.fleet import FLEET_TARGET, Cohort, Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.plan import Plan, parse_plan
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.repository_id import repository_id_of
-from bundle.trust.role_names import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
+from bundle.trust.role_names import (
+    FLEET_ROLE,
+    is_plan_target,
+    plan_target,
+    release_role,
+    release_target,
+    rollout_role,
+    rollout_target,
+)
 from packager.errors import FamilyUnknown, RepositoryMissing, StagingInvalid
 from packager.repository import tuf_documents
 from packager.repository.layout import RepositoryLayout
@@ -122,6 +131,32 @@ class RepositoryListing:
         data = self._staged_view(family).published_target(rollout_role(family), rollout_target(family, channel))
         return None if data is None else parse_rollout(data)
 
+    def plan(self, family: str, channel: str) -> Plan | None:
+        """Return the staged plan of a channel, else the published one, or None.
+
+        Args:
+            family: a delegated family.
+            channel: name of the channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
+        data = self._staged_view(family).target(release_role(family), plan_target(family, channel))
+        return None if data is None else parse_plan(data)
+
+    def published_plan(self, family: str, channel: str) -> Plan | None:
+        """Return the plan of a channel as devices see it, or None.
+
+        Args:
+            family: a delegated family.
+            channel: name of the channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
+        data = self._staged_view(family).published_target(release_role(family), plan_target(family, channel))
+        return None if data is None else parse_plan(data)
+
     def releases(self, family: str) -> tuple[Manifest, ...]:
         """List the manifests of a family's releases, staged ones included, sorted by counter.
 
@@ -129,7 +164,8 @@ class RepositoryListing:
             FamilyUnknown: the family is not delegated.
         """
         view, role = self._staged_view(family), release_role(family)
-        found = [parse_manifest(data) for data in (view.target(role, name) for name in view.target_names(role)) if data]
+        names = [name for name in view.target_names(role) if not is_plan_target(name)]
+        found = [parse_manifest(data) for data in (view.target(role, name) for name in names) if data]
         return tuple(sorted(found, key=lambda manifest: manifest.counter))
 
     def rollout(self, family: str, channel: str) -> Rollout | None:

@@ -18,8 +18,9 @@ from tuf.api.metadata import Metadata, Targets
 
 from bundle.fleet import FLEET_TARGET, Cohort, Fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.plan import Plan, PlannedRelease, check_inside_plan, parse_plan
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.role_names import FLEET_ROLE, release_target, rollout_target
+from bundle.trust.role_names import FLEET_ROLE, plan_target, release_target, rollout_target
 from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
@@ -144,11 +145,50 @@ class Repository(RepositoryListing):
         Raises:
             FamilyUnknown: the family is not delegated.
             StagingInvalid: there is no such release, its counter or digest differs, or it is not made for the channel.
+            OutsidePlan: the rollout does not lie inside the plan of the channel.
         """
         if not forged:
             _check_rollout(rollout, self.manifest(rollout.family, rollout.version))
+            plan = self.plan(rollout.family, rollout.channel)
+            if plan is not None:
+                check_inside_plan(plan, rollout)
         parse_rollout(rollout.as_bytes())
         self._stage_target(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
+
+    def stage_plan(self, plan: Plan) -> None:
+        """Stage the plan of a channel, in place of the one before.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+            Malformed: the numbers of the plan contradict each other.
+            StagingInvalid: a release that the plan names is not listed, or not made for the channel.
+        """
+        parse_plan(plan.as_bytes())
+        for named in (plan.release, *plan.fallbacks):
+            manifest = self.manifest(plan.family, named.version)
+            if manifest is None or named != PlannedRelease(
+                manifest.version, manifest.counter, manifest.digest_without_patches()
+            ):
+                raise StagingInvalid(f"family {plan.family!r} has no release {named.version} of the plan")
+            if plan.channel not in manifest.channels:
+                raise StagingInvalid(f"release {named.version} is not made for channel {plan.channel!r}")
+        self._stage_target(plan_target(plan.family, plan.channel), plan.as_bytes())
+
+    def remove_plan(self, family: str, channel: str) -> None:
+        """Stage the removal of a channel's plan.
+
+        Args:
+            family: a delegated family.
+            channel: name of the channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+            StagingInvalid: the channel has no plan.
+        """
+        if self.plan(family, channel) is None:
+            raise StagingInvalid(f"family {family!r} has no plan for channel {channel!r}")
+        with lock_repository(self._layout):
+            Staging(self._layout).withdraw(plan_target(family, channel))
 
     def stage_fleet(self, fleet: Fleet) -> None:
         """Stage a fleet document, unless it equals the current one.
@@ -291,6 +331,7 @@ class Repository(RepositoryListing):
             PublishConflict: the published rollout is not `expected`, or another process holds the lock.
             FamilyUnknown: the family is not delegated.
             StagingInvalid: there is no such release, its counter or digest differs, or it is not made for the channel.
+            OutsidePlan: the rollout does not lie inside the plan of the channel.
             BelowThreshold: signers are missing.
             AirweightsError: the client check failed with the error that a device would raise.
         """
@@ -303,6 +344,9 @@ class Repository(RepositoryListing):
                     hint="check `packager rollout status`, and repeat the change if it still applies",
                 )
             _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
+            plan = self.published_plan(rollout.family, rollout.channel)
+            if plan is not None:
+                check_inside_plan(plan, rollout)
             change = stage_rollout_change(self._layout, published, rollout, signers)
             return publish(self._layout, published, change, check_clients=True, send=self.send)
 

@@ -22,9 +22,11 @@ from tuf.api.metadata import Root, TargetFile, Targets
 from bundle.errors import DigestMismatch, Malformed
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.plan import Plan, parse_plan
 from bundle.rendering import render_line
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.public_keys import key_digest
+from bundle.trust.role_names import is_plan_target
 from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
@@ -250,12 +252,14 @@ def _plain_lines(
 ) -> list[str] | None:
     """Return what a person reads about a release or rollout; None for other targets, which have one line."""
     match name.split("/"):
+        case ["bundles", *_] if is_plan_target(name):
+            return None
         case ["bundles", family, _]:
             others = [
                 parse_manifest(contents[other])
                 for other, target in new.targets.items()
                 if other != name and other in contents and _has_digest(target, contents[other])
-                and other.startswith(f"bundles/{family}/")
+                and other.startswith(f"bundles/{family}/") and not is_plan_target(other)
             ]  # fmt: skip
             known = {manifest.version: manifest for manifest in others}
             manifest = parse_manifest(data)
@@ -289,8 +293,9 @@ def _counter_lines(
 ) -> Iterator[str]:
     if not role.startswith("release-"):
         return
-    known = {name: _read_counter(name, data) for name, data in contents.items() if name in new.targets and name in old}
-    for name in sorted(new.targets.keys() - old.keys()):
+    manifests = {name: data for name, data in contents.items() if not is_plan_target(name)}
+    known = {name: _read_counter(name, data) for name, data in manifests.items() if name in new.targets and name in old}
+    for name in sorted((new.targets.keys() - old.keys()) & manifests.keys()):
         counter = _read_counter(name, contents[name])
         if any(counter <= other for other in known.values()):
             yield f"{role}: COUNTER {counter} of {name} is not above the counters of all earlier releases"
@@ -302,6 +307,8 @@ def _has_digest(target: TargetFile, data: bytes) -> bool:
 
 def _read_counter(name: str, data: bytes) -> int:
     match name.split("/"):
+        case ["bundles", *_] if is_plan_target(name):
+            return parse_plan(data).release.counter
         case ["bundles", *_]:
             return parse_manifest(data).counter
         case ["rollouts", *_]:
@@ -312,6 +319,8 @@ def _read_counter(name: str, data: bytes) -> int:
 
 def _describe_content(name: str, data: bytes) -> str:
     match name.removesuffix(".json").split("/"):
+        case ["bundles", family, channel] if is_plan_target(name):
+            return _describe_plan(name, parse_plan(data), family, channel.removesuffix(".plan"))
         case ["bundles", family, version]:
             return _describe_manifest(name, parse_manifest(data), family, version)
         case ["rollouts", family, channel]:
@@ -337,6 +346,21 @@ def _describe_manifest(name: str, manifest: Manifest, family: str, version: str)
         f"{manifest.family} {manifest.version}, counter {manifest.counter}, rollback floor {manifest.min_counter},"
         f" channels {', '.join(manifest.channels) or 'none'}, agent {manifest.min_agent} or newer, variants {variants},"
         f" release digest {manifest.digest_without_patches()}"
+    )
+
+
+def _describe_plan(name: str, plan: Plan, family: str, channel: str) -> str:
+    if (plan.family, plan.channel) != (family, channel):
+        raise Malformed(f"{name} is the plan of {plan.family} {plan.channel}")
+    fallbacks = ", ".join(release.version for release in plan.fallbacks) or "none"
+    return (
+        f"plan {plan.digest()} for {family} {channel}: {plan.release.version} (release digest"
+        f" {plan.release.manifest_digest}) in stages of {', '.join(f'{bp / 100:g} %' for bp in plan.stages_bp)}, salt"
+        f" {plan.salt!r}, cohorts {', '.join(plan.cohorts) or 'all'}, fallbacks {fallbacks};"
+        f" accept {plan.accept_ppm / 10_000:g} %, refuse {plan.refuse_ppm / 10_000:g} %,"
+        f" false halt {plan.alpha_ppm / 10_000:g} %,"
+        f" false go {plan.beta_ppm / 10_000:g} %, silence up to {plan.base_ceiling_ppm / 10_000:g} %,"
+        f" soak {plan.soak_s} s, grow after {plan.grow_after_s} s"
     )
 
 

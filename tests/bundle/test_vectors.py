@@ -20,6 +20,7 @@ from bundle.frames import FrameRandomReader, FrameReader
 from bundle.golden.comparison import check_outputs
 from bundle.golden.golden_file import read_golden
 from bundle.manifest import parse_manifest
+from bundle.plan import parse_plan
 from bundle.rollout import parse_rollout
 from bundle.vital import parse_vital
 from tests.vectors import archives, documents, golden_files, sealed
@@ -28,6 +29,7 @@ FOLDER: Final = Path(documents.__file__).parent
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "manifest": parse_manifest,
     "rollout": parse_rollout,
+    "plan": parse_plan,
     "fleet": parse_fleet,
     "enrollment": parse_enrollment,
     "report": parse_report,

@@ -54,6 +54,10 @@ def test_repository_and_rollouts(here: Path) -> None:
         "rollout-change", run_successfully("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json
     )
     check_schema("rollout-change", run_successfully("rollout", "halt", "kws", "stable", *keys).json)
+    plan = run_successfully("rollout", "plan", "kws", "stable", "1.0.0", "--stages", "50,100", *keys).json
+    check_schema("rollout-plan", plan)
+    assert plan["plan"]["stages_bp"] == [5000, 10_000]
+    check_schema("rollout-plan", run_successfully("rollout", "plan", "kws", "stable", "--remove", *keys).json)
     check_schema("rollout-status", run_successfully("rollout", "status", *repo).json)
     assert site.release("small-1.1.0.toml").code == 0
     check_schema("patch-add", run_successfully("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)

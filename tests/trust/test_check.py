@@ -87,7 +87,9 @@ def test_a_verified_release_crosses_the_process_boundary_whole(
 def test_nobody_but_accept_makes_a_verified_release(publisher: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(publisher.published)
     with pytest.raises(Bug):
-        VerifiedRelease(release.manifest, release.rollout, release.fleet, release.context, release.floor, object())
+        VerifiedRelease(
+            release.manifest, release.rollout, release.fleet, release.context, None, release.floor, object()
+        )
     with pytest.raises((Bug, TypeError, ValueError)):
         replace(release, floor=ReleaseCounter(0, 0), _proof=None)
 

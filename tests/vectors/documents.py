@@ -1,6 +1,7 @@
 """Write the test vectors of signed documents: `python -m tests.vectors.documents`.
 
-The folders are `manifest`, `rollout`, `fleet`, `enrollment`, `report` and `vital`. Each file is one document with one
+The folders are `manifest`, `rollout`, `plan`, `fleet`, `enrollment`, `report` and `vital`. Each file is one document
+with one
 defect, and is named for it. `expected` (JSON) has the reason of the expected refusal, or null for a document that must
 be read and written back unchanged.
 """
@@ -22,6 +23,7 @@ from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
 from bundle.manifest import Manifest
+from bundle.plan import Plan, PlannedRelease
 from bundle.ramp import RampStep
 from bundle.requirements import Requirements, Runtime
 from bundle.rollout import Rollout, Window
@@ -315,6 +317,50 @@ def make_rollout_vectors() -> Vectors:
         "windows-65": top(windows=[{"start_s": n, "end_s": n + 1} for n in range(65)]),
         "halted-a-number": top(halted=1),
         "note-with-escape-sequence": top(note="\x1b[2J"),
+        "good-with-a-plan": (change_document(data, lambda v: v.update(plan="d" * 64, raised_s=9)), None),
+        "plan-short": top(plan="d" * 63),
+        "plan-missing": (change_document(data, lambda v: v.pop("plan")), "malformed"),
+        "raised-negative": top(raised_s=-1),
+        "schema-1": top(schema="airweights.rollout/1"),
+    }
+
+
+def make_plan() -> Plan:
+    """Return a valid plan."""
+    release, before = PlannedRelease("1.2.0", 7, "c" * 64), PlannedRelease("1.1.0", 6, "b" * 64)
+    return Plan("kws", "stable", release, (before,), "kws-7", ("default",))
+
+
+def make_plan_vectors() -> Vectors:
+    """Return the vectors of plans by file name."""
+    data = make_plan().as_bytes()
+
+    def top(**fields: Any) -> tuple[bytes, str]:
+        return change_document(data, lambda v: v.update(fields)), "malformed"
+
+    return make_text_vectors(data) | {
+        "too-large": (change_document(data, lambda v: v.update(salt="x" * 40_000)), "too-large"),
+        "good-of-one-stage": (change_document(data, lambda v: v.update(stages_bp=[10_000])), None),
+        "good-without-fallbacks": (change_document(data, lambda v: v.update(fallbacks=[], cohorts=[])), None),
+        "stages-missing": (change_document(data, lambda v: v.pop("stages_bp")), "malformed"),
+        "stages-empty": top(stages_bp=[]),
+        "stages-that-fall": top(stages_bp=[500, 100]),
+        "stages-that-repeat": top(stages_bp=[100, 100]),
+        "stage-of-nobody": top(stages_bp=[0, 100]),
+        "stage-above-all": top(stages_bp=[100, 10_001]),
+        "stages-17": top(stages_bp=list(range(1, 18))),
+        "accept-zero": top(accept_ppm=0),
+        "refuse-at-accept": top(refuse_ppm=10_000),
+        "refuse-above-half": top(refuse_ppm=500_001),
+        "alpha-zero": top(alpha_ppm=0),
+        "beta-above-half": top(beta_ppm=600_000),
+        "ceiling-above-half": top(base_ceiling_ppm=500_001),
+        "soak-zero": top(soak_s=0),
+        "grow-before-soak": top(grow_after_s=86_399),
+        "release-without-a-digest": top(release={"version": "1.2.0", "counter": 7}),
+        "fallback-to-itself": top(fallbacks=[make_plan().release.as_json()]),
+        "fallback-unknown-field": top(fallbacks=[{**make_plan().fallbacks[0].as_json(), "note": ""}]),
+        "channel-with-a-slash": top(channel="a/b"),
     }
 
 
@@ -496,6 +542,7 @@ def make_vital_vectors() -> Vectors:
 GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
     "manifest": make_manifest_vectors,
     "rollout": make_rollout_vectors,
+    "plan": make_plan_vectors,
     "fleet": make_fleet_vectors,
     "enrollment": make_enrollment_vectors,
     "report": make_report_vectors,

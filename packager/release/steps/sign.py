@@ -67,7 +67,7 @@ def make_manifest(draft: Draft) -> Manifest:
         channels=plan.channels,
         min_agent=plan.min_agent,
         created=draft.created,
-        ramp=(),
+        ramp=plan.ramp,
         variants=tuple((name, _manifest_variant(v, plan.at_rest)) for name, v in sorted(draft.encrypted.items())),
     )
 
