@@ -19,7 +19,7 @@ Rules:
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, select
@@ -96,6 +96,22 @@ class BatchResult:
     forks: int = 0
     refused: list[RefusedLine] = field(default_factory=list)
     logs: dict[str, LogAnswer] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> int:
+        """Return the number of lines of the batch."""
+        return self.new + self.known + len(self.refused)
+
+    def add(self, other: "BatchResult", offset: int) -> None:
+        """Add the result of another batch.
+
+        Args:
+            other: the result.
+            offset: number of lines before the batch in its file.
+        """
+        self.new, self.known, self.forks = self.new + other.new, self.known + other.known, self.forks + other.forks
+        self.refused += [replace(one, number=one.number + offset) for one in other.refused]
+        self.logs |= other.logs
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of the answer and of `fleet ingest --json`."""

@@ -246,28 +246,6 @@ class ExtraMissing(Invalid):
     reason = "extra-missing"
 
 
-class ReportRefused(Refused):
-    """A device report is from an unregistered or revoked device, or its signature is invalid. Do not
-    trust the file; export the reports again.
-    """
-
-    reason = "report-refused"
-
-
-class ReportForked(ReportRefused):
-    """A device signed two different reports with one number, as after a restored or copied disk. Check
-    the device, and enroll it again.
-    """
-
-    reason = "report-forked"
-
-
-class ReportGap(ReportRefused):
-    """Reports before this one are missing. Export them from the device, or add --allow-gap."""
-
-    reason = "report-gap"
-
-
 class AttestationRefused(Refused):
     """The attestations are not signed by the required keys, or describe another release. Create them
     again with `packager attestation create`.

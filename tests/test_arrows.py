@@ -50,7 +50,9 @@ ONLY_IN = {
         "packager/commands",
         "keys",
     },
-    "uvicorn": {"device_agent/front"},
+    "uvicorn": {"device_agent/front", "fleet/web/server.py"},
+    "sqlalchemy": {"fleet"},
+    "starlette": {"fleet/web"},
 }
 HEAVY = (
     "numpy",

@@ -51,7 +51,7 @@ def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -
 def export_command(path: Path, after: int, family: str | None, output: Path, *, as_json: bool) -> None:
     """Sign the reports with the device's key and write them to a file, one per line.
 
-    `packager device verify-report` verifies the file.
+    `packager fleet ingest` takes the file.
     """
     from device_agent.commands.report_export import export_reports, write_export
 

@@ -1,6 +1,7 @@
-"""`packager device`: enroll, list and revoke devices, rotate cohort keys, verify reports."""
+"""`packager device`: enroll, list and revoke devices, rotate cohort keys."""
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 MISSING_KEYS: Final = "--keys is missing, expected the folder of the cohort's key"
-MAX_REPORTS_BYTES: Final = 256 * 1024**2
 MAX_BATCH_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 
@@ -153,24 +153,32 @@ def enroll_batch_command(
 
 @device.command("list", short_help="List the registered devices.")
 @click.option("--cohort", help="List only the devices of this cohort.")
+@click.option(
+    "--store",
+    envvar="PACKAGER_FLEET_STORE",
+    metavar="URL",
+    help="Store of `packager fleet`: show release, state, last outcome and last line of each device.",
+)
 @REPO_OPTION
 @JSON_OPTION
-def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
+def list_command(cohort: str | None, store: str | None, repo: Path, as_json: bool) -> None:
     """List the registered devices.
 
-    Exit status: 0 listed, 2 invalid input.
+    Exit status: 0 listed, 2 invalid input, 4 the store is unavailable.
     """
     from keys.registry import Registry
     from packager.repository.repository import Repository
 
     registry = Registry(Repository.open(repo).registry_path)
     found = [entry for entry in registry.devices() if cohort in (None, entry.cohort)]
+    rows = [_device_row(entry) for entry in found]
     lines = [f"{e.label:<24} {e.device_id} {e.cohort}{' REVOKED' if e.is_revoked else ''}" for e in found]
-    print_result(
-        {"devices": [_device_row(entry) for entry in found]},
-        as_json=as_json,
-        text=lines or "no device is registered",
-    )
+    if store is not None:
+        standings = _read_standings(repo, store)
+        for number, row in enumerate(rows):
+            row |= standings.get(str(row["device_id"]), {"seen_s": None, "suspect": False, "families": {}})
+            lines[number] += _standing_text(row)
+    print_result({"devices": rows}, as_json=as_json, text=lines or "no device is registered")
 
 
 @device.command("revoke", short_help="Revoke a device.")
@@ -252,31 +260,25 @@ def rotate_cohort_command(
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
 
 
-@device.command("verify-report", short_help="Verify exported device reports.")
-@click.argument("file", type=PATH)
-@click.option("--allow-gap", is_flag=True, help="Accept missing reports, and list them.")
-@click.option("--dry-run", is_flag=True, help="Verify only; do not record the reports as known.")
-@REPO_OPTION
-@JSON_OPTION
-def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path, as_json: bool) -> None:
-    """Verify the reports in FILE, which `device-agent report export` wrote.
+def _read_standings(repo: Path, store: str) -> dict[str, dict[str, object]]:
+    """Return last line, suspicion and standings of the devices in a store, by device id."""
+    from packager.commands.fleet import open_store
 
-    Each report must be signed by a registered device, and none may be missing.
+    with open_store(repo, store) as (_, database):
+        from fleet.queries import read_devices
 
-    Exit status: 0 verified, 2 invalid input, 3 a report failed: no report of the file is recorded.
-    """
-    from packager.repository.device_reports import check_reports
-    from packager.repository.repository import Repository
+        rows = [row.as_json() for row in read_devices(database)]
+    return {row["device_id"]: {name: row[name] for name in ("seen_s", "suspect", "families")} for row in rows}
 
-    data = _read_text(file, MAX_REPORTS_BYTES)
-    checked = check_reports(Repository.open(repo), data, allow_gap=allow_gap, is_recorded=not dry_run)
-    lines = []
-    for signed in checked.new:
-        r = signed.report
-        lines.append(f"{checked.labels[signed.device_id]} {r.sequence} {r.outcome} {r.release or ''} {r.reason}")
-    lines += [f"missing: {first} to {last}" for first, last in checked.gaps]
-    lines.append(f"{len(checked.new)} new, {checked.known} known")
-    print_result(checked.as_json(), as_json=as_json, text=[line.rstrip() for line in lines])
+
+def _standing_text(row: dict[str, object]) -> str:
+    families = row["families"]
+    assert isinstance(families, dict)
+    if not row["seen_s"]:
+        return " no line yet"
+    seen = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(str(row["seen_s"]))))
+    parts = [f"{family} {at['release']} {at['state']} {at['outcome']}" for family, at in families.items()]
+    return f" {seen} {', '.join(parts)}{' SUSPECT' if row['suspect'] else ''}"
 
 
 def _read_text(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:

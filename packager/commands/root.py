@@ -85,6 +85,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = {
     "repo": LazyCommand("packager.commands.repo", "repo", "Create, sign, publish and maintain a repository."),
     "rollout": LazyCommand("packager.commands.rollout", "rollout", "Manage rollouts."),
     "device": LazyCommand("packager.commands.device", "device", "Enroll, list and revoke devices."),
+    "fleet": LazyCommand("packager.commands.fleet", "fleet", "Collect the devices' reports, and show the fleet."),
     "attestation": LazyCommand(
         "packager.commands.attestation", "attestation", "Create and verify provenance and SBOMs."
     ),

@@ -42,7 +42,7 @@ Reading order:
     detached_signing    the steps of the ceremony above
     creation, new_keys  the first publication and its keys
     role_changes        add, remove and replace keys; thresholds; counter epochs
-    devices, device_reports     enroll and revoke devices, rotate cohort keys, verify reports
+    devices                     enroll and revoke devices, rotate cohort keys
     repository_status   keys, thresholds, expiries and open signatures of each role
     garbage_collection, offline_pack    delete what nothing lists; copy a part for devices without a network
     workspace           plain bundles and content keys of earlier releases, never served

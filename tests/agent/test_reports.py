@@ -36,9 +36,10 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     exported = device.command("report", "export", "-o", str(out), "--json")
     assert exported.returncode == 0, exported.stderr
     check_schema("agent-report-export", json.loads(exported.stdout))
-    verified = run_packager("device", "verify-report", out, "--repo", publisher.repository.root, "--json")
-    assert verified.code == 0, verified.stderr
-    assert len(verified.json["new"]) == 3
+    taken = run_packager("fleet", "ingest", out, "--repo", publisher.repository.root, "--json")
+    assert taken.code == 0, taken.stderr
+    check_schema("fleet-ingest", taken.json)
+    assert (taken.json["new"], taken.json["refused"]) == (3, [])
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
 
 

@@ -1,0 +1,28 @@
+"""The repository that a collector serves, as far as it needs it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Facts of the repository.
+
+    Attributes:
+        repository_id: its id, 64 hexadecimal digits.
+        registry: path of the device registry.
+        registry_digest: digest that the fleet document signs, hexadecimal.
+        rollouts: the rollouts of all families and channels.
+    """
+
+    repository_id: str
+    registry: Path
+    registry_digest: str
+    rollouts: tuple[Rollout, ...]
+
+
+ReadSite = Callable[[], Site]
+"""Read the facts anew: the repository changes while the collector runs."""

@@ -1,0 +1,134 @@
+"""The collector's server takes lines, and shows small groups and single devices only after a login."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundle.rollout import Rollout
+from fleet.errors import LoginRequired
+from fleet.line import MAX_BATCH_LINES
+from fleet.rate_limit import TokenBuckets
+from fleet.site import Site
+from fleet.web.server import open_server
+from tests.support.fleet_devices import SigningDevice
+from tests.support.fleet_server import FleetServer, run_fleet_server
+from tests.support.json_schemas import check_schema
+
+TOKEN = "correct horse battery staple"
+ROLLOUT = Rollout("kws", "stable", "1.1.0", 2, "a" * 64, percent_bp=2_500, note="<script>alert(1)</script>")
+FAILURE = {"outcome": "rolled-back", "state": "probation", "reason": "probation-failed"}
+BEARER = f"Bearer {TOKEN}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
+    devices = [SigningDevice(f"camera-{number}") for number in range(30)]
+    with run_fleet_server(tmp_path_factory.mktemp("fleet"), devices, (ROLLOUT,), token=TOKEN) as running:
+        lines = []
+        for number, device in enumerate(devices):
+            variant = "fp32" if number < 3 else "int8"
+            lines.append(device.report(variant=variant))
+            if number < 14:
+                outcome = FAILURE if number < 2 else {}
+                lines.append(device.report(release="1.1.0", counter=2, variant=variant, **outcome))
+        reply = running.request("/v1/lines", b"\n".join(lines))
+        assert reply.status == 200
+        check_schema("fleet-ingest", json.loads(reply.body))
+        assert json.loads(reply.body)["new"] == 44
+        yield running
+
+
+def test_every_response_forbids_scripts_and_frames(server: FleetServer) -> None:
+    for path in ("/", "/login", "/metrics", "/nothing", "/devices", "/style.css", "/release/kws/stable/1.1.0"):
+        policy = server.request(path).headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+    assert "<script" not in server.request("/", Authorization=BEARER).text.lower()
+
+
+def test_without_a_login_no_small_group_is_shown(server: FleetServer) -> None:
+    page = server.request("/").text
+    assert "1.1.0" in page
+    assert "below 10 devices are left out" in page
+    release = server.request("/release/kws/stable/1.1.0").text
+    assert "probation-failed" not in release
+    assert "fp32" not in release
+    assert server.request("/device/camera-1").status == 303
+    assert server.request("/devices").headers["Location"] == "/login"
+
+
+def test_an_operator_sees_all(server: FleetServer) -> None:
+    release = server.request("/release/kws/stable/1.1.0", Authorization=BEARER).text
+    assert "probation-failed" in release
+    assert "variant: fp32" in release
+    assert "camera-1" in server.request("/devices", Authorization=BEARER).text
+    assert "rolled-back" in server.request("/device/camera-1", Authorization=BEARER).text
+    assert server.request("/device/nobody", Authorization=BEARER).status == 404
+
+
+def test_the_login_page_sets_a_cookie_that_scripts_and_other_sites_cannot_use(server: FleetServer) -> None:
+    assert server.request("/login", b"token=wrong").status == 403
+    reply = server.request("/login", b"token=" + TOKEN.replace(" ", "+").encode())
+    assert reply.status == 303
+    cookie = reply.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert server.request("/devices", Cookie=cookie.split(";")[0]).status == 200
+    expires, _, mac = cookie.split(";")[0].split("=")[1].partition(".")
+    for forged in (f"{int(expires) + 9}.{mac}", f"{expires}.", f".{mac}", "x", f"1.{mac}"):
+        assert server.request("/devices", Cookie=f"airweights_fleet={forged}").status == 303
+
+
+def test_wrong_tokens_are_limited(tmp_path: Path) -> None:
+    with run_fleet_server(tmp_path, [], token=TOKEN) as server:
+        texts = [server.request("/login", b"token=wrong").text for _ in range(12)]
+        assert "too many wrong tokens" in texts[-1]
+
+
+def test_a_trusted_header_logs_in_only_if_it_is_configured(server: FleetServer, tmp_path: Path) -> None:
+    assert server.request("/devices", X_Forwarded_User="mallory").status == 303
+    with run_fleet_server(tmp_path, [SigningDevice("lamp")], trusted_header="X-Forwarded-User") as behind_a_proxy:
+        assert "lamp" in behind_a_proxy.request("/devices", X_Forwarded_User="anna").text
+        assert behind_a_proxy.request("/devices").status == 303
+
+
+def test_metrics_name_no_small_group(server: FleetServer) -> None:
+    text = server.request("/metrics", Authorization=BEARER).text
+    assert 'airweights_fleet_devices{channel="stable",family="kws",release="1.1.0",state="updated"} 12.0' in text
+    assert "probation-failed" not in text
+    assert "airweights_fleet_registered_devices 30.0" in text
+
+
+def test_a_server_that_others_reach_needs_a_login(server: FleetServer, tmp_path: Path) -> None:
+    site = Site("d" * 64, tmp_path / "registry", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", ())
+    for host in ("0.0.0.0", "::", "192.0.2.7", "fleet.example.org"):
+        with pytest.raises(LoginRequired, match="show the fleet to everybody"):
+            open_server(server.database, lambda: site, host)
+
+
+def test_a_batch_that_is_too_large_is_refused_whole(server: FleetServer) -> None:
+    assert server.request("/v1/lines", b"x\n" * (MAX_BATCH_LINES + 1)).status == 413
+    assert server.request("/v1/lines").status == 405
+    reply = server.request("/v1/lines", b"x\n" * MAX_BATCH_LINES)
+    assert reply.status == 200
+    assert len(json.loads(reply.body)["refused"]) == MAX_BATCH_LINES
+
+
+def test_a_flood_in_the_name_of_a_device_uses_a_bucket_of_its_own() -> None:
+    clock = [0.0]
+    buckets = TokenBuckets(burst=3, per_second=1, now_s=lambda: clock[0], max_buckets=2)
+    assert [buckets.take("192.0.2.1", "d") for _ in range(4)] == [True, True, True, False]
+    assert buckets.take("192.0.2.2", "d")
+    clock[0] = 1.0
+    assert [buckets.take("192.0.2.1", "d") for _ in range(2)] == [True, False]
+
+
+def test_the_alert_rules_use_metrics_that_exist(server: FleetServer) -> None:
+    text = server.request("/metrics", Authorization=BEARER).text
+    rules = (Path(__file__).parents[2] / "packaging" / "prometheus" / "airweights-fleet.rules.yml").read_text()
+    names = set(re.findall(r"airweights_fleet_\w+", rules))
+    assert len(names) >= 6
+    assert {name for name in names if f"\n{name}" not in text} == set()
