@@ -33,7 +33,11 @@ ONLY_IN = {
     "bsdiff4": {"packager"},
     "backports": {"packager/diff/encode/zstd_prefix.py"},
     "compression": {"packager/diff/encode/zstd_prefix.py"},
-    "urllib3": {"device_agent/workers/http_client.py", "device_agent/workers/http_connection.py"},
+    "urllib3": {
+        "packager/stores/registry_client.py",
+        "device_agent/workers/http_client.py",
+        "device_agent/workers/http_connection.py",
+    },
     "requests": set(),
     "obstore": {"packager/stores/object_store.py"},
     "onnxruntime": {

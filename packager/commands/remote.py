@@ -27,25 +27,28 @@ def push_command(url: str, dry_run: bool, repo: Path, as_json: bool) -> None:
     another publisher was first, nothing is replaced, and the error names it. gs: and az: are untested.
 
     Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, with
-    AWS_REGION and AWS_ENDPOINT_URL; AIRWEIGHTS_REGISTRY_AUTH=USER:PASSWORD for a registry.
+    AWS_REGION and AWS_ENDPOINT_URL. For a registry they are Docker's (`docker login`), or USER:PASSWORD in
+    AIRWEIGHTS_REGISTRY_AUTH; oci+http: is for a registry without TLS.
 
     Exit status: 0 sent, 2 invalid URL or credentials, 3 the store cannot keep publications whole, or has another
     repository, 4 another publisher was first, or the store is unavailable.
     """
     from packager.remote.push import push, read_timestamps
+    from packager.remote.push_registry import push_to_registry
     from packager.repository.layout import lock_repository
     from packager.repository.repository import Repository
-    from packager.stores.open_store import open_store
+    from packager.stores.open_store import is_registry_url, open_store
+    from packager.stores.registry_client import RegistryClient
 
     layout = Repository.open(repo).layout
+    on_progress = None if as_json else progress_bar("push")
     with lock_repository(layout):
-        report = push(
-            layout,
-            open_store(url),
-            read_timestamps(layout),
-            is_dry_run=dry_run,
-            on_progress=None if as_json else progress_bar("push"),
-        )
+        timestamps = read_timestamps(layout)
+        if is_registry_url(url):
+            client = RegistryClient(url)
+            report = push_to_registry(layout, client, timestamps, is_dry_run=dry_run, on_progress=on_progress)
+        else:
+            report = push(layout, open_store(url), timestamps, is_dry_run=dry_run, on_progress=on_progress)
     print_result(report.as_json(), as_json=as_json, text=push_lines(report))
 
 

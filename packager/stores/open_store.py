@@ -1,6 +1,5 @@
 """Open the store that a URL names."""
 
-import re
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -12,12 +11,11 @@ from packager.stores.store import Store
 
 OBJECT_SCHEMES: Final = ("s3", "gs", "az")
 REGISTRY_SCHEMES: Final = ("oci", "oci+http")
-URL_PATTERN: Final = re.compile(r"[a-z0-9+]+:.+")
 
 
-def is_store_url(text: str) -> bool:
-    """Return whether a text is a URL and not a path."""
-    return re.match(r"[a-z][a-z0-9+]+://", text) is not None
+def is_registry_url(url: str) -> bool:
+    """Return whether a URL names a registry, which is a mirror only."""
+    return urlsplit(url).scheme in REGISTRY_SCHEMES
 
 
 def open_store(url: str) -> Store:

@@ -1,0 +1,261 @@
+"""A client of OCI registries (distribution specification 1.1): blobs, manifests and tags, over urllib3.
+
+Rules:
+1. Credentials are those of Docker: the file `config.json` in $DOCKER_CONFIG or ~/.docker, or AIRWEIGHTS_REGISTRY_AUTH
+   as USER:PASSWORD. They go to the registry, and to the realm of its tokens if that is a host of the same domain.
+2. A request is sent without credentials first. A registry that answers 401 says whether it wants them (Basic), or a
+   token (Bearer), which is requested with the credentials, if there are any.
+3. A request that fails for a reason that may pass is repeated MAX_TRIES times.
+4. A blob is sent in one request, and only if the registry does not have it.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode, urljoin, urlsplit
+
+from bundle.errors import AirweightsError
+from bundle.registry_paths import MANIFEST_TYPE, MAX_MANIFEST_BYTES
+from bundle.version import VERSION
+from packager.stores.errors import (
+    StoreAccessDenied,
+    StoreCredentialsMissing,
+    StoreCredentialsRefused,
+    StoreRejected,
+    StoreUnavailable,
+    StoreUrlInvalid,
+)
+
+URL_PATTERN: Final = re.compile(
+    r"(oci|oci\+http)://([A-Za-z0-9.-]+(?::[0-9]{1,5})?)/([a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)/?"
+)
+AUTH_VARIABLE: Final = "AIRWEIGHTS_REGISTRY_AUTH"
+CHALLENGE_PATTERN: Final = re.compile(r'([a-z]+)="([^"]*)"')
+MAX_TRIES: Final = 5
+FIRST_PAUSE_S: Final = 0.2
+TIMEOUT_S: Final = 60.0
+PASSING_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+CREDENTIAL_HINT: Final = f"run `docker login`, or set {AUTH_VARIABLE} to USER:PASSWORD"
+
+
+class RegistryClient:
+    """One repository name of a registry.
+
+    Args:
+        url: `oci://REGISTRY/NAME`, or `oci+http:` for a registry without TLS.
+
+    Attributes:
+        url: the URL, for messages.
+
+    Raises:
+        StoreUrlInvalid: the URL has another form.
+    """
+
+    def __init__(self, url: str) -> None:
+        import urllib3
+
+        found = URL_PATTERN.fullmatch(url)
+        if found is None:
+            raise StoreUrlInvalid(
+                f"found {url.rpartition('@')[2][:80]!r}, expected oci://REGISTRY/NAME with a name in lower case",
+                hint="credentials come from the environment, not from the URL",
+            )
+        self.url = url.rstrip("/")
+        self._host, self._name = found[2], found[3]
+        self._origin = f"{'http' if found[1] == 'oci+http' else 'https'}://{self._host}"
+        self._login = _find_login(self._host)
+        self._authorization = ""
+        self._pool = urllib3.PoolManager(num_pools=4, maxsize=16, retries=False)
+
+    def read_manifest(self, reference: str) -> dict[str, Any] | None:
+        """Return the manifest of a tag, or None if there is none."""
+        response = self._request("GET", f"manifests/{reference}", {"Accept": MANIFEST_TYPE})
+        if response.status == 404:
+            return None
+        self._check(response, reference, (200,))
+        try:
+            manifest = json.loads(response.data[:MAX_MANIFEST_BYTES])
+        except ValueError as error:
+            raise StoreRejected(f"{self.url}: {reference} is not a manifest") from error
+        return manifest if isinstance(manifest, dict) else None
+
+    def list_tags(self) -> set[str]:
+        """Return all tags."""
+        found: set[str] = set()
+        path = "tags/list?n=10000"
+        while path:
+            response = self._request("GET", path, {})
+            if response.status == 404:
+                return found
+            self._check(response, "tags", (200,))
+            found.update(json.loads(response.data).get("tags") or ())
+            link = re.match(r"<([^>]+)>", response.headers.get("Link", ""))
+            path = urljoin(f"{self._origin}/v2/{self._name}/tags/list", link[1]) if link else ""
+        return found
+
+    def has_blob(self, digest: str) -> bool:
+        """Return whether the registry has a blob."""
+        response = self._request("HEAD", f"blobs/{digest}", {})
+        if response.status == 404:
+            return False
+        self._check(response, digest, (200,))
+        return True
+
+    def put_blob(self, digest: str, source: bytes | Path) -> None:
+        """Send a blob.
+
+        Args:
+            digest: `sha256:…` of its content.
+            source: the bytes, or the file with them.
+        """
+        for attempt in range(MAX_TRIES):
+            response = self._request("POST", "blobs/uploads/", {"Content-Length": "0"})
+            self._check(response, digest, (202,))
+            location = urljoin(f"{self._origin}/", response.headers.get("Location", ""))
+            separator = "&" if "?" in location else "?"
+            size = len(source) if isinstance(source, bytes) else source.stat().st_size
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            target = f"{location}{separator}{urlencode({'digest': digest})}"
+            try:
+                response = self._request("PUT", target, headers, source, is_repeated=False)
+                self._check(response, digest, (201,))
+                return
+            except StoreUnavailable:
+                # an upload session cannot be used twice; the blob may have arrived
+                if attempt == MAX_TRIES - 1:
+                    raise
+                if self.has_blob(digest):
+                    return
+
+    def put_manifest(self, tag: str, manifest: bytes) -> None:
+        """Let a tag name a manifest; its blobs must exist.
+
+        Args:
+            tag: the tag.
+            manifest: its JSON.
+
+        Raises:
+            StoreRejected: the manifest is too long, or the registry does not accept it.
+        """
+        if len(manifest) > MAX_MANIFEST_BYTES:
+            raise StoreRejected(f"{self.url}: the manifest of {tag} has {len(manifest)} bytes, registries accept 4 MiB")
+        response = self._request("PUT", f"manifests/{tag}", {"Content-Type": MANIFEST_TYPE}, manifest)
+        self._check(response, tag, (201,))
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | Path | None = None,
+        *,
+        is_repeated: bool = True,
+    ) -> Any:
+        url = path if path.startswith("http") else f"{self._origin}/v2/{self._name}/{path}"
+        is_own = url.startswith(f"{self._origin}/")
+        for attempt in range(MAX_TRIES if is_repeated else 1):
+            if attempt:
+                time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+            authorization = {"Authorization": self._authorization} if is_own and self._authorization else {}
+            response = self._send(method, url, {**headers, **authorization}, body)
+            if response is not None and response.status == 401 and is_own:
+                self._authorization = self._authorize(response.headers.get("WWW-Authenticate", ""))
+                response = self._send(method, url, {**headers, "Authorization": self._authorization}, body)
+            if response is not None and response.status not in PASSING_STATUSES:
+                return response
+        status = "no answer" if response is None else f"HTTP {response.status}"
+        raise StoreUnavailable(f"{self.url}: {method} {urlsplit(url).path}: {status}")
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | Path | None) -> Any:
+        from urllib3.exceptions import HTTPError
+
+        fields = {"User-Agent": f"airweights/{VERSION}", **headers}
+        try:
+            if isinstance(body, Path):
+                with body.open("rb") as stream:
+                    return self._pool.request(
+                        method, url, body=stream, headers=fields, timeout=TIMEOUT_S, redirect=False
+                    )
+            return self._pool.request(method, url, body=body, headers=fields, timeout=TIMEOUT_S, redirect=False)
+        except (HTTPError, OSError):
+            return None
+
+    def _authorize(self, challenge: str) -> str:
+        scheme, _, rest = challenge.partition(" ")
+        basic = f"Basic {base64.b64encode(self._login.encode()).decode()}" if self._login else ""
+        if scheme.lower() == "basic":
+            if not basic:
+                raise StoreCredentialsMissing(f"{self.url}: the registry wants credentials", hint=CREDENTIAL_HINT)
+            return basic
+        fields = dict(CHALLENGE_PATTERN.findall(rest))
+        realm = fields.get("realm", "")
+        if scheme.lower() != "bearer" or not realm.startswith(("https://", f"{self._origin}/", "http://127.0.0.1")):
+            raise StoreRejected(f"{self.url}: the registry wants an authentication that is not supported: {scheme!r}")
+        if basic and not is_same_domain(urlsplit(realm).hostname or "", self._host.partition(":")[0]):
+            raise StoreRejected(
+                f"{self.url}: tokens come from {urlsplit(realm).hostname}, which is not of the registry's domain",
+                hint="credentials are sent to hosts of the registry's own domain only",
+            )
+        query = {"service": fields.get("service", ""), "scope": f"repository:{self._name}:pull,push"}
+        response = self._send("GET", f"{realm}?{urlencode(query)}", {"Authorization": basic} if basic else {}, None)
+        if response is None or response.status in PASSING_STATUSES:
+            raise StoreUnavailable(f"{self.url}: {urlsplit(realm).hostname} gives no token")
+        if response.status != 200:
+            raise self._refused(f"HTTP {response.status} from {urlsplit(realm).hostname}")
+        answer = json.loads(response.data)
+        return f"Bearer {answer.get('token') or answer.get('access_token')}"
+
+    def _check(self, response: Any, what: str, expected: tuple[int, ...]) -> None:
+        if response.status in expected:
+            return
+        try:
+            code = str(json.loads(response.data)["errors"][0]["code"])
+        except (ValueError, LookupError, TypeError):
+            code = ""
+        text = f"{self.url}: {what}: HTTP {response.status} {code}".rstrip()
+        if response.status == 401:
+            raise self._refused(text)
+        if response.status == 403 or code == "DENIED":
+            raise StoreAccessDenied(text, hint="the credentials need permission to pull and push this name")
+        raise StoreRejected(text)
+
+    def _refused(self, text: str) -> AirweightsError:
+        if not self._login:
+            return StoreCredentialsMissing(text, hint=CREDENTIAL_HINT)
+        return StoreCredentialsRefused(text, hint="check user name and password, and whether the token has expired")
+
+
+def is_same_domain(host: str, registry: str) -> bool:
+    """Return whether a host is the registry, or belongs to the same domain.
+
+    Args:
+        host: name of the host.
+        registry: name of the registry.
+    """
+    domain = registry.partition(".")[2] if registry.count(".") > 1 else registry
+    is_address = re.fullmatch(r"[0-9.]+", registry) is not None
+    return host == registry or (not is_address and (host == domain or host.endswith(f".{domain}")))
+
+
+def digest_of(data: bytes) -> str:
+    """Return `sha256:…` of bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _find_login(host: str) -> str:
+    """Return USER:PASSWORD for a registry, or "" if there is none."""
+    if login := os.environ.get(AUTH_VARIABLE):
+        return login
+    folder = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    try:
+        auths = json.loads((folder / "config.json").read_bytes())["auths"]
+        entry = auths.get(host) or auths.get(f"https://{host}") or {}
+        return base64.b64decode(entry["auth"], validate=True).decode() if "auth" in entry else ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
