@@ -1,4 +1,4 @@
-"""Files of a repository in an OCI registry: which tag or digest has which path (docs/format.md section 18).
+"""Tags and digests of a repository's files in an OCI registry (docs/format.md section 19).
 
 Pure: the packager writes by these rules, and the device's fetcher reads by them.
 
@@ -28,7 +28,7 @@ _DOCUMENT: Final = re.compile(r"metadata/([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})")
 
 @dataclass(frozen=True, slots=True)
 class RegistryPlace:
-    """Where a file is in a registry.
+    """The place of a file in a registry.
 
     Attributes:
         digest: `sha256:…` of the blob; "" if the file has a tag.

@@ -288,6 +288,12 @@ class TlsFailed(DownloadFailed):
     reason = "tls-failed"
 
 
+class TokenRealmRefused(DownloadFailed):
+    """A registry names a token server that may not get the credentials. Check it, then set `token_realm`."""
+
+    reason = "token-realm-refused"
+
+
 class RedirectRefused(DownloadFailed):
     """A redirect is malformed or not allowed. Check `repository.allow_redirects_to`."""
 

@@ -26,6 +26,9 @@ SLOW_FILES = frozenset(
 
 # seconds on two cores, about, of the files that take more than fifteen
 FILE_SECONDS = {
+    "test_registry": 60,
+    "test_push": 40,
+    "test_push_registry": 30,
     "test_client_requests": 80,
     "test_families": 75,
     "test_tuf_js": 60,

@@ -127,7 +127,7 @@ def _transport_steps(config: Config, source: str) -> list[tuple[str, str]]:
     if source.startswith("file:"):
         return []
     steps = [(PROXY, _describe_proxy(config, source)), (CONNECTION, "")]
-    if source.startswith("https:"):
+    if origin_of(source).startswith("https:"):
         steps.append((TLS, ""))
     return [*steps, (AUTHENTICATION, "")]
 

@@ -20,7 +20,7 @@ from bundle.local_files import decode_text, read_local_file
 from bundle.strict_json import NAME_PATTERN
 from device_agent.config.key_storage import parse_key_storage
 from device_agent.config.repository import (
-    HTTP_URL_PATTERN,
+    MIRROR_URL_PATTERN,
     REPOSITORY_KEYS,
     URL_EXPECTED,
     URL_PATTERN,
@@ -272,10 +272,10 @@ def _parse_further_families(tables: Iterable[Table], where: str, first: Config) 
 
 
 def _parse_mirrors(table: Table, where: str, repository_url: str) -> tuple[str, ...]:
-    mirrors = parse_urls(table, "mirrors", HTTP_URL_PATTERN, MAX_MIRRORS)
+    mirrors = parse_urls(table, "mirrors", MIRROR_URL_PATTERN, MAX_MIRRORS)
     if mirrors and repository_url.startswith("file:"):
         # the fetcher's jail allows either the network or one folder
-        raise ConfigInvalid(f"{where}: mirrors need an http: or https: repository_url, found {repository_url!r}")
+        raise ConfigInvalid(f"{where}: mirrors need an http:, https: or oci: repository_url, found {repository_url!r}")
     return mirrors
 
 

@@ -15,14 +15,22 @@ from typing import Final
 from device_agent.config.table import Table
 from device_agent.errors import ConfigInvalid
 
-URL_PATTERN: Final = re.compile(r"(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
-HTTP_URL_PATTERN: Final = re.compile(r"https?://[^\s/?#@]+(?:/[^\s?#]*)?")
+REGISTRY_SCHEMES: Final = ("oci", "oci+http")
+# the name must not have a part with which the paths of a repository begin
+_REGISTRY_URL: Final = (
+    r"oci(?:\+http)?://[^\s/?#@]+(?:/(?!(?:metadata|targets|blobs|envelopes)(?:/|$))[a-z0-9][a-z0-9._-]*)+/?"
+)
+URL_PATTERN: Final = re.compile(rf"(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|file:///[^\s?#]*|{_REGISTRY_URL})")
+MIRROR_URL_PATTERN: Final = re.compile(rf"(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|{_REGISTRY_URL})")
+HOST_PATTERN: Final = re.compile(r"[^\s/@?#:]{1,255}")
 ORIGIN_PATTERN: Final = re.compile(r"https?://[^\s/?#@]+/?")
 PROXY_PATTERN: Final = re.compile(r"none|http://[^\s/?#@]+/?")
 HEADER_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 HEADER_VALUE_PATTERN: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,8190}[\x21-\x7e])?")
 HOST_RULE_PATTERN: Final = re.compile(r"[^\s/@?#]{1,255}(?:/[0-9]{1,3})?")
-URL_EXPECTED: Final = "a URL such as https://models.example.com/kws or file:///media/stick, without query"
+URL_EXPECTED: Final = (
+    "a URL such as https://models.example.com/kws, oci://registry.example.com/kws or file:///media/stick, without query"
+)
 USER_INFO_HINT: Final = (
     "put USER:PASSWORD into a file of mode 0600 and name it as `repository.basic_auth_file`, "
     "or as `repository.proxy_auth_file` for a proxy"
@@ -55,6 +63,8 @@ class RepositorySettings:
         headers: further header fields of each request, as pairs of name and value.
         headers_file: file of further header fields, one `Name: value` a line.
         send_credentials_to: origins beside that of `repository_url` that get the credentials.
+        token_realm: host that may get the credentials to give tokens for a registry, or "" for hosts of the registry's
+            own domain.
         proxy: URL of the proxy, NO_PROXY, or "" for the one that the environment variables name.
         proxy_auth_file: file of one line USER:PASSWORD for the proxy.
         no_proxy: hosts that are reached without the proxy, or None for those that the environment variable names.
@@ -72,6 +82,7 @@ class RepositorySettings:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     headers_file: Path | None = None
     send_credentials_to: tuple[str, ...] = ()
+    token_realm: str = ""
     proxy: str = ""
     proxy_auth_file: Path | None = None
     no_proxy: tuple[str, ...] | None = None
@@ -112,6 +123,7 @@ def parse_repository(table: Table, where: str, folder: Path) -> RepositorySettin
         client_key=client_key,
         headers=_parse_headers(table, where),
         send_credentials_to=parse_urls(table, "send_credentials_to", ORIGIN_PATTERN, MAX_ITEMS),
+        token_realm=table.text("token_realm", None, HOST_PATTERN) if table.has("token_realm") else "",
         proxy=parse_url(table, "proxy", PROXY_PATTERN, "http://HOST:PORT or none", "") if table.has("proxy") else "",
         no_proxy=table.texts("no_proxy", HOST_RULE_PATTERN, MAX_ITEMS) if table.has("no_proxy") else None,
         allow_redirects_to=table.texts("allow_redirects_to", HOST_RULE_PATTERN, MAX_ITEMS),
@@ -160,11 +172,15 @@ def redact_url(text: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL, in lower case and with the port; "" for a `file:` URL."""
-    found = re.match(r"(https?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::([0-9]*))?", url, re.IGNORECASE)
+    """Return scheme, host and port of a URL, in lower case and with the port; "" for a `file:` URL.
+
+    A registry's origin is that of its HTTP URLs.
+    """
+    pattern = r"(https?|oci(?:\+http)?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::([0-9]*))?"
+    found = re.match(pattern, url, re.IGNORECASE)
     if found is None:
         return ""
-    scheme = found[1].lower()
+    scheme = {"oci": "https", "oci+http": "http"}.get(found[1].lower(), found[1].lower())
     return f"{scheme}://{found[2].lower()}:{int(found[3] or (443 if scheme == 'https' else 80))}"
 
 
@@ -179,9 +195,9 @@ def _check_url(table: Table, key: str, value: str, pattern: re.Pattern[str], exp
 
 
 def _has_valid_port(url: str) -> bool:
-    found = re.match(r"https?://(?:\[[^\]]*\]|[^/:]*)(?::([^/]*))?(?:/|$)", url)
+    found = re.match(r"(?:https?|oci(?:\+http)?)://(?:\[[^\]]*\]|[^/:]*)(?::([^/]*))?(?:/|$)", url)
     if found is None or found[1] is None:
-        return found is not None or not url.startswith("http")
+        return found is not None or not url.startswith(("http", "oci"))
     return found[1].isascii() and found[1].isdecimal() and 0 < int(found[1]) <= 65535
 
 

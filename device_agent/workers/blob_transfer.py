@@ -19,6 +19,7 @@ from device_agent.errors import (
     RepositoryNotReached,
     ServerTooSlow,
     TlsFailed,
+    TokenRealmRefused,
 )
 from device_agent.process.worker import SupervisorChannel
 from device_agent.workers.http_client import HttpClient
@@ -37,7 +38,7 @@ MAX_RETRY_AFTER_S: Final = 60.0
 # a second request gets the same answer
 FINAL_ERRORS: Final = (
     *(NotFound, ServerTooSlow, ProxyAuthRequired, RedirectRefused, RepositoryAuthRequired),
-    *(RepositoryNotReached, TlsFailed, UnexpectedNotModified),
+    *(RepositoryNotReached, TlsFailed, TokenRealmRefused, UnexpectedNotModified),
 )
 
 

@@ -70,7 +70,7 @@ def configure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
     Args:
         message: fields `proxy`, `no_proxy`, `allow_redirects_to`, `first_byte_s`, `stall_window_s`,
-            `min_rate_bytes_s`, and those of `read_credentials`, with its descriptors.
+            `min_rate_bytes_s`, `token_realm`, and those of `read_credentials`, with its descriptors.
 
     Raises:
         ConfigInvalid: a file of the credentials is malformed.
@@ -88,6 +88,7 @@ def configure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         first_byte_s=float(value["first_byte_s"]),
         stall_window_s=float(value["stall_window_s"]),
         min_rate_bytes_s=int(value["min_rate_bytes_s"]),
+        token_realm=str(value["token_realm"]),
     )
     prepare_client().close()
     _clients[:] = [HttpClient(settings)]

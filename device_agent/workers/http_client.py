@@ -66,6 +66,7 @@ class ClientSettings:
         first_byte_s: seconds until the first byte of the body.
         stall_window_s: length of the window of the rate, in seconds.
         min_rate_bytes_s: minimum rate of a document.
+        token_realm: `repository.token_realm`, or "".
     """
 
     credentials: RepositoryCredentials
@@ -75,6 +76,7 @@ class ClientSettings:
     first_byte_s: float = 60.0
     stall_window_s: float = 30.0
     min_rate_bytes_s: int = 34
+    token_realm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,9 @@ class HttpClient:
     Attributes:
         settings: how requests are sent.
         watchdog: watches the transfer; the caller starts it (`TransferWatchdog.watch`).
+        authorizations: origin → value of Authorization in place of the configured one, "" for none: registries and
+            their token realms (device_agent.workers.registry_login).
+        challenge: WWW-Authenticate of the last 401.
     """
 
     def __init__(self, settings: ClientSettings) -> None:
@@ -173,6 +178,8 @@ class HttpClient:
         self.watchdog = TransferWatchdog(settings.first_byte_s, settings.stall_window_s)
         self._opener = Opener(self.watchdog, settings.first_byte_s + settings.stall_window_s)
         self._managers: dict[_Key, PoolManager] = {}
+        self.authorizations: dict[str, str] = {}
+        self.challenge = ""
         self._kinds: dict[str, set[str]] = {}  # kinds of the repository's addresses, by host
 
     def close(self) -> None:
@@ -184,12 +191,13 @@ class HttpClient:
                 pools[key].close()
             pools.clear()
 
-    def open(self, url: str, headers: dict[str, str]) -> HttpResponse:
+    def open(self, url: str, headers: dict[str, str], source: str = "") -> HttpResponse:
         """Send a GET request, follow its redirects, and return the response (200, 206, 304 or 416).
 
         Args:
             url: URL of the repository.
             headers: header fields of the request.
+            source: URL that led to this one, if a server named it; then it is reached as the target of a redirect.
 
         Raises:
             NotFound: 403, 404 or 410.
@@ -200,7 +208,7 @@ class HttpClient:
             ServerTooSlow: the watchdog cut the connection.
             DownloadFailed: any other failure; a note has the value of Retry-After.
         """
-        source = url
+        source = source or url
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(source, url, headers)
             if response.status not in REDIRECT_STATUSES:
@@ -224,8 +232,12 @@ class HttpClient:
         )
         is_private = origin_of(url) in credentials.credential_origins
         fields = {"Host": target.authority, "User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        origin = origin_of(url)
         if is_private:
-            fields.update(credentials.headers)
+            is_replaced = origin in self.authorizations
+            fields.update(row for row in credentials.headers if not (is_replaced and row[0].lower() == "authorization"))
+        if self.authorizations.get(origin):
+            fields["Authorization"] = self.authorizations[origin]
         proxy_headers: dict[str, str] = {}
         if proxy is not None:
             proxy_headers["User-Agent"] = USER_AGENT
@@ -315,6 +327,7 @@ class HttpClient:
         if status == http.client.BAD_REQUEST and url.startswith("https:"):
             page = next(response.chunks(CERTIFICATE_PAGE_BYTES), b"")
         retry_after = response.header("Retry-After")
+        self.challenge = response.header("WWW-Authenticate") if status == http.client.UNAUTHORIZED else ""
         response.close()
         if status in (403, 404, 410):
             raise NotFound(f"{shown}: HTTP {status}")

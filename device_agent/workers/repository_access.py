@@ -99,6 +99,7 @@ class RepositoryAccess:
             "allow_redirects_to": settings.allow_redirects_to,
             "first_byte_s": settings.first_byte_s,
             "stall_window_s": settings.stall_window_s,
+            "token_realm": settings.token_realm,
             "min_rate_bytes_s": self._config.update.min_rate_bytes_s,
         }
 

@@ -16,9 +16,11 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from bundle.errors import DownloadFailed, NotFound
+from device_agent.config.repository import REGISTRY_SCHEMES
 from device_agent.errors import RepositoryNotReached
 from device_agent.workers.http_client import RANGE_NOT_SATISFIABLE, HttpClient, HttpResponse
 from device_agent.workers.http_heads import received, usable_validator
+from device_agent.workers.registry_files import InlineFile, open_registry_file
 
 CHUNK_BYTES: Final = 64 * 1024
 CONTENT_RANGE_PATTERN: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
@@ -59,7 +61,7 @@ def open_body(client: HttpClient, url: str, headers: dict[str, str], min_rate_by
 
     Args:
         client: sends the request.
-        url: http, https or file URL.
+        url: http, https, oci or file URL.
         headers: header fields of the request; of a file URL, only `Range` counts.
         min_rate_bytes_s: minimum rate of the transfer.
 
@@ -73,7 +75,14 @@ def open_body(client: HttpClient, url: str, headers: dict[str, str], min_rate_by
             yield body
         return
     with client.watchdog.watch(min_rate_bytes_s):
-        response = client.open(url, headers)
+        if parts.scheme in REGISTRY_SCHEMES:
+            found = open_registry_file(client, url, headers)
+            if isinstance(found, InlineFile):
+                yield _inline_body(found, url)
+                return
+            response = found
+        else:
+            response = client.open(url, headers)
         try:
             yield _parse_response(response, headers)
         finally:
@@ -120,6 +129,13 @@ def _open_file_body(path: str, url: str, headers: dict[str, str]) -> Iterator[Re
         raise NotFound(f"{url}: no such file") from error
     except OSError as error:
         raise DownloadFailed(f"{url}: {error.strerror}") from error
+
+
+def _inline_body(file: InlineFile, url: str) -> ResponseBody:
+    total = None if file.start_byte is None else file.total_bytes
+    announced = len(file.data) if file.is_modified else None
+    etag, last_modified = usable_validator(file.etag), usable_validator(file.last_modified)
+    return ResponseBody(url, file.chunks, announced, file.start_byte, total, "", file.is_modified, etag, last_modified)
 
 
 def _parse_response(response: HttpResponse, headers: dict[str, str]) -> ResponseBody:

@@ -1,4 +1,4 @@
-"""A client of OCI registries (distribution specification 1.1): blobs, manifests and tags, over urllib3.
+"""A client of OCI registries (distribution specification 1.1), over urllib3: blobs, manifests, tags.
 
 Rules:
 1. Credentials are those of Docker: the file `config.json` in $DOCKER_CONFIG or ~/.docker, or AIRWEIGHTS_REGISTRY_AUTH
@@ -61,7 +61,7 @@ class RegistryClient:
         import urllib3
 
         found = URL_PATTERN.fullmatch(url)
-        if found is None:
+        if found is None or {"metadata", "targets", "blobs", "envelopes"} & set(found[3].split("/")):
             raise StoreUrlInvalid(
                 f"found {url.rpartition('@')[2][:80]!r}, expected oci://REGISTRY/NAME with a name in lower case",
                 hint="credentials come from the environment, not from the URL",
@@ -86,7 +86,7 @@ class RegistryClient:
         return manifest if isinstance(manifest, dict) else None
 
     def list_tags(self) -> set[str]:
-        """Return all tags."""
+        """Return all tags of the repository name."""
         found: set[str] = set()
         path = "tags/list?n=10000"
         while path:
@@ -108,7 +108,7 @@ class RegistryClient:
         return True
 
     def put_blob(self, digest: str, source: bytes | Path) -> None:
-        """Send a blob.
+        """Send a blob to the registry.
 
         Args:
             digest: `sha256:…` of its content.

@@ -23,6 +23,7 @@ from device_agent.errors import (
     RepositoryAuthRequired,
     ServerTooSlow,
     TlsFailed,
+    TokenRealmRefused,
 )
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
@@ -200,6 +201,18 @@ def _stall_window_s(place: Place) -> None:
                 get(child, f"{url}/a.json")
 
 
+def _token_realm(place: Place) -> None:
+    challenge = f'Bearer realm="{place.other.url}/token",service="test"'
+    place.site.faults = [respond_with_status(401, {"WWW-Authenticate": challenge})]
+    (place.site.folder / "v2" / "kws" / "manifests").mkdir(parents=True)
+    (place.site.folder / "v2" / "kws" / "manifests" / "timestamp.json").write_bytes(DOCUMENT)
+    url = place.site.url.replace("http://", "oci+http://") + "/kws"
+    login: dict[str, Any] = {"basic_auth_file": place.secret_file("device:password")}
+    for realm, error in (("", RepositoryAuthRequired), ("auth.example.com", TokenRealmRefused)):
+        with start_fetcher(url, token_realm=realm, **login) as child, pytest.raises(error):
+            get(child, f"{url}/metadata/timestamp.json")
+
+
 EFFECTS: dict[str, Callable[[Place], None]] = {
     "ca_file": _ca_file,
     "system_ca": _system_ca,
@@ -210,6 +223,7 @@ EFFECTS: dict[str, Callable[[Place], None]] = {
     "headers": _headers,
     "headers_file": _headers_file,
     "send_credentials_to": _send_credentials_to,
+    "token_realm": _token_realm,
     "proxy": _proxy,
     "proxy_auth_file": _proxy_auth_file,
     "no_proxy": _no_proxy,

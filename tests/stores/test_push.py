@@ -28,6 +28,7 @@ from tests.support.metadata_publisher import (
     MetadataPublisher,
     copy_publisher,
     make_rollout,
+    set_percent,
 )
 from tests.support.packager_cli import assert_refused, run_packager
 from tests.support.s3_server import OPEN_BUCKET, READER, S3Server, needs_s3
@@ -43,13 +44,6 @@ def folder_url(tmp_path: Path) -> str:
 def push_all(publisher: MetadataPublisher, url: str) -> PushReport:
     layout = publisher.repository.layout
     return push(layout, open_store(url), read_timestamps(layout))
-
-
-def set_percent(publisher: MetadataPublisher, percent_bp: int) -> None:
-    """Publish another share in the folder."""
-    rollout = publisher.repository.published_rollout(FAMILY, CHANNEL)
-    assert rollout is not None
-    publisher.repository.publish_rollout(replace(rollout, percent_bp=percent_bp), rollout, publisher.signers)
 
 
 def manifest_of(publisher: MetadataPublisher) -> Manifest:

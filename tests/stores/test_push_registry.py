@@ -14,9 +14,8 @@ from packager.remote.push import PushReport, read_timestamps
 from packager.remote.push_registry import push_to_registry
 from packager.stores import errors, registry_client
 from packager.stores.registry_client import AUTH_VARIABLE, RegistryClient
-from tests.stores.test_push import set_percent
 from tests.support.cutting_proxy import CuttingProxy, start_cutting_proxy
-from tests.support.metadata_publisher import CheckClient, MetadataPublisher, copy_publisher
+from tests.support.metadata_publisher import CheckClient, MetadataPublisher, copy_publisher, set_percent
 from tests.support.packager_cli import run_packager
 from tests.support.registry_server import LOGIN, TokenServer, needs_registry, start_registry, start_token_server
 

@@ -22,7 +22,10 @@ class CuttingProxy:
         last_cut: number of the last request that is cut.
         is_answer_lost: the cut request still reaches the server.
         dropped_fields: lower-case names of header fields that are not passed on.
+        body_bytes: the connection is cut after this many bytes of each body; None for whole bodies.
         requests: method and path of each request.
+        statuses: the status of each answer that was passed on.
+        fields: lower-case names of the header fields of each request.
     """
 
     url: str
@@ -30,13 +33,17 @@ class CuttingProxy:
     last_cut: int = NEVER
     is_answer_lost: bool = False
     dropped_fields: frozenset[str] = frozenset()
+    body_bytes: int | None = None
     requests: list[str] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
+    fields: list[set[str]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def cut(self, first: int, last: int = NEVER, *, is_answer_lost: bool = False) -> None:
         """Cut the requests from `first` to `last`, and forget those that came."""
         self.first_cut, self.last_cut, self.is_answer_lost = first, last, is_answer_lost
         self.requests.clear()
+        self.statuses.clear()
 
     def pass_all(self) -> None:
         """Cut nothing, and forget the requests that came."""
@@ -73,6 +80,7 @@ def start_cutting_proxy(upstream: str) -> Iterator[CuttingProxy]:
 
         def _serve(self) -> None:
             body = self._read_body()
+            proxy.fields.append({name.lower() for name in self.headers})
             is_cut = proxy.count(f"{self.command} {self.path}")
             if is_cut and not proxy.is_answer_lost:
                 self.close_connection = True
@@ -94,6 +102,7 @@ def start_cutting_proxy(upstream: str) -> Iterator[CuttingProxy]:
             if is_cut:
                 self.close_connection = True
                 return
+            proxy.statuses.append(answer.status)
             head = f"HTTP/1.1 {answer.status} {answer.reason}\r\n"
             for name, value in answer.getheaders():
                 if name.lower() not in HOP_FIELDS and not (name.lower() == "content-length" and answer.status != 204):
@@ -101,7 +110,9 @@ def start_cutting_proxy(upstream: str) -> Iterator[CuttingProxy]:
             length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
             if answer.status not in (204, 304) and length is not None:
                 head += f"Content-Length: {length}\r\n"
-            self.wfile.write(f"{head}\r\n".encode("latin-1") + data)
+            self.wfile.write(f"{head}\r\n".encode("latin-1") + data[: proxy.body_bytes])
+            if proxy.body_bytes is not None and len(data) > proxy.body_bytes:
+                self.close_connection = True
 
         def _read_body(self) -> bytes:
             if self.headers.get("Expect", "").lower() == "100-continue":

@@ -132,6 +132,13 @@ def make_rollout(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
     return Rollout(FAMILY, channel, manifest.version, manifest.counter, manifest.digest_without_patches())
 
 
+def set_percent(publisher: MetadataPublisher, percent_bp: int) -> None:
+    """Publish another share in the folder."""
+    rollout = publisher.repository.published_rollout(FAMILY, CHANNEL)
+    assert rollout is not None
+    publisher.repository.publish_rollout(replace(rollout, percent_bp=percent_bp), rollout, publisher.signers)
+
+
 def build_publisher(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> MetadataPublisher:
     """Create key files of all roles, a repository and its first publication."""
     repository = folder / "repository"
