@@ -1,8 +1,8 @@
 """Measure how long the rotation of a cohort key takes: `python -m benchmarks.cohort_rotation --devices N --json OUT`.
 
-The figures cover sealing the cohort's private key to N devices and writing the envelopes to a temporary folder. The
-work runs in as many processes as there are CPUs, with one sync at the end, and calls the same functions as `packager
-device rotate-cohort`. Creating the devices' keys is not included: every device creates its own.
+The figures cover sealing the cohort's private key to N devices and writing the shards of envelopes to a temporary
+folder. The work runs in as many processes as there are CPUs, with one sync at the end, and calls the same functions as
+`packager device rotate-cohort`. Creating the devices' keys is not included: every device creates its own.
 
 OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall-clock time; CPU time of all
 processes; bytes of all envelopes; peak resident bytes of the largest process; wall-clock time per device.
@@ -21,8 +21,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from bundle.envelope import derive_public_key, generate_private_key
+from bundle.envelope_shard import encode_shard
 from bundle.fleet import Cohort
 from keys.cohorts import seal_epoch
+from packager.repository.cohort_shards import MEAN_RECORDS
 from packager.repository.layout import write_file
 
 REPOSITORY = "0" * 64
@@ -39,14 +41,23 @@ def measure(devices: int, workers: int) -> Row:
     cohort = Cohort("benchmark", 1, derive_public_key(private))
     written = 0
     with tempfile.TemporaryDirectory(prefix="airweights-epochs-") as folder:
+        shard: dict[str, bytes] = {}
 
-        def put(relative: str, envelope: bytes) -> None:
+        def put(name: str, envelope: bytes) -> None:
             nonlocal written
             written += len(envelope)
-            write_file(Path(folder) / relative, envelope, is_synced=False)
+            shard[name] = envelope
+            if len(shard) == MEAN_RECORDS:
+                write_shard(name)
+
+        def write_shard(name: str) -> None:
+            write_file(Path(folder) / name, encode_shard(shard), is_synced=False)
+            shard.clear()
 
         cpu, start = _cpu_s(), time.perf_counter()
         made = seal_epoch(private, cohort, REPOSITORY, public, put, workers=workers)
+        if shard:
+            write_shard("last")
         os.sync()
         seconds, spent = time.perf_counter() - start, _cpu_s() - cpu
     assert made == devices

@@ -17,11 +17,13 @@ A `VerifiedRelease` is a proof: only `accept` creates one, and `VerifiedRelease.
 verifier process sent.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from bundle.envelope_shard import MAX_RECORD_ENVELOPE_BYTES
 from bundle.errors import (
     AgentTooOld,
     Bug,
@@ -40,6 +42,8 @@ from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObje
 from bundle.version import parse_dotted_version
 
 MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the context
+
+ENVELOPE_PATTERN: Final = re.compile(r"(?:[0-9a-f]{2})*")
 
 _ACCEPTANCE_PROOF: Final = object()
 
@@ -98,6 +102,8 @@ class VerifiedRelease:
         context: facts of the check.
         plan: the plan of the channel, or None without one.
         floor: rollback floor of the family after this release.
+        content_envelope: envelope of the release's content key for the device's cohort, in hexadecimal, if a copy of it
+            came with the metadata, else "". Nothing verified it: it opens, or it is downloaded again.
     """
 
     manifest: Manifest
@@ -107,6 +113,7 @@ class VerifiedRelease:
     plan: Plan | None
     floor: ReleaseCounter
     _proof: object = field(repr=False, compare=False)
+    content_envelope: str = ""
 
     def __post_init__(self) -> None:
         if self._proof is not _ACCEPTANCE_PROOF:
@@ -146,6 +153,7 @@ class VerifiedRelease:
             "facts": {name: getattr(self.context, name) for name in self.context.__dataclass_fields__},
             "plan": None if self.plan is None else self.plan.as_json(),
             "floor": self.floor.as_json(),
+            "content_envelope": self.content_envelope,
         }
 
     @classmethod
@@ -173,6 +181,9 @@ class VerifiedRelease:
             plan=None if plan is None else parse_plan(encode(plan)),
             floor=parse_counter(fields.object("floor")),
             _proof=_ACCEPTANCE_PROOF,
+            content_envelope=fields.text(
+                "content_envelope", ENVELOPE_PATTERN, max_length=2 * MAX_RECORD_ENVELOPE_BYTES
+            ),
         )
         facts.reject_unknown()
         fields.reject_unknown()

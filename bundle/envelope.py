@@ -5,11 +5,12 @@ Rules (docs/format.md section 7; sizes in bytes):
   X25519 private (32).
 - An envelope is magic "AWENVEL1" (8) ‖ encapsulated key (1,120) ‖ ciphertext, in HPKE base mode with HKDF-SHA256 and
   AES-256-GCM.
-- The HPKE `info` binds the whole context: repository, purpose, family, counter, variant, cohort, epoch, recipient. An
-  envelope that is moved to another place does not open.
+- The HPKE `info` binds the whole context: repository, purpose, family, counter, cohort, epoch, recipient. An envelope
+  that is moved to another place does not open.
 - Base mode does not authenticate the sender. A content key is used only if it matches the manifest's commitment, and a
   cohort's private key only if its public half is the one in the fleet document.
-- An envelope's file name is SHA-256(label ‖ epoch ‖ recipient public key), so that file names do not identify devices.
+- An envelope's name is SHA-256(label ‖ epoch ‖ recipient public key), so that names do not identify devices. Many
+  envelopes are published in one file (bundle.envelope_shard).
 """
 
 import hashlib
@@ -50,7 +51,6 @@ class EnvelopeContext:
         epoch: epoch of the cohort key.
         family: family of the release (content keys only).
         counter: counter of the release (content keys only).
-        variant: name of the variant (content keys only).
     """
 
     purpose: str
@@ -59,7 +59,6 @@ class EnvelopeContext:
     epoch: int
     family: str = ""
     counter: int = 0
-    variant: str = ""
 
     def encode_info(self, recipient: bytes) -> bytes:
         """Return the HPKE `info` bytes; `recipient` is the recipient's public key."""
@@ -72,7 +71,6 @@ class EnvelopeContext:
                 "purpose": self.purpose,
                 "recipient": hashlib.sha256(recipient).hexdigest(),
                 "repository": self.repository,
-                "variant": self.variant,
             }
         )
 

@@ -151,6 +151,36 @@ class ArchiveTruncated(Malformed):
     reason = "archive-truncated"
 
 
+class ShardMalformed(Malformed):
+    """An envelope shard breaks its format. The device asks the next mirror."""
+
+    reason = "shard-malformed"
+
+
+class ShardMismatch(DigestMismatch):
+    """A record of an envelope shard has another name than in the index. The device asks the next mirror."""
+
+    reason = "shard-mismatch"
+
+
+class ShardTooLarge(TooLarge):
+    """An envelope shard is larger than 512 KiB, or says so. The device asks the next mirror."""
+
+    reason = "shard-too-large"
+
+
+class ShardTruncated(Malformed):
+    """An envelope shard ends early. The device asks the next mirror."""
+
+    reason = "shard-truncated"
+
+
+class ShardUnsorted(Malformed):
+    """The names of an envelope shard are not in ascending order; the device asks the next mirror."""
+
+    reason = "shard-unsorted"
+
+
 class NotAuthentic(Refused):
     """Ciphertext does not decrypt: a wrong key and changed bytes are never distinguished."""
 

@@ -20,6 +20,7 @@ SCHEMA: Final = "airweights.fleet/1"
 FLEET_TARGET: Final = "fleet/fleet.json"
 MAX_FLEET_BYTES: Final = 1024 * 1024
 MAX_COHORTS: Final = 256
+MAX_SHARDS: Final = 65_536  # 16 million devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,13 @@ class Cohort:
         name: name of the cohort.
         epoch: number of the key pair; grows with each rotation.
         public_key: X-Wing public key, PUBLIC_BYTES long.
+        shards: number of shards of the epoch's envelopes, a power of two (bundle.envelope_shard).
     """
 
     name: str
     epoch: int
     public_key: bytes
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ class Fleet:
 
     def as_bytes(self) -> bytes:
         """Return the canonical bytes, as they are published."""
-        cohorts: dict[str, JSON] = {c.name: {"epoch": c.epoch, "public_key": c.public_key.hex()} for c in self.cohorts}
+        cohorts: dict[str, JSON] = {
+            c.name: {"epoch": c.epoch, "public_key": c.public_key.hex(), "shards": c.shards} for c in self.cohorts
+        }
         return strict_json.encode(
             {"schema": SCHEMA, "registry_digest": self.registry_digest, "devices": self.devices, "cohorts": cohorts}
         )
@@ -78,6 +83,7 @@ def parse_fleet(data: bytes) -> Fleet:
     for name, row in sorted(fields.mapping("cohorts", NAME_PATTERN, max_items=MAX_COHORTS).items()):
         epoch = row.integer("epoch", 1)
         key = row.text("public_key", max_length=2 * PUBLIC_BYTES)
+        shards = row.integer("shards", 1, MAX_SHARDS)
         row.reject_unknown()
         try:
             public_key = bytes.fromhex(key)
@@ -85,7 +91,9 @@ def parse_fleet(data: bytes) -> Fleet:
             raise Malformed(f"{row.where}.public_key: not hexadecimal") from error
         if len(public_key) != PUBLIC_BYTES or public_key.hex() != key:
             raise Malformed(f"{row.where}.public_key: expected {PUBLIC_BYTES} bytes in lower-case hexadecimal")
-        cohorts.append(Cohort(name, epoch, public_key))
+        if shards & (shards - 1):
+            raise Malformed(f"{row.where}.shards: found {shards}, expected a power of two")
+        cohorts.append(Cohort(name, epoch, public_key, shards))
     out = Fleet(fields.text("registry_digest", SHA256_HEX_PATTERN), fields.integer("devices"), tuple(cohorts))
     fields.reject_unknown()
     return out

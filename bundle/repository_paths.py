@@ -6,8 +6,11 @@ Pure: the device's supervisor builds these paths without loading a cryptographic
 import hashlib
 from typing import Final
 
+from bundle.envelope_shard import shard_of
+
 METADATA_FOLDER: Final = "metadata"
 TARGETS_FOLDER: Final = "targets"
+SHARDS_FOLDER: Final = "envelopes/"
 NAME_LABEL: Final = b"airweights envelope name v1"
 
 
@@ -16,27 +19,26 @@ def blob_path(sha256: str) -> str:
     return f"blobs/{sha256[:2]}/{sha256}"
 
 
-def content_envelope_path(family: str, counter: int, variant: str, name: str) -> str:
-    """Return the path of the envelope with a variant's content key, sealed to one cohort epoch.
+def content_shard_path(family: str, counter: int) -> str:
+    """Return the path of the shard with a release's content key, sealed to each cohort.
 
     Args:
         family: family of the release.
         counter: counter of the release.
-        variant: name of the variant.
-        name: name of the envelope, from `envelope_name`.
     """
-    return f"envelopes/content/{family}/{counter}/{variant}/{name}"
+    return f"envelopes/content/{family}/{counter}"
 
 
-def cohort_envelope_path(cohort: str, epoch: int, name: str) -> str:
-    """Return the path of the envelope with the private key of a cohort epoch, sealed to one device.
+def cohort_shard_path(cohort: str, epoch: int, shards: int, name: str) -> str:
+    """Return the path of the shard with the private key of a cohort epoch, sealed to one device.
 
     Args:
         cohort: name of the cohort.
         epoch: epoch of the key.
+        shards: number of shards of that epoch.
         name: name of the envelope, from `envelope_name`.
     """
-    return f"envelopes/cohorts/{cohort}/{epoch}/{name}"
+    return f"envelopes/cohorts/{cohort}/{epoch}/{shards}-{shard_of(name, shards)}"
 
 
 def family_archive_path(family: str, snapshot: int, base: int) -> str:

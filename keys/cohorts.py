@@ -124,19 +124,19 @@ def seal_epoch(
     cohort: Cohort,
     repository_id: str,
     devices: Sequence[bytes],
-    store_envelope: Callable[[str, bytes], None],
+    store_envelope: Callable[[str, bytes], object],
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> int:
-    """Seal an epoch's private key to devices.
+    """Seal an epoch's private key to devices, in the order of their envelopes' names.
 
     Args:
         private_key: the cohort's serialized X-Wing private key.
         cohort: the cohort and the epoch of that key.
         repository_id: bound into each envelope; SHA-256 in hexadecimal.
         devices: X-Wing public keys.
-        store_envelope: takes an envelope's path below `envelopes/` and its bytes.
+        store_envelope: takes an envelope's name and its bytes.
         workers: number of processes; used from MIN_PARALLEL_DEVICES devices on.
         progress: called with (devices done, devices in total) after each batch.
 
@@ -144,9 +144,10 @@ def seal_epoch(
         The number of envelopes.
     """
     done = 0
+    devices = sorted(devices, key=lambda public: envelope_name(public, cohort.epoch))
     for sealed in _seal_batches(private_key, cohort, repository_id, devices, workers):
-        for relative, envelope in sealed:
-            store_envelope(relative, envelope)
+        for name, envelope in sealed:
+            store_envelope(name, envelope)
         done += len(sealed)
         progress(done, len(devices))
     return done
@@ -164,12 +165,11 @@ def seal_batch(
         devices: X-Wing public keys.
 
     Returns:
-        For each device, the envelope's path below `envelopes/` and its bytes.
+        For each device, the envelope's name and its bytes.
     """
     context = EnvelopeContext(COHORT_KEY_PURPOSE, repository_id, cohort.name, cohort.epoch)
-    folder = f"cohorts/{cohort.name}/{cohort.epoch}"
     secret = Secret(private_key)
-    return [(f"{folder}/{envelope_name(public, cohort.epoch)}", seal(secret, public, context)) for public in devices]
+    return [(envelope_name(public, cohort.epoch), seal(secret, public, context)) for public in devices]
 
 
 def _seal_batches(

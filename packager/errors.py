@@ -181,7 +181,7 @@ class BundleNameInvalid(Invalid):
 
 
 class UnknownFormat(Invalid):
-    """The file is neither a manifest, rollout, fleet document, patch, blob, envelope nor bundle folder.
+    """The file is neither manifest, rollout, fleet document, patch, blob, shard nor bundle folder.
     Name another file.
     """
 

@@ -63,6 +63,7 @@ class _InProcess(WorkerProcesses):
         self._handlers: dict[tuple[str, str], Handler] = {
             ("fetcher", "configure"): fetcher.configure,
             ("fetcher", "get"): fetcher.handle_get,
+            ("fetcher", "envelope"): fetcher.handle_envelope,
             ("fetcher", "blob"): fetcher.fetch_blob,
             ("verifier", "check"): verifier.check_channel,
             ("patcher", "unlock"): self._patcher.load_content_key,

@@ -1,7 +1,7 @@
 """The check of an archive's members against the metadata that names them.
 
 A member that passes is the file that the repository serves under the member's path; signatures are verified later, as
-for any other file.
+for any other file. Nothing names the digest of an envelope shard: its envelopes open, or they do not.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
 from bundle.errors import ArchiveMismatch
-from bundle.repository_paths import METADATA_FOLDER, TARGETS_FOLDER
+from bundle.repository_paths import METADATA_FOLDER, SHARDS_FOLDER, TARGETS_FOLDER
 
 
 def check_members(members: dict[str, bytes], timestamp: Timestamp) -> None:
@@ -39,7 +39,7 @@ def check_members(members: dict[str, bytes], timestamp: Timestamp) -> None:
                 _check_target_member(name, data)
             elif name in named and named[name].hashes:
                 named[name].verify_length_and_hashes(data)
-            elif name != path and not name.startswith("envelopes/"):
+            elif name != path and not name.startswith(SHARDS_FOLDER):
                 raise ArchiveMismatch(f"archive: the snapshot does not name {name[:120]!r}")
     except LengthOrHashMismatchError as error:
         raise ArchiveMismatch(f"archive: {error}") from error

@@ -31,7 +31,7 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tuf.api.metadata import Root, Signed, TargetFile, Targets, Timestamp
 
@@ -51,6 +51,7 @@ from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.cache_lock import lock_cache
 from bundle.trust.check_request import CheckRequest as CheckRequest
 from bundle.trust.clock import ISSUED_AT_FIELD, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.content_shard import read_content_envelope
 from bundle.trust.document_source import DocumentSource, run_with_copies
 from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.other_repository import check_same_repository
@@ -129,8 +130,11 @@ def _check_documents(request: CheckRequest, source: DocumentSource, store: Trust
         raise
     source.save()
     release = session.verify_release()
+    envelope = read_content_envelope(
+        request.cache_dir / "documents", source.shards, release.manifest, release.fleet, request.cohort
+    )
     source.save(session.snapshot_version)
-    return release
+    return replace(release, content_envelope=envelope)
 
 
 class TrustSession:

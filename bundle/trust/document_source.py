@@ -50,7 +50,13 @@ from bundle.errors import (
     UnexpectedNotModified,
     UntrustedMetadata,
 )
-from bundle.repository_paths import METADATA_FOLDER, TARGETS_FOLDER, family_archive_path, roots_archive_path
+from bundle.repository_paths import (
+    METADATA_FOLDER,
+    SHARDS_FOLDER,
+    TARGETS_FOLDER,
+    family_archive_path,
+    roots_archive_path,
+)
 from bundle.trust.archive_members import check_members
 from bundle.trust.clock import ClockFacts
 from bundle.trust.role_names import COPIES_FIELD
@@ -99,7 +105,7 @@ class DocumentSource:
         walk_root: whether root is walked even if the timestamp is unchanged, before it is requested.
         use_copies: False to download each single file; always False without conditional requests.
         has_used_copy: whether an answer so far was a copy.
-        envelopes: the members of the archive that are envelope shards, by path.
+        shards: the members of the archive that are envelope shards, by path.
     """
 
     cache_dir: Path
@@ -112,7 +118,7 @@ class DocumentSource:
     walk_root: bool = False
     use_copies: bool = True
     has_used_copy: bool = field(default=False, init=False)
-    envelopes: dict[str, bytes] = field(default_factory=dict, init=False)
+    shards: dict[str, bytes] = field(default_factory=dict, init=False)
     _members: dict[str, bytes] = field(default_factory=dict, init=False)
     _timestamp: bytes | None = field(default=None, init=False)
     _is_unchanged: bool = field(default=False, init=False)
@@ -168,8 +174,8 @@ class DocumentSource:
         except ArchiveMismatch as error:
             _log_unusable(path, error)
             return
-        self.envelopes = {name: data for name, data in members.items() if name.startswith("envelopes/")}
-        self._members |= {name: data for name, data in members.items() if name not in self.envelopes}
+        self.shards = {name: data for name, data in members.items() if name.startswith(SHARDS_FOLDER)}
+        self._members |= {name: data for name, data in members.items() if name not in self.shards}
 
     def save(self, snapshot: int | None = None) -> None:
         """Store the validators of the timestamp and the walk of root. Call it when the metadata is verified.

@@ -22,8 +22,9 @@ Rules:
 8. A blob's call ends when it has received `budget_bytes`.
 
 Calls: `configure` {settings} with descriptors of credential files; `get` {url, max_bytes, etag, last_modified} →
-{is_modified, etag, last_modified} and a memfd, conditional if `etag` or `last_modified` is not ""; `blob` {url, sha256,
-size, min_rate_bytes_s, max_rate_bytes_s, backoff_ms, budget_bytes} with the descriptor of the partial file →
+{is_modified, etag, last_modified} and a memfd, conditional if `etag` or `last_modified` is not "";
+`envelope` {url, name} → {envelope} in hexadecimal (device_agent.workers.envelope_lookup); `blob` {url, sha256, size,
+min_rate_bytes_s, max_rate_bytes_s, backoff_ms, budget_bytes} with the descriptor of the partial file →
 {received, resumed_at}; events {"done", "total"}.
 """
 
@@ -41,6 +42,7 @@ from device_agent.errors import ServerTooSlow
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.workers.blob_transfer import BlobTransfer, RateLimit
+from device_agent.workers.envelope_lookup import fetch_envelope
 from device_agent.workers.http_client import ClientSettings, HttpClient
 from device_agent.workers.http_heads import conditional_headers, received
 from device_agent.workers.partial_download import PartialBlob
@@ -177,6 +179,31 @@ def fetch_document(url: str, max_bytes: int, headers: Mapping[str, str] = Mappin
         raise
 
 
+def handle_envelope(supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Download one envelope of a shard: call `envelope`.
+
+    Args:
+        supervisor: receives the count of bytes.
+        message: fields `url`, `name`.
+
+    Raises:
+        NotFound: the server has no such shard, or the shard no such record.
+        DownloadFailed: the transfer failed.
+        Refused: the shard breaks its format.
+    """
+    message.close()
+    before, is_useful = received.total_bytes, False
+    try:
+        envelope = fetch_envelope(prepare_client(), str(message.value["url"]), str(message.value["name"]))
+        is_useful = True
+    except NotFound:
+        is_useful = True
+        raise
+    finally:
+        received.send_count(supervisor, 0 if is_useful else received.total_bytes - before)
+    return {"envelope": envelope.hex()}
+
+
 def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Download one blob into its partial file, from where it stopped: call `blob`.
 
@@ -229,5 +256,10 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
 
 if __name__ == "__main__":
-    handlers: dict[str, Handler] = {"configure": configure, "get": handle_get, "blob": fetch_blob}
+    handlers: dict[str, Handler] = {
+        "configure": configure,
+        "get": handle_get,
+        "envelope": handle_envelope,
+        "blob": fetch_blob,
+    }
     serve_calls(start_worker(lambda _pace, _policy: prepare_client())[0], handlers)

@@ -7,7 +7,6 @@ Rules:
 - All bytes that the fetcher reports are counted, also of calls that fail.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +18,6 @@ from device_agent.policy.download_bytes import DownloadKind, ReceivedCount
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
 from device_agent.process.worker_process import parse_reply
-from device_agent.storage.cohort_envelopes import MAX_ENVELOPE_BYTES
 from device_agent.workers.repository_access import RepositoryAccess
 from device_agent.workers.worker_processes import WorkerProcesses
 
@@ -80,23 +78,23 @@ class FetcherClient:
         request = {"url": url, "max_bytes": max_bytes, "etag": validators[0], "last_modified": validators[1]}
         return self._call("get", request, kind, deadline_s=DOCUMENT_DEADLINE_S)
 
-    def fetch_envelope(self, source: str, path: str) -> str:
+    def fetch_envelope(self, source: str, path: str, name: str) -> str:
         """Download an envelope, and return its bytes in hexadecimal.
 
         Args:
             source: URL of the repository or of a mirror.
-            path: path of the envelope below it.
+            path: path of the shard below it.
+            name: name of the envelope.
 
         Raises:
             NotFound: it is not published.
             Unavailable: the transfer failed.
+            Refused: the shard breaks its format.
         """
-        document = self.fetch_document(f"{source}/{path}", MAX_ENVELOPE_BYTES, DownloadKind.ENVELOPE)
-        try:
-            with parse_reply("fetcher"):
-                return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
-        finally:
-            document.close()
+        request = {"url": f"{source}/{path}", "name": name}
+        reply = self._call("envelope", request, DownloadKind.ENVELOPE, deadline_s=DOCUMENT_DEADLINE_S)
+        with parse_reply("fetcher"):
+            return bytes.fromhex(str(reply.value["envelope"])).hex()
 
     def fetch_blob(
         self, source: str, edge: PatchEdge, part: int, on_progress: OnProgress | None, budget_bytes: int | None

@@ -263,9 +263,7 @@ def _open_content_key(value: JsonObject, device_key: Secret, manifest: Manifest,
     cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
     if derive_public_key(cohort_key).hex() != value["cohort_public_key"]:
         raise CohortKeyMismatch(f"the key in the envelope of cohort {cohort!r} differs from the fleet document")
-    context = EnvelopeContext(
-        CONTENT_KEY_PURPOSE, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
-    )
+    context = EnvelopeContext(CONTENT_KEY_PURPOSE, repository, cohort, epoch, manifest.family, manifest.counter)
     content_key = open_envelope(bytes.fromhex(value["content_envelope"]), cohort_key, context)
     check_commitment(content_key, variant.key_commitment)
     return content_key

@@ -114,17 +114,23 @@ def check_no_web_page(body: ResponseBody, data: bytes) -> None:
 def _open_file_body(path: str, url: str, headers: dict[str, str]) -> Iterator[ResponseBody]:
     try:
         with open(path, "rb") as stream:
-            start = int(headers["Range"][6:-1]) if "Range" in headers else None
+            start = end = None
             total = os.fstat(stream.fileno()).st_size
+            if "Range" in headers:
+                first, _, last = headers["Range"].removeprefix("bytes=").partition("-")
+                start, end = int(first), int(last) + 1 if last else None
+            left = max(min(total if end is None else end, total) - (start or 0), 0)
             stream.seek(start or 0)
 
             def chunks(size: int) -> Iterator[bytes]:
-                while data := stream.read(size):
+                nonlocal left
+                while data := stream.read(min(size, left)):
+                    left -= len(data)
                     received.total_bytes += len(data)
                     received.body_bytes += len(data)
                     yield data
 
-            yield ResponseBody(url, chunks, total - (start or 0), start, None if start is None else total)
+            yield ResponseBody(url, chunks, left, start, None if start is None else total)
     except FileNotFoundError as error:
         raise NotFound(f"{url}: no such file") from error
     except OSError as error:

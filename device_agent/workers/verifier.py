@@ -33,8 +33,9 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
 
     Args:
         supervisor: downloads files on request.
-        message: fields `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`, `walk_root`, and
-            `known`: the floor and releases of the family's journal, which are used if the trust state is lost.
+        message: fields `trust_dir`, `repository_url`, `family`, `channel`, `cohort`, `clock`, `agent_version`,
+            `walk_root`, and `known`: the floor and releases of the family's journal, which are used if the trust state
+            is lost.
 
     Raises:
         Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
@@ -49,6 +50,7 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
         targets_url=value["repository_url"] + "/targets",
         family=value["family"],
         channel=value["channel"],
+        cohort=value["cohort"],
         clock=ClockFacts(**value["clock"]),
         agent_version=value["agent_version"],
         rebuilt_state=_rebuild_trust_state(value["family"], value["known"]),

@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, NotFound, Refused, Unavailable
-from bundle.repository_paths import cohort_envelope_path, content_envelope_path, envelope_name
+from bundle.fleet import Cohort
+from bundle.repository_paths import cohort_shard_path, content_shard_path, envelope_name
 from bundle.version import VERSION
 from device_agent.config.config import Config
 from device_agent.errors import AgentStopping, EnvelopeMissing, NotEnrolled
@@ -130,6 +131,7 @@ class WorkerPool:
             "repository_url": source,
             "family": config.family,
             "channel": config.channel,
+            "cohort": config.cohort,
             "clock": clock_facts(),
             "agent_version": VERSION,
             "known": _known_releases(config.family, persistent_state, bundles),
@@ -231,10 +233,10 @@ class WorkerPool:
         kept = CohortEnvelopes(self._device.root).read(name, own_name)
         if kept is not None:
             return kept.hex()
-        path = cohort_envelope_path(name, cohort.epoch, own_name)
+        path = cohort_shard_path(name, cohort.epoch, cohort.shards, own_name)
         try:
             if (source, path) not in self._cohort_envelopes:
-                self._cohort_envelopes[source, path] = self._fetcher.fetch_envelope(source, path)
+                self._cohort_envelopes[source, path] = self._fetcher.fetch_envelope(source, path, own_name)
             return self._cohort_envelopes[source, path]
         except NotFound as error:
             raise NotEnrolled(
@@ -243,20 +245,19 @@ class WorkerPool:
                 "who run `packager device enroll`",
             ) from error
 
-    def _load_content_key(self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
+    def _load_content_key(
+        self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes, *, use_copy: bool = True
+    ) -> None:
         cohort_envelope = self._fetch_cohort_envelope(source, release, x_wing_public)
         name, manifest = self._config.cohort, edge.manifest
         cohort = release.fleet.cohort(name)
         assert cohort is not None  # _fetch_cohort_envelope raises otherwise
-        path = content_envelope_path(
-            manifest.family, manifest.counter, edge.variant_name, envelope_name(cohort.public_key, cohort.epoch)
-        )
-        try:
-            content_envelope = self._fetcher.fetch_envelope(source, path)
-        except NotFound as error:
-            raise EnvelopeMissing(
-                f"release {manifest.version} is not sealed to {name!r}", hint="seal the release to its cohort"
-            ) from error
+        is_copy = manifest.counter == release.manifest.counter and bool(release.content_envelope)
+        if is_copy and use_copy:
+            content_envelope = release.content_envelope
+        else:
+            is_copy = False
+            content_envelope = self._fetch_content_envelope(source, edge, cohort)
         fields = {
             "repository": release.repository_id,
             "cohort": name,
@@ -270,13 +271,23 @@ class WorkerPool:
         try:
             self.patcher.load_content_key(edge, fields)
         except Refused:
-            if not is_kept:
+            if not is_kept and not is_copy:
                 raise
             envelopes.delete(name, own_name)  # it may be damaged: download both again
-            self._load_content_key(source, release, edge, x_wing_public)
+            self._load_content_key(source, release, edge, x_wing_public, use_copy=False)
             return
         if not is_kept:
             envelopes.keep(name, own_name, bytes.fromhex(cohort_envelope))
+
+    def _fetch_content_envelope(self, source: str, edge: PatchEdge, cohort: Cohort) -> str:
+        manifest = edge.manifest
+        path = content_shard_path(manifest.family, manifest.counter)
+        try:
+            return self._fetcher.fetch_envelope(source, path, envelope_name(cohort.public_key, cohort.epoch))
+        except NotFound as error:
+            raise EnvelopeMissing(
+                f"release {manifest.version} is not sealed to {cohort.name!r}", hint="seal the release to its cohort"
+            ) from error
 
     def read_tpm_counter(self) -> int | None:
         """Return the TPM counter behind the rollback floor, or None if the keys are in no TPM.

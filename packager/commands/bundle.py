@@ -119,7 +119,7 @@ def apply_command(base: Path, patch: Path, out: Path, as_json: bool) -> None:
 @click.argument("path", type=PATH)
 @JSON_OPTION
 def inspect_command(path: Path, as_json: bool) -> None:
-    """Show what PATH is: a manifest, rollout, fleet document, patch, blob, envelope or bundle folder.
+    """Show what PATH is: manifest, rollout, fleet document, patch, blob, envelope shard or bundle folder.
 
     Nothing is decrypted, and no signature is verified.
 

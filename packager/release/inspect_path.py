@@ -1,6 +1,6 @@
 """Show what a file or folder is.
 
-Known kinds: manifest, rollout, fleet document, patch, blob, envelope, bundle folder.
+Known kinds: manifest, rollout, fleet document, patch, blob, envelope shard, bundle folder.
 
 Rules:
 - The kind follows from the first bytes or the document's `schema`. A file of no known kind is refused.
@@ -26,7 +26,7 @@ from packager.release.byte_shares import golden_warning, shares_of_files
 from packager.release.plain_bundles import files_table
 
 FRAME_MAGIC: Final = b"AWFRAME1"  # bundle.frames; not imported, because it loads cryptography
-ENVELOPE_MAGIC: Final = b"AWENVEL1"  # bundle.envelope
+SHARD_MAGIC: Final = b"AWSHARD1"  # bundle.envelope_shard
 MAX_HEAD_BYTES: Final = 44  # the longest header, that of a blob
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024  # bundle.fleet.MAX_FLEET_BYTES, the largest document
 
@@ -73,13 +73,13 @@ def inspect_path(path: Path) -> Inspection:
         return _inspect_patch(path)
     if head.startswith(FRAME_MAGIC):
         return _inspect_blob(path, head)
-    if head.startswith(ENVELOPE_MAGIC):
-        return _inspect_envelope(path)
+    if head.startswith(SHARD_MAGIC):
+        return _inspect_shard(path)
     if head.lstrip()[:1] == b"{":
         return _inspect_document(path)
     raise UnknownFormat(
         f"{path}: found first bytes {head[:8].hex() or 'none'}, expected a manifest, rollout, fleet document, "
-        "patch, blob, envelope or bundle folder",
+        "patch, blob, envelope shard or bundle folder",
         hint="run `packager repo status` to show TUF metadata",
     )
 
@@ -243,15 +243,14 @@ def _inspect_blob(path: Path, head: bytes) -> Inspection:
     return Inspection("blob", facts, lines)
 
 
-def _inspect_envelope(path: Path) -> Inspection:
-    from bundle.envelope import ENCAPSULATION_BYTES, MAGIC, MAX_ENVELOPE_BYTES
+def _inspect_shard(path: Path) -> Inspection:
+    from bundle.envelope_shard import MAX_SHARD_BYTES, decode_shard
 
-    size = path.stat().st_size
-    sealed = size - len(MAGIC) - ENCAPSULATION_BYTES
-    if sealed <= 0 or size > MAX_ENVELOPE_BYTES:
-        raise UnknownFormat(f"{path}: found an envelope of {size} bytes, expected at most {MAX_ENVELOPE_BYTES}")
-    lines = (f"envelope of {size:,} bytes for {path.name}: X-Wing, {sealed} bytes sealed",)
-    return Inspection("envelope", {"bytes": size, "sealed_bytes": sealed, "recipient": path.name}, lines)
+    data = read_local_file(path, MAX_SHARD_BYTES)
+    envelopes = decode_shard(data)
+    sizes = sorted({len(envelope) for envelope in envelopes.values()})
+    lines = (f"shard of {len(envelopes)} envelopes of {sizes[0]:,} bytes: {len(data):,} bytes",)
+    return Inspection("envelope-shard", {"bytes": len(data), "envelopes": sorted(envelopes)}, lines)
 
 
 def _inspect_bundle(path: Path) -> Inspection:

@@ -100,12 +100,12 @@ def collect_store_garbage(repository: Repository, store: Store, *, dry_run: bool
         write_publications(layout, read_publications(store))
     listed = [(file.path, file.size, file.modified_s) for file in store.list_files().values()]
     releases = [manifest for family in repository.families() for manifest in repository.releases(family)]
-    epochs = {cohort.name: cohort.epoch for cohort in repository.fleet().cohorts}
+    cohorts = {cohort.name: cohort for cohort in repository.fleet().cohorts}
     report = plan_garbage(
         layout,
         [row for row in listed if not row[0].startswith(RECORDS)],
         releases,
-        epochs,
+        cohorts,
         dry_run=dry_run,
         grace_s=max(grace_s, MIN_GRACE_S),
     )

@@ -5,8 +5,9 @@
     metadata/roots/<N>.awz                            roots 2 to N, if there is more than one
 
 Rules:
-- A family's documents are snapshot, targets, `fleet`, its two roles, the fleet document, its rollouts and plans, and
-  the manifests that the rollouts name.
+- A family's documents are snapshot, targets, `fleet`, its two roles, the fleet document, its rollouts and plans, the
+  manifests that the rollouts name, and the content shards of these releases as far as they are within MAX_SHARDS_BYTES
+  together.
 - The bases are the snapshots 1, 2, 4 and 8 publications ago. The timestamp lists them, so they are fixed when it is
   signed. `snapshots.json` records the documents of recent snapshots; without it, only complete archives are created.
 - No device depends on these files: publishing never fails because of one.
@@ -33,8 +34,14 @@ from bundle.archive import (
 )
 from bundle.errors import Refused
 from bundle.fleet import FLEET_TARGET
-from bundle.repository_paths import METADATA_FOLDER, TARGETS_FOLDER, family_archive_path, roots_archive_path
-from bundle.rollout import parse_rollout
+from bundle.repository_paths import (
+    METADATA_FOLDER,
+    TARGETS_FOLDER,
+    content_shard_path,
+    family_archive_path,
+    roots_archive_path,
+)
+from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.role_names import (
     COPIES_FIELD,
     FLEET_ROLE,
@@ -51,6 +58,7 @@ logger = logging.getLogger(__name__)
 
 BASE_DISTANCES: Final = (1, 2, 4, 8)
 MAX_RECORDED_SNAPSHOTS: Final = max(BASE_DISTANCES) + 1
+MAX_SHARDS_BYTES: Final = 2560  # the envelopes of two cohorts; a device with more of them asks for its own
 COMPRESSED_TIMESTAMP: Final = f"{METADATA_FOLDER}/timestamp.awz"
 
 
@@ -254,9 +262,20 @@ class _PublicationView:
                 out[f"{METADATA_FOLDER}/{version}.{role}.json"] = data
         rollouts = self._read_all(self._target_paths(rollout_role(family)).values())
         manifests, fleet = self._target_paths(release_role(family)), self._target_paths(FLEET_ROLE)
-        named = {manifests.get(release_target(family, version)) for version in _versions_of(rollouts.values())}
+        releases = list(_parsed(rollouts.values()))
+        named = {manifests.get(release_target(family, rollout.version)) for rollout in releases}
         plans = {path for name, path in manifests.items() if is_plan_target(name)}
-        return out | rollouts | self._read_all(named | plans | {fleet.get(FLEET_TARGET)})
+        shards = self._read_shards(family, {rollout.counter for rollout in releases})
+        return out | rollouts | self._read_all(named | plans | {fleet.get(FLEET_TARGET)}) | shards
+
+    def _read_shards(self, family: str, counters: set[int]) -> dict[str, bytes]:
+        """Return path → bytes of the content shards, newest releases first, within MAX_SHARDS_BYTES together."""
+        out: dict[str, bytes] = {}
+        for counter in sorted(counters, reverse=True):
+            found = self._read_all([content_shard_path(family, counter)])
+            if sum(map(len, (out | found).values())) <= MAX_SHARDS_BYTES:
+                out |= found
+        return out
 
     def _targets(self, role: str) -> Targets | None:
         if role not in self._documents:
@@ -278,10 +297,9 @@ class _PublicationView:
         return out
 
 
-def _versions_of(rollouts: Iterable[bytes]) -> Iterator[str]:
+def _parsed(rollouts: Iterable[bytes]) -> Iterator[Rollout]:
     for data in rollouts:
         try:
-            version = parse_rollout(data).version
+            yield parse_rollout(data)
         except Refused:
             continue  # a drill's rollout: devices refuse it too
-        yield version

@@ -1,7 +1,7 @@
 """Enroll and revoke devices, and rotate cohort keys: the tasks of the fleet officer.
 
-- Enrolling adds the device to the registry, stores one envelope with its cohort's current private key, and stages the
-  fleet document with the new registry digest, for the fleet officer to sign.
+- Enrolling adds the device to the registry, stores one envelope with its cohort's current private key in a shard of
+  envelopes, and stages the fleet document with the new registry digest, for the fleet officer to sign.
 - Rotating a cohort key creates the next epoch's key pair, seals its private key to each device of the cohort that is
   not revoked, and stages the fleet document. Later releases seal their content keys to the new epoch; earlier releases
   are not sealed again.
@@ -17,9 +17,11 @@ from pathlib import Path
 from bundle.enrollment import EnrollmentRequest, parse_enrollment
 from bundle.fleet import Cohort
 from bundle.frames import Secret
+from bundle.repository_paths import envelope_name
 from keys.cohorts import create_next_epoch, load_private_key, seal_epoch
 from keys.errors import CohortUnknown
 from keys.registry import Device, Registry
+from packager.repository.cohort_shards import CohortShards
 from packager.repository.repository import Repository
 
 
@@ -72,9 +74,11 @@ def enroll_device(
     registry = Registry(repository.registry_path)
     device = registry.enroll(parsed, cohort, fingerprint)
     private = load_private_key(key_dir, listed, passphrase)
-    seal_epoch(private, listed, repository.repository_id, [device.x_wing_public], repository.put_envelope)
+    shards = _open_shards(repository, listed, [device.x_wing_public], is_synced=True)
+    seal_epoch(private, listed, repository.repository_id, [device.x_wing_public], shards.add)
+    changed = shards.close()
     registry.save()
-    repository.stage_registry()
+    repository.stage_cohort(changed)
     return device
 
 
@@ -112,18 +116,12 @@ def enroll_batch(
     registry = Registry(repository.registry_path)
     before = len(registry)
     devices = [registry.enroll_confirmed(request, cohort).x_wing_public for request in requests]
-    seal_epoch(
-        private,
-        listed,
-        repository.repository_id,
-        devices,
-        lambda relative, envelope: repository.put_envelope(relative, envelope, is_synced=False),
-        workers=workers,
-        progress=progress,
-    )
+    shards = _open_shards(repository, listed, devices, is_synced=False)
+    seal_epoch(private, listed, repository.repository_id, devices, shards.add, workers=workers, progress=progress)
+    changed = shards.close()
     os.sync()
     registry.save()
-    repository.stage_registry()
+    repository.stage_cohort(changed)
     return len(registry) - before
 
 
@@ -161,17 +159,11 @@ def rotate_cohort_key(
     )
     private = load_private_key(key_dir, current, passphrase)
     devices = [device.x_wing_public for device in registry.members(cohort)]
-    made = seal_epoch(
-        private,
-        current,
-        repository_id,
-        devices,
-        lambda relative, envelope: repository.put_envelope(relative, envelope, is_synced=False),
-        workers=workers,
-        progress=progress,
-    )
+    shards = _open_shards(repository, current, devices, is_new=True, is_synced=False)
+    made = seal_epoch(private, current, repository_id, devices, shards.add, workers=workers, progress=progress)
+    changed = shards.close()
     os.sync()
-    repository.stage_cohort(current)
+    repository.stage_cohort(changed)
     return RotationReport(cohort, current.epoch, made)
 
 
@@ -190,6 +182,13 @@ def revoke_device(repository: Repository, label_or_id: str) -> Device:
     registry.save()
     repository.stage_registry()
     return device
+
+
+def _open_shards(
+    repository: Repository, cohort: Cohort, devices: Sequence[bytes], *, is_new: bool = False, is_synced: bool
+) -> CohortShards:
+    names = [envelope_name(public, cohort.epoch) for public in devices]
+    return CohortShards(repository, cohort, names, is_new=is_new, is_synced=is_synced)
 
 
 def _find_cohort(repository: Repository, name: str) -> Cohort:

@@ -10,7 +10,8 @@ ago may have fallen out of use a minute ago. What the snapshot of a publication 
   can still update. To let go of a release, withdraw it.
 - A file that no publication has named yet stays while it is younger than the grace period: a release stores its blobs
   before its manifest.
-- Cohort envelopes stay for the epochs that a publication in use names, and for later ones.
+- The shards of cohort envelopes stay for the epochs and numbers of shards that a publication in use names, and for
+  later ones.
 - Each file has a reason, which `--dry-run` prints.
 """
 
@@ -25,7 +26,7 @@ from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Snapshot, Targets, Timestamp
 
 from bundle.errors import AirweightsError
-from bundle.fleet import FLEET_TARGET, parse_fleet
+from bundle.fleet import FLEET_TARGET, Cohort, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.repository_paths import roots_archive_path
 from bundle.trust.role_names import is_plan_target
@@ -94,7 +95,7 @@ class GarbageReport:
 def collect_garbage(
     layout: RepositoryLayout,
     releases: Sequence[Manifest],
-    epochs: Mapping[str, int],
+    cohorts: Mapping[str, Cohort],
     *,
     dry_run: bool,
     grace_s: int | None = None,
@@ -104,11 +105,11 @@ def collect_garbage(
     Args:
         layout: the repository's paths; the caller has locked it.
         releases: every release that is listed or staged.
-        epochs: cohort → current epoch.
+        cohorts: name → cohort with its current epoch, staged ones included.
         dry_run: report the files to delete, but delete nothing.
         grace_s: keep what fell out of use less than this many seconds ago; None for GRACE_S.
     """
-    report = plan_garbage(layout, _local_files(layout), releases, epochs, dry_run=dry_run, grace_s=grace_s)
+    report = plan_garbage(layout, _local_files(layout), releases, cohorts, dry_run=dry_run, grace_s=grace_s)
     if not dry_run:
         for name in report.removed:
             (layout.published / name).unlink()
@@ -119,7 +120,7 @@ def plan_garbage(
     layout: RepositoryLayout,
     files: Iterable[tuple[str, int, float]],
     releases: Sequence[Manifest],
-    epochs: Mapping[str, int],
+    cohorts: Mapping[str, Cohort],
     *,
     dry_run: bool,
     grace_s: int | None = None,
@@ -130,12 +131,12 @@ def plan_garbage(
         layout: paths of the repository; its metadata and targets are read.
         files: path, size in bytes and Unix time of the last change of each published file, wherever it is stored.
         releases: every release that is listed or staged.
-        epochs: cohort → current epoch.
+        cohorts: name → cohort with its current epoch, staged ones included.
         dry_run: what the report says about itself.
         grace_s: keep what fell out of use less than this many seconds ago; None for GRACE_S.
     """
     cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)
-    uses = FileUses(layout, epochs)
+    uses = FileUses(layout, cohorts)
     for manifest in releases:
         uses.add_release(manifest, f"of release {manifest.family} {manifest.version}")
     for version, reason in _publications_in_use(layout, cutoff_s):
@@ -207,15 +208,15 @@ class FileUses:
 
     Args:
         layout: the repository's paths; its metadata and targets are read.
-        epochs: cohort → current epoch, whose envelopes stay; None for those that publications name.
+        cohorts: name → cohort, whose current epoch's shards stay; None for those that publications name.
     """
 
-    def __init__(self, layout: RepositoryLayout, epochs: Mapping[str, int] | None) -> None:
+    def __init__(self, layout: RepositoryLayout, cohorts: Mapping[str, Cohort] | None) -> None:
         self._layout = layout
-        self._newest_epochs = None if epochs is None else dict(epochs)
+        self._newest = cohorts
         self._reasons: dict[str, str] = {"metadata/timestamp.json": "the timestamp"}
         self._releases: dict[tuple[str, str], str] = {}
-        self._epochs: dict[tuple[str, str], str] = {}
+        self._epochs: dict[tuple[str, str, str], str] = {}  # by cohort, epoch and number of shards
 
     def add_publication(self, snapshot_version: int, reason: str) -> None:
         """Add all that a snapshot names; what is already deleted is left out.
@@ -242,14 +243,15 @@ class FileUses:
                 data = (self._layout.published / path).read_bytes()
                 if target_name == FLEET_TARGET:
                     for cohort in parse_fleet(data).cohorts:
-                        self._epochs.setdefault((cohort.name, str(cohort.epoch)), reason)
+                        key = (cohort.name, str(cohort.epoch), str(cohort.shards))
+                        self._epochs.setdefault(key, reason)
                 elif target_name.startswith("bundles/") and not is_plan_target(target_name):
                     self.add_release(parse_manifest(data), reason)
             except (OSError, AirweightsError):
                 continue
 
     def add_release(self, manifest: Manifest, reason: str) -> None:
-        """Add the blobs and content envelopes of a release.
+        """Add the blobs and content shard of a release.
 
         Args:
             manifest: the release.
@@ -280,11 +282,13 @@ class FileUses:
                 return "of the newest root" if is_newest else None
             case ("envelopes", "content", family, counter, *_):
                 return self._releases.get((family, counter))
-            case ("envelopes", "cohorts", cohort, epoch, *_):
-                newest = None if self._newest_epochs is None else self._newest_epochs.get(cohort, 0)
-                if newest is not None and epoch.isdigit() and int(epoch) >= newest:
-                    return f"of cohort {cohort}'s epoch {epoch}"
-                return self._epochs.get((cohort, epoch))
+            case ("envelopes", "cohorts", cohort, epoch, name):
+                shards = name.partition("-")[0]
+                if self._newest is not None and epoch.isdigit() and shards.isdigit():
+                    newest = self._newest.get(cohort, Cohort(cohort, 0, b"", 0))
+                    if (int(epoch), int(shards)) >= (newest.epoch, newest.shards):
+                        return f"of cohort {cohort}'s epoch {epoch}"
+                return self._epochs.get((cohort, epoch, shards))
             case _:
                 return self._reasons.get(relative.as_posix())
 

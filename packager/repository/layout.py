@@ -12,8 +12,8 @@
       snapshots.json        the documents of recent snapshots (packager.repository.archives)
 
 A file is written under a temporary name in the same folder, synced, and renamed. A published file other than
-the timestamp and its compressed copy never changes. Everything below `published/` is readable for all users, whatever
-the umask is, because web servers run as other users.
+the timestamp, its compressed copy and the shards of cohort envelopes never changes. Everything below `published/` is
+readable for all users, whatever the umask is, because web servers run as other users.
 """
 
 import fcntl
@@ -114,10 +114,6 @@ class RepositoryLayout:
     def blob(self, sha256: str) -> Path:
         """Return the path of a blob, by its SHA-256 in hexadecimal."""
         return self.published / "blobs" / sha256[:2] / sha256
-
-    def envelope(self, relative: str) -> Path:
-        """Return the path of an envelope, by its path below `envelopes/`."""
-        return self.published / "envelopes" / relative
 
 
 def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:

@@ -20,6 +20,7 @@ from securesystemslib.signer import Signer
 
 from bundle.errors import NotFound
 from bundle.manifest import Manifest
+from bundle.repository_paths import content_shard_path
 from bundle.trust.check import CheckRequest, check
 from bundle.trust.clock import ClockFacts
 from bundle.trust.role_names import PACK_MAX_DAYS_FIELD, rollout_role
@@ -136,7 +137,9 @@ def _copy_contents(
         path.write_bytes(data)
     _copy_targets(published, source, out, "fleet")
     for cohort in repository.fleet().cohorts:
-        _copy_folder(source, out, source / "envelopes" / "cohorts" / cohort.name / str(cohort.epoch))
+        folder = source / "envelopes" / "cohorts" / cohort.name / str(cohort.epoch)
+        for path in sorted(folder.glob(f"{cohort.shards}-*")):
+            _copy(source, out, path)
     releases = []
     for family in families:
         for role in tuf_documents.family_roles(family):
@@ -153,17 +156,14 @@ def _copy_release(source: Path, out: Path, manifest: Manifest) -> None:
     for _, variant in manifest.variants:
         for patch in variant.patches:
             _copy(source, out, source / "blobs" / patch.blob[:2] / patch.blob)
-    _copy_folder(source, out, source / "envelopes" / "content" / manifest.family / str(manifest.counter))
+    shard = source / content_shard_path(manifest.family, manifest.counter)
+    if shard.exists():
+        _copy(source, out, shard)
 
 
 def _copy_targets(published: PublishedDocuments, source: Path, out: Path, role: str) -> None:
     for target in published.role(role).targets.values():
         _copy(source, out, source / "targets" / tuf_documents.target_path(target))
-
-
-def _copy_folder(source: Path, out: Path, folder: Path) -> None:
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _copy(source, out, path)
 
 
 def _copy(source: Path, out: Path, path: Path) -> None:

@@ -1,7 +1,7 @@
 """The repository: stage changes, sign them, publish them.
 
 - Staging changes nothing that devices see. `sign` adds the signatures of the given keys; others can sign later.
-- Blobs and envelopes are stored in `published/` before the manifest that names them.
+- Blobs and envelope shards are stored in `published/` before the manifest that names them.
 - `publish` refuses documents below their threshold, runs the client check, and replaces the timestamp last
   (packager.repository.publishing).
 - One publisher at a time holds the repository's lock. A publication builds on the published timestamp; if another
@@ -87,21 +87,21 @@ class Repository(RepositoryListing):
         sync_directory(path.parent)
         return sha256
 
-    def put_envelope(self, relative: str, data: bytes, *, is_synced: bool = True) -> None:
-        """Store an envelope below `envelopes/`.
+    def put_shard(self, relative: str, data: bytes, *, is_synced: bool = True) -> None:
+        """Store a shard of envelopes.
 
         Args:
-            relative: path below `envelopes/`.
-            data: the envelope.
+            relative: path below `published/`, in `envelopes/`.
+            data: the shard.
             is_synced: sync the file; False only for many at once, if the caller ends with one `os.sync`.
 
         Raises:
             StagingInvalid: the path leaves `envelopes/`, or has a hidden part.
         """
         parts = Path(relative).parts
-        if not parts or any(part in ("..", "/") or part.startswith(".") for part in parts):
-            raise StagingInvalid(f"envelope path {relative!r} is not a plain relative path")
-        write_file(self._layout.envelope(relative), data, is_synced=is_synced)
+        if parts[:1] != ("envelopes",) or any(part in ("..", "/") or part.startswith(".") for part in parts):
+            raise StagingInvalid(f"path of a shard {relative!r} is not a plain path below envelopes/")
+        write_file(self._layout.published / relative, data, is_synced=is_synced)
 
     def stage_manifest(self, manifest: Manifest) -> None:
         """Stage a release, or further patches of a listed release.
@@ -371,7 +371,7 @@ class Repository(RepositoryListing):
             return collect_garbage(
                 self._layout,
                 [manifest for family in self.families() for manifest in self.releases(family)],
-                {cohort.name: cohort.epoch for cohort in self._cohorts()},
+                {cohort.name: cohort for cohort in self._cohorts()},
                 dry_run=dry_run,
                 grace_s=grace_s,
             )

@@ -8,7 +8,7 @@ and is reported with its age.
 - Errors are what makes devices fail: a file that is missing, unreadable, changed, coded or cut; a stale timestamp; a
   certificate; a web page in place of a file; an answer for a file that does not exist.
 - Warnings cost bytes or time: no ranges, an ETag that differs from response to response.
-- Envelopes are sampled, evenly over each folder, because there is one for each device.
+- Shards of envelopes are sampled, evenly over each folder, because a large fleet has thousands.
 """
 
 import hashlib

@@ -15,8 +15,9 @@ from torture.in_process import InProcessWorkerPool
 def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
-    for needed in ("blobs/", "envelopes/"):
-        site.faults = [faulty_http_server.only_below(needed, faulty_http_server.respond_with_status(404))]
+    missing = faulty_http_server.respond_with_status(404)
+    for needed in (("envelopes/", "metadata/archives/"), ("blobs/",)):  # archives have copies of envelopes
+        site.faults = [faulty_http_server.only_below(folder, missing) for folder in needed]
         result = installed.update()
         assert result.outcome is Outcome.UNAVAILABLE, result
         journal = installed.journal()

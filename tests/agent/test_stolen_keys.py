@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.envelope_shard import decode_shard, encode_shard
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
 from device_agent.policy.attempt import Outcome, UpdateResult
@@ -107,29 +108,35 @@ def test_a_signed_manifest_that_names_the_blob_of_another_release(
     attacker = make_attacker(publisher, (*ONLINE, RELEASE, ROLLOUT))
     offer_to(attacker, replace(manifest.with_patches("fp32", (moved,)), version="6.6.7", counter=manifest.counter + 1))
     content = attacker.mirror / "envelopes" / "content" / FAMILY
-    shutil.copytree(content / str(manifest.counter), content / str(manifest.counter + 1))
+    shutil.copyfile(content / str(manifest.counter), content / str(manifest.counter + 1))
     with serve_folder(attacker.mirror) as site:
         result = update_from(installed, site.url)
     assert result.outcome in REFUSALS, result
     assert_only_the_old_release(installed, publisher)
 
 
+def delete_archives(publisher: Publisher) -> None:
+    """Delete the copies of the documents, so that a device reads the shards themselves."""
+    shutil.rmtree(publisher.published / "metadata" / "archives")
+
+
 def exchange_content_envelopes(publisher: Publisher, _device: DeviceUnderTest, _folder: Path) -> None:
     """Serve the content key of 1.0.0 as that of 1.1.0."""
     content = publisher.published / "envelopes" / "content" / FAMILY
     old, new = (content / str(publisher.manifest(version).counter) for version in ("1.0.0", "1.1.0"))
-    for path in new.rglob("*"):
-        if path.is_file():
-            shutil.copyfile(old / path.relative_to(new), path)
+    shutil.copyfile(old, new)
+    delete_archives(publisher)
 
 
 def exchange_kinds(publisher: Publisher, _device: DeviceUnderTest, _folder: Path) -> None:
     """Serve a cohort envelope where a content envelope belongs."""
     envelopes = publisher.published / "envelopes"
-    cohort = next(path for path in (envelopes / "cohorts").rglob("*") if path.is_file())
+    (shard,) = (path for path in (envelopes / "cohorts").rglob("*") if path.is_file())
+    (sealed, *_) = decode_shard(shard.read_bytes()).values()
     for path in (envelopes / "content").rglob("*"):
         if path.is_file():
-            shutil.copyfile(cohort, path)
+            path.write_bytes(encode_shard(dict.fromkeys(decode_shard(path.read_bytes()), sealed)))
+    delete_archives(publisher)
 
 
 def exchange_blobs(publisher: Publisher, _device: DeviceUnderTest, _folder: Path) -> None:
@@ -166,11 +173,10 @@ def test_a_cohort_key_that_is_sealed_to_another_device(
     other = DeviceUnderTest.create(tmp_path / "other", "file:///nowhere", publisher.root)
     publisher.enroll(other.directory)
     whole = publisher.copy(tmp_path / "whole")
-    paths = [path for path in (publisher.published / "envelopes" / "cohorts").rglob("*") if path.is_file()]
-    contents = [path.read_bytes() for path in paths]
-    assert len(paths) >= 2
-    for path, content in zip(paths, [*contents[1:], contents[0]], strict=True):
-        path.write_bytes(content)
+    (path,) = (path for path in (publisher.published / "envelopes" / "cohorts").rglob("*") if path.is_file())
+    names, sealed = zip(*decode_shard(path.read_bytes()).items(), strict=True)
+    assert len(names) >= 2
+    path.write_bytes(encode_shard(dict(zip(names, [*sealed[1:], sealed[0]], strict=True))))
     with serve_folder(publisher.published) as site:
         result = update_from(device, site.url)
     assert result.outcome in REFUSALS, result

@@ -12,7 +12,7 @@ from device_agent.policy.journal_records import BundlePointers
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
 from tests.support import faulty_http_server
-from tests.support.faulty_http_server import Site
+from tests.support.faulty_http_server import Site, respond_with_status
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
@@ -37,7 +37,7 @@ def test_a_first_update_stages_the_release_that_the_channel_offers(
     downloaded = result.attempt.downloaded
     assert 0 < downloaded.full - result.attempt.full_bytes < 512, "the blob and the head of its response"
     assert downloaded.metadata > 30_000
-    assert downloaded.envelope > 2000
+    assert downloaded.envelope > 1240
     assert downloaded.wasted == 0
     assert result.attempt.states == ("checking", "fetching", "patching", "probing", "staged")
     journal = device.journal()
@@ -82,6 +82,7 @@ def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
+    site.faults.append(faulty_http_server.only_below("metadata/archives/", respond_with_status(404)))
     site.faults.append(faulty_http_server.only_below("envelopes/content", _flip_last_bit))
     _assert_result(installed.update(), Outcome.REFUSED, "not-authentic")
     site.faults.clear()

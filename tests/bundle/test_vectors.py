@@ -14,7 +14,8 @@ from bundle.archive import decode_archive
 from bundle.device_report import parse_report
 from bundle.enrollment import parse_enrollment
 from bundle.envelope import open_envelope
-from bundle.errors import GoldenMismatch, Refused
+from bundle.envelope_shard import find_envelope
+from bundle.errors import GoldenMismatch, NotFound, Refused
 from bundle.fleet import parse_fleet
 from bundle.frames import FrameRandomReader, FrameReader
 from bundle.golden.comparison import check_outputs
@@ -23,7 +24,7 @@ from bundle.manifest import parse_manifest
 from bundle.plan import parse_plan
 from bundle.rollout import parse_rollout
 from bundle.vital import parse_vital
-from tests.vectors import archives, documents, golden_files, sealed
+from tests.vectors import archives, documents, golden_files, sealed, shards
 
 FOLDER: Final = Path(documents.__file__).parent
 READERS: Final[dict[str, Callable[[bytes], Any]]] = {
@@ -139,7 +140,21 @@ def test_an_envelope_vector_is_opened_or_refused_with_its_reason(name: str) -> N
     assert refused.value.reason == outcome
 
 
+@pytest.mark.parametrize("name", [name for _, name in list_cases("shard")])
+def test_a_shard_vector_is_read_or_refused_with_its_reason(name: str) -> None:
+    data = (FOLDER / "shard" / f"{name}.bin").read_bytes()
+    try:
+        found = find_envelope(data, shards.NAME).hex()
+    except (Refused, NotFound) as error:
+        found = error.reason
+    assert found == read_expected("shard")[name]
+
+
 def test_the_generators_still_make_the_vectors_that_are_here() -> None:
+    made_shards = shards.make_vectors()
+    assert {name: outcome for name, (_, outcome) in made_shards.items()} == read_expected("shard")
+    for name, (data, _) in made_shards.items():
+        assert (FOLDER / "shard" / f"{name}.bin").read_bytes() == data, name
     for kind, make in documents.GENERATORS.items():
         made = make()
         assert {name: reason for name, (_, reason) in made.items()} == read_expected(kind)

@@ -140,7 +140,7 @@ def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:
     made = seal_epoch(cohort_key, cohort, REPOSITORY, [d.request.x_wing_public for d in devices], put.__setitem__)
     assert made == len(put) == 3
     first, second = devices[0], devices[1]
-    name = f"cohorts/default/3/{envelope_name(first.request.x_wing_public, 3)}"
+    name = envelope_name(first.request.x_wing_public, 3)
     right = EnvelopeContext(COHORT_KEY_PURPOSE, REPOSITORY, "default", 3)
     assert open_envelope(put[name], first.private, right) == cohort_key
     for context in (

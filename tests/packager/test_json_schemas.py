@@ -47,7 +47,7 @@ def test_bundles_by_hand(site: ReleaseSite, tmp_path: Path) -> None:
         ("targets/rollouts/kws/*.stable.json", "rollout"),
         ("targets/fleet/*.fleet.json", "fleet"),
         ("blobs/*/*", "blob"),
-        ("envelopes/content/kws/1/fp32/*", "envelope"),
+        ("envelopes/content/kws/1", "envelope-shard"),
     ],
 )
 def test_published_files_can_be_inspected(site: ReleaseSite, pattern: str, kind: str) -> None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, check_commitment, envelope_name, open_envelope
+from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, check_commitment, open_envelope
 from bundle.files import bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.golden.golden_file import read_golden
@@ -40,6 +40,7 @@ from packager.release.steps.sign import rollouts_of
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.support import tiny_models
+from tests.support.envelope_files import content_envelope_of
 from tests.support.packager_cli import read_all_files
 from tests.support.release_fixtures import ReleaseSite, create_site
 
@@ -103,15 +104,14 @@ class ReleaseBench:
         assert (self.repository.published / "targets" / "bundles" / "kws" / name).read_bytes() == data
         return listed
 
-    def open_content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
+    def open_content_key(self, manifest: Manifest, variant: Variant) -> Secret:
         """Open the envelope with the cohort's private key, check the commitment, and return the content key."""
         cohort = self.repository.fleet().cohort(COHORT)
         assert cohort is not None
         context = EnvelopeContext(
-            CONTENT_KEY_PURPOSE, self.repository.repository_id, COHORT, cohort.epoch, "kws", manifest.counter, name
+            CONTENT_KEY_PURPOSE, self.repository.repository_id, COHORT, cohort.epoch, "kws", manifest.counter
         )
-        folder = self.repository.published / "envelopes" / "content" / "kws" / str(manifest.counter) / name
-        envelope = (folder / envelope_name(cohort.public_key, cohort.epoch)).read_bytes()
+        envelope = content_envelope_of(self.repository.published, "kws", manifest.counter, cohort)
         key = open_envelope(envelope, load_private_key(self.keys, cohort, None), context)
         check_commitment(key, variant.key_commitment)
         return key
@@ -127,7 +127,7 @@ class ReleaseBench:
         assert blob.stat().st_size == entry.size
         context = FrameContext(BLOB_LABEL, "kws", manifest.counter, name)
         with blob.open("rb") as stream, DirectoryTarget(out) as target:
-            reader = FrameReader(stream, self.open_content_key(manifest, name, variant), context)
+            reader = FrameReader(stream, self.open_content_key(manifest, variant), context)
             if base is None:
                 files = apply_patch(reader, None, target)
             else:

@@ -31,7 +31,7 @@ golden = 0
 [rollout]
 """
 
-WRITES = ("put_blob", "put_envelope", "stage_manifest", "stage_rollout", "sign", "publish")
+WRITES = ("put_blob", "put_shard", "stage_manifest", "stage_rollout", "sign", "publish")
 
 
 class FaultyRepository:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
 from bundle import strict_json
-from bundle.enrollment import EnrollmentRequest
+from bundle.enrollment import EnrollmentRequest, parse_enrollment
 from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import EnrollmentRefused, Malformed, Refused, TooLarge
 from keys.enrollment_batch import SIGNATURE_LABEL, parse_batch, sign_batch
@@ -21,6 +21,7 @@ from keys.key_files import generate_key_file
 from keys.passphrase import PASSPHRASE_VARIABLE
 from keys.registry import Registry
 from packager.commands.root import main
+from tests.support.envelope_files import cohort_envelope_of
 from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher
 from tests.support.repository_commands import check_command_output
 
@@ -149,7 +150,10 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     first = signed("first", REQUESTS)
     assert (enroll(first)["new"], enroll(first)["new"]) == (3, 0)
     assert publisher.repository.fleet().devices == 3
-    assert len(list((publisher.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
+    (cohort,) = publisher.repository.fleet().cohorts
+    for request in REQUESTS:
+        public = parse_enrollment(request).x_wing_public
+        assert cohort_envelope_of(publisher.published, cohort, public) is not None
     stolen = signed("stolen", [make_request("cam-9"), make_request("cam-1")])
     assert enroll(stolen, status=3)["error"]["reason"] == "enrollment-refused"
     signed("equal", [make_request("localhost"), make_request("localhost")], status=3)

@@ -15,12 +15,12 @@ from bundle.envelope import (
     COHORT_KEY_PURPOSE,
     EnvelopeContext,
     derive_public_key,
-    envelope_name,
     generate_private_key,
     open_envelope,
 )
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
+from tests.support.envelope_files import cohort_envelope_of
 from tests.support.metadata_publisher import FAMILY, PASSPHRASE, CheckClient, MetadataPublisher
 from tests.support.repository_commands import check_command_output
 
@@ -111,9 +111,10 @@ def test_a_device_is_enrolled_listed_and_revoked(publisher: MetadataPublisher, t
     assert admitted["published"]["roles"].keys() == {"fleet", "snapshot", "timestamp"}
     assert publisher.repository.fleet().devices == 1
     cohort = publisher.repository.fleet().cohorts[0]
-    place = publisher.published / "envelopes" / "cohorts" / "default" / "1" / envelope_name(request.x_wing_public, 1)
+    envelope = cohort_envelope_of(publisher.published, cohort, request.x_wing_public)
+    assert envelope is not None
     context = EnvelopeContext(COHORT_KEY_PURPOSE, publisher.repository.repository_id, "default", 1)
-    assert derive_public_key(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
+    assert derive_public_key(open_envelope(envelope, private, context)) == cohort.public_key
     assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
     again = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert again["device_id"] == request.device_id

@@ -17,7 +17,6 @@ from bundle.envelope import (
     CONTENT_KEY_PURPOSE,
     EnvelopeContext,
     derive_public_key,
-    envelope_name,
     generate_private_key,
     open_envelope,
     seal,
@@ -40,6 +39,7 @@ from packager.commands.root import main
 from packager.repository import tuf_documents
 from packager.repository.devices import enroll_batch, enroll_device
 from tests.support.attacker import Attacker
+from tests.support.envelope_files import cohort_envelope_of
 from tests.support.metadata_publisher import (
     FAMILY,
     NOW_S,
@@ -267,25 +267,24 @@ def enroll(case: IncidentCase, label: str) -> Secret:
     return private
 
 
-def envelope_of(case: IncidentCase, private: Secret) -> Path:
-    """Return the path of a device's envelope of the current epoch."""
+def envelope_of(case: IncidentCase, private: Secret) -> bytes | None:
+    """Return a device's envelope of the current epoch, or None."""
     (cohort,) = case.publisher.repository.fleet().cohorts
-    folder = case.publisher.published / "envelopes" / "cohorts" / "default" / str(cohort.epoch)
-    return folder / envelope_name(derive_public_key(private), cohort.epoch)
+    return cohort_envelope_of(case.publisher.published, cohort, derive_public_key(private))
 
 
 def cohort_key(case: IncidentCase, private: Secret) -> Secret:
     """Return the cohort key that a device gets from its envelope."""
     (cohort,) = case.publisher.repository.fleet().cohorts
     context = EnvelopeContext(COHORT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch)
-    return open_envelope(envelope_of(case, private).read_bytes(), private, context)
+    return open_envelope(envelope_of(case, private) or b"", private, context)
 
 
 def sealed_release(case: IncidentCase) -> tuple[bytes, EnvelopeContext]:
     """Return the content envelope of a new release."""
     (cohort,) = case.publisher.repository.fleet().cohorts
     context = EnvelopeContext(
-        CONTENT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
+        CONTENT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch, FAMILY, 10
     )
     return seal(Secret(bytes(32)), cohort.public_key, context), context
 
@@ -308,14 +307,15 @@ def device_stolen(case: IncidentCase) -> None:
     old = cohort_key(case, stolen)
     case.run("device", "revoke", "stolen", "--keys", str(case.publisher.keys))
     case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
-    assert not envelope_of(case, stolen).exists()
+    assert envelope_of(case, stolen) is None
     envelope, context = sealed_release(case)
     with pytest.raises(NotAuthentic):
         open_envelope(envelope, old, context)
-    # another's envelope, under the revoked device's own name, does not open either
-    envelope_of(case, stolen).write_bytes(envelope_of(case, member).read_bytes())
+    # another's envelope does not open either
+    (cohort,) = case.publisher.repository.fleet().cohorts
+    own = EnvelopeContext(COHORT_KEY_PURPOSE, case.publisher.repository.repository_id, "default", cohort.epoch)
     with pytest.raises(NotAuthentic):
-        cohort_key(case, stolen)
+        open_envelope(envelope_of(case, member) or b"", stolen, own)
     assert open_envelope(envelope, cohort_key(case, member), context).value == bytes(32)
     assert case.device.check(case.publisher.published).fleet.cohorts[0].epoch == 2
 
@@ -331,7 +331,7 @@ def enrollment_key_stolen(case: IncidentCase) -> None:
         parse_batch(batch, [new.public_key])
     case.run("device", "revoke", "intruder", "--keys", str(case.publisher.keys))
     case.run("device", "rotate-cohort", "default", "--keys", str(case.publisher.keys))
-    assert not envelope_of(case, private).exists()
+    assert envelope_of(case, private) is None
 
 
 def metadata_expired(case: IncidentCase) -> None:

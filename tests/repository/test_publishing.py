@@ -237,8 +237,8 @@ def test_staging_contradicts_nothing_that_is_out(publisher: MetadataPublisher) -
         lambda: repository.stage_rollout(replace(make_rollout(manifest), counter=9)),
         lambda: repository.stage_rollout(make_rollout(manifest, "beta")),
         lambda: repository.withdraw(FAMILY, "3.0.0"),
-        lambda: repository.put_envelope("../outside", b""),
-        lambda: repository.put_envelope("/etc/outside", b""),
+        lambda: repository.put_shard("envelopes/../outside", b""),
+        lambda: repository.put_shard("/etc/outside", b""),
         lambda: repository.stage_fleet(Fleet("0" * 64, 0, (Cohort("default", 1, bytes(1216)),))),
     )
     for attempt in wrong:
@@ -407,7 +407,7 @@ def test_what_is_published_can_be_read_whatever_the_umask(tmp_path: Path, mask: 
         blob = tmp_path / "blob"
         blob.write_bytes(b"data")
         repository.put_blob(blob)
-        repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"sealed")
+        repository.put_shard(f"envelopes/content/{FAMILY}/1", b"sealed")
     finally:
         os.umask(before)
     assert layout.unreadable_paths(repository.layout) == []
@@ -429,9 +429,11 @@ def test_verify_names_what_a_web_server_cannot_read(publisher: MetadataPublisher
 
 def test_garbage_is_what_no_listed_release_names(publisher: MetadataPublisher, device: CheckClient) -> None:
     publisher.release("1.1.0", 2)
-    publisher.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"old")
-    publisher.repository.put_envelope(f"content/{FAMILY}/2/fp32/{'a' * 64}", b"now")
-    publisher.repository.put_envelope(f"cohorts/default/0/{'a' * 64}", b"past")
+    publisher.repository.put_shard(f"envelopes/content/{FAMILY}/1", b"old")
+    publisher.repository.put_shard(f"envelopes/content/{FAMILY}/2", b"now")
+    publisher.repository.put_shard("envelopes/cohorts/default/0/1-0", b"past")
+    publisher.repository.put_shard("envelopes/cohorts/default/1/1-0", b"now")
+    publisher.repository.put_shard("envelopes/cohorts/default/1/2-1", b"staged")
     old = publisher.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
     assert publisher.repository.collect_garbage(dry_run=False).removed == ()
@@ -440,9 +442,9 @@ def test_garbage_is_what_no_listed_release_names(publisher: MetadataPublisher, d
     blob = old.variants[0][1].patches[0].blob
     planned = publisher.repository.collect_garbage(dry_run=True, grace_s=0)
     assert f"blobs/{blob[:2]}/{blob}" in planned.removed
-    assert f"envelopes/content/{FAMILY}/1/fp32/{'a' * 64}" in planned.removed
-    assert f"envelopes/cohorts/default/0/{'a' * 64}" in planned.removed
-    assert not any("/2/fp32/" in name or name.endswith("root.json") for name in planned.removed)
+    shards = [name for name in planned.removed if name.startswith("envelopes/")]
+    assert shards == ["envelopes/cohorts/default/0/1-0", f"envelopes/content/{FAMILY}/1"]
+    assert not any(name.endswith("root.json") for name in planned.removed)
     done = publisher.repository.collect_garbage(dry_run=False, grace_s=0)
     assert done.removed == planned.removed
     assert device.check(publisher.published).counter == ReleaseCounter(1, 2)

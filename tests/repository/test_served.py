@@ -24,7 +24,7 @@ from tests.support.packager_cli import run_packager
 def served(pristine_publisher: MetadataPublisher, tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
     """Return a publisher with a release and an envelope; the tests do not change it."""
     publisher = copy_publisher(pristine_publisher, tmp_path_factory.mktemp("served") / "site")
-    publisher.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"sealed")
+    publisher.repository.put_shard(f"envelopes/content/{FAMILY}/1", b"sealed")
     return publisher
 
 
@@ -57,7 +57,7 @@ def test_envelopes_are_sampled_and_the_compressed_timestamp_may_be_missing(publi
     before = check(publisher, url)
     assert before.is_sound
     for number in range(2 * MAX_ENVELOPES_PER_FOLDER - 1):
-        publisher.repository.put_envelope(f"content/{FAMILY}/1/fp32/{number:064x}", b"sealed")
+        publisher.repository.put_shard(f"envelopes/cohorts/default/1/1-{number}", b"sealed")
     after = check(publisher, url)
     assert (after.is_sound, after.files) == (True, before.files + MAX_ENVELOPES_PER_FOLDER)
 

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     handlers: dict[str, Handler] = {
         "configure": fetcher.configure,
         "get": fetcher.handle_get,
+        "envelope": fetcher.handle_envelope,
         "blob": fetcher.fetch_blob,
     }
     serve_calls(start_worker(lambda _pace, _policy: fetcher.prepare_client())[0], handlers)

@@ -82,13 +82,15 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(data) > 0:
             self._empty(416)
             return
-        body = data[start:]
+        end = self._end(len(data)) if site.ranges else len(data)
+        body = data[start:end]
         headers = {"Content-Length": str(len(body))}
         if etag:
             headers["ETag"] = etag
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        exchange.head(206 if start else 200, headers)
+        is_part = bool(start) or end < len(data)
+        if is_part:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        exchange.head(206 if is_part else 200, headers)
         seen.sent = len(body)
         try:
             exchange.write(body)
@@ -100,7 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         if not value or not self.server.site.ranges or (condition is not None and condition != etag):
             return 0
-        return int(value.removeprefix("bytes=").rstrip("-"))
+        return int(value.removeprefix("bytes=").partition("-")[0])
+
+    def _end(self, size: int) -> int:
+        last = self.headers.get("Range", "").partition("-")[2]
+        return min(int(last) + 1, size) if last else size
 
     def _empty(self, status: int) -> None:
         self.send_response(status)

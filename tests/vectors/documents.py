@@ -381,6 +381,11 @@ def make_fleet_vectors() -> Vectors:
         "key-in-capitals": cohort(public_key=key.upper()),
         "key-no-hexadecimal": cohort(public_key="g" + key[1:]),
         "cohort-unknown-field": cohort(private_key="00"),
+        "shards-three": cohort(shards=3),
+        "shards-zero": cohort(shards=0),
+        "shards-too-many": cohort(shards=131_072),
+        "shards-a-string": cohort(shards="1"),
+        "shards-missing": (change_document(data, lambda v: v["cohorts"]["default"].pop("shards")), "malformed"),
         "cohort-name-with-a-slash": (
             change_document(data, lambda v: v["cohorts"].update({"a/b": v["cohorts"].pop("default")})),
             "malformed",

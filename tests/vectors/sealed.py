@@ -37,7 +37,7 @@ PLAIN: Final = bytes(n % 251 for n in range(2 * MIN_FRAME_BYTES + 1000))
 
 PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
 SECRET: Final = Secret(bytes(range(32, 64)))
-ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "default", 3, "kws", 7, "int8")
+ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "default", 3, "kws", 7)
 
 
 def make_frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTEXT) -> bytes:
@@ -124,7 +124,6 @@ def make_envelope_vectors() -> dict[str, tuple[bytes, str | None]]:
         "of-another-epoch": (seal_for(epoch=2), "not-authentic"),
         "of-another-family": (seal_for(family="vision"), "not-authentic"),
         "of-another-counter": (seal_for(counter=6), "not-authentic"),
-        "of-another-variant": (seal_for(variant="fp32"), "not-authentic"),
     }
 
 

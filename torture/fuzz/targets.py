@@ -15,6 +15,7 @@ import numpy as np
 from bundle.archive import decode_archive, encode_archive
 from bundle.device_report import parse_report
 from bundle.enrollment import parse_enrollment
+from bundle.envelope_shard import decode_shard, encode_shard
 from bundle.errors import AirweightsError, GoldenMismatch, Refused
 from bundle.fleet import parse_fleet
 from bundle.golden.golden_file import read_golden
@@ -80,6 +81,16 @@ def _document(kind: str, parse: Callable[[bytes], Any]) -> Target:
         return "accepted"
 
     return Target(read, change_json, VECTORS / kind, "good*.json")
+
+
+def _shard(data: bytes) -> str:
+    try:
+        envelopes = decode_shard(data)
+    except Refused as error:
+        _check_message(error)
+        return error.reason
+    assert encode_shard(envelopes) == data
+    return "accepted"
 
 
 def _golden(data: bytes) -> str:
@@ -261,6 +272,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "enrollment": _document("enrollment", parse_enrollment),
     "report": _document("report", parse_report),
     "vital": _document("vital", parse_vital),
+    "shard": Target(_shard, change_integers, VECTORS / "shard", "*.bin"),
     "golden": Target(_golden, change_integers, VECTORS / "golden", "good*.bin"),
     "archive": Target(_archive, change_integers, CORPUS / "archive"),
     "endpoint": Target(_endpoint, _change_body, CORPUS / "endpoint"),

@@ -1,13 +1,14 @@
-"""Step encrypt: encrypt every patch under the variant's content key, and seal the key to every cohort.
+"""Step encrypt: encrypt every patch under the release's content key, and seal the key to every cohort.
 
 Rules:
-- The content key is random for each variant and release. The manifest commits to it, and the workspace stores it.
+- The content key is random for each release, and common to its variants: the key of each blob's frames is derived from
+  it with the variant and a random salt. The manifest commits to it, and the workspace stores it.
+- The envelopes of all cohorts are one shard (bundle.envelope_shard).
 - A blob is named by the SHA-256 of its ciphertext.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -20,18 +21,10 @@ from packager.release.draft import Draft, EncryptedVariant, PlainPatch
 CHUNK_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A content key sealed to one cohort; `path` is below the repository's `envelopes/`."""
-
-    path: str
-    data: bytes
-
-
 def run(draft: Draft) -> None:
     """Encrypt the patches and set `encrypted`; the blobs are written beside the patches."""
+    content_key = Secret(os.urandom(KEY_BYTES))
     for assembled in draft.assembled.values():
-        content_key = Secret(os.urandom(KEY_BYTES))
         context = FrameContext(BLOB_LABEL, draft.plan.family, draft.counter, assembled.name)
         entries = tuple(encrypt_patch(patch, blob_path(patch), content_key, context) for patch in assembled.patches)
         draft.encrypted[assembled.name] = EncryptedVariant(assembled, content_key, entries)
@@ -43,7 +36,7 @@ def encrypt_patch(patch: PlainPatch, out: Path, content_key: Secret, context: Fr
     Args:
         patch: the patch to encrypt.
         out: the blob to write.
-        content_key: the variant's content key.
+        content_key: the release's content key.
         context: the use that the frames are bound to (docs/format.md, encrypted frames).
     """
     with patch.path.open("rb") as plain, out.open("wb") as stream:
@@ -64,9 +57,9 @@ def encrypt_patch(patch: PlainPatch, out: Path, content_key: Secret, context: Fr
 
 
 def seal_to_cohorts(
-    content_key: Secret, fleet: Fleet, *, repository: str, family: str, counter: int, variant: str
-) -> tuple[Envelope, ...]:
-    """Seal a content key to every cohort of the fleet document.
+    content_key: Secret, fleet: Fleet, *, repository: str, family: str, counter: int
+) -> dict[str, bytes]:
+    """Seal a content key to every cohort of the fleet document; return the envelopes by name.
 
     Args:
         content_key: key to seal.
@@ -74,15 +67,12 @@ def seal_to_cohorts(
         repository: id of the repository.
         family: family of the release.
         counter: counter of the release.
-        variant: name of the variant.
     """
-    out = []
+    out = {}
     for cohort in fleet.cohorts:
-        context = EnvelopeContext(CONTENT_KEY_PURPOSE, repository, cohort.name, cohort.epoch, family, counter, variant)
-        name = envelope_name(cohort.public_key, cohort.epoch)
-        path = f"content/{family}/{counter}/{variant}/{name}"
-        out.append(Envelope(path, seal(content_key, cohort.public_key, context)))
-    return tuple(out)
+        context = EnvelopeContext(CONTENT_KEY_PURPOSE, repository, cohort.name, cohort.epoch, family, counter)
+        out[envelope_name(cohort.public_key, cohort.epoch)] = seal(content_key, cohort.public_key, context)
+    return out
 
 
 def blob_path(patch: PlainPatch) -> Path:

@@ -8,8 +8,11 @@ Order of work:
 """
 
 from bundle.envelope import compute_commitment
+from bundle.envelope_shard import encode_shard
 from bundle.files import bundle_digest
+from bundle.fleet import Fleet
 from bundle.manifest import Manifest, parse_manifest
+from bundle.repository_paths import content_shard_path
 from bundle.rollout import Rollout
 from bundle.variant import ModelEntry, Variant
 from keys.errors import CohortUnknown
@@ -37,17 +40,7 @@ def run(draft: Draft) -> None:
         _store_variant(draft, variant)
         for patch in variant.assembled.patches:
             draft.repository.put_blob(blob_path(patch))
-        envelopes = seal_to_cohorts(
-            variant.content_key,
-            fleet,
-            repository=draft.repository.repository_id,
-            family=manifest.family,
-            counter=manifest.counter,
-            variant=variant.name,
-        )
-        for envelope in envelopes:
-            draft.repository.put_envelope(envelope.path, envelope.data)
-        draft.envelopes += len(envelopes)
+    _put_content_shard(draft, manifest, fleet)
     draft.repository.stage_manifest(manifest)
     for rollout in rollouts_of(draft.plan.rollout, manifest):
         draft.repository.stage_rollout(rollout)
@@ -110,6 +103,20 @@ def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
     for cohort in plan.cohorts if plan is not None else ():
         if cohort not in known:
             raise CohortUnknown(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
+
+
+def _put_content_shard(draft: Draft, manifest: Manifest, fleet: Fleet) -> None:
+    (content_key,) = {variant.content_key for variant in draft.encrypted.values()}
+    envelopes = seal_to_cohorts(
+        content_key,
+        fleet,
+        repository=draft.repository.repository_id,
+        family=manifest.family,
+        counter=manifest.counter,
+    )
+    if envelopes:
+        draft.repository.put_shard(content_shard_path(manifest.family, manifest.counter), encode_shard(envelopes))
+    draft.envelopes += len(envelopes)
 
 
 def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
