@@ -110,6 +110,8 @@ class Health:
         probation_nan_ppm: maximum share of responses to finite inputs with NaN or infinity, in ppm.
         probation_latency_percent: maximum median latency, in percent of the previous generation's.
         inconclusive: action after an inconclusive probation: "commit", "extend" or "rollback".
+        first_latency_percent: maximum ratio to the reference graph on a first install, in percent of the ratio in the
+            manifest; None for no limit, and then it is not written.
         shadow_ppm: share of live requests that also run on the candidate before the switch, in ppm; 0 disables shadow
             mode, and then the two limits below are not written.
         shadow_agreement_ppm: minimum share of compared responses that agree, in ppm.
@@ -127,14 +129,16 @@ class Health:
     probation_nan_ppm: int = 0
     probation_latency_percent: int = 400
     inconclusive: str = "commit"
+    first_latency_percent: int | None = None
     shadow_ppm: int = 0
     shadow_agreement_ppm: int = 900_000
     shadow_relative_rms_ppm: int = 50_000
 
     def as_json(self) -> dict[str, JSON]:
         """Return the `health` object of a manifest."""
-        names = [name for name in self.__dataclass_fields__ if self.shadow_ppm or name not in SHADOW_LIMIT_FIELDS]
-        return {name: getattr(self, name) for name in names}
+        left_out = set() if self.shadow_ppm else set(SHADOW_LIMIT_FIELDS)
+        left_out |= {"first_latency_percent"} if self.first_latency_percent is None else set()
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Health":
@@ -145,7 +149,9 @@ class Health:
         """
         shadow_ppm = fields.integer("shadow_ppm", 0, PPM)
         limits = {name: fields.integer(name, 0, PPM) for name in SHADOW_LIMIT_FIELDS} if shadow_ppm else {}
+        has_first = "first_latency_percent" in fields.remaining_names()
         out = cls(
+            first_latency_percent=fields.integer("first_latency_percent", 1, 1_000_000) if has_first else None,
             probe_deadline_s=fields.integer("probe_deadline_s", 1, 3600),
             probe_latency_percent=fields.integer("probe_latency_percent", 1, 1_000_000),
             probe_memory_percent=fields.integer("probe_memory_percent", 1, 1_000_000),

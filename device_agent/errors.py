@@ -366,6 +366,14 @@ class TooMuchMemory(Unfit):
     reason = "too-much-memory"
 
 
+class NotFaster(NotEligible):
+    """Another variant than the active one was expected to be better, and is not on this device. The active
+    variant stays.
+    """
+
+    reason = "not-faster"
+
+
 class TooSlow(Unfit):
     """The candidate's median latency exceeds the limit of its health contract. Publish a faster variant."""
 

@@ -277,13 +277,13 @@ class WorkspaceDamaged(Refused):
 
 
 class BundleUnfit(Unfit):
-    """The installed agent opened the bundle as devices do, and refuses it. Fix the cause that the message names."""
+    """The installed agent refuses the bundle, as devices would. Fix the cause that the message names."""
 
     reason = "bundle-unfit"
 
 
 class BundleNotProbed(Unavailable):
-    """The installed agent could not open the bundle, which says nothing about it. Try again on an idle machine."""
+    """The installed agent could not judge the bundle. Try again on an idle machine."""
 
     reason = "bundle-not-probed"
 

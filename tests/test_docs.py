@@ -125,7 +125,7 @@ def test_every_field_of_the_health_contract_is_specified() -> None:
 def test_every_default_of_the_health_contract_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     for name, value in _values(Health()):
-        shown = f'"{value}"' if isinstance(value, str) else f"{value:,}"
+        shown = "none" if value is None else f'"{value}"' if isinstance(value, str) else f"{value:,}"
         assert re.search(rf"^\| `{name}` \| `?{re.escape(shown)}`? \|", text, re.MULTILINE), (name, shown)
 
 

@@ -46,6 +46,8 @@ PRINCIPAL_EXPECTED: Final = "user:NAME, group:NAME or unit:NAME.service"
 MIN_POLL_S: Final = 1
 MAX_DURATION_S: Final = 30 * 86400
 
+PREFERENCES: Final = re.compile("latency|size|memory")  # of update.prefer
+
 
 @dataclass(frozen=True, slots=True)
 class AppSettings:
@@ -70,6 +72,8 @@ class UpdateSettings:
         min_rate_bytes_s: a transfer slower than this many bytes per second, measured over `repository.stall_window_s`,
             is aborted; the received bytes are kept for the next attempt. At 0, a transfer without any byte is aborted.
         variant: the name of a variant, or "auto" to choose by the device's facts.
+        prefer: what "auto" prefers among the variants that fit: "latency", "size" or "memory"; None for latency, and
+            for size while `metered`.
         metered: whether the connection is paid by volume.
         metered_limit_bytes: maximum download of one update while `metered`, in bytes; None for no limit.
         max_chain: maximum number of patches in the chain of one update.
@@ -80,10 +84,16 @@ class UpdateSettings:
     max_rate_bytes_s: int | None = None
     min_rate_bytes_s: int = 34  # 1 KiB in 30 s
     variant: str = "auto"
+    prefer: str | None = None
     metered: bool = False
     metered_limit_bytes: int | None = None
     max_chain: int = 4
     automatic: bool = True
+
+    @property
+    def preference(self) -> str:
+        """The property by which "auto" compares variants."""
+        return self.prefer or ("size" if self.metered else "latency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +318,7 @@ def _parse_update(table: Table) -> UpdateSettings:
         max_rate_bytes_s=table.optional_integer("max_rate_bytes_s", 1024, 2**40),
         min_rate_bytes_s=table.integer("min_rate_bytes_s", default.min_rate_bytes_s, 0, 2**30),
         variant=table.text("variant", default.variant, NAME_PATTERN),
+        prefer=table.text("prefer", None, PREFERENCES, "latency, size or memory") if table.has("prefer") else None,
         metered=table.flag("metered", default.metered),
         metered_limit_bytes=table.optional_integer("metered_limit_bytes", 0, 2**50),
         max_chain=table.integer("max_chain", default.max_chain, 1, 16),

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from bundle.cpu_features import read_cpu_features
+from bundle.cpu_features import read_cpu_features, read_cpu_name
 from device_agent.policy.planner import MISSING_VERSION, DeviceFacts
 
 # patch features of this version's decoder beyond the base set; bundle.patch.container has the list, but imports numpy
@@ -28,6 +28,7 @@ def device_facts() -> DeviceFacts:
         available_memory_bytes(),
         decoders,
         other_runtimes(),
+        read_cpu_name(),
     )
 
 

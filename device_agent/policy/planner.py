@@ -28,6 +28,7 @@ from bundle.requirements import Runtime
 from bundle.variant import PatchEntry, Variant
 from bundle.version import parse_dotted_version
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
+from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements, prefer_variant
 
 FRAME_HEADER_BYTES: Final = (
     44  # bytes of a frame file's header, as in bundle.frames, which the supervisor does not load
@@ -50,6 +51,7 @@ class DeviceFacts:
         memory_bytes: available memory.
         decoders: patch features that the installed decoder supports.
         other_runtimes: version of each other installed runtime, by its name in manifests.
+        cpu: model name of the processor.
     """
 
     arch: str
@@ -58,6 +60,7 @@ class DeviceFacts:
     memory_bytes: int
     decoders: frozenset[str]
     other_runtimes: Mapping[str, str] = field(default_factory=dict)
+    cpu: str = ""
 
     def runtime_version(self, name: str) -> str | None:
         """Return the version of a runtime, or None if it is not installed."""
@@ -117,14 +120,21 @@ class PathPolicy:
     metered_limit_bytes: int | None = None
 
 
-def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, current: str | None) -> tuple[str, Variant]:
+def choose_variant(
+    manifest: Manifest,
+    requested: str,
+    facts: DeviceFacts,
+    current: str | None,
+    measured: VariantMeasurements = NO_MEASUREMENTS,
+) -> tuple[str, Variant]:
     """Choose the variant for this device, and return its name and the variant.
 
     Args:
         manifest: verified manifest of the release.
-        requested: name of a variant, or "auto": the current one if it still fits, else the smallest that fits.
+        requested: name of a variant, or "auto" for the preferred one that fits (device_agent.policy.variant_choice).
         facts: processor, memory, runtime and decoders of the device.
         current: name of the active variant, or None.
+        measured: measurements and preference of this device.
 
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
@@ -142,8 +152,7 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
         raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
-    kept = [pair for pair in fitting if pair[0] == current]
-    return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
+    return prefer_variant(fitting, current, measured)
 
 
 def _require_runtime(manifest: Manifest, requested: str, facts: DeviceFacts) -> None:

@@ -9,8 +9,8 @@ Rules:
   reading, also while the daemon runs.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
-`machine/metered`, `bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`,
-`report/SEQUENCE`.
+`machine/metered`, `machine/variant-measurements`, `bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`,
+`crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
 """
 
 import time
@@ -35,6 +35,7 @@ from device_agent.policy.journal_records import (
 )
 from device_agent.policy.outcome_report import MAX_REPORTS, next_report
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State, next_state, recovery_state
+from device_agent.policy.variant_choice import VariantMeasurements
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal_reader import MAX_HISTORY_ROWS, JournalReader
 
@@ -264,6 +265,12 @@ class Journal(JournalReader):
         if metered != self.metered:
             with self._records.transaction():
                 self._records.put("machine", "metered", metered.as_json())
+
+    def record_variant_measurements(self, measured: VariantMeasurements) -> None:
+        """Record what the device measured of the family's variants; an equal record is not written."""
+        if measured != self.variant_measurements:
+            with self._records.transaction():
+                self._records.put("machine", "variant-measurements", measured.as_json())
 
     def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
         """Fill an empty journal with the bundles found in the store.

@@ -18,6 +18,7 @@ from device_agent.policy.journal_records import (
     TpmCounterRecord,
 )
 from device_agent.policy.state_machine import State
+from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements
 from device_agent.storage.database import RecordDatabase
 
 MAX_HISTORY_ROWS: Final = 200
@@ -85,6 +86,12 @@ class JournalReader:
         """Return the bytes that attempts received for the newest candidate."""
         row = self._records.get("machine", "metered")
         return MeteredRecord() if row is None else MeteredRecord.parse(row)
+
+    @property
+    def variant_measurements(self) -> VariantMeasurements:
+        """Return what the device measured of the family's variants."""
+        row = self._records.get("machine", "variant-measurements")
+        return NO_MEASUREMENTS if row is None else VariantMeasurements.parse(row)
 
     def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
         """Return the record of a bundle, or None if there is none."""

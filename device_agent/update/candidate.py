@@ -87,10 +87,17 @@ class Candidate:
         self.downtime_ms = 0
         self.summary: ProbationSummary | None = None
 
-    def probe(self, bundle: BundleRecord) -> None:
+    def probe(self, bundle: BundleRecord, *, measures_ratio: bool = False) -> int | None:
         """Probe the candidate, and check the enabled personal adapter with it.
 
         The files of a release that the agent does not run are only checked in the store.
+
+        Args:
+            bundle: the candidate.
+            measures_ratio: also measure its ratio to the reference graph.
+
+        Returns:
+            The ratio in parts per million, or None if it was not measured.
 
         Raises:
             Unfit: the candidate fails, or the probe is inconclusive (ProbeInconclusive).
@@ -100,7 +107,7 @@ class Candidate:
         try:
             if not bundle.is_run_by_agent():
                 self._workers.patcher.read_sealed_header(bundle.digest)
-                return
+                return None
             fds = self._workers.patcher.unseal(bundle)
         except StoreDamaged:
             self._context.journal.update_persistent_state(mark_damaged(bundle.digest))
@@ -109,8 +116,12 @@ class Candidate:
             serving = self._context.serving
             running = None if serving is None else serving.current
             _, variant = bundle.parse_manifest()
-            self._peak_bytes = self._context.probe_client.probe(fds, variant, running, self._workers).peak_bytes
+            report = self._context.probe_client.probe(
+                fds, variant, running, self._workers, measures_ratio=measures_ratio
+            )
+            self._peak_bytes = report.peak_bytes
             self._check_adapter(fds, bundle)
+            return report.reference_ratio_ppm
         finally:
             fds.close()
 

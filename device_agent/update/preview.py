@@ -21,12 +21,13 @@ from device_agent.policy.error_outcomes import error_outcome
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
 from device_agent.policy.state_machine import State
+from device_agent.policy.variant_choice import explain_variant
 from device_agent.update.channel_check import ChannelCheck, is_active
 from device_agent.update.context import UpdateContext, find_patch_path
+from device_agent.update.variant_trials import read_measurements
 from device_agent.workers.worker_pool import WorkerPool
 
 EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
-EXPLANATION_SMALLEST: Final = "the smallest compatible variant"
 EXPLANATION_REQUESTED: Final = "compatible, and requested by the configuration"
 MAX_ROWS: Final = 1000  # variants, and steps; manifests and max_chain allow fewer
 # the longest detail names 32 variants and 64 processor features of 32 characters for each: about 73,000 characters
@@ -296,7 +297,8 @@ def preview_update(context: UpdateContext) -> Plan:
         release = workers.check_channel(context.journal.persistent_state, context.journal.bundles())
         manifest = release.manifest
         try:
-            chosen, variant = choose_variant(manifest, settings.variant, facts, current)
+            measured = read_measurements(context, facts)
+            chosen, variant = choose_variant(manifest, settings.variant, facts, current, measured)
             if is_active(context.journal, variant.digest):
                 outcome = Outcome.NOTHING_NEW
             else:
@@ -318,8 +320,7 @@ def preview_update(context: UpdateContext) -> Plan:
         requested_variant=settings.variant,
         chosen=chosen,
         variants=tuple(
-            _plan_variant(name, variant, facts, chosen, current, settings.variant)
-            for name, variant in manifest.variants
+            _plan_variant(context, name, variant, facts, chosen, current) for name, variant in manifest.variants
         ),
         path=path,
         outcome=outcome.value,
@@ -336,7 +337,7 @@ def _check_as_update(
     facts: DeviceFacts,
     path: PlannedPath | None,
 ) -> None:
-    """Make the checks of an update; raise the error that would end it. `path` is None if the bundle is active."""
+    """Raise the error that would end an update; `path` is None if the bundle is active."""
     if context.device_journal.persistent_state.is_paused:
         raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
     if path is None:
@@ -350,14 +351,18 @@ def _check_as_update(
 
 
 def _plan_variant(
-    name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None, requested: str
+    context: UpdateContext, name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None
 ) -> PlannedVariant:
+    settings = context.config.update
     problem = unmet_requirement(variant, facts)
-    explanation = problem or f"compatible, but {chosen or requested} is preferred"
-    if name == chosen and requested != "auto":
+    explanation = problem or f"compatible, but {chosen or settings.variant} is preferred"
+    if name == chosen and settings.variant != "auto":
         explanation = EXPLANATION_REQUESTED
     elif name == chosen:
-        explanation = EXPLANATION_ACTIVE if name == current else EXPLANATION_SMALLEST
+        preferred = f"compatible, and preferred for its {settings.preference}"
+        explanation = EXPLANATION_ACTIVE if name == current else preferred
+    if not problem and variant.runtime.is_run_by_agent:
+        explanation += f"; {explain_variant(name, variant, read_measurements(context, facts))}"
     return PlannedVariant(
         name, not problem, explanation, variant.plain_size, variant.requires.memory_bytes, variant.digest
     )

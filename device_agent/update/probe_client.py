@@ -43,7 +43,15 @@ class ProbeClient:
         self._baselines: dict[BundleDigest, ProbeBaseline] = {}
         self.last_report: ProbeReport | None = None
 
-    def probe(self, fds: BundleFds, variant: Variant, running: Generation | None, workers: WorkerPool) -> ProbeReport:
+    def probe(
+        self,
+        fds: BundleFds,
+        variant: Variant,
+        running: Generation | None,
+        workers: WorkerPool,
+        *,
+        measures_ratio: bool = False,
+    ) -> ProbeReport:
         """Probe a candidate against the running model.
 
         Args:
@@ -51,6 +59,7 @@ class ProbeClient:
             variant: the candidate.
             running: the generation that serves, or None.
             workers: unseals the running bundle if it has to be measured.
+            measures_ratio: also measure the ratio to the reference graph.
 
         Returns:
             The report, whose verdict is "pass".
@@ -62,7 +71,7 @@ class ProbeClient:
         baseline = None
         if running is not None and running.digest != variant.digest:
             baseline = self._baselines.get(running.digest) or self._measure_running(running, workers, fds, variant)
-        report = self._run_probe(fds, variant, baseline)
+        report = self._run_probe(fds, variant, baseline, measures_ratio=measures_ratio)
         if running is not None and report.verdict == "fail" and report.reason in RELATIVE_REASONS:
             report = self._run_probe(fds, variant, self._measure_running(running, workers, fds, variant))
         if report.verdict == "inconclusive":
@@ -75,13 +84,28 @@ class ProbeClient:
         self.last_report = report
         return report
 
+    def measure_ratio(self, fds: BundleFds, variant: Variant) -> int | None:
+        """Return a bundle's ratio to the reference graph in ppm, or None if its probe does not pass.
+
+        Args:
+            fds: the bundle's unsealed files; the caller closes them.
+            variant: its variant.
+        """
+        return self._run_probe(fds, variant, None, measures_ratio=True).reference_ratio_ppm
+
     def latency_us(self, digest: BundleDigest) -> int | None:
         """Return the median latency of a bundle's golden inputs in microseconds, or None."""
         measured = self._baselines.get(digest)
         return None if measured is None else measured.latency_us
 
     def _run_probe(
-        self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None, *, compares_outputs: bool = True
+        self,
+        fds: BundleFds,
+        variant: Variant,
+        baseline: ProbeBaseline | None,
+        *,
+        compares_outputs: bool = True,
+        measures_ratio: bool = False,
     ) -> ProbeReport:
         return run_probe_process(
             fds,
@@ -91,6 +115,7 @@ class ProbeClient:
             self._jail,
             threads=self.threads,
             compares_outputs=compares_outputs,
+            measures_ratio=measures_ratio,
         )
 
     def _measure_running(

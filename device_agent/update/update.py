@@ -56,6 +56,7 @@ from device_agent.update.context import (
     mark_damaged,
 )
 from device_agent.update.download_count import DownloadCount
+from device_agent.update.variant_trials import VariantTrials, is_measured, read_measurements
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class _Update:
         self._facts = facts
         self._check = ChannelCheck(context, workers, facts)
         self._candidate = Candidate(context, workers)
+        self._trials = VariantTrials(context, workers, facts)
         self._applying: PatchEdge | None = None  # the patch being applied
         self._download_count = DownloadCount(context, workers, attempt.downloaded)
 
@@ -141,8 +143,12 @@ class _Update:
                 counter=release.manifest.counter,
                 followed=FollowedRollout.from_release(release),
             )
-            name, _ = choose_variant(
-                release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
+            name, variant = choose_variant(
+                release.manifest,
+                self._context.config.update.variant,
+                self._facts,
+                self._active_variant(),
+                read_measurements(self._context, self._facts),
             )
         bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
         if is_active(self._journal, bundle.digest):
@@ -155,7 +161,13 @@ class _Update:
         self._download_count.start(bundle.digest)
         self._prepare_bundle(release, bundle)
         with self._time_phase("probe"):
-            self._candidate.probe(bundle)
+            is_measured_here = is_measured(self._context, self._facts, name, variant)
+            ratio_ppm = self._candidate.probe(bundle, measures_ratio=not is_measured_here)
+            is_first = self._journal.pointers.active is None
+            self._trials.judge_candidate(bundle, ratio_ppm, is_first=is_first)
+            self._trials.confirm_choice(release, name)
+            self._trials.measure_others(release, name, self._attempt.patch_bytes)
+            self._trials.record_change(name)
         with self._time_phase("check"):
             self._check.check_again(release)
         if self._context.serving is None:

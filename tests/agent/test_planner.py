@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from bundle.contract import Contract, Health, TensorSpec
+from bundle.contract import PPM, Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import MAX_VARIANTS, Manifest
 from bundle.requirements import Requirements, Runtime
 from bundle.strict_json import StrictObject
-from bundle.variant import ModelEntry, PatchEntry, Quantization, Variant
+from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
 from device_agent.policy.planner import (
     DeviceFacts,
@@ -22,6 +22,7 @@ from device_agent.policy.planner import (
     patch_edges,
     unmet_requirement,
 )
+from device_agent.policy.variant_choice import VariantMeasurements
 from device_agent.update.preview import Plan, PlannedDevice, PlannedVariant
 
 FACTS = DeviceFacts("x86_64", frozenset({"avx2"}), "1.32.0", 10**9, frozenset({"delta", "typed"}))
@@ -129,6 +130,60 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
     assert choose_variant(release, "auto", FACTS, "fp32")[0] == "fp32"
     assert choose_variant(release, "auto", FACTS, "int4")[0] == "int8"
     assert choose_variant(release, "fp32", FACTS, "int8")[0] == "fp32"
+
+
+def make_measured(name: str, size: int, ratio: float | None, memory: int = 0) -> Variant:
+    """Return a variant of a size that takes `ratio` times the reference graph's time on the build machine."""
+    variant = make_variant(name, memory_bytes=memory)
+    measured = Measured(reference_ratio_ppm=None if ratio is None else round(ratio * PPM))
+    return replace(variant, files=(BundleFile("model.onnx", "model", size, name * 64),), measured=measured)
+
+
+MEASURED = make_manifest(
+    "1.0.0",
+    1,
+    fp32=make_measured("a", 12_000, 1.0, memory=300),
+    int8=make_measured("b", 3_000, 0.6, memory=400),
+    weights=make_measured("c", 4_000, 1.02, memory=350),
+)
+
+
+@pytest.mark.parametrize(
+    ("prefer", "factors", "current", "has_changed", "expected"),
+    [
+        ("latency", {}, None, False, "int8"),  # by the build machine's figures
+        ("latency", {"int8": 3 * PPM}, None, False, "weights"),  # slow here; of equally fast ones the smaller
+        ("latency", {}, "fp32", False, "int8"),
+        ("latency", {}, "fp32", True, "fp32"),  # changed once with these measurements already
+        ("latency", {"int8": round(1.5 * PPM)}, "fp32", False, "fp32"),  # 10 % are not worth a change
+        ("latency", {"int8": round(1.3 * PPM)}, "fp32", False, "int8"),
+        ("latency", {"int8": 3 * PPM}, "int8", False, "weights"),
+        ("size", {"int8": 9 * PPM}, None, False, "int8"),
+        ("size", {}, "weights", False, "int8"),
+        ("memory", {}, None, False, "fp32"),
+        ("memory", {}, "weights", False, "weights"),
+    ],
+)
+def test_auto_takes_the_best_by_its_preference_and_changes_for_a_real_gain_only(
+    prefer: str, factors: dict[str, int], current: str | None, has_changed: bool, expected: str
+) -> None:
+    measured = VariantMeasurements(prefer=prefer, factors=factors, has_changed=has_changed)
+    assert choose_variant(MEASURED, "auto", FACTS, current, measured)[0] == expected
+    assert VariantMeasurements.parse(StrictObject(measured.as_json(), "record")) == measured
+
+
+def test_without_a_ratio_of_each_variant_the_smallest_is_taken_and_the_active_one_kept() -> None:
+    release = make_manifest("1.0.0", 1, fp32=make_measured("a", 12_000, 1.0), int4=make_measured("b", 2_000, None))
+    assert choose_variant(release, "auto", FACTS, None)[0] == "int4"
+    assert choose_variant(release, "auto", FACTS, "fp32")[0] == "fp32"
+
+
+def test_measurements_belong_to_one_runtime_processor_and_preference() -> None:
+    measured = VariantMeasurements("1.32.0", "cpu", "latency").with_factor("int8", 2 * PPM).with_change()
+    assert measured.of_device("1.32.0", "cpu", "latency") is measured
+    for other in (("1.33.0", "cpu", "latency"), ("1.32.0", "other", "latency"), ("1.32.0", "cpu", "size")):
+        forgotten = measured.of_device(*other)
+        assert (forgotten.factor("int8"), forgotten.has_changed) == (None, False)
 
 
 @pytest.mark.parametrize(

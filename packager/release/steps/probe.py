@@ -22,13 +22,14 @@ from typing import Final
 from bundle.errors import Unfit
 from bundle.probe_request import ProbeRequest
 from packager.errors import BundleNotProbed, BundleUnfit
-from packager.release.draft import AssembledVariant, Draft
+from packager.release.draft import AssembledVariant, DeviceChecks, Draft
 from packager.release.steps.sign import model_entries
 
 AGENT_PACKAGE: Final = "device_agent"
 AGENT_PROGRAM: Final = "device-agent"
 TIMEOUT_MARGIN_S: Final = 120  # beside the probe's own deadlines: the start of Python, and copying the files
 MAX_MESSAGE_CHARACTERS: Final = 300
+FIRST_LATENCY_PERCENT: Final = 1000  # ten times slower than on the build machine is not a usable model
 CONFINING: Final = ("seccomp", "landlock")
 
 
@@ -73,8 +74,16 @@ def run(draft: Draft) -> None:
             if missing:
                 draft.note(f"the bundles were opened UNJAILED: this kernel does not offer {', '.join(missing)}")
             measured = replace(variant.measured, reference_ratio_ppm=found.reference_ratio_ppm)
-            draft.assembled[variant.name] = replace(variant, measured=measured)
+            draft.assembled[variant.name] = replace(variant, measured=measured, checks=_with_limit(variant, found))
         bar(number, len(variants))
+
+
+def _with_limit(variant: AssembledVariant, found: ProbeResult) -> DeviceChecks:
+    """Return the checks with a limit for first installs, if there is a ratio to compare with."""
+    checks = variant.checks
+    if found.reference_ratio_ppm is None or checks.health.first_latency_percent is not None:
+        return checks
+    return replace(checks, health=replace(checks.health, first_latency_percent=FIRST_LATENCY_PERCENT))
 
 
 def find_agent() -> tuple[str, ...] | None:
