@@ -9,7 +9,7 @@ from bundle.errors import InvalidUsage as InvalidUsage
 
 
 class ModelUnreadable(Invalid):
-    """The file is missing or is not an ONNX model. Name an ONNX model file."""
+    """The file is missing or is no model that the runtime loads. Name an ONNX or TFLite file."""
 
     reason = "model-unreadable"
 
@@ -104,6 +104,12 @@ class InterfaceMismatch(Invalid):
     """
 
     reason = "interface-mismatch"
+
+
+class RuntimeNotInstalled(Unavailable):
+    """The runtime of the model is not installed here. Install the extra that the message names."""
+
+    reason = "runtime-not-installed"
 
 
 class MetricUnusable(Invalid):

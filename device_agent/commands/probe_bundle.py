@@ -55,7 +55,7 @@ def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
         raise ConfigInvalid(f"request {request}: found {len(expected.models)} models, expected one")
     with _memory_files(folder, expected) as fds:
         report = run_probe_process(
-            BundleFds.from_files(expected.files, fds),
+            BundleFds.from_files(expected.files, fds, expected.runtime),
             expected.models[0].contract,
             expected.health,
             jail=JailPolicy(allow_unjailed=True),

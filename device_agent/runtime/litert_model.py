@@ -13,7 +13,8 @@ Rules:
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -21,20 +22,13 @@ from ai_edge_litert.interpreter import Interpreter
 
 from bundle.contract import TensorSpec
 from bundle.tensor_types import SERVED_TYPES
+from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, tensor_specs
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.loaded_model import MAX_THREADS, LoadedModel, one_line
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.warm_model import WARM_MODEL
 
-DELEGATE: Final = "DELEGATE"  # name of an operator that stands for a delegate's part of the graph
-# operators that keep values from run to run
-STATEFUL_OPERATORS: Final = frozenset(
-    (
-        *("VAR_HANDLE", "ASSIGN_VARIABLE", "SVDF", "RNN", "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"),
-        *("UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_RNN"),
-    )
-)
 SERVED_NAMES: Final = frozenset(row.name for row in SERVED_TYPES if row.name != "string")
 LITERT_ERRORS: Final = (RuntimeError, ValueError, TypeError, MemoryError, OverflowError)
 
@@ -60,8 +54,8 @@ class LiteRtModel(LoadedModel):
         self.has_delegate = DELEGATE in operators
         self.is_stateful = bool(operators & STATEFUL_OPERATORS)
         self._input_rows = self._interpreter.get_input_details()
-        self.inputs = _tensor_specs(self._input_rows)
-        self.outputs = _tensor_specs(self._interpreter.get_output_details())
+        self.inputs = _served_specs(self._input_rows)
+        self.outputs = _served_specs(self._interpreter.get_output_details())
         self._fixed_shapes = [tuple(map(int, row["shape"])) for row in self._input_rows]
 
     def __del__(self) -> None:
@@ -149,19 +143,24 @@ class LiteRtModel(LoadedModel):
         self._fixed_shapes = shapes
 
 
-def _tensor_specs(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
-    out: list[TensorSpec] = []
-    for number, row in enumerate(rows):
-        name = "".join(c if c.isprintable() else "_" for c in str(row["name"]))[:200] or f"tensor-{number}"
-        if any(name == other.name for other in out):
-            name = f"{name}#{number}"
-        dtype = np.dtype(row["dtype"]).name
-        if dtype not in SERVED_NAMES:
-            raise ContractMismatch(f"{name!r} is {dtype}, expected a tensor of numbers or Booleans")
-        signature = row["shape_signature"] if len(row["shape_signature"]) else row["shape"]
-        shape = tuple(int(size) if size >= 0 else f"{name}.{axis}"[:64] for axis, size in enumerate(signature))
-        out.append(TensorSpec(name, dtype, shape))
-    return tuple(out)
+def _served_specs(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    out = tensor_specs(rows)
+    for tensor in out:
+        if tensor.dtype not in SERVED_NAMES:
+            raise ContractMismatch(f"{tensor.name!r} is {tensor.dtype}, expected a tensor of numbers or Booleans")
+    return out
+
+
+@contextmanager
+def _silence_stderr() -> Iterator[None]:
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 class LiteRt:
@@ -171,7 +170,8 @@ class LiteRt:
 
     def warm_process(self) -> None:
         """Load a tiny model in one thread, so that libcpuinfo knows the processor (rule 2)."""
-        Interpreter(model_content=WARM_MODEL, num_threads=1).allocate_tensors()
+        with _silence_stderr():  # LiteRT says once in a process that it has the delegate
+            Interpreter(model_content=WARM_MODEL, num_threads=1).allocate_tensors()
 
     def load(self, bundle: BundleFds, *, threads: int = 0) -> LoadedModel:
         """Load a bundle's model into an interpreter.

@@ -47,6 +47,7 @@ from typing import Final
 from bundle.contract import Contract
 from bundle.errors import Invalid
 from bundle.golden.comparison import check_outputs
+from bundle.tflite_interface import TFLITE_IDENTIFIER
 from device_agent.errors import NothingToRollBack
 from device_agent.process.throttle import Throttle
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds, create_sealed_memfd
@@ -55,7 +56,6 @@ from device_agent.runtime.model_backends import load_model
 from device_agent.runtime.model_runners import InProcessRunner, Runner, WorkerRunner
 from device_agent.runtime.tensors import Array
 
-TFLITE_IDENTIFIER: Final = b"TFL3"  # at byte 4 of a TFLite file
 ISOLATIONS: Final = ("inproc", "worker")
 SWAP_SWITCH_INTERVAL_S: Final = 0.0005
 DEFAULT_TOLERANCE_PPM: Final = 1_000  # the default of Health.golden_relative_rms_ppm (bundle.contract)

@@ -19,6 +19,7 @@ from packager.errors import ModelCrashes, ModelDoesNotRun
 from packager.models.inputs import Sample, load_proto
 from packager.models.model_runs import run_model
 from packager.models.sessions import ONE_THREAD_SETTINGS
+from packager.models.tflite_model import is_tflite
 
 MAX_PROBES: Final = 4
 MIN_WEIGHTS: Final = 64  # elements of a tensor that counts as a weight
@@ -33,6 +34,8 @@ def shows_damage(model: Path, samples: list[Sample], others: list[Sample]) -> bo
         samples: inputs to compare with.
         others: inputs that are to replace them.
     """
+    if is_tflite(model):
+        return False
     proto = load_proto(model)
     weights = [tensor for tensor in proto.graph.initializer if int(np.prod(tensor.dims)) >= MIN_WEIGHTS]
     if not weights or proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:

@@ -60,6 +60,16 @@ def choose_inputs(
     return rounded or exact or _fill(coarse, limit_bytes) or coarse[:1]
 
 
+def choose_sequence(samples: Samples, count: int) -> list[StoredSample]:
+    """Return the first samples in their order, for a model whose runs depend on the runs before.
+
+    Args:
+        samples: samples that the model accepts.
+        count: maximum number of samples.
+    """
+    return [_encode(sample, encode_exact) for sample, _ in zip(samples, range(count), strict=False)]
+
+
 def fits_model(stored: Sequence[StoredSample], interface: ModelInterface) -> bool:
     """Return whether a model has the inputs of stored samples.
 

@@ -8,7 +8,8 @@
    on another CPU a float sum may round to another level.
 3. A sample whose outputs are not finite, or differ in shape from run to run, cannot be a golden vector. NaN in an input
    is allowed as long as the outputs are finite: some models take it for a missing value.
-4. The bytes that change with every release (scales and expected outputs) stay within the budget of an update: there are
+4. The samples of a streaming model are one sequence from its initial state, in the order of the inputs.
+5. The bytes that change with every release (scales and expected outputs) stay within the budget of an update: there are
    fewer samples where each takes more, but at least one.
 """
 
@@ -37,6 +38,7 @@ from packager.models.golden_budget import download_budget, update_budget
 from packager.models.golden_inputs import (
     StoredSample,
     choose_inputs,
+    choose_sequence,
     decode_samples,
     expand_repeats,
     fits_model,
@@ -47,7 +49,8 @@ from packager.models.inputs import ModelInterface, Sample, load_proto
 from packager.models.model_package import external_data
 from packager.models.model_runs import run_model
 from packager.models.samples import Samples
-from packager.models.sessions import RunSettings, settings_for
+from packager.models.sessions import DEFAULT_SETTINGS, RunSettings, settings_for
+from packager.models.tflite_model import is_tflite, read_facts
 
 RUN_SETTINGS: Final = (
     RunSettings(1, True),
@@ -122,20 +125,23 @@ def record_golden(
         ModelDoesNotRun: the model does not load, or does not run on a sample.
         ModelCrashes: the subprocess ended without a result.
     """
-    proto = load_proto(model, external_data=False)
-    interface = ModelInterface.from_proto(proto)
+    interface = ModelInterface.from_file(model)
+    is_stateful = is_tflite(model) and read_facts(model).is_stateful
     recorded = None
     if earlier is not None and fits_model(earlier.inputs, interface):
         with suppress(ModelDoesNotRun):  # for example numbers of words that a smaller vocabulary lacks
-            recorded = _run(model, expand_repeats(earlier.inputs)[:count])
+            recorded = _run(model, expand_repeats(earlier.inputs)[:count], is_stateful=is_stateful)
     if recorded is None or not recorded.inputs:
         limit = download_budget(_model_bytes(model), golden_bytes)
         limit -= min(limit // 2, update_budget(0, golden_bytes))
-        chosen = choose_inputs(samples, count, limit, lambda real, noise: shows_damage(model, real, noise))
-        recorded = _run(model, chosen)
+        if is_stateful:
+            chosen = choose_sequence(samples, count)
+        else:
+            chosen = choose_inputs(samples, count, limit, lambda real, noise: shows_damage(model, real, noise))
+        recorded = _run(model, chosen, is_stateful=is_stateful)
     if not recorded.inputs:
         raise recorded.refusal(model)
-    floor = QUANTIZED_FLOOR_PPM if has_quantized_operators(proto) else FLOAT_FLOOR_PPM
+    floor = QUANTIZED_FLOOR_PPM if _is_quantized(model) else FLOAT_FLOOR_PPM
     rows = _describe(recorded, earlier, floor)
     recorded = recorded.take(_affordable_samples(recorded, rows, update_budget(0, golden_bytes)))
     data, worst_ppm = _write(recorded, rows)
@@ -188,19 +194,26 @@ class _Recorded:
         )
 
 
-def _run(model: Path, stored: list[StoredSample]) -> _Recorded:
+def _is_quantized(model: Path) -> bool:
+    if is_tflite(model):
+        return read_facts(model).is_quantized
+    return has_quantized_operators(load_proto(model, external_data=False))
+
+
+def _run(model: Path, stored: list[StoredSample], *, is_stateful: bool) -> _Recorded:
     """Run the model, and keep the samples that can be golden vectors."""
-    settings = settings_for(load_proto(model, external_data=False))
+    settings = DEFAULT_SETTINGS if is_tflite(model) else settings_for(load_proto(model, external_data=False))
     others = (replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS)
     every = tuple(dict.fromkeys((settings, *others)))  # one of the others is `settings`
     count, has_nan_input = len(stored), False
     while True:
         inputs = decode_samples(stored)
         # the first sample runs twice in each session: random operators draw the same numbers in every new session
-        results = run_model(model, [*inputs, *inputs[:1]], every)
+        results = run_model(model, [*inputs, *([] if is_stateful else inputs[:1])], every)
         outputs = results[0][: len(inputs)]
         runs = [[result[number] for result in results[1:]] for number in range(len(inputs))]
-        runs[0] += [result[-1] for result in results]
+        if not is_stateful:
+            runs[0] += [result[-1] for result in results]
         usable = [
             number
             for number, golden in enumerate(outputs)
@@ -213,9 +226,9 @@ def _run(model: Path, stored: list[StoredSample]) -> _Recorded:
             for array in sample.values()
         )
         is_numbered = any(item.code == "noise" for sample in stored for item in sample.values())
-        is_final = len(usable) == len(stored) or not usable or not is_numbered
+        is_final = len(usable) == len(stored) or not usable or not (is_numbered or is_stateful)
         stored = [stored[number] for number in usable]
-        if is_final:  # otherwise noise has changed with the numbers of the samples
+        if is_final:  # otherwise noise or the state has changed with the numbers of the samples
             kept = [outputs[number] for number in usable], [runs[number] for number in usable]
             return _Recorded(stored, *kept, has_nan_input, count - len(usable))
 

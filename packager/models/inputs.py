@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from bundle.contract import TensorSpec
 from bundle.errors import Unavailable
 from bundle.local_files import check_regular_file, missing_file_hint
 from bundle.tensor_types import BY_ONNX, OTHER_KINDS, TENSOR_TYPES
@@ -28,6 +29,7 @@ from packager.errors import (
     SampleNameMismatch,
     SampleShapeMismatch,
 )
+from packager.models.tflite_model import is_tflite, read_facts
 
 MAX_NAME_CHARACTERS: Final = 256  # of an input or output (bundle.contract.TensorSpec)
 MAX_SHOWN_CHARACTERS: Final = 60  # of a name in messages
@@ -66,13 +68,16 @@ class ModelInterface:
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelInterface":
-        """Read the interface of an ONNX file, without its external data.
+        """Read the interface of an ONNX file, without its external data, or of a TFLite file.
 
         Raises:
-            ModelUnreadable: the file is not an ONNX model.
+            ModelUnreadable: the file is neither an ONNX nor a TFLite model.
             InputUnsupported: an input or output has a type that is not served, or too long a name.
             Unavailable: the file cannot be read.
         """
+        if is_tflite(path):
+            facts = read_facts(path)
+            return cls(*(tuple(_tflite_info(tensor) for tensor in side) for side in (facts.inputs, facts.outputs)))
         return cls.from_proto(load_proto(path, external_data=False))
 
     @classmethod
@@ -87,6 +92,11 @@ class ModelInterface:
             tuple(make_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
             tuple(make_tensor_info(value, "output") for value in model.graph.output),
         )
+
+
+def _tflite_info(tensor: TensorSpec) -> TensorInfo:
+    shape = tuple(size if isinstance(size, int) else None for size in tensor.shape)
+    return TensorInfo(tensor.name, tensor.dtype, shape)
 
 
 def add_batch_axis(array: np.ndarray, info: TensorInfo) -> np.ndarray:

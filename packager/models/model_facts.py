@@ -21,6 +21,7 @@ from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.peak_memory import measure_peak_memory
 from packager.models.samples import Samples
 from packager.models.sessions import open_session
+from packager.models.tflite_model import is_tflite, tflite_contract, tflite_runtime
 
 MAX_NAME_CHARACTERS: Final = 64  # name of a dynamic size (bundle.manifest.TensorSpec)
 
@@ -32,6 +33,8 @@ def contract_of(model: Path) -> Contract:
         ModelDoesNotRun: the model does not load.
         InputUnsupported: an input or output is not a tensor of a known type, has too many axes, or there are too many.
     """
+    if is_tflite(model):
+        return tflite_contract(model)
     for info in ModelInterface.from_file(model).inputs:
         if not info.is_ranked:
             raise InputUnsupported(
@@ -50,13 +53,15 @@ def contract_of(model: Path) -> Contract:
 
 
 def runtime_of(model: Path) -> Runtime:
-    """Return ONNX Runtime from the version on that has the model's operators.
+    """Return the model's runtime: ONNX Runtime from the version on that has the operators, or LiteRT.
 
     The version is at least the agent's minimum.
 
     Raises:
         ModelUnreadable: the file is not an ONNX model.
     """
+    if is_tflite(model):
+        return tflite_runtime()
     needed, oldest = oldest_runtime(load_proto(model, external_data=False)), Runtime()
     assert oldest.min_version is not None
     return oldest if needed.version <= parse_version(oldest.min_version) else Runtime(min_version=str(needed))

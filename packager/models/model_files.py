@@ -46,6 +46,10 @@ def external_files(model: Path) -> set[str]:
     """
     from packager.models.graphs import all_tensors
     from packager.models.inputs import load_proto
+    from packager.models.tflite_model import is_tflite
+
+    if is_tflite(model):
+        return set()
 
     tensors = all_tensors(load_proto(model, external_data=False))
     return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}

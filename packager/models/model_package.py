@@ -2,7 +2,7 @@
 
     manifest.json                       the package: its name, version and one component
     <family>/component.json             the component: one variant, its execution provider and model file
-    <family>/<variant>/model.onnx       the model, and its external data under the names that it uses
+    <family>/<variant>/model.onnx       the model or model.tflite, and its external data under the names that it uses
     golden/golden.bin                   golden vectors
     labels/…  preprocessing/…  tokenizer/…  other/…    further files, in a folder named by their role
 
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from bundle.files import MAX_PATH_CHARACTERS, PATH_PATTERN, ROLES, BundleDirectory, scan_directory
 from packager.errors import BundleNameInvalid, FileNotFound, InputFileMissing, OutputExists
+from packager.models.tflite_model import is_tflite
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 PACKAGE_FILE: Final = "manifest.json"
 COMPONENT_FILE: Final = "component.json"
 MODEL_FILE: Final = "model.onnx"
+TFLITE_FILE: Final = "model.tflite"
 GOLDEN_PATH: Final = "golden/golden.bin"
 FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # roles of files that the user adds
 FILES_ONLY_ROLES: Final = (*FILE_ROLES, "model")  # of files in a bundle without a model that the agent runs
@@ -99,8 +101,9 @@ def build_package(
     folder = f"{family}/{variant}"
     from packager.models.model_files import save_model
 
-    portable, locations = portable_model(model)
-    sources = {f"{folder}/{MODEL_FILE}": model}
+    model_file = TFLITE_FILE if is_tflite(model) else MODEL_FILE
+    portable, locations = (None, {}) if model_file == TFLITE_FILE else portable_model(model)
+    sources = {f"{folder}/{model_file}": model}
     for name, source in locations.items():
         _add_source(sources, f"{folder}/{name}", source)
     if golden is not None:
@@ -108,9 +111,9 @@ def build_package(
     _add_extra_files(sources, files)
     with _new_bundle(out, sources) as root:
         if portable is not None:
-            save_model(portable, root / folder / MODEL_FILE)
+            save_model(portable, root / folder / model_file)
         _write_json(root / PACKAGE_FILE, _package_document(family, version))
-        _write_json(root / family / COMPONENT_FILE, _component_document(variant))
+        _write_json(root / family / COMPONENT_FILE, _component_document(variant, model_file))
     return open_package(out)
 
 
@@ -189,6 +192,8 @@ def external_data(model: Path) -> tuple[str, ...]:
     """
     from packager.models.inputs import load_proto
 
+    if is_tflite(model):
+        return ()
     return tuple(sorted(_external_locations(load_proto(model, external_data=False))))
 
 
@@ -202,7 +207,8 @@ def roles_of(root: Path) -> dict[str, str]:
         if model_folder is not None and path in (PACKAGE_FILE, f"{model_folder.split('/', 1)[0]}/{COMPONENT_FILE}"):
             out[path] = "package"
         elif model_folder is not None and path.startswith(f"{model_folder}/"):
-            out[path] = "model" if path == f"{model_folder}/{MODEL_FILE}" else "external-data"
+            is_model = path.removeprefix(f"{model_folder}/") in (MODEL_FILE, TFLITE_FILE)
+            out[path] = "model" if is_model else "external-data"
         elif first in (RESERVED_ROLES if model_folder is not None else FILES_ONLY_ROLES) and "/" in path:
             out[path] = first
         else:
@@ -297,9 +303,11 @@ def _package_document(family: str, version: str) -> dict[str, object]:
     }
 
 
-def _component_document(variant: str) -> dict[str, object]:
-    executor = {"ort": {"model_file": MODEL_FILE}}
-    return {"variants": {variant: {"ep": "CPUExecutionProvider", "device": "cpu", "executor_info": executor}}}
+def _component_document(variant: str, model_file: str) -> dict[str, object]:
+    is_onnx = model_file == MODEL_FILE
+    executor = {"ort" if is_onnx else "litert": {"model_file": model_file}}
+    provider = "CPUExecutionProvider" if is_onnx else "XNNPACK"
+    return {"variants": {variant: {"ep": provider, "device": "cpu", "executor_info": executor}}}
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:

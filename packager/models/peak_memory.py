@@ -7,17 +7,17 @@
 
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from packager.errors import ModelDoesNotRun
 from packager.models.child_process import run_child
+from packager.models.tflite_model import TfliteSession, is_tflite
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from packager.models.samples import Samples
 
 MODULE: Final = "packager.models.peak_memory"
@@ -80,7 +80,8 @@ def _own_memory_bytes(field: str) -> int:
 
 
 def _measure_loading_in_child(model: str) -> int:
-    import onnxruntime  # noqa: F401  # `before` has the memory of the library itself
+    # `before` has the memory of the library itself
+    import_module("ai_edge_litert.interpreter" if is_tflite(Path(model)) else "onnxruntime")
 
     before = _own_memory_bytes("VmRSS")
     running = _load(model)
@@ -98,7 +99,9 @@ def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
     return own_peak_bytes()
 
 
-def _load(model: str) -> "onnxruntime.InferenceSession":
+def _load(model: str) -> Any:
+    if is_tflite(Path(model)):
+        return TfliteSession(Path(model), threads=MEASURED_THREADS, optimize=True)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

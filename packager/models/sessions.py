@@ -23,6 +23,7 @@ from packager.models.child_process import MAX_MESSAGE_CHARACTERS, run_child
 from packager.models.graphs import quantization_of
 from packager.models.inputs import Sample, from_stored, to_stored
 from packager.models.samples import Samples
+from packager.models.tflite_model import TfliteSession, is_tflite
 
 DEFAULT_THREADS: Final = 2
 SILENT_LOG_LEVEL: Final = 4  # onnxruntime's log level "fatal": its warnings are about the user's model
@@ -66,16 +67,22 @@ EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
 ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # for samples that run side by side
 
 
-def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
-    """Open a CPU session.
+def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> Any:
+    """Open a CPU session of onnxruntime, or of LiteRT, which runs like one (packager.models.tflite_model).
 
     Args:
-        model: an ONNX file, or its bytes.
+        model: an ONNX or TFLite file, or the bytes of an ONNX file.
         settings: threads and optimization of the session.
 
     Raises:
-        ModelDoesNotRun: onnxruntime does not load the model.
+        ModelDoesNotRun: the runtime does not load the model.
+        RuntimeNotInstalled: LiteRT is not installed.
     """
+    if isinstance(model, Path) and is_tflite(model):
+        try:
+            return TfliteSession(model, threads=settings.threads, optimize=settings.optimize)
+        except RUNTIME_ERRORS as error:
+            raise ModelDoesNotRun(f"{model}: LiteRT does not load it: {one_line_message(error)}") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1

@@ -20,16 +20,16 @@ no output varies, the verdict is `inconclusive`, never `pass`.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
-import onnxruntime
 
 from packager.errors import InterfaceMismatch
 from packager.models.inputs import Sample, load_proto
 from packager.models.ordered_map import ordered_map
 from packager.models.samples import Samples
-from packager.models.sessions import Runnable, open_session, run_session, settings_for
+from packager.models.sessions import DEFAULT_SETTINGS, Runnable, open_session, run_session, settings_for
+from packager.models.tflite_model import is_tflite
 from packager.quantize.agreement import OutputAgreement, OutputFidelity, finite_or_none
 from packager.quantize.user_metric import MetricFigures
 
@@ -140,7 +140,9 @@ def run_gate(
         ModelDoesNotRun: a model does not load, or does not run on a sample.
         InterfaceMismatch: the names of inputs or outputs differ.
     """
-    settings = settings_for(load_proto(candidate, external_data=False))
+    settings = DEFAULT_SETTINGS
+    if not is_tflite(candidate):
+        settings = settings_for(load_proto(candidate, external_data=False))
     left, right = open_session(float_model), open_session(candidate, settings)
     _check_interfaces(left, right, candidate)
     return judge(
@@ -198,7 +200,7 @@ def judge(
     return GateReport(verdict, explanation, outputs, len(samples), samples.origin)
 
 
-def _check_interfaces(left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, candidate: Path) -> None:
+def _check_interfaces(left: Any, right: Any, candidate: Path) -> None:
     for what, ours, theirs in (
         ("has inputs", right.get_inputs(), left.get_inputs()),
         ("has outputs", right.get_outputs(), left.get_outputs()),

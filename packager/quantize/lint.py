@@ -24,6 +24,7 @@ from packager.models.graphs import (
 from packager.models.inputs import load_proto, make_tensor_info
 from packager.models.model_package import is_bundle_path
 from packager.models.tensor_data import chunks_of, external_entries, stored_tensors
+from packager.models.tflite_model import is_tflite, read_facts
 from packager.quantize.fold_constants import RANDOM_OPERATORS
 
 Severity = Literal["warning", "note"]
@@ -52,9 +53,12 @@ def lint(path: Path) -> list[Finding]:
     """Return all findings, warnings first.
 
     Raises:
-        ModelUnreadable: the file is not an ONNX model.
+        ModelUnreadable: the file is neither an ONNX nor a TFLite model.
         Unavailable: the file cannot be read.
+        RuntimeNotInstalled: the file is a TFLite model, and LiteRT is not installed.
     """
+    if is_tflite(path):
+        return _check_tflite(path)
     model = load_proto(path, external_data=False)
     found = [
         *_check_interface(model),
@@ -64,6 +68,21 @@ def lint(path: Path) -> list[Finding]:
         *_check_weights(model, path.parent),
     ]
     return sorted(found, key=lambda finding: finding.severity != "warning")
+
+
+def _check_tflite(path: Path) -> list[Finding]:
+    try:
+        facts = read_facts(path)
+    except InputUnsupported as error:
+        return [Finding("warning", "unsupported-interface", error.message)]
+    found = []
+    if not facts.has_delegate:
+        message = "no layer runs in the XNNPACK delegate, so runs are several times slower; convert the model again"
+        found.append(Finding("warning", "no-delegate", message))
+    if facts.is_stateful:
+        message = "runs depend on the runs before: golden vectors are one sequence, and clients of an endpoint share it"
+        found.append(Finding("note", "keeps-state", message))
+    return found
 
 
 def _check_interface(model: onnx.ModelProto) -> list[Finding]:

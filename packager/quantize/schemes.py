@@ -25,6 +25,7 @@ from packager.models.model_files import save_model as save_model
 from packager.models.oldest_runtime import oldest_runtime
 from packager.models.samples import Samples
 from packager.models.sessions import open_session, run_in_child
+from packager.models.tflite_model import is_tflite
 from packager.quantize.candidate_search import CandidateSearch, MetricReference
 from packager.quantize.candidates import INT8_METHODS, CandidateBuilder, Method
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
@@ -110,6 +111,11 @@ def quantize_model(
         raise QuantizationRefused(f"scheme {scheme!r} is unknown, expected one of {', '.join(SCHEMES)}")
     if not len(samples):
         raise TooFewSamples("found 0 samples, expected at least 1")
+    if is_tflite(model):
+        raise QuantizationRefused(
+            f"{model}: a TFLite model is left unchanged",
+            hint="quantize it with the converter that made it, and release its file with runtime = 'litert'",
+        )
     interface = ModelInterface.from_file(model)
     for sample in samples.take(1):
         check_sample(sample, interface, samples.origin)

@@ -254,6 +254,8 @@ def _check_runtime(plan: ReleasePlan, where: str) -> None:
     if plan.is_run_by_agent:
         if plan.model is None:
             raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
+        if plan.runtime == "litert":
+            _check_litert(plan, where)
         for extra in plan.files:
             if extra.role not in FILE_ROLES:
                 raise Malformed(f"{where}: files {extra.name!r}: role {extra.role!r} needs runtime 'app' or 'none'")
@@ -276,6 +278,19 @@ def _check_runtime(plan: ReleasePlan, where: str) -> None:
         if given is not None:
             raise Malformed(
                 f"{where}: variants.{variant.name}: requires.{given}: runtime {plan.runtime!r} has no versions"
+            )
+
+
+def _check_litert(plan: ReleasePlan, where: str) -> None:
+    """Check that nothing is to be done to a TFLite model. Raises Malformed: a key has no effect."""
+    for key in ("metric", "drill", "override_gate"):
+        if getattr(plan, key) is not None:
+            raise Malformed(f"{where}: {key}: has no effect for runtime 'litert', expected no such key")
+    for variant in plan.variants:
+        if variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
+            raise Malformed(
+                f"{where}: variants.{variant.name}: TFLite models are released unchanged, expected no scheme and no "
+                "gate; quantize the model with your converter, and name the file as the variant's model"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 from bundle.contract import Health
 from bundle.errors import Bug
 from bundle.ramp import RampStep
-from bundle.requirements import AGENT_RUNTIMES, Requirements, Runtime
+from bundle.requirements import AGENT_RUNTIMES, RUNTIMES, Requirements, Runtime
 from bundle.rollout import BASIS_POINTS
 from packager.models.model_package import ExtraFile
 from packager.quantize.targets import ANY, AUTO_TARGETS, TARGETS
@@ -19,7 +19,7 @@ DEFAULT_GOLDEN: Final = 8
 DEFAULT_BASES: Final = 3
 DEFAULT_MIN_AGENT: Final = "0.1"
 DEFAULT_RUNTIME: Final = "onnxruntime"
-RELEASE_RUNTIMES: Final = (DEFAULT_RUNTIME, "app", "none")  # of bundle.requirements.RUNTIMES, without litert
+RELEASE_RUNTIMES: Final = RUNTIMES
 MAX_BASES: Final = 60  # with the full downloads, fewer than bundle.manifest.MAX_PATCHES
 DRILLS: Final = (
     "damaged-weights",

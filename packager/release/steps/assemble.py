@@ -24,6 +24,7 @@ from packager.models.model_facts import requirements_of, runtime_of
 from packager.models.model_package import build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.peak_memory import measure_load_memory
+from packager.models.tflite_model import is_tflite
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 from packager.release.release_plan import UNQUANTIZED_SCHEME
 
@@ -94,7 +95,7 @@ def _measured_figures(variant: QuantizedVariant) -> Measured:
     ratio = 1.0 if is_float else variant.latency.ratio if variant.latency is not None else None
     return Measured(
         cpu=read_cpu_name(),
-        runtime=_version_of("onnxruntime"),
+        runtime=_version_of("ai-edge-litert" if is_tflite(variant.require_model()) else "onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
         load_memory_bytes=measure_load_memory(variant.require_model()),
     )
@@ -102,6 +103,8 @@ def _measured_figures(variant: QuantizedVariant) -> Measured:
 
 def _check_runtime(variant: QuantizedVariant, runtime: Runtime) -> None:
     """Check that the required ONNX Runtime has all operators of the model. Raises ReleaseFileInvalid."""
+    if is_tflite(variant.require_model()):
+        return
     oldest = oldest_runtime(load_proto(variant.require_model(), external_data=False))
     if runtime.min_version is not None and parse_version(runtime.min_version) < oldest.version:
         raise ReleaseFileInvalid(

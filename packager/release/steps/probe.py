@@ -95,7 +95,7 @@ def find_agent() -> tuple[str, ...] | None:
 
 
 def _probe(agent: tuple[str, ...], variant: AssembledVariant, request: Path) -> ProbeResult:
-    expected = ProbeRequest(variant.bundle.files, model_entries(variant), variant.checks.health)
+    expected = ProbeRequest(variant.bundle.files, model_entries(variant), variant.checks.health, variant.runtime.name)
     request.write_bytes(expected.as_bytes())
     command = [*agent, "probe-bundle", str(variant.bundle.root), str(request), "--json"]
     timeout_s = 2 * variant.checks.health.probe_deadline_s + TIMEOUT_MARGIN_S
