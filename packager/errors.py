@@ -222,6 +222,22 @@ class PatchCheckFailed(Refused):
     reason = "patch-check-failed"
 
 
+class SourceMissing(Unavailable):
+    """A process that creates patches does not find an input file.
+    Share the folder, or name a store for inputs.
+    """
+
+    reason = "source-missing"
+
+
+class SourceMismatch(Refused):
+    """A process that creates patches found other bytes than the input's digest.
+    Find out who changed the file.
+    """
+
+    reason = "source-mismatch"
+
+
 class VersionTaken(Invalid):
     """The version is already released or staged. Choose another version."""
 

@@ -31,6 +31,7 @@ def patch() -> None:
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
+@click.option("--executor", "executor_text", metavar="processes:N", help="Where patches are created.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -42,6 +43,7 @@ def add_command(
     last: int | None,
     variants: tuple[str, ...],
     jobs: int,
+    executor_text: str | None,
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -54,11 +56,10 @@ def add_command(
     Exit status: 0 done (also if there was nothing to add), 2 invalid input or a missing key, 3 the workspace is
     damaged, 4 unavailable.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from contextlib import ExitStack
 
     from packager.commands.release import ConsoleReporter
     from packager.errors import InvalidUsage
+    from packager.executors.open_executor import open_executor
     from packager.release.add_patches import add_patches
     from packager.repository.repository import Repository
 
@@ -66,8 +67,7 @@ def add_command(
         raise InvalidUsage("found neither --from nor --last, expected a base", hint="add --from VERSION or --last N")
     repository = Repository.open(repo)
     signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
-    with ExitStack() as stack:
-        executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
+    with open_executor(executor_text, jobs) as executor:
         reporter = None if as_json else ConsoleReporter()
         added = add_patches(
             repository,

@@ -40,6 +40,7 @@ PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
+@click.option("--executor", "executor_text", metavar="processes:N", help="Where patches are created.")
 @click.option("--html", type=PATH, help="Also write the report as an HTML page.")
 @JSON_OPTION
 def release(
@@ -55,6 +56,7 @@ def release(
     attest: bool,
     builder: str | None,
     jobs: int,
+    executor_text: str | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -67,11 +69,10 @@ def release(
     Exit status: 0 done, 2 invalid input, 3 devices would refuse the release, 4 unavailable (a lock, a key, space),
     5 a required variant failed its gate, or no variant is left.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from contextlib import ExitStack
     from dataclasses import replace
 
     from packager.errors import InvalidUsage
+    from packager.executors.open_executor import open_executor
     from packager.release.pipeline import STEP_NAMES, run_release
     from packager.release.release_file import parse_release_file
     from packager.repository.repository import Repository
@@ -108,8 +109,7 @@ def release(
         check_libraries()
     has_keys = bool(uris) or key_dir is not None
     signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
-    with ExitStack() as stack:
-        executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
+    with open_executor(executor_text, jobs) as executor:
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is reserved for the error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
     if html is not None:

@@ -1,7 +1,8 @@
 """Byte positions and byte ranges in a bundle's files and in its address space."""
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from packager.diff.sources import Source, read_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,24 +10,22 @@ class BytePosition:
     """The position of a byte.
 
     Attributes:
-        file: the file on this machine.
+        source: the file's content.
         offset: bytes from the start of the file.
         address: bytes from the start of the bundle's address space.
     """
 
-    file: Path
+    source: Source
     offset: int
     address: int
 
     def shifted_by(self, offset: int) -> "BytePosition":
         """Return the position `offset` bytes after this one."""
-        return BytePosition(self.file, self.offset + offset, self.address + offset)
+        return BytePosition(self.source, self.offset + offset, self.address + offset)
 
     def read(self, size: int) -> bytes:
         """Read `size` bytes from this position on."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(size)
+        return read_source(self.source, self.offset, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,13 @@ class ByteRange:
     """Consecutive bytes of a file.
 
     Attributes:
-        file: the file on this machine.
+        source: the file's content.
         offset: bytes from the start of the file.
         address: bytes from the start of the bundle's address space.
         size: size in bytes.
     """
 
-    file: Path
+    source: Source
     offset: int
     address: int
     size: int
@@ -48,4 +47,4 @@ class ByteRange:
     @property
     def position(self) -> BytePosition:
         """The position of the first byte."""
-        return BytePosition(self.file, self.offset, self.address)
+        return BytePosition(self.source, self.offset, self.address)

@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from onnx import numpy_helper
 
 from packager.diff.bundle_folder import open_bundle
+from packager.diff.encode.encode_tensor import EncodedTensor
 from packager.diff.write import check_patch as checking
 from packager.diff.write.make_patch import make_patch
-from packager.errors import PatchCheckFailed
+from packager.errors import PatchCheckFailed, SourceMismatch
 from tests.support import tiny_models
 
 
@@ -54,9 +56,36 @@ def test_a_patch_from_other_bytes_is_refused(side: str, tmp_path: Path) -> None:
         tiny_models.save(proto, tmp_path / name / "model.onnx")
     base, target = open_bundle(tmp_path / "base"), open_bundle(tmp_path / "target")
     out = io.BytesIO()
-    with pytest.raises(PatchCheckFailed, match="does not make its files") as refused:
+    with pytest.raises(SourceMismatch, match="has the SHA-256") as refused:
         make_patch(base, target, out, executor=OtherBytes(tmp_path / side / "model.onnx"))
-    assert (refused.value.reason, refused.value.exit_code) == ("patch-check-failed", 3)
+    assert (refused.value.reason, refused.value.exit_code) == ("source-mismatch", 3)
+    assert out.getvalue() == b""
+
+
+class OtherFrames(Executor):
+    """Returns the frames of another job, as a worker that lies could."""
+
+    def __init__(self) -> None:
+        self._first: EncodedTensor | None = None
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        result = function(*arguments, **options)
+        if isinstance(result, EncodedTensor):
+            self._first = self._first or result
+            result = replace(result, frames=self._first.frames)
+        future.set_result(result)
+        return future
+
+
+def test_a_worker_that_returns_other_frames_is_found_out(tmp_path: Path) -> None:
+    model = tiny_models.text_encoder(width=128)
+    for name, proto in (("base", model), ("target", tuned(model))):
+        (tmp_path / name).mkdir()
+        tiny_models.save(proto, tmp_path / name / "model.onnx")
+    out = io.BytesIO()
+    with pytest.raises(PatchCheckFailed):
+        make_patch(open_bundle(tmp_path / "base"), open_bundle(tmp_path / "target"), out, executor=OtherFrames())
     assert out.getvalue() == b""
 
 

@@ -25,10 +25,9 @@ from packager.diff.encode.encode_edits import (
     make_edit_jobs,
 )
 from packager.diff.encode.entropy import EncoderOptions
+from packager.diff.sources import NOWHERE
 from tests.support import model_formats
 from tests.support.memory_bundles import apply_to_memory, make_patch_between
-
-NOWHERE = Path()
 
 
 def list_operations(patch: bytes) -> list[Op]:

@@ -22,7 +22,6 @@ Rules:
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -36,6 +35,7 @@ from bundle.patch.sections import write_section
 from packager.diff.byte_range import BytePosition
 from packager.diff.encode.copy_job import CopyJob, merge_ranges
 from packager.diff.encode.entropy import EncoderOptions, write_numbers, write_part
+from packager.diff.sources import NOWHERE
 
 MAX_WAITING_EDITS: Final = 1 << 16
 MAX_FRAME_SPAN_BYTES: Final = 1 << 30
@@ -241,10 +241,9 @@ def join_copies(
     Returns:
         The edited ranges with the joined copies, and the remaining copies; both ascending.
     """
-    nowhere = Path()
     line = [(piece, kind) for kind, pieces in edited.items() for piece in pieces]
     line += [
-        (EditedRange(BytePosition(nowhere, 0, start), BytePosition(nowhere, 0, base), size, 0), "")
+        (EditedRange(BytePosition(NOWHERE, 0, start), BytePosition(NOWHERE, 0, base), size, 0), "")
         for start, base, size in copies
     ]
     line.sort(key=lambda entry: entry[0].target.address)

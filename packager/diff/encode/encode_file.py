@@ -205,7 +205,7 @@ def _new_ranges(whole: ByteRange, near_copies: list[_NearCopy]) -> list[ByteRang
     ends = [0, *(run.start + run.size for run in near_copies)]
     starts = [*(run.start for run in near_copies), whole.size]
     return [
-        ByteRange(whole.file, whole.offset + end, whole.address + end, start - end)
+        ByteRange(whole.source, whole.offset + end, whole.address + end, start - end)
         for end, start in zip(ends, starts, strict=True)
         if start > end
     ]

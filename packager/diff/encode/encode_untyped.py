@@ -87,8 +87,8 @@ def split_ranges(ranges: list[ByteRange], limit: int, items: int) -> list[tuple[
         piece = whole
         while piece.size:
             now = min(piece.size, room)
-            run.append(ByteRange(piece.file, piece.offset, piece.address, now))
-            piece = ByteRange(piece.file, piece.offset + now, piece.address + now, piece.size - now)
+            run.append(ByteRange(piece.source, piece.offset, piece.address, now))
+            piece = ByteRange(piece.source, piece.offset + now, piece.address + now, piece.size - now)
             room -= now
             if not room or len(run) == items:
                 out.append(tuple(run))

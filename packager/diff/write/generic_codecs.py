@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from bundle.files import BundleDirectory
+from bundle.files import BundleDirectory, BundleFile
 from bundle.patch.stream import max_triples
 from packager.diff.bundle_folder import file_path
 from packager.diff.byte_range import ByteRange
@@ -13,6 +13,7 @@ from packager.diff.encode.encode_stream import choose_window_log, encode_delta_s
 from packager.diff.encode.encode_untyped import UntypedJob, encode_with_dictionary
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.match.match_files import file_addresses, matching_file
+from packager.diff.sources import Source, remember_source
 from packager.diff.write.frame_writer import PatchFrameWriter
 from packager.diff.write.patch_report import PatchRow
 
@@ -88,11 +89,11 @@ def _write_files(
             row = PatchRow(file.path, "whole file", "", (), file.size, stored, "copy", "copy")
         else:
             old = (
-                ByteRange(file_path(base, counterpart), 0, starts[counterpart.path], counterpart.size)
+                ByteRange(_source_of(base, counterpart), 0, starts[counterpart.path], counterpart.size)
                 if counterpart is not None
                 else None
             )
-            stored, coder = write_file(old, ByteRange(file_path(target, file), 0, done, file.size), writer)
+            stored, coder = write_file(old, ByteRange(_source_of(target, file), 0, done, file.size), writer)
             row = PatchRow(file.path, "whole file", "", (), file.size, stored, predictor, coder)
         writer.rows.append(row)
         done += file.size
@@ -104,15 +105,15 @@ def _write_file_with_dictionary(base: ByteRange | None, target: ByteRange, write
     """Return the bytes written, and the coder's name."""
     base_ranges = (base,) if base is not None and base.size else ()
     job = UntypedJob((target,), base_ranges, True, EncoderOptions())
-    encoded = encode_with_dictionary(job, target.file.read_bytes(), base.file.read_bytes() if base is not None else b"")
+    encoded = encode_with_dictionary(job, _read(target), b"" if base is None else _read(base))
     writer.raise_limits(pending_bytes=encoded.largest_frame_bytes, dictionary_bytes=encoded.dictionary_bytes)
     return sum(writer.write_frame(frame) for frame in encoded.frames), encoded.coder
 
 
 def _write_file_delta(base: ByteRange | None, target: ByteRange, writer: PatchFrameWriter) -> tuple[int, str]:
     """Return the bytes written, and the coder's name: DELTA frames, or one LZMA stream if that is smaller."""
-    new = target.file.read_bytes()
-    matches = find_matches(base.file.read_bytes() if base is not None else b"", new)
+    new = _read(target)
+    matches = find_matches(b"" if base is None else _read(base), new)
     start = base.address if base is not None else 0
     frames = encode_delta_frames(matches, new, start, target.address)
     content = encode_delta_content(matches)
@@ -125,6 +126,16 @@ def _write_file_delta(base: ByteRange | None, target: ByteRange, writer: PatchFr
     writer.features |= {"delta", "lzma"} if any(frame.has_lzma for frame in frames) else {"delta"}
     writer.raise_limits(pending_bytes=max(frame.target_bytes for frame in frames))
     return sum(writer.write_frame(frame.frame) for frame in frames), "bzip2, zstd, LZMA"
+
+
+def _read(whole: ByteRange) -> bytes:
+    return whole.position.read(whole.size)
+
+
+def _source_of(directory: BundleDirectory, file: BundleFile) -> Source:
+    source = Source(file.sha256, file.size)
+    remember_source(source, file_path(directory, file))
+    return source
 
 
 def _read_content(target: BundleDirectory, total: int, progress: Progress | None) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from packager.diff.bundle_folder import file_path
 from packager.diff.byte_range import BytePosition, ByteRange
 from packager.diff.match.match_arrays import Array
 from packager.diff.match.match_files import file_addresses
+from packager.diff.sources import Source, remember_source
 from packager.tensors.find_regions import find_regions
 
 
@@ -25,6 +26,8 @@ class MappedBundle:
         self.directory = directory
         self.file_addresses = file_addresses(directory.files)
         self.regions = find_regions(directory)
+        for file in directory.files:
+            remember_source(Source(file.sha256, file.size), file_path(directory, file))
         self._maps = {
             file.path: np.memmap(file_path(directory, file), np.uint8, "r") for file in directory.files if file.size
         }
@@ -47,8 +50,8 @@ class MappedBundle:
         """Return the ranges between the arrays of a file."""
         file = next(file for file in self.directory.files if file.path == path)
         ends = [(0, 0), *((r.offset, r.offset + r.size) for r in self.regions[path]), (file.size, file.size)]
-        disk_path, start = file_path(self.directory, file), self.file_addresses[path]
-        return [ByteRange(disk_path, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
+        source, start = Source(file.sha256, file.size), self.file_addresses[path]
+        return [ByteRange(source, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
 
     def bytes_at(self, address: int, size: int) -> memoryview | None:
         """Return bytes of the address space, or None if they do not lie in one file.
@@ -71,4 +74,4 @@ class MappedBundle:
             offset: bytes from the start of the array.
         """
         file = self.directory.files[array.file]
-        return BytePosition(file_path(self.directory, file), array.region.offset + offset, array.address + offset)
+        return BytePosition(Source(file.sha256, file.size), array.region.offset + offset, array.address + offset)

@@ -27,7 +27,6 @@ from bundle.files import BundleDirectory
 from bundle.patch.edits import WAITING_BYTES_PER_EDIT
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from bundle.patch.ranges import CopiedRange
-from packager.diff.bundle_folder import file_path
 from packager.diff.byte_range import ByteRange
 from packager.diff.encode.copy_job import CopyJob, merge_ranges
 from packager.diff.encode.encode_edits import (
@@ -46,6 +45,7 @@ from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import BLOCK_ELEMENTS
 from packager.diff.match.match_arrays import ArrayMatch, match_arrays
 from packager.diff.match.match_files import matching_file
+from packager.diff.sources import Source
 from packager.diff.write.mapped_bundle import MappedBundle
 from packager.diff.write.planned_job import PlannedJob
 from packager.diff.write.split_tensors import MAX_ITEMS, count_elements, plan_grouped_jobs, plan_tensor_jobs
@@ -198,7 +198,7 @@ def _plan_untyped_jobs(
     if not untyped_ranges:
         return
     if counterpart is not None and base_bundle is not None and base_bundle.regions[counterpart.path]:
-        whole = file_path(base_bundle.directory, counterpart)
+        whole = Source(counterpart.sha256, counterpart.size)
         base = (ByteRange(whole, 0, base_bundle.file_addresses[counterpart.path], counterpart.size),)
     yield PlannedJob(
         target_bundle.file_addresses[path],

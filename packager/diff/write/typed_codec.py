@@ -1,12 +1,11 @@
 """The typed codec: run the planned jobs, in parallel if possible, and write their frames in order."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
-from typing import Final
+from collections.abc import Callable
+from concurrent.futures import Executor
 
 from bundle.files import BundleDirectory
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
+from packager.diff.bundle_folder import file_path
 from packager.diff.encode.copy_job import CopyJob, encode_copy_frame
 from packager.diff.encode.encode_edits import EditJob, encode_edits
 from packager.diff.encode.encode_file import encode_untyped
@@ -14,12 +13,12 @@ from packager.diff.encode.encode_tensor import EncodedTensor, encode_tensor_job
 from packager.diff.encode.encode_untyped import UntypedFrames, UntypedJob
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import TensorJob, block_elements
+from packager.diff.run_jobs import run_jobs
+from packager.diff.sources import Source
 from packager.diff.write.frame_writer import PatchFrameWriter
 from packager.diff.write.patch_report import PatchRow
 from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs
-from packager.diff.write.planned_job import Job, PlannedJob
-
-MAX_JOBS_IN_FLIGHT: Final = 6  # submitted at a time: enough to keep the executor busy, few enough to bound memory
+from packager.diff.write.planned_job import Job
 
 Progress = Callable[[int, int], None]
 
@@ -47,7 +46,14 @@ def write_typed(
     writer.raise_limits(pending_bytes=pending_bytes)
     total = sum(plan.job.size for plan in plans)
     done = 0
-    for plan, encoded in _run_jobs(plans, executor):
+    paths = {
+        Source(file.sha256, file.size): file_path(side, file)
+        for side in (base, target)
+        if side is not None
+        for file in side.files
+    }
+    results = run_jobs(_encode_job, [plan.job for plan in plans], paths, executor)
+    for plan, encoded in zip(plans, results, strict=True):
         if isinstance(plan.job, CopyJob):
             stored = writer.write_frame(encode_copy_frame(plan.job.ranges))
             predictor = coder = "copy"
@@ -91,23 +97,6 @@ def write_typed(
         done += plan.job.size
         if progress is not None:
             progress(done, total)
-
-
-def _run_jobs(
-    planned_jobs: list[PlannedJob], executor: Executor | None
-) -> Iterator[tuple[PlannedJob, EncodedTensor | UntypedFrames | bytes | None]]:
-    if executor is None:
-        for plan in planned_jobs:
-            yield plan, _encode_job(plan.job)
-        return
-    waiting: deque[tuple[PlannedJob, Future[EncodedTensor | UntypedFrames | bytes | None]]] = deque()
-    for plan in planned_jobs:
-        waiting.append((plan, executor.submit(_encode_job, plan.job)))
-        if len(waiting) > MAX_JOBS_IN_FLIGHT:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
 
 
 def _encode_job(job: Job) -> EncodedTensor | UntypedFrames | bytes | None:

@@ -1,0 +1,73 @@
+"""Run jobs in an executor, in order, with a bounded number in flight.
+
+Rules:
+1. Any `concurrent.futures.Executor` works whose processes see the same files. A `JobExecutor` knows more: how its
+   processes find files (packager.diff.sources), and how many jobs keep it busy.
+2. The results come in the order of the jobs, so the patch has the same bytes with any executor.
+3. A process that dies is the executor's business; a job can run again, because it changes nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Final, TypeVar
+
+from packager.diff.sources import LocalFinder, Source, SourceFinder, prepare_source
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+JOBS_IN_FLIGHT: Final = 6  # submitted at a time to a plain executor: enough to keep it busy, few enough to bound memory
+
+
+class JobExecutor(Executor):
+    """An executor that says how its processes find files.
+
+    Attributes:
+        jobs_in_flight: how many jobs are submitted at a time.
+    """
+
+    jobs_in_flight: int = JOBS_IN_FLIGHT
+
+    def share_sources(self, paths: Mapping[Source, Path]) -> SourceFinder:
+        """Make files available to the processes, and return what finds them there."""
+        return LocalFinder(tuple((source, str(path)) for source, path in paths.items()))
+
+
+def run_jobs(
+    function: Callable[[Job], Result], jobs: Sequence[Job], paths: Mapping[Source, Path], executor: Executor | None
+) -> Iterator[Result]:
+    """Yield the result of each job, in order.
+
+    Args:
+        function: runs one job; a function of a module, so that other processes can import it.
+        jobs: the jobs.
+        paths: the files that jobs read.
+        executor: runs the jobs; None runs them in this thread.
+
+    Raises:
+        SourceMissing: a process does not find a file.
+        SourceMismatch: a process finds other bytes.
+    """
+    if executor is None:
+        yield from map(function, jobs)
+        return
+    own = executor if isinstance(executor, JobExecutor) else _PLAIN
+    finder, in_flight = own.share_sources(paths), own.jobs_in_flight
+    sources, waiting = tuple(paths), deque[Future[Result]]()
+    for job in jobs:
+        waiting.append(executor.submit(_run_job, function, job, sources, finder))
+        if len(waiting) > in_flight:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _run_job(function: Callable[[Job], Result], job: Job, sources: tuple[Source, ...], finder: SourceFinder) -> Result:
+    for source in sources:
+        prepare_source(source, finder)
+    return function(job)
+
+
+_PLAIN: Final = JobExecutor()
