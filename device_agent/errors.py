@@ -306,6 +306,12 @@ class RepositoryNotReached(DownloadFailed):
     reason = "repository-not-reached"
 
 
+class UpdateInterrupted(Unavailable):
+    """An operator's pause or rollback ended the update before the candidate served."""
+
+    reason = "update-interrupted"
+
+
 class AgentStopping(Unavailable):
     """The agent is stopping, so the operation was not finished. Repeat it after the restart."""
 

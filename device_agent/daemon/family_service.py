@@ -1,25 +1,26 @@
 """One family of a device: its stores, its serving model and its updates.
 
 Rules:
-1. Only the supervisor's main thread calls a family service, except for `status`, `history`, `list_adapters` and
-   `read_journal`, which any thread may call.
+1. Only the supervisor's main thread calls a family service, except for `status`, `history`, `list_adapters`,
+   `set_paused`, `clear_quarantine` and `read_journal`, which any thread may call.
 2. A failed update never stops the serving model (device_agent.daemon.serving_watchdog).
 3. An update of one family never stops the serving model of another; it may only stop the others' standbys to free
    memory (device_agent.update.candidate).
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bundle.errors import AirweightsError, Bug
+from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
 from device_agent.apps.access import FamilyAccess
 from device_agent.apps.app_socket import AppFamily
 from device_agent.apps.lender import FileLender
 from device_agent.config.config import Config
+from device_agent.daemon.error_log import log_errors
 from device_agent.daemon.messages import ModelCrashed
 from device_agent.daemon.serving_watchdog import ServingWatchdog
 from device_agent.daemon.update_metrics import UpdateMetrics
@@ -34,7 +35,7 @@ from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
-from device_agent.storage.journal import Journal
+from device_agent.storage.journal import Journal, open_for_reading
 from device_agent.update.context import UpdateContext, collect_garbage
 from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from device_agent.daemon.supervisor import Supervisor
     from device_agent.policy.status_report import FamilyStatus, UpdateHistory
     from device_agent.update.preview import Plan
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -84,6 +83,7 @@ class FamilyService:
         self._store = BundleStore(self.device.family_directory)
         self.journal = open_journal(self.device, self._store, self._open_workers)
         self._runtime = supervisor.runtime.family_runtime(self.name)
+        self._runtime.on_idle = lambda: supervisor.handle_pending(self)
         self.serving = FamilyServing(self._runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
         self.app_family = AppFamily(
             self.name, _family_access(config), FileLender(self._unseal_files), self._serving_bundle
@@ -95,7 +95,11 @@ class FamilyService:
             identity=supervisor.identity,
             store=self._store,
             journal=self.journal,
-            probe_client=ProbeClient(config.serve.threads, allow_unjailed=config.allow_unjailed),
+            probe_client=ProbeClient(
+                config.serve.threads,
+                allow_unjailed=config.allow_unjailed,
+                on_idle=lambda: supervisor.handle_pending(self),
+            ),
             read_facts=device_facts,
             open_workers=lambda: supervisor.worker_pools.open(
                 self.config, self.device, self._store, lambda: supervisor.handle_pending(self)
@@ -233,14 +237,6 @@ class FamilyService:
 
         return preview_update(self.context)
 
-    def clear_quarantine(self, digest: str | None) -> int:
-        """Remove one bundle from quarantine, or all if `digest` is None; return the number of removed rows.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read or written.
-        """
-        return self.journal.clear_quarantine(None if digest is None else BundleDigest(digest))
-
     def last_result(self) -> UpdateResult:
         """Return the result of the newest attempt. The history must not be empty.
 
@@ -312,7 +308,26 @@ class FamilyService:
         Raises:
             JournalUnreadable: the journal cannot be read.
         """
-        return _read_journal(self.device, query)
+        with open_for_reading(self.device) as journal:
+            return query(journal)
+
+    def set_paused(self, *, is_paused: bool) -> None:
+        """Record that the updates of the device are paused or not; this is the service of the first family.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
+        with closing(Journal(self.device.journal_path)) as journal:
+            journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
+
+    def clear_quarantine(self, digest: str | None) -> int:
+        """Remove one bundle from quarantine, or all if `digest` is None; return the number of removed rows.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
+        with closing(Journal(self.device.journal_path)) as journal:
+            return journal.clear_quarantine(None if digest is None else BundleDigest(digest))
 
     def list_adapters(self) -> dict[str, Any]:
         """Return the object of `adapter list --json`.
@@ -344,7 +359,8 @@ class FamilyService:
         device_records = None
         if self.context.first_journal is not None:
             first = DeviceDirectory(self.config.directory)
-            device_records = _read_journal(first, lambda journal: (journal.persistent_state, journal.tpm_counter))
+            with open_for_reading(first) as journal:
+                device_records = journal.persistent_state, journal.tpm_counter
         status = self.read_journal(
             lambda journal: family_status(
                 self.config, self._supervisor.identity, journal, device_records=device_records
@@ -378,25 +394,3 @@ class FamilyService:
 def _family_access(config: Config) -> FamilyAccess:
     settings = dict(config.apps).get(config.family)
     return FamilyAccess() if settings is None else FamilyAccess(settings.readers, settings.judges)
-
-
-def log_errors(action: Callable[[], object]) -> None:
-    """Call `action`; an error is logged and stops nothing else.
-
-    Raises:
-        Bug: `action` raised it.
-    """
-    try:
-        action()
-    except Bug:
-        raise
-    except AirweightsError as error:
-        logger.error("%s: %s", error.reason, error.message)
-
-
-def _read_journal(device: DeviceDirectory, query: Callable[[Journal], T]) -> T:
-    journal = Journal(device.journal_path, read_only=True)
-    try:
-        return query(journal)
-    finally:
-        journal.close()

@@ -4,7 +4,7 @@ A request has a `Reply`, on which the thread of the control socket waits. The ot
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -122,8 +122,8 @@ class ReportProbation:
 
 
 @dataclass(frozen=True, slots=True)
-class PauseRequest(Request[bool]):
-    """Pause or resume the updates of all families; the reply is `is_paused`."""
+class PauseChanged:
+    """The updates of all families were paused or resumed; the journal says so already."""
 
     is_paused: bool
 
@@ -150,19 +150,6 @@ class AdapterRequest(Request[dict[str, Any]]):
     fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ClearQuarantineRequest(Request[int]):
-    """Remove bundles of the named families from quarantine; the reply is the number of removed rows.
-
-    Attributes:
-        families: names of the families.
-        digest: digest of one bundle, or None for all bundles.
-    """
-
-    families: tuple[str, ...]
-    digest: str | None
-
-
 DaemonMessage: TypeAlias = (
     Stop
     | Reload
@@ -171,15 +158,15 @@ DaemonMessage: TypeAlias = (
     | UpdateRequest
     | RollbackRequest
     | ReportProbation
-    | PauseRequest
+    | PauseChanged
     | PlanRequest
     | AdapterRequest
-    | ClearQuarantineRequest
 )
 
 
-def cancel_reply(message: DaemonMessage) -> None:
-    """Release the thread that waits for the reply to a message, if any."""
-    request = message.request if isinstance(message, ReportProbation) else message
-    if isinstance(request, Request):
-        request.reply.cancel()
+def cancel_replies(messages: Iterable[DaemonMessage]) -> None:
+    """Release the threads that wait for replies to messages."""
+    for message in messages:
+        request = message.request if isinstance(message, ReportProbation) else message
+        if isinstance(request, Request):
+            request.reply.cancel()

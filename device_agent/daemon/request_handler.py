@@ -1,7 +1,10 @@
 """Handle the requests of the control socket, in that socket's threads.
 
-`status`, `history` and `adapter-list` only read: they are handled at once, also during an update. All other requests
-are queued for the supervisor's main thread, and the thread waits for the reply.
+Rules:
+- `status`, `history`, `adapter-list`, `pause`, `resume` and `quarantine-clear` only read or write the journal, with a
+  connection of their own: they are answered at once, whatever the main thread and the workers do.
+- All other requests are queued for the supervisor's main thread, and the thread waits for the reply. A pause, and a
+  rollback of the family that updates, end the update if its candidate does not serve yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,9 +15,8 @@ from device_agent.config.families import check_family, per_family, require_one_f
 from device_agent.daemon.family_service import FamilyService
 from device_agent.daemon.messages import (
     AdapterRequest,
-    ClearQuarantineRequest,
     DaemonMessage,
-    PauseRequest,
+    PauseChanged,
     PlanRequest,
     Reply,
     RollbackRequest,
@@ -79,8 +81,10 @@ class RequestHandler:
                 rollback = RollbackRequest(families[0])
                 return self._ask(rollback, rollback.reply).as_json()
             case "pause" | "resume":
-                pause = PauseRequest(command == "pause")
-                return {"paused": self._ask(pause, pause.reply)}
+                is_paused = command == "pause"
+                service(self._families[0]).set_paused(is_paused=is_paused)
+                self._enqueue(PauseChanged(is_paused))
+                return {"paused": is_paused}
             case "plan":
                 plan = PlanRequest(families)
                 return self._ask(plan, plan.reply).as_json(lambda one: one.as_json())
@@ -88,8 +92,9 @@ class RequestHandler:
                 adapter = AdapterRequest(families[0], command, request)
                 return self._ask(adapter, adapter.reply)
             case "quarantine-clear":
-                clear = ClearQuarantineRequest(families, request.get("bundle"))
-                return {"cleared": self._ask(clear, clear.reply)}
+                digest = request.get("bundle")
+                cleared = per_family(families, lambda name: service(name).clear_quarantine(digest))
+                return {"cleared": sum(cleared.values())}
             case _:
                 raise Bug(f"unknown command {command!r}")
 

@@ -7,7 +7,8 @@ family's journal has the records of the whole device, so the daemon does not sta
 from collections.abc import Callable
 
 from device_agent.config.config import Config
-from device_agent.daemon.family_service import FamilyService, log_errors
+from device_agent.daemon.error_log import log_errors
+from device_agent.daemon.family_service import FamilyService
 from device_agent.errors import JournalUnreadable, system_error
 from device_agent.storage.journal import Journal
 

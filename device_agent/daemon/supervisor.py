@@ -16,8 +16,7 @@ import logging
 import os
 import queue
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import assert_never
 
@@ -27,30 +26,30 @@ from device_agent.config.config import Config
 from device_agent.config.families import FamilyResults, per_family
 from device_agent.daemon.config_reload import reload_config
 from device_agent.daemon.control_socket import ControlServer
-from device_agent.daemon.family_service import FamilyService, log_errors
+from device_agent.daemon.error_log import log_errors
+from device_agent.daemon.family_service import FamilyService
 from device_agent.daemon.messages import (
     AdapterRequest,
-    ClearQuarantineRequest,
     DaemonMessage,
     FrontCrashed,
     ModelCrashed,
-    PauseRequest,
+    PauseChanged,
     PlanRequest,
     Reload,
     ReportProbation,
     RollbackRequest,
     Stop,
     UpdateRequest,
-    cancel_reply,
+    cancel_replies,
 )
 from device_agent.daemon.request_handler import RequestHandler
 from device_agent.daemon.service_registry import ServiceRegistry
 from device_agent.daemon.update_metrics import render_update_metrics
 from device_agent.daemon.worker_pools import WorkerPools
-from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused
+from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback, UpdatesPaused
 from device_agent.host.idle_memory import release_memory
 from device_agent.host.systemd import SystemdNotifier
-from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
 from device_agent.storage.device_directory import DeviceDirectory
@@ -145,7 +144,7 @@ class Supervisor:
             self._notifier.stop()
             self._control.close()
             self._apps.close()
-            self._cancel_replies()
+            cancel_replies((*self._deferred_messages, *self._pending_messages()))
             self.runtime.stop()
             for service in self.services:
                 service.close()
@@ -163,10 +162,19 @@ class Supervisor:
         """Handle messages that must not wait until `busy` finishes its update, and defer the others.
 
         Due restarts of crashed model processes follow.
+
+        Raises:
+            UpdateInterrupted: a message asks for the end of the update of `busy`.
+            OperatorRollback: an operator asks for the end of its probation.
+            AgentStopping: the agent stops.
         """
-        while not self._messages.empty():
-            self.handle_during_update(self._messages.get_nowait(), busy)
+        for message in self._pending_messages():
+            self.handle_during_update(message, busy)
         self._restart_due(busy)
+        if busy is not None and self.is_stopping:
+            raise AgentStopping("the agent is stopping")
+        if busy is not None:
+            busy.context.interruption.check()
 
     def wait_for_interrupt(self, service: FamilyService, timeout_s: float) -> Interrupt | None:
         """Handle messages during the shadow mode or the probation of a family.
@@ -180,6 +188,8 @@ class Supervisor:
         """
         if self.is_stopping:
             return Interrupt.STOP
+        if isinstance(service.context.interruption.error, OperatorRollback):
+            return Interrupt.ROLLBACK
         try:
             return self.handle_during_update(self._messages.get(timeout=timeout_s), service, is_interruptible=True)
         except queue.Empty:
@@ -192,8 +202,11 @@ class Supervisor:
     #   ModelCrashed     busy's candidate in probation  defer: the probation judges it
     #   ModelCrashed     any other                      restart now
     #   RollbackRequest  of busy, interruptible         end the update; reply with its result
-    #   RollbackRequest  of busy, not interruptible     defer until the update ends
+    #   RollbackRequest  of busy, a worker of its       end the update; reply with its result
+    #                    probation is awaited
+    #   RollbackRequest  of busy, otherwise             end the update if its candidate does not serve; then roll back
     #   RollbackRequest  of another family              run now
+    #   PauseChanged     to paused                      end the update if its candidate does not serve
     #   all others                                      defer until the update ends
     def handle_during_update(
         self, message: DaemonMessage, busy: FamilyService | None, *, is_interruptible: bool = False
@@ -224,20 +237,15 @@ class Supervisor:
             case RollbackRequest():
                 if busy is None or message.family != busy.name:
                     self.handle(message)
-                elif is_interruptible:
+                elif busy.context.interruption.request_rollback() or is_interruptible:
                     self._deferred_messages.append(ReportProbation(message))
                     return Interrupt.ROLLBACK
                 else:
                     self._deferred_messages.append(message)
-            case (
-                Reload()
-                | UpdateRequest()
-                | PauseRequest()
-                | PlanRequest()
-                | AdapterRequest()
-                | ClearQuarantineRequest()
-                | ReportProbation()
-            ):
+            case PauseChanged():
+                if message.is_paused and busy is not None:
+                    busy.context.interruption.request_pause()
+            case Reload() | UpdateRequest() | PlanRequest() | AdapterRequest() | ReportProbation():
                 self._deferred_messages.append(message)
             case _:
                 assert_never(message)
@@ -257,12 +265,9 @@ class Supervisor:
                 log_errors(service.activate_staged)
                 self.handle_pending()
 
-    def _cancel_replies(self) -> None:
-        messages = list(self._deferred_messages)
+    def _pending_messages(self) -> Iterator[DaemonMessage]:
         while not self._messages.empty():
-            messages.append(self._messages.get_nowait())
-        for message in messages:
-            cancel_reply(message)
+            yield self._messages.get_nowait()
 
     def _next_message(self) -> DaemonMessage | None:
         """Wait for the next message; return None if a restart or a poll is due before."""
@@ -308,11 +313,9 @@ class Supervisor:
             case RollbackRequest():
                 message.reply.resolve(partial(self._roll_back, message.family))
             case ReportProbation():
-                message.request.reply.resolve(
-                    lambda: self._registry.open_and_start(message.request.family).last_result()
-                )
-            case PauseRequest():
-                message.reply.resolve(partial(self._set_paused, message.is_paused))
+                message.request.reply.resolve(partial(self._report_probation, message.request.family))
+            case PauseChanged():
+                pass  # the main loop looks into the journal
             case PlanRequest():
                 message.reply.resolve(
                     lambda: per_family(message.families, lambda family: self._registry.open_and_start(family).plan())
@@ -323,8 +326,6 @@ class Supervisor:
                         message.command, message.fields
                     )
                 )
-            case ClearQuarantineRequest():
-                message.reply.resolve(partial(self._clear_quarantine, message.families, message.digest))
             case _:
                 assert_never(message)
 
@@ -335,23 +336,27 @@ class Supervisor:
     def _run_due_polls(self) -> None:
         for family in self._registry.unopened_families():
             log_errors(partial(self._registry.open_and_start, family))
-        now, is_paused = time.monotonic(), self._is_paused()
+        now = time.monotonic()
         for service in self.services:
-            if service.next_poll_at_s <= now and not is_paused and not self.is_stopping:
+            if service.next_poll_at_s <= now and not self.is_stopping and not self._is_paused():
                 log_errors(partial(self._update_service, service, "poll"))
                 self.handle_pending()
 
     def _update_all(self, families: tuple[str, ...]) -> FamilyResults[UpdateResult]:
-        if self._is_paused():
-            raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
+        self._check_not_paused()
 
         def update(family: str) -> UpdateResult:
+            self.handle_pending()
             if self.is_stopping:
                 raise AgentStopping("the agent is stopping")
-            self.handle_pending()
+            self._check_not_paused()
             return self._update_service(self._registry.open_and_start(family), "operator")
 
         return per_family(families, update)
+
+    def _check_not_paused(self) -> None:
+        if self._is_paused():
+            raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
 
     def _update_service(self, service: FamilyService, trigger: str) -> UpdateResult:
         try:
@@ -360,18 +365,15 @@ class Supervisor:
             service.schedule_next_poll()
             self._push_metrics()
 
+    def _report_probation(self, family: str) -> UpdateResult:
+        result = self._registry.open_and_start(family).last_result()
+        # the probation may have passed in the moment of the request
+        return self._roll_back(family) if result.outcome is Outcome.UPDATED else result
+
     def _roll_back(self, family: str) -> UpdateResult:
         result = self._registry.open_and_start(family).roll_back()
         self._push_metrics()
         return result
-
-    def _set_paused(self, is_paused: bool) -> bool:
-        self._registry.first.journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
-        return is_paused
-
-    def _clear_quarantine(self, families: tuple[str, ...], digest: str | None) -> int:
-        cleared = per_family(families, lambda family: self._registry.open_and_start(family).clear_quarantine(digest))
-        return sum(cleared.values())
 
     def _reconfigure(self, config: Config) -> None:
         self._config = config

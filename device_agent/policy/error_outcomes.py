@@ -10,10 +10,12 @@ from typing import Final
 
 from bundle.errors import AirweightsError, Bug, Invalid, Refused, Unavailable, Unfit
 from device_agent.errors import (
+    AgentStopping,
     NotEligible,
     OperatorRollback,
     ProbationInconclusive,
     ProbeInconclusive,
+    UpdateInterrupted,
 )
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import Event, State
@@ -40,9 +42,13 @@ _REFUSED_AND_QUARANTINED: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.REFUSED,
 _UNFIT: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
 _ROLLED_BACK: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
 
+_INTERRUPTED: Final = ErrorOutcome(Event.ABORTED, Outcome.INTERRUPTED)
+
+BEFORE_SWITCH: Final = (State.CHECKING, State.FETCHING, State.PATCHING, State.PROBING, State.SWAPPING)
 OUTCOME_OF_ERROR: Final[dict[tuple[State, type[AirweightsError]], ErrorOutcome]] = {
     **{(state, Invalid): _UNAVAILABLE for state in (State.CHECKING, State.FETCHING, State.PATCHING, State.PROBING)},
     (State.SWAPPING, Invalid): _UNAVAILABLE,
+    **{(state, error): _INTERRUPTED for state in BEFORE_SWITCH for error in (AgentStopping, UpdateInterrupted)},
     (State.CHECKING, Refused): _REFUSED,
     (State.CHECKING, Unavailable): _UNAVAILABLE,
     (State.FETCHING, Refused): _REFUSED,
@@ -61,7 +67,7 @@ OUTCOME_OF_ERROR: Final[dict[tuple[State, type[AirweightsError]], ErrorOutcome]]
     (State.PROBATION, Unfit): _ROLLED_BACK,
     (State.PROBATION, ProbationInconclusive): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
     (State.PROBATION, OperatorRollback): ErrorOutcome(Event.ROLLBACK_REQUESTED, Outcome.ROLLED_BACK, quarantines=True),
-    (State.PROBATION, Unavailable): ErrorOutcome(Event.ABORTED, Outcome.INTERRUPTED),
+    (State.PROBATION, Unavailable): _INTERRUPTED,
 }
 
 

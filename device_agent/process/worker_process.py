@@ -13,7 +13,8 @@ Rules:
    supervisor: both are raised as WorkerFailed.
 5. Each line of the worker's stderr is logged, up to MAX_LINES_LOGGED lines. The last STDERR_TAIL_LINES are kept for
    the message of WorkerCrashed.
-6. An idle worker causes no wake-ups. During a long call, the caller's `on_idle` runs every IDLE_INTERVAL_S.
+6. An idle worker causes no wake-ups. During a start or call, the caller's `on_idle` runs every IDLE_INTERVAL_S. If it
+   raises an error, the worker is killed, and the call raises that error.
 """
 
 import contextlib
@@ -96,6 +97,7 @@ class WorkerProcess:
         *,
         environment: Mapping[str, str] | None = None,
         deadline_s: float = START_DEADLINE_S,
+        on_idle: Callable[[], None] | None = None,
     ) -> "WorkerProcess":
         """Start `python -m MODULE` and wait until it is in its jail.
 
@@ -104,6 +106,7 @@ class WorkerProcess:
             policy: the jail's policy.
             environment: further environment variables, for example a proxy.
             deadline_s: seconds from the start to the first reply.
+            on_idle: called every IDLE_INTERVAL_S until the first reply.
 
         Raises:
             WorkerCrashed: the worker ended before its first reply.
@@ -133,7 +136,8 @@ class WorkerProcess:
             os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + policy.nice, 19))
         worker = cls(module.rpartition(".")[2], process, ours)
         try:
-            worker.jail = JailStatus.parse(worker._exchange(policy.as_json(), (), deadline_s, None, None).value)
+            first = worker._exchange(policy.as_json(), (), deadline_s, None, None, on_idle)
+            worker.jail = JailStatus.parse(first.value)
         except BaseException:
             worker.kill()
             raise
@@ -163,7 +167,7 @@ class WorkerProcess:
             on_event: called with each event that the worker sends before its result.
             on_request: handles a request of the worker and returns `(value, fds)`. It owns the request's descriptors.
                 An AirweightsError that it raises is sent to the worker.
-            on_idle: called every IDLE_INTERVAL_S in which no message arrives. It must not call this worker.
+            on_idle: called every IDLE_INTERVAL_S. It must not call this worker.
 
         Returns:
             The result; the caller owns its descriptors.
@@ -172,7 +176,7 @@ class WorkerProcess:
             WorkerCrashed: the worker ended or broke the protocol.
             WorkerTimeout: the deadline passed; the worker was killed.
             WorkerFailed: the worker reported a Bug, or its message has the wrong form.
-            AirweightsError: any other error that the worker reported.
+            AirweightsError: any other error that the worker reported, or that `on_idle` raised.
         """
         return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_request, on_idle)
 
@@ -268,13 +272,14 @@ class WorkerProcess:
         on_idle: Callable[[], None] | None = None,
     ) -> Message:
         deadline = time.monotonic() + deadline_s
+        idle_at = time.monotonic() + IDLE_INTERVAL_S
         with self._lock:
             try:
                 self._set_timeout(deadline)
                 channel.send_message(self._channel, request, fds)
                 while True:
                     if on_idle is not None:
-                        self._wait_until_readable(deadline, on_idle)
+                        idle_at = self._wait_until_readable(deadline, on_idle, idle_at)
                     self._set_timeout(deadline)
                     message = channel.receive_message(self._channel)
                     if "event" in message.value:
@@ -322,11 +327,22 @@ class WorkerProcess:
             return {"error": error.as_dict()}, ()
         return {"ok": value}, fds
 
-    def _wait_until_readable(self, deadline: float, on_idle: Callable[[], None]) -> None:
+    def _wait_until_readable(self, deadline: float, on_idle: Callable[[], None], idle_at: float) -> float:
+        """Call `on_idle` when it is due, also between many messages; return when it is due next."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        while not poll.poll(IDLE_INTERVAL_S * 1000) and time.monotonic() < deadline:
-            on_idle()
+        while True:
+            is_readable = poll.poll(max(0.0, idle_at - time.monotonic()) * 1000)
+            now = time.monotonic()
+            if now >= idle_at:
+                try:
+                    on_idle()
+                except BaseException:
+                    self._terminate()
+                    raise
+                idle_at = time.monotonic() + IDLE_INTERVAL_S
+            if is_readable or now >= deadline:
+                return idle_at
 
     def _set_timeout(self, deadline: float) -> None:
         remaining_s = deadline - time.monotonic()

@@ -1,7 +1,7 @@
 """The supervisor's handle of a model process: start it, load a model into it, stop it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -127,6 +127,7 @@ class ModelProcess:
         prestarted: PrestartedProcess | None = None,
         in_background: bool = False,
         deadline_s: float = LOAD_DEADLINE_S,
+        on_idle: Callable[[], None] | None = None,
     ) -> "ModelProcess":
         """Start a process, load a bundle's model, and warm it on the golden inputs.
 
@@ -140,6 +141,7 @@ class ModelProcess:
                 are not delayed. If this process may lower niceness again (CAP_SYS_NICE), the new one also loads at a
                 low priority.
             deadline_s: seconds for loading and warming.
+            on_idle: called repeatedly meanwhile; an error that it raises ends the process, and is raised.
 
         Raises:
             Unfit: ModelDoesNotLoad, ContractMismatch, InferenceFailed or ModelProcessCrashed.
@@ -156,11 +158,11 @@ class ModelProcess:
         else:
             lowered = jail.nice if nice is None else jail.nice + LOADING_NICENESS_INCREMENT
             jail = replace(jail, nice=lowered, is_paced=in_background, runtime=bundle.runtime)
-            worker = WorkerProcess.start(MODULE, jail)
+            worker = WorkerProcess.start(MODULE, jail, on_idle=on_idle)
         value, fds = bundle.to_message()
         try:
             request = {**spec.as_json(), "is_paced": in_background, "bundle": value}
-            loaded = worker.call("load", request, fds, deadline_s=deadline_s)
+            loaded = worker.call("load", request, fds, deadline_s=deadline_s, on_idle=on_idle)
             if nice is not None:
                 worker.set_nice(nice)
         except (WorkerCrashed, WorkerTimeout) as error:

@@ -14,6 +14,7 @@ Rules:
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,11 +22,13 @@ from typing import Any, Final
 from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
 from device_agent.errors import (
+    AgentStopping,
     CandidateMalformed,
     ProbeCrashed,
     ProbeTimeout,
     TooMuchMemory,
     TooSlow,
+    UpdateInterrupted,
     WorkerCrashed,
     WorkerFailed,
     WorkerTimeout,
@@ -109,6 +112,7 @@ def run_probe_process(
     compares_outputs: bool = True,
     asks_requests: bool = False,
     measures_ratio: bool = False,
+    on_idle: Callable[[], None] | None = None,
 ) -> ProbeReport:
     """Probe a candidate in a jailed worker (rules 1 to 4). Nothing that the candidate causes is raised.
 
@@ -121,6 +125,10 @@ def run_probe_process(
         compares_outputs: compare the outputs with the golden ones; False to measure on another model's golden inputs.
         asks_requests: also send the golden inputs through the request parser.
         measures_ratio: also measure the ratio to the reference graph.
+        on_idle: called repeatedly meanwhile; an error that it raises ends the probe, and is raised.
+
+    Raises:
+        UpdateInterrupted, AgentStopping: `on_idle` raised it.
     """
     started = time.monotonic()
     jail = jail or JailPolicy(nice=PROBE_NICENESS)
@@ -135,7 +143,9 @@ def run_probe_process(
         file_bytes=jail.file_bytes or 0,
     )
     try:
-        worker = WorkerProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s)
+        worker = WorkerProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s, on_idle=on_idle)
+    except (UpdateInterrupted, AgentStopping):
+        raise
     except Unavailable as error:
         return _create_report("inconclusive", error.reason, error.message, started)
     with worker:
@@ -146,7 +156,7 @@ def run_probe_process(
             "threads": threads,
             "asks_requests": asks_requests,
         }
-        report = _judge_bundle(worker, bundle, request, health, baseline, started)
+        report = _judge_bundle(worker, bundle, request, health, baseline, started, on_idle)
         if measures_ratio and report.verdict == "pass":
             report = replace(report, reference_ratio_ppm=_measure_ratio(worker, bundle, contract, health))
         return report
@@ -159,6 +169,7 @@ def _judge_bundle(
     health: Health,
     baseline: ProbeBaseline | None,
     started: float,
+    on_idle: Callable[[], None] | None,
 ) -> ProbeReport:
     before_bytes = worker.memory_bytes("VmRSS")
     stage = "start"
@@ -170,7 +181,14 @@ def _judge_bundle(
     value, fds = bundle.to_message()
     remaining_s = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
     try:
-        found = worker.call("probe", {**request, "bundle": value}, fds, deadline_s=remaining_s, on_event=on_event).value
+        found = worker.call(
+            "probe",
+            {**request, "bundle": value},
+            fds,
+            deadline_s=remaining_s,
+            on_event=on_event,
+            on_idle=on_idle,
+        ).value
     except WorkerTimeout:
         detail = f"not finished within {health.probe_deadline_s} s, at {stage}"
         return _create_report("fail", ProbeTimeout.reason, detail, started)

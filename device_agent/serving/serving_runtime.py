@@ -190,10 +190,12 @@ class FamilyRuntime:
 
     Attributes:
         settings: those of the next model process.
+        on_idle: called repeatedly while a model process loads; an error that it raises ends it, and is raised.
     """
 
     def __init__(self, runtime: ServingRuntime, family: str, settings: ServeSettings) -> None:
         self._runtime, self._family, self.settings = runtime, family, settings
+        self.on_idle: Callable[[], None] | None = None
         self._published: ModelProcess | None = None
         self._is_watched = False  # in a probation, which ends a process that hangs
 
@@ -239,7 +241,12 @@ class FamilyRuntime:
         # load in the background while another process serves requests; at full speed if requests wait for this one
         is_serving = self._published is not None and self._published.is_alive()
         return ModelProcess.start(
-            fds, spec, self._runtime.model_jail, prestarted=self._runtime.take_prestarted(), in_background=is_serving
+            fds,
+            spec,
+            self._runtime.model_jail,
+            prestarted=self._runtime.take_prestarted(),
+            in_background=is_serving,
+            on_idle=self.on_idle,
         )
 
     def publish(self, generation: int, process: ModelProcessHandle) -> int:

@@ -5,7 +5,8 @@ Rules:
   quarantine, history, report. A reader sees all of it or nothing.
 - The intent is recorded before the action, and a rejection before anything is undone. If a record cannot be written,
   the decision was not made: recovery continues from the last durable state.
-- The process that has the lock of the device directory is the only writer. Other processes open the journal for
+- The process that has the lock of the device directory is the only writer: its main thread, and threads of the control
+  socket, which write the pause flag and clear the quarantine. Other processes open the journal for
   reading, also while the daemon runs.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
@@ -246,12 +247,16 @@ class Journal(JournalReader):
             return found, now
 
     def update_persistent_state(self, change: Callable[[PersistentState], PersistentState]) -> PersistentState:
-        """Change the persistent state and return it; an equal state is not written."""
+        """Change the persistent state and return it; an equal state is not written.
+
+        Another thread may change another part of it at the same time, with a connection of its own.
+        """
         before = self.persistent_state
-        after = change(before)
-        if after != before:
-            with self._records.transaction():
-                self._records.put("machine", "persistent-state", after.as_json())
+        if change(before) == before:
+            return before
+        with self._records.transaction():
+            after = change(self.persistent_state)
+            self._records.put("machine", "persistent-state", after.as_json())
         return after
 
     def record_tpm_counter(self, tpm_counter: TpmCounterRecord) -> None:

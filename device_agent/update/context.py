@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final, assert_never
@@ -10,7 +11,7 @@ from typing import Final, assert_never
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
-from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback
+from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback, UpdateInterrupted
 from device_agent.policy.app_verdicts import AppVerdicts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
@@ -31,6 +32,56 @@ class Interrupt(Enum):
 
     STOP = "stop"
     ROLLBACK = "rollback"
+
+
+class Interruption:
+    """Ends a running update at the request of an operator. Only the thread that updates may call it.
+
+    Attributes:
+        error: the error that `check` raises, or None.
+    """
+
+    def __init__(self) -> None:
+        self._is_before_switch = self._is_probation = False
+        self.error: UpdateInterrupted | OperatorRollback | None = None
+
+    @contextmanager
+    def allow(self) -> Iterator[None]:
+        """Allow requests in the block. After it, and while an update is undone, they have no effect."""
+        self._is_before_switch, self.error = True, None
+        try:
+            yield
+        finally:
+            self._is_before_switch = self._is_probation = False
+            self.error = None
+
+    def candidate_serves(self) -> None:
+        """Allow only the end of its probation from now on."""
+        self._is_before_switch, self._is_probation = False, True
+        self.error = None
+
+    def request_pause(self) -> None:
+        """End the update if its candidate does not serve yet."""
+        if self._is_before_switch:
+            self.error = UpdateInterrupted("an operator paused the updates")
+
+    def request_rollback(self) -> bool:
+        """End the update, or the probation of its candidate; return whether it is the probation."""
+        if self._is_probation:
+            self.error = OperatorRollback("an operator ended the probation")
+        elif self._is_before_switch:
+            self.error = UpdateInterrupted("an operator asked for a rollback")
+        return self._is_probation
+
+    def check(self) -> None:
+        """Raise the requested error.
+
+        Raises:
+            UpdateInterrupted: the update is to end before its candidate serves.
+            OperatorRollback: the probation of its candidate is to end.
+        """
+        if self.error is not None:
+            raise self.error
 
 
 def sleep_uninterrupted(timeout_s: float) -> Interrupt | None:
@@ -58,6 +109,7 @@ class UpdateContext:
         first_journal: journal of the device's first family, or None if `journal` is that one.
         app_verdicts: verdicts of applications on the generation that serves.
         other_families: returns the generations of the families that share the memory; empty without a daemon.
+        interruption: ends the running update.
     """
 
     config: Config
@@ -74,6 +126,7 @@ class UpdateContext:
     first_journal: Journal | None = None
     other_families: Callable[[], Sequence[FamilyServing]] = lambda: ()
     app_verdicts: AppVerdicts = field(default_factory=lambda: AppVerdicts(()))
+    interruption: Interruption = field(default_factory=Interruption)
 
     @property
     def device_journal(self) -> Journal:

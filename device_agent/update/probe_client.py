@@ -8,6 +8,7 @@ Rules:
 - An inconclusive probe says nothing about the candidate, which is not quarantined.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -31,13 +32,15 @@ class ProbeClient:
     Args:
         threads: number of threads of the model session, as in service.
         allow_unjailed: probe without a jail if the kernel offers none.
+        on_idle: called repeatedly during a probe; an error that it raises ends the probe, and is raised.
 
     Attributes:
         threads: threads of the next probe's session.
         last_report: the last report that passed, or None.
     """
 
-    def __init__(self, threads: int, *, allow_unjailed: bool) -> None:
+    def __init__(self, threads: int, *, allow_unjailed: bool, on_idle: Callable[[], None] | None = None) -> None:
+        self._on_idle = on_idle
         self.threads = threads
         self._jail = JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=allow_unjailed)
         self._baselines: dict[BundleDigest, ProbeBaseline] = {}
@@ -116,6 +119,7 @@ class ProbeClient:
             threads=self.threads,
             compares_outputs=compares_outputs,
             measures_ratio=measures_ratio,
+            on_idle=self._on_idle,
         )
 
     def _measure_running(

@@ -120,7 +120,8 @@ class _Update:
         """Run the steps and return the result; an error becomes the outcome that policy.error_outcomes names."""
         try:
             try:
-                result = steps()
+                with self._context.interruption.allow():
+                    result = steps()
             except OSError as error:
                 raise system_error(error) from error
         except JournalUnreadable:
@@ -286,6 +287,7 @@ class _Update:
                 candidate.run_shadow(serving, generation)
         with self._time_phase("swap"):
             took_us = candidate.publish(serving, generation, is_watched=runtime.is_run_by_agent and not is_first)
+        self._context.interruption.candidate_serves()
         self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # a first install has no release to return to: a failed probation could only end the service

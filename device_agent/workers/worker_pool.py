@@ -21,7 +21,7 @@ from bundle.fleet import Cohort
 from bundle.repository_paths import cohort_shard_path, content_shard_path, envelope_name
 from bundle.version import VERSION
 from device_agent.config.config import Config
-from device_agent.errors import AgentStopping, EnvelopeMissing, NotEnrolled
+from device_agent.errors import AgentStopping, EnvelopeMissing, NotEnrolled, UpdateInterrupted
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.download_bytes import DownloadKind
 from device_agent.policy.journal_records import BundleRecord, PersistentState
@@ -318,7 +318,7 @@ class WorkerPool:
         for source in list(self._mirrors):
             try:
                 done = act(source)
-            except AgentStopping:
+            except (AgentStopping, UpdateInterrupted):
                 raise
             except (Refused, Unavailable) as error:
                 errors.append(error)

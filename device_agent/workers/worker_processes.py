@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from device_agent.config.config import Config
-from device_agent.errors import AgentStopping, WorkerCrashed, WorkerTimeout
+from device_agent.errors import AgentStopping, UpdateInterrupted, WorkerCrashed, WorkerTimeout
 from device_agent.process.channel import Message
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
@@ -93,6 +93,7 @@ class WorkerProcesses:
                 f"device_agent.workers.{worker}",
                 jail_of(worker, self._config, self._trust_directory),
                 environment=environment,
+                on_idle=self._on_idle,
             )
             if self._interrupted.is_set():  # while the process started, when `interrupt` did not see it yet
                 process.kill()
@@ -103,6 +104,10 @@ class WorkerProcesses:
                 self._workers.pop(worker).stop()
             if self._interrupted.is_set():
                 raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None
+            raise
+        except (AgentStopping, UpdateInterrupted):  # of `on_idle`, which ended the worker
+            if self._workers.get(worker) is process and not process.is_alive():
+                self._workers.pop(worker).stop()
             raise
 
 

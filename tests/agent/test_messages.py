@@ -1,29 +1,30 @@
 """Replies of the main thread: a value, an error, or the end of the wait for messages that are never handled."""
 
 import threading
+from typing import Any
 
 import pytest
 
 from bundle.errors import Bug
 from device_agent.daemon.messages import (
+    AdapterRequest,
     FrontCrashed,
-    PauseRequest,
     Reply,
     ReportProbation,
     RollbackRequest,
-    cancel_reply,
+    cancel_replies,
 )
 from device_agent.errors import AgentStopping, NothingToRollBack
 
 
 def test_a_reply_reaches_the_thread_that_waits_for_it() -> None:
-    request = PauseRequest(is_paused=True)
-    found: list[bool] = []
+    request = AdapterRequest("kws", "adapter-detach", {})
+    found: list[dict[str, Any]] = []
     waiting = threading.Thread(target=lambda: found.append(request.reply.wait()))
     waiting.start()
-    request.reply.resolve(lambda: False)
+    request.reply.resolve(lambda: {"attached": None})
     waiting.join(60)
-    assert found == [False]
+    assert found == [{"attached": None}]
 
 
 def test_an_error_is_raised_where_the_reply_is_awaited() -> None:
@@ -50,9 +51,8 @@ def test_a_bug_ends_the_main_thread_and_releases_the_other() -> None:
 
 
 def test_messages_that_are_never_handled_release_their_senders() -> None:
-    pause, rollback = PauseRequest(is_paused=True), RollbackRequest("kws")
-    for message in (pause, ReportProbation(rollback), FrontCrashed()):
-        cancel_reply(message)
-    for request in (pause, rollback):
+    adapter, rollback = AdapterRequest("kws", "adapter-detach", {}), RollbackRequest("kws")
+    cancel_replies((adapter, ReportProbation(rollback), FrontCrashed()))
+    for request in (adapter, rollback):
         with pytest.raises(AgentStopping):
             request.reply.wait()
