@@ -66,7 +66,14 @@ from bundle.trust.role_names import (
     rollout_role,
     rollout_target,
 )
-from bundle.trust.role_versions import check_not_older, family_unknown, find_delegation, is_still_signed, role_version
+from bundle.trust.role_versions import (
+    channel_unknown,
+    check_not_older,
+    family_unknown,
+    find_delegation,
+    is_still_signed,
+    role_version,
+)
 from bundle.trust.sightings import update_sightings
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
@@ -347,7 +354,7 @@ class TrustSession:
         request = self._request
         target = self._find_target(rollout_role(request.family), rollout_target(request.family, request.channel))
         if target is None:
-            raise NoRollout(f"the repository has no rollout for channel {request.channel!r} of {request.family!r}")
+            raise channel_unknown(self._updater, rollout_role(request.family), request.family, request.channel)
         data = self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
         rollout = parse_rollout(data)
         self._check_pack_role(rollout_role(request.family))

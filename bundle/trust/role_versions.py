@@ -6,7 +6,7 @@ This is step 4 of the theory of operation in bundle.trust.check.
 import hashlib
 from typing import Final
 
-from tuf.api.metadata import DelegatedRole, Root
+from tuf.api.metadata import DelegatedRole, Root, Targets
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
 from bundle.errors import NoRollout, RollbackRefused
@@ -46,6 +46,25 @@ def family_unknown(updater: TrustedUpdater, role: str, family: str) -> NoRollout
     return NoRollout(
         f"this repository has no role {role!r}; its families: {known}",
         hint=f"check `family`: found {family!r}{suggest(family, families)}",
+    )
+
+
+def channel_unknown(updater: TrustedUpdater, role: str, family: str, channel: str) -> NoRollout:
+    """Return the error of a channel without a rollout; it names the channels of the family.
+
+    Args:
+        updater: the client of the check, which has loaded the role.
+        role: name of the family's rollout role.
+        family: the family that the device follows.
+        channel: the channel that the device follows.
+    """
+    listed = updater.verified_document(role)
+    names = sorted(listed.targets) if isinstance(listed, Targets) else []
+    channels = [name.rpartition("/")[2].removesuffix(".json") for name in names]
+    known = ", ".join(channels)[:MAX_SHOWN_CHARACTERS] or "none"
+    return NoRollout(
+        f"the repository has no rollout for channel {channel!r} of {family!r}; its channels: {known}",
+        hint=f"check `channel`: found {channel!r}{suggest(channel, channels)}",
     )
 
 

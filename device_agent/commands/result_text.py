@@ -93,6 +93,10 @@ def _family_status_lines(status: FamilyStatus) -> list[str]:
         f"state: {status.state}" + (", paused" if status.is_paused else ""),
         _serving_text(status),
     ]
+    if status.probation is not None:
+        lines.append(f"probation of {status.probation.text}")
+    if status.needs_restart:
+        lines.append(f"restart the daemon to change {', '.join(status.needs_restart)}")
     if status.is_degraded:
         lines.append("degraded: the previous release serves, because the active bundle is damaged")
     if status.stale_since_ms:

@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from bundle import console
+from bundle.errors import AirweightsError
 from bundle.suggestion import suggest
 from bundle.version import VERSION
 from device_agent.commands.adapter import adapter
@@ -81,12 +82,17 @@ def cli(context: click.Context, config: Path) -> None:
 def run(path: Path, *, as_json: bool) -> None:
     """Run the daemon: serve, poll and update until SIGTERM or SIGINT.
 
-    SIGHUP makes it read its configuration again. It logs JSON lines to stderr.
+    SIGHUP makes it read its configuration again. It logs JSON lines to stderr; an error at its start is
+    printed for people if stderr is a terminal.
     """
     from device_agent.storage.device_directory import DeviceDirectory
 
-    del as_json  # the daemon's log is always JSON
-    DeviceDirectory(load_config(path).directory).check_initialized()
+    try:
+        DeviceDirectory(load_config(path).directory).check_initialized()
+    except AirweightsError:
+        if as_json or sys.stderr.isatty():
+            raise
+        # else the daemon finds the same error, and logs it as a line of its JSON log
     # replace this process: the daemon does not keep the modules of the command line in memory
     arguments = [sys.executable, "-P", "-m", "device_agent.daemon", str(path)]
     os.execve(sys.executable, arguments, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell

@@ -27,7 +27,8 @@ ORIGIN_PATTERN: Final = re.compile(r"https?://[^\s/?#@]+/?")
 PROXY_PATTERN: Final = re.compile(r"none|http://[^\s/?#@]+/?")
 HEADER_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 HEADER_VALUE_PATTERN: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,8190}[\x21-\x7e])?")
-HOST_RULE_PATTERN: Final = re.compile(r"[^\s/@?#]{1,255}(?:/[0-9]{1,3})?")
+HOST_RULE_PATTERN: Final = re.compile(r"[^\s/@?#]{1,255}(?:/[0-9]{1,3}(?::[0-9]{1,5})?)?")
+MAX_PORT: Final = 65535
 URL_EXPECTED: Final = (
     "a URL such as https://models.example.com/kws, oci://registry.example.com/kws or file:///media/stick, without query"
 )
@@ -125,13 +126,23 @@ def parse_repository(table: Table, where: str, folder: Path) -> RepositorySettin
         send_credentials_to=parse_urls(table, "send_credentials_to", ORIGIN_PATTERN, MAX_ITEMS),
         token_realm=table.text("token_realm", None, HOST_PATTERN) if table.has("token_realm") else "",
         proxy=parse_url(table, "proxy", PROXY_PATTERN, "http://HOST:PORT or none", "") if table.has("proxy") else "",
-        no_proxy=table.texts("no_proxy", HOST_RULE_PATTERN, MAX_ITEMS) if table.has("no_proxy") else None,
-        allow_redirects_to=table.texts("allow_redirects_to", HOST_RULE_PATTERN, MAX_ITEMS),
+        no_proxy=_parse_host_rules(table, "no_proxy") if table.has("no_proxy") else None,
+        allow_redirects_to=_parse_host_rules(table, "allow_redirects_to"),
         first_byte_s=table.integer("first_byte_s", int(default.first_byte_s), 1, MAX_WAIT_S),
         stall_window_s=table.integer("stall_window_s", int(default.stall_window_s), 1, MAX_WAIT_S),
     )
     _check_combinations(settings, where)
     return settings
+
+
+def _parse_host_rules(table: Table, key: str) -> tuple[str, ...]:
+    rules = table.texts(key, HOST_RULE_PATTERN, MAX_ITEMS)
+    for rule in rules:
+        host, separator, port = rule.rpartition(":")
+        is_port = bool(separator) and port.isdecimal() and (":" not in host or host.endswith("]") or "/" in host)
+        if is_port and not 0 < int(port) <= MAX_PORT:
+            raise table.invalid(key, f"has {rule!r}, expected a port from 1 to {MAX_PORT}")
+    return rules
 
 
 def parse_url(table: Table, key: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
@@ -198,7 +209,7 @@ def _has_valid_port(url: str) -> bool:
     found = re.match(r"(?:https?|oci(?:\+http)?)://(?:\[[^\]]*\]|[^/:]*)(?::([^/]*))?(?:/|$)", url)
     if found is None or found[1] is None:
         return found is not None or not url.startswith(("http", "oci"))
-    return found[1].isascii() and found[1].isdecimal() and 0 < int(found[1]) <= 65535
+    return found[1].isascii() and found[1].isdecimal() and 0 < int(found[1]) <= MAX_PORT
 
 
 def _parse_headers(table: Table, where: str) -> tuple[tuple[str, str], ...]:

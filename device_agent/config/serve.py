@@ -84,12 +84,21 @@ def parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
         standby=table.flag("standby", default.standby),
         memory_bytes=table.optional_integer("memory_bytes", 2**20, 2**50),
         allowed_hosts=table.texts("allowed_hosts", HOST_PATTERN, MAX_ALLOWED_NAMES, HOST_EXPECTED),
-        allowed_origins=table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES, ORIGIN_EXPECTED),
+        allowed_origins=_parse_origins(table),
         max_body_bytes=table.integer("max_body_bytes", default.max_body_bytes, 1024, 2**31),
         max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
         request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
         apps_socket=table.path("apps_socket", folder) if table.has("apps_socket") else None,
     )
+
+
+def _parse_origins(table: Table) -> tuple[str, ...]:
+    origins = table.texts("allowed_origins", ORIGIN_PATTERN, MAX_ALLOWED_NAMES, ORIGIN_EXPECTED)
+    for origin in origins:
+        port = re.search(r":([0-9]+)$", origin)
+        if port is not None and int(port[1]) > MAX_PORT:
+            raise table.invalid("allowed_origins", f"has {origin!r}, expected a port of at most {MAX_PORT}")
+    return origins
 
 
 def _parse_listen(table: Table, where: str) -> str:

@@ -23,8 +23,8 @@ def reload_config(
     apply: Callable[[Config], None],
     notifier: SystemdNotifier,
     status: str,
-) -> None:
-    """Read the configuration, apply it, and report what was changed.
+) -> tuple[str, ...]:
+    """Read the configuration, apply it, and return the keys that need a restart.
 
     Args:
         running: the configuration that the daemon uses.
@@ -34,6 +34,7 @@ def reload_config(
         status: systemd's status line, to which what was not applied is added.
     """
     notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    needs_restart: tuple[str, ...] = ()
     try:
         change = merge_configs(running, read_config())
         apply(change.config)
@@ -45,5 +46,7 @@ def reload_config(
         logger.info("configuration reloaded", extra=fields)
         if change.needs_restart:
             status += f"; restart to change {', '.join(change.needs_restart)}"
+            needs_restart = change.needs_restart
             logger.warning("restart the daemon to change %s", ", ".join(change.needs_restart))
     notifier.send("READY=1", f"STATUS={status}")
+    return needs_restart

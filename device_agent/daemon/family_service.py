@@ -45,6 +45,7 @@ from device_agent.workers.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from device_agent.daemon.supervisor import Supervisor
+    from device_agent.policy.probation_progress import ProbationProgress
     from device_agent.policy.status_report import FamilyStatus, UpdateHistory
     from device_agent.update.preview import Plan
 
@@ -107,6 +108,7 @@ class FamilyService:
             serving=self.serving,
             app_verdicts=self.app_family.verdicts,
             wait=lambda timeout_s: supervisor.wait_for_interrupt(self, timeout_s),
+            on_probation=self._set_probation,
             first_journal=first_journal,
             other_families=lambda: [each.serving for each in supervisor.services if each is not self],
         )
@@ -123,6 +125,7 @@ class FamilyService:
         self.next_poll_at_s = time.monotonic()
         self._needs_recovery = True
         self._failed_polls = 0
+        self._probation: ProbationProgress | None = None
 
     def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files in a thread of an application's connection, with workers of their own."""
@@ -132,6 +135,9 @@ class FamilyService:
     def _serving_bundle(self) -> tuple[BundleRecord, int] | None:
         current = self.serving.current  # assigned as a whole by the main thread
         return None if current is None else (current.bundle, current.number)
+
+    def _set_probation(self, progress: "ProbationProgress | None") -> None:
+        self._probation = progress
 
     def _open_workers(self) -> WorkerPool:
         return self._supervisor.worker_pools.open(self.config, self.device, self._store)
@@ -388,6 +394,8 @@ class FamilyService:
             is_unjailed=not self._runtime.is_jailed,
             is_memory_swappable=self._runtime.is_swappable,
             missing_restrictions=missing_restrictions(),
+            probation=self._probation,  # assigned as a whole by the main thread
+            needs_restart=self._supervisor.needs_restart,
         )
 
 

@@ -90,7 +90,12 @@ def main(arguments: list[str]) -> int:
     try:
         run_daemon(Path(arguments[0]), lambda event, address: _announce(logger, event, address))
     except AirweightsError as error:
-        logger.critical(error.message, extra={"error": error.as_dict()})
+        if sys.stderr.isatty():
+            from bundle import console  # not in memory at rest
+
+            console.print_error(error, as_json=False)
+        else:
+            logger.critical(error.message, extra={"error": error.as_dict()})
         return error.exit_code
     except Exception as error:  # a bug is logged in the same form as any other error
         logger.critical("%s: %s", type(error).__name__, error, exc_info=True)

@@ -75,6 +75,7 @@ class Supervisor:
         worker_pools: the worker pools of all families.
         identity: public identity of the device.
         runtime: the front process and the model processes.
+        needs_restart: keys of the configuration that changed in the file and need a restart.
 
     Raises:
         JournalUnreadable: the journal of the first family cannot be opened.
@@ -94,7 +95,7 @@ class Supervisor:
         self._config, self._announce, self._read_config = config, announce, read_config
         self._messages, self.worker_pools = messages, worker_pools
         self._deferred_messages: list[DaemonMessage] = []
-        self.is_stopping = False
+        self.is_stopping, self.needs_restart = False, tuple[str, ...]()
         self.identity = device.read_public_identity()
         self._notifier = SystemdNotifier()
         self.runtime = ServingRuntime(config)
@@ -303,7 +304,9 @@ class Supervisor:
                 self.is_stopping = True
             case Reload():
                 status = f"serving at {self.runtime.address}"
-                reload_config(self._config, self._read_config, self._reconfigure, self._notifier, status)
+                self.needs_restart = reload_config(
+                    self._config, self._read_config, self._reconfigure, self._notifier, status
+                )
             case FrontCrashed():
                 log_errors(self._restart_front)
             case ModelCrashed():

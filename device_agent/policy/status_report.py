@@ -15,8 +15,10 @@ from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from device_agent.errors import error_from_dict
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import QuarantineRecord
+from device_agent.policy.probation_progress import ProbationProgress
 
 RESTRICTION_PATTERN: Final = re.compile(r"[a-z-]{1,40}")
+CONFIG_KEY_PATTERN: Final = re.compile(r"[a-z0-9_.-]{1,200}")
 MAX_ROWS: Final = 1000  # limit on the rows of quarantine, history and damaged bundles; the journal keeps fewer
 
 
@@ -151,6 +153,8 @@ class FamilyStatus:
         is_unjailed: whether the model process runs without a jail.
         is_memory_swappable: whether the model's memory can be swapped out.
         missing_restrictions: (worker, restrictions that its jail lacks), of the last worker of each kind.
+        probation: progress of the running probation, or None.
+        needs_restart: keys of the configuration that changed in the file and need a restart of the daemon.
     """
 
     device_id: str
@@ -186,6 +190,8 @@ class FamilyStatus:
     is_unjailed: bool = False
     is_memory_swappable: bool = False
     missing_restrictions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    probation: ProbationProgress | None = None
+    needs_restart: tuple[str, ...] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -230,6 +236,8 @@ class FamilyStatus:
             "missing_restrictions": [
                 {"worker": worker, "restrictions": list(names)} for worker, names in self.missing_restrictions
             ],
+            "probation": None if self.probation is None else self.probation.as_json(),
+            "needs_restart": list(self.needs_restart),
         }
 
     @classmethod
@@ -241,6 +249,7 @@ class FamilyStatus:
         """
         floor = fields.object("rollback_floor")
         last_update, serving = _optional_object(fields, "last_update"), _optional_object(fields, "serving")
+        probation = _optional_object(fields, "probation")
         fields.flag("ready")  # follows from `serving`
         found = cls(
             device_id=fields.text("device_id"),
@@ -279,6 +288,8 @@ class FamilyStatus:
                 (row.text("worker"), row.texts("restrictions", RESTRICTION_PATTERN, max_items=MAX_ROWS))
                 for row in fields.objects("missing_restrictions", max_items=MAX_ROWS)
             ),
+            probation=None if probation is None else ProbationProgress.parse(probation),
+            needs_restart=fields.texts("needs_restart", CONFIG_KEY_PATTERN, max_items=MAX_ROWS),
         )
         fields.reject_unknown()
         floor.reject_unknown()

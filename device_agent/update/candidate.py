@@ -26,6 +26,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 from typing import Final
 
 from bundle.errors import AirweightsError, Unfit
@@ -48,6 +49,7 @@ from device_agent.policy.probation import (
     judge_probation,
     summarize_probation,
 )
+from device_agent.policy.probation_progress import ProbationProgress
 from device_agent.policy.serving_counts import ProbationSummary, ServingObservation
 from device_agent.policy.shadow_judge import judge_shadow
 from device_agent.runtime.admission import Admission, decide_admission
@@ -254,6 +256,7 @@ class Candidate:
             current = serving.current
             is_alive = current is not None and current.process.is_alive()
             observation = replace(serving.observation(candidate), repeats=repeats, is_alive=is_alive)
+            self._report_progress(candidate, limits, elapsed_s, observation.requests, limits.min_requests)
             return judge_probation(limits, observation, baseline, elapsed_s)
 
         try:
@@ -283,6 +286,8 @@ class Candidate:
         def decide(elapsed_s: float) -> ProbationDecision:
             nonlocal elapsed
             elapsed = elapsed_s
+            answered = len({verdict.judge for verdict in verdicts.all()})
+            self._report_progress(candidate, limits, elapsed_s, answered, len(verdicts.judges), "verdicts")
             return judge_verdicts(limits, verdicts, elapsed_s)
 
         try:
@@ -341,6 +346,18 @@ class Candidate:
         except (AdapterIncompatible, StoreDamaged, WorkerTimeout) as error:
             logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
         store.write(adapter.with_check_result(bundle.digest, is_compatible=is_compatible))
+
+    def _report_progress(
+        self,
+        candidate: Generation,
+        limits: ProbationLimits,
+        elapsed_s: float,
+        requests: int,
+        needed_requests: int,
+        unit: str = "requests",
+    ) -> None:
+        left_s = max(0, ceil(limits.window_s - elapsed_s))
+        self._context.on_probation(ProbationProgress(candidate.bundle.version, requests, needed_requests, left_s, unit))
 
     def _limits(self, candidate: Generation) -> ProbationLimits:
         settings = self._context.config.probation

@@ -15,6 +15,7 @@ from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollba
 from device_agent.policy.app_verdicts import AppVerdicts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
+from device_agent.policy.probation_progress import ProbationProgress
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
@@ -110,6 +111,7 @@ class UpdateContext:
         app_verdicts: verdicts of applications on the generation that serves.
         other_families: returns the generations of the families that share the memory; empty without a daemon.
         interruption: ends the running update.
+        on_probation: called with the progress of a probation, and with None at its end.
     """
 
     config: Config
@@ -127,6 +129,7 @@ class UpdateContext:
     other_families: Callable[[], Sequence[FamilyServing]] = lambda: ()
     app_verdicts: AppVerdicts = field(default_factory=lambda: AppVerdicts(()))
     interruption: Interruption = field(default_factory=Interruption)
+    on_probation: Callable[[ProbationProgress | None], None] = lambda _progress: None
 
     @property
     def device_journal(self) -> Journal:

@@ -130,6 +130,7 @@ class _Update:
             result = self._end_with_error(error)
         finally:
             self._candidate.close()
+            self._context.on_probation(None)
         self._log_result(result)
         collect_garbage(self._context)
         return result

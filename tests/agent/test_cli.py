@@ -1,6 +1,8 @@
 """The output, exit codes and one-line errors of `device-agent`."""
 
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -237,3 +239,17 @@ def test_a_damaged_key_file_says_nothing_of_its_content(
     path.write_text(text.replace('"value":"', '"value":"0'))
     message = _run_refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
     assert message == "the ed25519 key file of this device is damaged"
+
+
+def test_a_start_that_fails_is_a_line_for_people_on_a_terminal_and_json_elsewhere(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "device_agent", "--config", str(tmp_path / "no.toml"), "run"]
+    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert json.loads(found.stderr)["error"]["reason"] == "config-invalid"
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(words, stderr=theirs) as process:
+        assert process.wait(60) == 2
+    os.close(theirs)
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert [line.partition(":")[0] for line in shown.splitlines()] == ["error", "hint"], shown

@@ -111,11 +111,17 @@ def test_an_operator_ends_a_probation(installed: DeviceUnderTest, publisher: Pub
     update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
     _wait_for_probation(installed)
+    infer(installed)
+    progress = installed.call("status")["probation"]
+    assert (progress["release"], progress["needed_requests"], progress["unit"]) == ("1.1.0", 1000, "requests")
+    assert 0 < progress["left_s"] <= 30
+    assert "of 1000 requests, " in installed.command("status").stdout
     back = installed.call("rollback")
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
     assert infer(installed)["model_version"] == "1.0.0"
+    assert installed.call("status")["probation"] is None
 
 
 def test_what_could_not_be_started_at_once_is_started_later(installed: DeviceUnderTest) -> None:
