@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle import strict_json
+from bundle.document_schema import check_schema
 from bundle.errors import Malformed
 from bundle.key_sizes import PUBLIC_BYTES
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
@@ -72,13 +73,12 @@ def parse_fleet(data: bytes) -> Fleet:
     """Parse a fleet document strictly.
 
     Raises:
+        AgentTooOld: the document has a later version of the format.
         Malformed: the document does not follow its schema.
         TooLarge: the document is longer than MAX_FLEET_BYTES.
     """
     fields = StrictObject(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"fleet.schema: found {schema!r}, expected {SCHEMA!r}")
+    check_schema(fields, SCHEMA)
     cohorts = []
     for name, row in sorted(fields.mapping("cohorts", NAME_PATTERN, max_items=MAX_COHORTS).items()):
         epoch = row.integer("epoch", 1)

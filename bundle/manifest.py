@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from bundle import strict_json
+from bundle.document_schema import check_schema
 from bundle.errors import Malformed
 from bundle.ramp import MAX_RAMP_STEPS, RampStep, parse_ramp
 from bundle.requirements import NUMERIC_VERSION_PATTERN
@@ -92,13 +93,12 @@ def parse_manifest(data: bytes) -> Manifest:
     """Parse a manifest strictly.
 
     Raises:
+        AgentTooOld: the document has a later version of the format.
         Malformed: the document does not follow its schema.
         TooLarge: the document is longer than MAX_MANIFEST_BYTES.
     """
     fields = StrictObject(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"manifest.schema: found {schema!r}, expected {SCHEMA!r}")
+    check_schema(fields, SCHEMA)
     variants = fields.mapping("variants", NAME_PATTERN, max_items=MAX_VARIANTS)
     out = Manifest(
         family=fields.text("family", NAME_PATTERN),

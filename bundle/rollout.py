@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle import strict_json
+from bundle.document_schema import check_schema
 from bundle.errors import Malformed
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
@@ -103,13 +104,12 @@ def parse_rollout(data: bytes) -> Rollout:
     """Parse a rollout strictly.
 
     Raises:
+        AgentTooOld: the document has a later version of the format.
         Malformed: the document does not follow its schema.
         TooLarge: the document is longer than MAX_ROLLOUT_BYTES.
     """
     fields = StrictObject(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"rollout.schema: found {schema!r}, expected {SCHEMA!r}")
+    check_schema(fields, SCHEMA)
     out = Rollout(
         family=fields.text("family", NAME_PATTERN),
         channel=fields.text("channel", NAME_PATTERN),

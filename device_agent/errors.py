@@ -252,6 +252,12 @@ class JournalUnreadable(Unavailable):
     reason = "journal-unreadable"
 
 
+class JournalTooNew(JournalUnreadable):
+    """A newer agent wrote the journal. What is active serves; install that version, or a newer one, to update."""
+
+    reason = "journal-too-new"
+
+
 class ServerTooSlow(DownloadFailed):
     """A transfer stalled or was too slow; its progress is kept. Check the network."""
 

@@ -24,7 +24,8 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.acceptance import ZERO_COUNTER, ReleaseCounter, VerifiedRelease, parse_counter
-from bundle.errors import Malformed, Refused
+from bundle.document_schema import check_schema
+from bundle.errors import AgentTooOld, Refused
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from bundle.trust.clock import TimeFloor
 from bundle.trust.sightings import MAX_SIGHTINGS, Sighting, parse_sighting
@@ -163,9 +164,7 @@ def parse_trust_state(data: bytes) -> TrustState:
         TooLarge: the document is longer than MAX_TRUST_STATE_BYTES.
     """
     fields = StrictObject(strict_json.decode(data, what="trust state", max_bytes=MAX_TRUST_STATE_BYTES), "trust state")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"trust state.schema: found {schema!r}, expected {SCHEMA!r}")
+    check_schema(fields, SCHEMA)
     roles = {}
     for name, row in fields.mapping("roles", ROLE_NAME_PATTERN, max_items=MAX_ROLES).items():
         roles[name] = RoleVersion(
@@ -254,6 +253,8 @@ class TrustStateStore:
             return None
         try:
             return parse_trust_state(body)
+        except AgentTooOld:
+            raise  # a newer agent wrote it: it is neither damaged nor lost
         except Refused:
             return None
 

@@ -1,41 +1,41 @@
 """One family of a device: its stores, its serving model and its updates.
 
 Rules:
-1. Only the supervisor's main thread calls a family service, except for `status`, `history`, `list_adapters`,
-   `set_paused`, `clear_quarantine` and `read_journal`, which any thread may call.
+1. Only the supervisor's main thread calls a family service, except for the methods of FamilyQueries.
 2. A failed update never stops the serving model (device_agent.daemon.serving_watchdog).
-3. An update of one family never stops the serving model of another; it may only stop the others' standbys to free
+3. If a newer agent wrote the journal, what is active serves, and nothing else is done
+   (device_agent.storage.newer_journal).
+4. An update of one family never stops the serving model of another; it may only stop the others' standbys to free
    memory (device_agent.update.candidate).
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bundle.errors import AirweightsError
-from bundle.files import BundleDigest
 from device_agent.apps.access import FamilyAccess
 from device_agent.apps.app_socket import AppFamily
 from device_agent.apps.lender import FileLender
 from device_agent.config.config import Config
 from device_agent.daemon.error_log import log_errors
+from device_agent.daemon.family_queries import FamilyQueries
 from device_agent.daemon.messages import ModelCrashed
 from device_agent.daemon.serving_watchdog import ServingWatchdog
 from device_agent.daemon.update_metrics import UpdateMetrics
-from device_agent.errors import JournalUnreadable
+from device_agent.errors import JournalTooNew, JournalUnreadable
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.poll_schedule import next_poll_delay_s
 from device_agent.policy.state_machine import State
-from device_agent.process.worker_process import missing_restrictions
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
-from device_agent.storage.journal import Journal, open_for_reading
+from device_agent.storage.journal import Journal
 from device_agent.update.context import UpdateContext, collect_garbage
 from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
@@ -46,13 +46,14 @@ from device_agent.workers.worker_pool import WorkerPool
 if TYPE_CHECKING:
     from device_agent.daemon.supervisor import Supervisor
     from device_agent.policy.probation_progress import ProbationProgress
-    from device_agent.policy.status_report import FamilyStatus, UpdateHistory
     from device_agent.update.preview import Plan
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class FamilyService:
+class FamilyService(FamilyQueries):
     """The stores, the serving model and the updates of one family.
 
     Args:
@@ -78,14 +79,21 @@ class FamilyService:
     """
 
     def __init__(self, config: Config, supervisor: "Supervisor", first_journal: Journal | None) -> None:
-        self.name, self.config, self._supervisor = config.family, config, supervisor
+        self.name, self.config, self.supervisor = config.family, config, supervisor
         self.device = DeviceDirectory.for_family(config)
         self.device.create_family_directory()
         self._store = BundleStore(self.device.family_directory)
-        self.journal = open_journal(self.device, self._store, self._open_workers)
-        self._runtime = supervisor.runtime.family_runtime(self.name)
-        self._runtime.on_idle = lambda: supervisor.handle_pending(self)
-        self.serving = FamilyServing(self._runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
+        self.too_new: JournalTooNew | None = None
+        try:
+            self.journal = open_journal(self.device, self._store, self._open_workers)
+        except JournalTooNew as error:
+            from device_agent.storage.newer_journal import copy_newer_journal  # not in memory otherwise
+
+            logger.error("only what is active is served: %s", error.message)
+            self.too_new, self.journal = error, copy_newer_journal(self.device)
+        self.runtime = supervisor.runtime.family_runtime(self.name)
+        self.runtime.on_idle = lambda: supervisor.handle_pending(self)
+        self.serving = FamilyServing(self.runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
         self.app_family = AppFamily(
             self.name, _family_access(config), FileLender(self._unseal_files), self._serving_bundle
         )
@@ -125,7 +133,7 @@ class FamilyService:
         self.next_poll_at_s = time.monotonic()
         self._needs_recovery = True
         self._failed_polls = 0
-        self._probation: ProbationProgress | None = None
+        self.probation: ProbationProgress | None = None
 
     def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files in a thread of an application's connection, with workers of their own."""
@@ -137,10 +145,10 @@ class FamilyService:
         return None if current is None else (current.bundle, current.number)
 
     def _set_probation(self, progress: "ProbationProgress | None") -> None:
-        self._probation = progress
+        self.probation = progress
 
     def _open_workers(self) -> WorkerPool:
-        return self._supervisor.worker_pools.open(self.config, self.device, self._store)
+        return self.supervisor.worker_pools.open(self.config, self.device, self._store)
 
     def reconfigure(self, config: Config) -> None:
         """Use another configuration of the same family, between two updates (device_agent.config.reload)."""
@@ -174,7 +182,7 @@ class FamilyService:
         Raises:
             Unavailable, Bug: as `update`.
         """
-        result = run_staged(self.context)
+        result = run_staged(self.context) if self.too_new is None else None
         if result is not None:
             self._record_result(result)
 
@@ -188,6 +196,7 @@ class FamilyService:
             Unavailable: the journal cannot be written; the next update begins with a recovery.
             Bug: a defect of the agent.
         """
+        self.check_not_too_new()
         if self._needs_recovery:
             self._recover()
         try:
@@ -199,7 +208,7 @@ class FamilyService:
         finally:
             if self.serving.previous is not None and self._needs_recovery:
                 self.serving.revert()
-            if self.serving.current is None and not self._supervisor.is_stopping:
+            if self.serving.current is None and not self.supervisor.is_stopping:
                 # the running model was stopped to free memory, and its restart failed
                 log_errors(self.watchdog.serve_active)
         self._record_result(result)
@@ -223,6 +232,7 @@ class FamilyService:
             BelowRollbackFloor: the previous release is below the rollback floor.
             Unfit, Refused, Unavailable: the previous bundle cannot be loaded; the active one keeps serving.
         """
+        self.check_not_too_new()
         active, previous, rejection = prepare_rollback(self.journal)
         generation = self.watchdog.load(previous)
         attempt = self.journal.begin_rollback(active, rejection)
@@ -241,6 +251,7 @@ class FamilyService:
         """
         from device_agent.update.preview import preview_update  # not in memory at rest
 
+        self.check_not_too_new()
         return preview_update(self.context)
 
     def last_result(self) -> UpdateResult:
@@ -266,6 +277,7 @@ class FamilyService:
         """
         from device_agent.update.adapter_change import change_adapter  # not in memory at rest
 
+        self.check_not_too_new()
         change_adapter(self.context, command, fields)
         active, current = self.journal.bundle(self.journal.pointers.active), self.serving.current
         self.serving.drop_standby()  # it was loaded with the previous adapter
@@ -285,7 +297,8 @@ class FamilyService:
     def _recover(self) -> None:
         recover_journal(self.journal, runtime_version())
         self._needs_recovery = False
-        collect_garbage(self.context)
+        if self.too_new is None:
+            collect_garbage(self.context)
         self._serve_committed()
 
     def _serve_committed(self) -> None:
@@ -305,98 +318,6 @@ class FamilyService:
             return self.journal.state is State.PROBATION
         except JournalUnreadable:
             return True
-
-    # from other threads
-
-    def read_journal(self, query: Callable[[Journal], T]) -> T:
-        """Call `query` with a connection of its own to the journal: threads must not share SQLite connections.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read.
-        """
-        with open_for_reading(self.device) as journal:
-            return query(journal)
-
-    def set_paused(self, *, is_paused: bool) -> None:
-        """Record that the updates of the device are paused or not; this is the service of the first family.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read or written.
-        """
-        with closing(Journal(self.device.journal_path)) as journal:
-            journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
-
-    def clear_quarantine(self, digest: str | None) -> int:
-        """Remove one bundle from quarantine, or all if `digest` is None; return the number of removed rows.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read or written.
-        """
-        with closing(Journal(self.device.journal_path)) as journal:
-            return journal.clear_quarantine(None if digest is None else BundleDigest(digest))
-
-    def list_adapters(self) -> dict[str, Any]:
-        """Return the object of `adapter list --json`.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read.
-        """
-        return AdapterStore(self.device).as_listing(self.read_journal(lambda journal: journal.pointers.active))
-
-    def history(self) -> "UpdateHistory":
-        """Return the past attempts.
-
-        Raises:
-            JournalUnreadable: the journal cannot be read.
-        """
-        from device_agent.policy.status_report import UpdateHistory  # not in memory at rest
-
-        return UpdateHistory(self.read_journal(lambda journal: tuple(journal.history())))
-
-    def status(self) -> "FamilyStatus":
-        """Return the family's status with the daemon's part.
-
-        Raises:
-            JournalUnreadable: this journal or that of the first family cannot be read.
-        """
-        from device_agent.daemon.status import family_status  # not in memory at rest
-        from device_agent.policy.status_report import ServingStatus
-
-        device_records = None
-        if self.context.first_journal is not None:
-            first = DeviceDirectory(self.config.directory)
-            with open_for_reading(first) as journal:
-                device_records = journal.persistent_state, journal.tpm_counter
-        status = self.read_journal(
-            lambda journal: family_status(
-                self.config, self._supervisor.identity, journal, device_records=device_records
-            )
-        )
-        current = self.serving.current
-        serving = None
-        if current is not None:
-            serving = ServingStatus(
-                release=current.bundle.version,
-                variant=current.bundle.variant,
-                bundle=current.digest,
-                generation=current.number,
-                pid=current.process.pid,
-                is_alive=current.process.is_alive(),
-                resident_bytes=current.process.resident_bytes(),
-            )
-        return replace(
-            status,
-            is_daemon_running=True,
-            address=self._supervisor.runtime.address,
-            serving=serving,
-            next_restart_s=self.watchdog.restart_delay_s(),
-            is_degraded=self.watchdog.is_degraded,
-            is_unjailed=not self._runtime.is_jailed,
-            is_memory_swappable=self._runtime.is_swappable,
-            missing_restrictions=missing_restrictions(),
-            probation=self._probation,  # assigned as a whole by the main thread
-            needs_restart=self._supervisor.needs_restart,
-        )
 
 
 def _family_access(config: Config) -> FamilyAccess:

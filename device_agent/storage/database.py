@@ -16,7 +16,7 @@ from typing import Final
 from bundle import strict_json
 from bundle.errors import AirweightsError
 from bundle.strict_json import JSON, StrictObject
-from device_agent.errors import JournalDamaged, JournalUnreadable
+from device_agent.errors import JournalDamaged, JournalTooNew, JournalUnreadable
 from device_agent.storage.journal_schema import MAX_RECORD_BYTES, MIGRATIONS, SCHEMA_VERSION, checksum
 
 BUSY_TIMEOUT_S: Final = 10.0  # far longer than a transaction of a few milliseconds
@@ -31,7 +31,8 @@ class RecordDatabase:
 
     Raises:
         JournalDamaged: the file is not a database, or a record does not match its checksum. Any method can raise it.
-        JournalUnreadable: the file cannot be opened or written, or has another schema. Any method can raise it.
+        JournalTooNew: the file has a newer schema.
+        JournalUnreadable: the file cannot be opened or written, or has an older schema. Any method can raise it.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -156,8 +157,8 @@ class RecordDatabase:
             raise JournalDamaged(f"{self._path}: SQLite reports damage: {str(findings)[:200]}")
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
-            raise JournalUnreadable(
-                f"{self._path}: schema {version}, this agent knows {SCHEMA_VERSION}",
+            raise JournalTooNew(
+                f"{self._path}: schema {version}, this agent reads schemas up to {SCHEMA_VERSION}",
                 hint="install the agent version that wrote it, or a newer one",
             )
         if version < SCHEMA_VERSION:

@@ -11,6 +11,10 @@
    older agents name no repository, which `airweights.report/2` requires: they are deleted, and a new log begins.
 
 A migration runs inside one transaction, which its caller opens.
+
+Every later schema keeps the table `record` with its columns kind, key and body, the record `machine/pointers` and the
+records `bundle/DIGEST` with the fields that they have now; they may have further fields. From these an older agent
+serves what is active (device_agent.storage.newer_journal).
 """
 
 import hashlib
