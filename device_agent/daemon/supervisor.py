@@ -166,7 +166,7 @@ class Supervisor:
 
         Raises:
             UpdateInterrupted: a message asks for the end of the update of `busy`.
-            OperatorRollback: an operator asks for the end of its probation.
+            OperatorRollback: an operator rejects its candidate.
             AgentStopping: the agent stops.
         """
         for message in self._pending_messages():
@@ -203,9 +203,8 @@ class Supervisor:
     #   ModelCrashed     busy's candidate in probation  defer: the probation judges it
     #   ModelCrashed     any other                      restart now
     #   RollbackRequest  of busy, interruptible         end the update; reply with its result
-    #   RollbackRequest  of busy, a worker of its       end the update; reply with its result
-    #                    probation is awaited
-    #   RollbackRequest  of busy, otherwise             end the update if its candidate does not serve; then roll back
+    #   RollbackRequest  of busy, candidate activated   reject the candidate; reply with the update's result
+    #   RollbackRequest  of busy, before that           end the update; then roll back
     #   RollbackRequest  of another family              run now
     #   PauseChanged     to paused                      end the update if its candidate does not serve
     #   all others                                      defer until the update ends
@@ -238,7 +237,7 @@ class Supervisor:
             case RollbackRequest():
                 if busy is None or message.family != busy.name:
                     self.handle(message)
-                elif busy.context.interruption.request_rollback() or is_interruptible:
+                elif busy.context.interruption.request_rollback():
                     self._deferred_messages.append(ReportProbation(message))
                     return Interrupt.ROLLBACK
                 else:

@@ -43,7 +43,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self._is_before_switch = self._is_probation = False
+        self._is_before_switch = self._is_activation = False
         self.error: UpdateInterrupted | OperatorRollback | None = None
 
     @contextmanager
@@ -53,13 +53,16 @@ class Interruption:
         try:
             yield
         finally:
-            self._is_before_switch = self._is_probation = False
+            self._is_before_switch = self._is_activation = False
             self.error = None
 
+    def candidate_is_activated(self) -> None:
+        """Let a rollback reject the candidate from now on: it is loaded, in shadow mode or in probation."""
+        self._is_activation = True
+
     def candidate_serves(self) -> None:
-        """Allow only the end of its probation from now on."""
-        self._is_before_switch, self._is_probation = False, True
-        self.error = None
+        """Let a pause have no effect from now on: the probation is completed."""
+        self._is_before_switch, self.error = False, None
 
     def request_pause(self) -> None:
         """End the update if its candidate does not serve yet."""
@@ -67,19 +70,19 @@ class Interruption:
             self.error = UpdateInterrupted("an operator paused the updates")
 
     def request_rollback(self) -> bool:
-        """End the update, or the probation of its candidate; return whether it is the probation."""
-        if self._is_probation:
-            self.error = OperatorRollback("an operator ended the probation")
+        """End the update; return whether that rejects the candidate, so that nothing else is to be rolled back."""
+        if self._is_activation:
+            self.error = OperatorRollback("an operator rejected the candidate")
         elif self._is_before_switch:
             self.error = UpdateInterrupted("an operator asked for a rollback")
-        return self._is_probation
+        return self._is_activation
 
     def check(self) -> None:
         """Raise the requested error.
 
         Raises:
             UpdateInterrupted: the update is to end before its candidate serves.
-            OperatorRollback: the probation of its candidate is to end.
+            OperatorRollback: the candidate is to be rejected.
         """
         if self.error is not None:
             raise self.error

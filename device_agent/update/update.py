@@ -279,6 +279,7 @@ class _Update:
         serving, candidate = self._context.serving, self._candidate
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
+        self._context.interruption.candidate_is_activated()
         is_first, runtime = serving.current is None, bundle.runtime()
         with self._time_phase("swap"):
             candidate.make_memory_available(serving, bundle)

@@ -16,7 +16,7 @@ import pytest
 
 from bundle.errors import AirweightsError
 from device_agent.config.config import ProbationSettings
-from device_agent.errors import UpdatesPaused
+from device_agent.errors import NothingToRollBack, UpdatesPaused
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site
@@ -220,11 +220,11 @@ def test_a_standby_takes_over_when_the_model_process_dies(installed: DeviceUnder
         pid = installed.call("status")["serving"]["pid"]
         seen.add(pid)
         with _send_requests(installed) as versions:
-            installed.call("pause")  # answered in turn: the spare of before is in its place
+            with pytest.raises(NothingToRollBack):  # answered in turn: the standby is in its place
+                installed.call("rollback")
             os.kill(pid, signal.SIGKILL)
             while installed.call("status")["serving"]["pid"] == pid:
                 pass
-            installed.call("resume")
         assert set(versions) == {"1.0.0"}
     assert len(seen) == 3
 

@@ -64,14 +64,22 @@ def test_commands_are_answered_while_a_worker_hangs(updated: tuple[Publisher, De
     assert device.call("update")["release"] == "1.2.0"
 
 
-def test_a_rollback_ends_an_update_that_hangs(updated: tuple[Publisher, DeviceUnderTest]) -> None:
+def test_a_rollback_ends_an_update_that_hangs_or_rejects_its_candidate(
+    updated: tuple[Publisher, DeviceUnderTest],
+) -> None:
     publisher, device = updated
     publisher.release("1.2.0", seed=2)
     device.start()
-    with _update_that_hangs(device, "model_process") as result:
+    with _update_that_hangs(device, "probe") as result:
         back, took_s = _time_call(device, "rollback")
     assert (back["outcome"], back["reason"]) == ("rolled-back", "operator-rollback")
     assert took_s < ANSWER_S + 6, "the previous release is loaded meanwhile"
     assert (result["outcome"], result["reason"]) == ("interrupted", "update-interrupted")
     assert infer(device)["model_version"] == "1.0.0"
-    assert device.call("update")["release"] == "1.2.0", "the release that was interrupted is not in quarantine"
+    with _update_that_hangs(device, "model_process") as result:
+        back, took_s = _time_call(device, "rollback")
+    assert took_s < ANSWER_S
+    assert (back["outcome"], back["reason"], back["release"]) == ("unfit", "operator-rollback", "1.2.0")
+    assert result == back
+    assert infer(device)["model_version"] == "1.0.0", "the release that was interrupted is not in quarantine"
+    assert device.call("update")["reason"] == "bundle-quarantined"
