@@ -22,7 +22,7 @@ from tests.vectors.journal.generate import DIGEST, FOLDER
 VECTORS = {
     "schema-1.db": None,
     "schema-2.db": None,
-    "schema-99.db": "schema 99, this agent knows",
+    "schema-99.db": "schema 99, this agent reads schemas up to",
     "record-flipped.db": "record machine/pointers does not match its checksum",
     "not-a-database.db": "file is not a database",
 }

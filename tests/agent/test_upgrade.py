@@ -1,5 +1,6 @@
 """An agent takes over the state of an older one, and serves what is active from the state of a newer one."""
 
+import hashlib
 import json
 import sqlite3
 import tarfile
@@ -141,7 +142,7 @@ def test_trust_memory_of_a_newer_agent_is_not_taken_for_lost(installed: DeviceUn
     before = {}
     for path in folder.iterdir():
         body = path.read_bytes()[trust_state.CHECKSUM_BYTES :].replace(b"trust-memory/1", b"trust-memory/2")
-        path.write_bytes(trust_state.hashlib.sha256(body).digest() + body)
+        path.write_bytes(hashlib.sha256(body).digest() + body)
         before[path.name] = path.read_bytes()
     result = installed.update()
     assert (result.outcome.value, result.reason) == ("refused", "agent-too-old"), result

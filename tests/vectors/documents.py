@@ -30,6 +30,7 @@ from bundle.rollout import Rollout, Window
 from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
 from bundle.vital import Vital
 
+READ_BY_AGENTS = ("airweights.manifest/", "airweights.rollout/", "airweights.fleet/")
 FOLDER: Final = Path(__file__).parent
 X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
 ED25519_PRIVATE: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))  # used by the vectors only
@@ -119,7 +120,7 @@ def make_text_vectors(data: bytes) -> Vectors:
         "unknown-field-of-no-character": (change_document(data, lambda v: v.update({"\ud800": 1})), "malformed"),
         "schema-of-tomorrow": (
             change_document(data, lambda v: v.update(schema=v["schema"].partition("/")[0] + "/99")),
-            "malformed",
+            "agent-too-old" if json.loads(data)["schema"].startswith(READ_BY_AGENTS) else "malformed",
         ),
         "schema-missing": (change_document(data, lambda v: v.pop("schema")), "malformed"),
         "schema-a-number": (change_document(data, lambda v: v.update(schema=1)), "malformed"),
