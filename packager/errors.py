@@ -268,6 +268,30 @@ class ExtraMissing(Invalid):
     reason = "extra-missing"
 
 
+class NoPlan(Invalid):
+    """A channel follows no signed plan. Sign one with `packager rollout plan`, and start its rollout."""
+
+    reason = "no-plan"
+
+
+class LinesMalformed(Invalid):
+    """A file of device lines or evidence cannot be read. Name a file of JSON objects, one on each line."""
+
+    reason = "lines-malformed"
+
+
+class EvidenceMismatch(Refused):
+    """The evidence of a decision does not lead to that decision. Find out who changed it."""
+
+    reason = "evidence-mismatch"
+
+
+class NotificationFailed(Unavailable):
+    """A notification could not be delivered. Check the command or URL of --notify."""
+
+    reason = "notification-failed"
+
+
 class AttestationRefused(Refused):
     """The attestations are not signed by the required keys, or describe another release. Create them
     again with `packager attestation create`.

@@ -51,6 +51,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "commands": {
             *(
                 "demo",
+                "follow",
                 "release",
                 "attestation",
                 "quantize",
@@ -64,6 +65,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             ),
         },
         "demo": {"release", "repository", "models"},
+        "follow": {"repository"},
         "release": {"attestation", "quantize", "repository", "diff", "models"},
         "attestation": {"repository"},
         "executors": {"stores", "diff"},

@@ -16,6 +16,7 @@ from packager.commands.options import (
     REPO_OR_URL_OPTION,
     ROOT_OPTION,
 )
+from packager.commands.rollout_follow import follow_command, why_command
 from packager.commands.rollout_plan import plan_command
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def rollout() -> None:
 
 
 rollout.add_command(plan_command)
+rollout.add_command(follow_command)
+rollout.add_command(why_command)
 
 
 @rollout.command("set", short_help="Point a channel at a release.")
@@ -301,11 +304,11 @@ def _publish_or_stage(
 def _count_devices(repository: "Repository", entry: "Rollout") -> tuple[int, int]:
     """Return the numbers of selected and of all registered devices, without revoked ones."""
     from bundle.rollout import bucket
-    from keys.registry import Registry
+    from keys.registry_index import open_index
 
-    devices = [one for one in Registry(repository.registry_path).devices() if not one.is_revoked]
-    cohorts = [one for one in devices if not entry.cohorts or one.cohort in entry.cohorts]
-    return sum(bucket(entry.salt, one.device_id) < entry.percent_bp for one in cohorts), len(devices)
+    with open_index(repository.registry_path) as index:
+        reached = sum(bucket(entry.salt, one) < entry.percent_bp for one in index.device_ids(entry.cohorts))
+        return reached, index.count()
 
 
 def _window_lines(entry: "Rollout", zone_name: str = "") -> list[str]:

@@ -92,6 +92,19 @@ class RepositoryListing:
             )
         return parse_fleet(data)
 
+    def published_fleet(self) -> Fleet:
+        """Return the fleet document as devices see it.
+
+        Raises:
+            StagingInvalid: none is published.
+        """
+        data = StagedView(self._layout).published_target(FLEET_ROLE, FLEET_TARGET)
+        if data is None:
+            raise StagingInvalid(
+                "no fleet document is published yet", hint="create one with `packager device rotate-cohort`"
+            )
+        return parse_fleet(data)
+
     def manifest(self, family: str, version: str) -> Manifest | None:
         """Return the manifest of a listed release, staged ones included, or None.
 

@@ -1,0 +1,215 @@
+"""Act on looks: halt, advance or grow rollouts, keep the evidence, and notify people.
+
+Rules, for each channel whose published rollout follows its plan:
+1. A halted rollout stays halted.
+2. On halt, go and grow: write the evidence, then sign and publish the changed rollout. Its note names the evidence.
+3. The rollout is published only if it is still the one that was looked at. Otherwise another publisher was first: that
+   is reported, and the next look begins from what is published then.
+4. A person is called once for each cause: halt, ask, no line for a day, roles that are due for renewal.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from securesystemslib.signer import Signer
+
+from bundle.errors import AirweightsError, Unavailable
+from bundle.rollout import Rollout
+from bundle.stopping.decisions import Ask, Go, Grow, Halt, Wait
+from bundle.strict_json import JSON
+from packager.errors import PublishConflict
+from packager.follow.evidence import write_evidence
+from packager.follow.lines import LineSource
+from packager.follow.look import ChannelView, Look, open_view, planned_channels, planned_rollout
+from packager.follow.notify import notify
+from packager.repository.layout import write_file
+from packager.repository.repository import Repository
+
+logger = logging.getLogger(__name__)
+
+STALE_S: Final = 86_400  # devices send a vital a day
+STATE_NAME: Final = "follower.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Result of one step for a channel.
+
+    Attributes:
+        family: name of the family.
+        channel: name of the channel.
+        look: what it saw, or None if it could not look.
+        published: timestamp version of the publication, or None if nothing was published.
+        rollout: the rollout that was published, or would be with dry_run; None if none.
+        evidence: digest of the evidence, or None.
+        problem: why it could not act, or "".
+    """
+
+    family: str
+    channel: str
+    look: Look | None
+    published: int | None = None
+    rollout: Rollout | None = None
+    evidence: str | None = None
+    problem: str = ""
+
+    def as_json(self) -> dict[str, JSON]:
+        """Return the JSON object of `rollout follow`."""
+        return {
+            "family": self.family,
+            "channel": self.channel,
+            "look": None if self.look is None else self.look.as_json(),
+            "published": self.published,
+            "rollout": None if self.rollout is None else self.rollout.as_json(),
+            "evidence": self.evidence,
+            "problem": self.problem,
+        }
+
+
+class Follower:
+    """Looks at planned channels and acts.
+
+    Args:
+        repository: the repository.
+        source: where the lines come from.
+        signers: the online keys; None to publish nothing (dry run).
+        notify_target: command or URL of notifications, or None.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        source: LineSource,
+        signers: Sequence[Signer] | None,
+        notify_target: str | None = None,
+    ) -> None:
+        self._repository, self._source, self._signers = repository, source, signers
+        self._target = notify_target
+        self._views: dict[tuple[str, str], ChannelView] = {}
+
+    def step(self, channels: Iterable[tuple[str, str]] | None = None, now_s: int | None = None) -> list[Action]:
+        """Look at channels once, and act.
+
+        Args:
+            channels: family and channel of each; None for all that follow a plan.
+            now_s: the time, Unix seconds; None for now.
+        """
+        now = int(time.time()) if now_s is None else now_s
+        out = [
+            self._step(family, channel, now)
+            for family, channel in (planned_channels(self._repository) if channels is None else channels)
+        ]
+        self._notify_of_roles(now)
+        return out
+
+    def _step(self, family: str, channel: str, now_s: int) -> Action:
+        _, rollout = planned_rollout(self._repository, family, channel)
+        view = self._view(family, channel)
+        try:
+            view.add(self._source)
+        except Unavailable as error:
+            self._tell(f"{family}/{channel}/source", "stale-collector", now_s, family, channel, error.message)
+            return Action(family, channel, None, problem=error.message)
+        look = view.look(rollout, now_s)
+        if look.newest_s is None or now_s - look.newest_s > STALE_S:
+            text = "no line was received for a day"
+            self._tell(f"{family}/{channel}/stale", "stale-collector", now_s, family, channel, text)
+        if rollout.halted:
+            return Action(family, channel, look)
+        decision = look.decision
+        match decision:
+            case Wait():
+                return Action(family, channel, look)
+            case Ask():
+                key = f"{family}/{channel}/ask"
+                self._tell(key, "ask", now_s, family, channel, decision.text, f"{decision.reason}@{rollout.percent_bp}")
+                return Action(family, channel, look)
+            case Halt() | Go() | Grow():
+                return self._publish(look)
+
+    def _publish(self, seen: Look) -> Action:
+        plan, rollout, now_s = seen.plan, seen.rollout, seen.now_s
+        family, channel = plan.family, plan.channel
+        if self._signers is None:
+            return Action(family, channel, seen, rollout=_changed(seen))
+        # decide from what is written, so that the evidence leads to what is published
+        fresh = open_view(self._repository, plan, rollout)
+        look, digest = write_evidence(self._repository.layout, fresh, self._source, rollout, now_s)
+        changed = _changed(look)
+        if changed is None:
+            return Action(family, channel, look, evidence=digest, problem="the lines changed while they were read")
+        decision = look.decision
+        changed = replace(changed, note=f"{decision.word}, {decision.reason}: evidence {digest}")
+        try:
+            report = self._repository.publish_rollout(changed, rollout, self._signers)
+        except PublishConflict as error:
+            logger.warning("another publisher was first: %s", error.message)
+            return Action(family, channel, look, evidence=digest, problem=error.message)
+        logger.info("%s %s: %s", family, channel, changed.note)
+        self._tell(
+            f"{family}/{channel}/{decision.word}", decision.word, look.now_s, family, channel, decision.text, digest
+        )
+        return Action(family, channel, look, report.timestamp_version, changed, digest)
+
+    def _view(self, family: str, channel: str) -> ChannelView:
+        plan, rollout = planned_rollout(self._repository, family, channel)
+        signed = self._repository.published_fleet().registry_digest
+        view = self._views.get((family, channel))
+        if view is None or (view.plan, view.began_s, view.registry_digest) != (plan, rollout.began_s, signed):
+            view = self._views[family, channel] = open_view(self._repository, plan, rollout)
+        return view
+
+    def _notify_of_roles(self, now_s: int) -> None:
+        if self._target is None:
+            return
+        due = [role for role in self._repository.status().roles if role.is_due]
+        for role in due:
+            text = f"role {role.name} must be renewed"
+            self._tell(f"role/{role.name}", "expiring-role", now_s, "", "", text, str(role.version))
+
+    def _tell(
+        self, key: str, event: str, now_s: int, family: str, channel: str, text: str, cause: str | None = None
+    ) -> None:
+        """Notify people once for each cause; a failed notification is tried again at the next look."""
+        if self._target is None or self._signers is None:
+            return
+        state, cause = self._read_state(), cause or text
+        if state.get(key) == cause:
+            return
+        document: dict[str, JSON] = {
+            "event": event,
+            "family": family,
+            "channel": channel,
+            "text": text,
+            "at_s": now_s,
+            "repository": self._repository.repository_id,
+        }
+        try:
+            notify(self._target, document)
+        except AirweightsError as error:
+            logger.warning("%s", error.message)
+            return
+        path = self._repository.layout.root / STATE_NAME
+        write_file(path, json.dumps({**state, key: cause}, sort_keys=True).encode())
+
+    def _read_state(self) -> dict[str, str]:
+        try:
+            found = json.loads((self._repository.layout.root / STATE_NAME).read_bytes())
+            return {str(key): str(value) for key, value in found.items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+
+def _changed(look: Look) -> Rollout | None:
+    """Return the rollout that a decision leads to, or None if it changes nothing."""
+    match look.decision:
+        case Halt():
+            return replace(look.rollout, halted=True)
+        case Go(percent_bp=percent_bp) | Grow(percent_bp=percent_bp):
+            return replace(look.rollout, percent_bp=percent_bp, raised_s=look.now_s)
+        case Wait() | Ask():
+            return None

@@ -1,0 +1,261 @@
+"""The follower halts and advances planned rollouts from signed lines, once, and anyone can compute why."""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.rollout import Rollout, bucket
+from fleet.line import ReceivedLine
+from packager.errors import EvidenceMismatch, LinesMalformed, NoPlan
+from packager.follow.evidence import recompute
+from packager.follow.follower import Follower
+from packager.follow.lines import FileLines
+from packager.repository.planned_rollout import make_plan, next_rollout
+from packager.repository.repository import Repository
+from tests.support.fleet_devices import SigningDevice, write_registry
+from tests.support.json_schemas import check_schema
+from tests.support.metadata_publisher import CHANNEL, FAMILY, NOW_S, PASSPHRASE, MetadataPublisher
+from tests.support.packager_cli import run_packager
+
+DAY = 86_400
+BEGAN = NOW_S - 3 * DAY
+OLD: dict[str, Any] = {"release": "1.1.0", "counter": 2}
+NEW: dict[str, Any] = {"release": "1.2.0", "counter": 3}
+
+
+class Fleet:
+    """600 devices, the lines that they sent, and a planned rollout at 50 %."""
+
+    def __init__(self, publisher: MetadataPublisher, devices: list[SigningDevice]) -> None:
+        self.publisher, self.lines = publisher, list[ReceivedLine]()
+        self.devices = [SigningDevice(device.label) for device in devices]
+        write_registry(self.repository.registry_path, [device.registered() for device in self.devices])
+        self.repository.stage_registry()
+        before = publisher.release("1.1.0", 2)
+        manifest = publisher.make_manifest("1.2.0", 3)
+        self.repository.stage_manifest(manifest)
+        current = self.repository.rollout(FAMILY, CHANNEL)
+        self.plan = make_plan(
+            manifest,
+            CHANNEL,
+            current,
+            stages_bp=(5_000, 10_000),
+            soak_s=DAY,
+            base_ceiling_ppm=100_000,
+            accept_ppm=10_000,
+            refuse_ppm=50_000,
+            alpha_ppm=10_000,
+            beta_ppm=50_000,
+        )
+        self.repository.stage_plan(self.plan)
+        publisher.publish()
+        self.rollout = next_rollout(manifest, CHANNEL, current, self.plan, BEGAN)
+        self.repository.publish_rollout(self.rollout, self.repository.rollout(FAMILY, CHANNEL), publisher.signers)
+        self.exposed = [d for d in self.devices if bucket(self.plan.salt, d.device_id) < 5_000]
+        self.control = [d for d in self.devices if d not in self.exposed]
+        self.common = {"repository": self.repository.repository_id, "family": FAMILY, "channel": CHANNEL}
+        assert before.counter == 2
+        for device in self.devices:
+            self.send(-3_600, device.vital(**OLD, **self.common))
+
+    @property
+    def repository(self) -> Repository:
+        return self.publisher.repository
+
+    @property
+    def current(self) -> Rollout:
+        found = self.repository.published_rollout(FAMILY, CHANNEL)
+        assert found is not None
+        return found
+
+    def send(self, at: int, line: bytes) -> None:
+        self.lines.append(ReceivedLine(BEGAN + at, line))
+
+    def read(self, family: str, since_s: int) -> Iterator[ReceivedLine]:
+        return iter([line for line in self.lines if line.received_s >= since_s and family == FAMILY])
+
+    def fail(self, devices: Iterable[SigningDevice], at: int = 600) -> None:
+        for device in devices:
+            changes: dict[str, Any] = {"outcome": "rolled-back", "state": "probation", "reason": "probation-failed"}
+            self.send(at, device.report(**NEW, **self.common, **changes))
+
+    def succeed(self, devices: Iterable[SigningDevice], at: int = DAY - 60) -> None:
+        for device in devices:
+            self.send(at, device.vital(**NEW, **self.common, served_days=1))
+
+    def serve_on(self, at: int = DAY - 60) -> None:
+        for device in self.control:
+            self.send(at, device.vital(**OLD, **self.common))
+
+    def follower(self, *, dry_run: bool = False, target: str | None = None) -> Follower:
+        return Follower(self.repository, self, None if dry_run else self.publisher.signers, target)
+
+
+@pytest.fixture(scope="module")
+def devices() -> list[SigningDevice]:
+    return [SigningDevice(f"device-{number}") for number in range(600)]
+
+
+@pytest.fixture
+def fleet(publisher: MetadataPublisher, devices: list[SigningDevice]) -> Fleet:
+    return Fleet(publisher, devices)
+
+
+def evidence_files(fleet: Fleet) -> list[Path]:
+    return sorted((fleet.repository.layout.root / "evidence" / f"{FAMILY}.{CHANNEL}").glob("*"))
+
+
+def test_a_halt_is_signed_with_the_digest_of_its_evidence_and_never_lifted(fleet: Fleet) -> None:
+    follower = fleet.follower()
+    assert follower.step(now_s=BEGAN + 500)[0].published is None
+    fleet.fail(fleet.exposed[:14])
+    found = follower.step(now_s=BEGAN + 700)[0]
+    assert found.published is not None
+    assert fleet.current == replace(fleet.rollout, halted=True, note=f"halt, failures: evidence {found.evidence}")
+    fleet.succeed(fleet.exposed[14:])
+    fleet.serve_on()
+    after = follower.step(now_s=BEGAN + DAY + 60)[0]
+    assert (after.published, fleet.current.halted) == (None, True)
+    look, digest = recompute(evidence_files(fleet)[0], fleet.repository.registry_path)
+    assert (look.decision.word, look.counts.whole.bad, digest) == ("halt", 14, found.evidence)
+    assert set(look.bad_devices) == {device.device_id for device in fleet.exposed[:14]}
+
+
+def test_evidence_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.fail(fleet.exposed[:14])
+    fleet.follower().step(now_s=BEGAN + 700)
+    rows = gzip.decompress(evidence_files(fleet)[0].read_bytes()).splitlines(keepends=True)
+    changed = tmp_path / "changed.jsonl.gz"
+    changed.write_bytes(gzip.compress(b"".join(row for row in rows if b"rolled-back" not in row)))
+    with pytest.raises(EvidenceMismatch):
+        recompute(changed, fleet.repository.registry_path)
+    changed.write_bytes(gzip.compress(b"".join(rows[:-1])))
+    with pytest.raises(LinesMalformed):
+        recompute(changed, fleet.repository.registry_path)
+
+
+def test_complete_devices_advance_the_rollout_inside_the_plan(fleet: Fleet) -> None:
+    fleet.succeed(fleet.exposed)
+    fleet.serve_on()
+    assert fleet.follower(dry_run=True).step(now_s=BEGAN + DAY + 60)[0].rollout is not None
+    assert fleet.current == fleet.rollout, "a dry run publishes nothing"
+    assert not evidence_files(fleet)
+    found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
+    assert (fleet.current.percent_bp, fleet.current.raised_s) == (10_000, BEGAN + DAY + 60)
+    assert fleet.current.note == f"go, evidence: evidence {found.evidence}"
+    assert recompute(evidence_files(fleet)[0], fleet.repository.registry_path)[0].decision.word == "go"
+
+
+def test_lines_that_nobody_signed_change_nothing(fleet: Fleet) -> None:
+    stranger = SigningDevice("stranger")
+    for device in fleet.exposed[:20]:
+        stranger.device_id = device.device_id  # the collector knows ids, and has no key
+        report = stranger.report(**NEW, **fleet.common, outcome="rolled-back", state="probation", reason="nan-output")
+        fleet.send(600, report)
+    found = fleet.follower().step(now_s=BEGAN + 700)[0]
+    assert found.published is None
+    assert found.look is not None
+    assert found.look.refused == {"line-signature-invalid": 20}
+    assert found.look.counts.whole.bad == 0
+
+
+def test_a_collector_that_hides_the_exposed_devices_halts_and_one_that_hides_all_asks(fleet: Fleet) -> None:
+    found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
+    assert found.look is not None
+    assert (found.look.decision.word, found.look.decision.reason) == ("ask", "no-vitals")
+    fleet.serve_on()
+    found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
+    assert found.look is not None
+    assert (found.look.decision.word, found.look.decision.reason) == ("halt", "silence")
+
+
+def test_of_two_followers_one_publishes_and_the_other_is_told(fleet: Fleet) -> None:
+    fleet.fail(fleet.exposed[:14])
+    first = fleet.follower()
+
+    def read_while_the_other_acts(family: str, since_s: int) -> Iterator[ReceivedLine]:
+        del second_source.read
+        first.step(now_s=BEGAN + 700)
+        return fleet.read(family, since_s)
+
+    second_source = Source(fleet)
+    second = Follower(fleet.repository, second_source, fleet.publisher.signers)
+    second_source.read = read_while_the_other_acts  # type: ignore[method-assign]
+    lost = second.step(now_s=BEGAN + 701)[0]
+    assert lost.published is None
+    assert "has changed since it was read" in lost.problem
+    assert second.step(now_s=BEGAN + 702)[0].problem == ""
+    assert fleet.current.halted
+
+
+class Source:
+    """The lines of a fleet; a test can put another `read` in front."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def read(self, family: str, since_s: int) -> Iterator[ReceivedLine]:
+        return self._fleet.read(family, since_s)
+
+
+def test_people_are_called_once_for_each_cause(fleet: Fleet, tmp_path: Path) -> None:
+    out = tmp_path / "calls"
+    script = f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read())"
+    (tmp_path / "call.py").write_text(script)
+    follower = fleet.follower(target=f"{sys.executable} {tmp_path / 'call.py'}")
+    for seconds in (60, 120, 180):
+        follower.step(now_s=BEGAN + DAY + seconds)
+    fleet.fail(fleet.exposed[:14])
+    follower.step(now_s=BEGAN + DAY + 240)
+    follower.step(now_s=BEGAN + DAY + 300)
+    events = [json.loads(line)["event"] for line in out.read_text().splitlines()]
+    assert events == ["stale-collector", "ask", "halt"]
+
+
+def test_a_channel_without_a_plan_is_not_followed(publisher: MetadataPublisher) -> None:
+    publisher.release("1.1.0", 2)
+    follower = Follower(publisher.repository, FileLines(Path("/nonexistent")), publisher.signers)
+    assert follower.step() == []
+    with pytest.raises(NoPlan):
+        follower.step([(FAMILY, CHANNEL)])
+
+
+def test_the_command_line_follows_and_says_why(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.fail(fleet.exposed[:14])
+    rows = [json.dumps({"received_s": line.received_s, "line": line.data.decode()}) for line in fleet.lines]
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text("\n".join(rows) + "\n")
+    repo = ("--repo", str(fleet.repository.layout.root), "--json")
+    why = run_packager("rollout", "why", FAMILY, CHANNEL, "--lines", str(lines), *repo).json
+    check_schema("rollout-why", why)
+    assert why["decision"]["word"] == "halt"
+    keys = ("--keys", str(fleet.publisher.keys), "--passphrase-file", str(_passphrase(tmp_path)))
+    done = run_packager("rollout", "follow", "--once", "--lines", str(lines), *keys, *repo).json
+    check_schema("rollout-follow", done)
+    assert done["actions"][0]["rollout"]["halted"] is True
+    file = evidence_files(fleet)[0]
+    again = run_packager("rollout", "why", "--evidence", str(file), *repo).json
+    check_schema("rollout-why", again)
+    assert again["is_named_by_rollout"] is True
+    assert again["decision"]["word"] == "halt"
+
+
+def _passphrase(folder: Path) -> Path:
+    path = folder / "passphrase"
+    path.write_bytes(PASSPHRASE.value)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_damaged_file_of_lines_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    for text in ("nonsense\n", "[]\n", '{"received_s":1.5,"line":""}\n', '{"received_s":1}\n'):
+        path.write_text(text)
+        with pytest.raises(LinesMalformed):
+            list(FileLines(path).read(FAMILY, 0))
