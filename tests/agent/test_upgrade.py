@@ -139,9 +139,10 @@ def test_only_a_later_version_of_the_same_format_is_newer(schema: str, error: ty
 def test_trust_memory_of_a_newer_agent_is_not_taken_for_lost(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     folder = installed.directory.trust_directory / "slots"
-    before = {}
+    name, _, number = trust_state.SCHEMA.rpartition("/")
+    before, later = {}, f"{name}/{int(number) + 1}"
     for path in folder.iterdir():
-        body = path.read_bytes()[trust_state.CHECKSUM_BYTES :].replace(b"trust-memory/1", b"trust-memory/2")
+        body = path.read_bytes()[trust_state.CHECKSUM_BYTES :].replace(trust_state.SCHEMA.encode(), later.encode())
         path.write_bytes(hashlib.sha256(body).digest() + body)
         before[path.name] = path.read_bytes()
     result = installed.update()
