@@ -44,7 +44,7 @@ silent    rollback-floor-unproven no-patch-path envelope-missing not-enrolled no
 silent    updates-paused daemon-not-running journal-unreadable journal-damaged server-too-slow connection-failed
 silent    proxy-failed proxy-auth-required repository-auth-required tls-failed redirect-refused repository-not-reached
 silent    agent-stopping worker-crashed worker-failed worker-timeout address-unavailable drain-timeout jail-unavailable
-silent    key-commitment-mismatch no-model-loaded update-interrupted journal-too-new
+silent    key-commitment-mismatch no-model-loaded update-interrupted journal-too-new identity-copied
 """
 
 

@@ -48,6 +48,12 @@ class AlreadyEnrolled(Invalid):
     reason = "already-enrolled"
 
 
+class IdentityCopied(Invalid):
+    """The device directory was copied from another machine. Create an identity for this one."""
+
+    reason = "identity-copied"
+
+
 class AdapterMissing(Invalid):
     """No adapter is stored, or no release is active. Attach an adapter after the first update."""
 

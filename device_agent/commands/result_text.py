@@ -93,6 +93,8 @@ def _family_status_lines(status: FamilyStatus) -> list[str]:
         f"state: {status.state}" + (", paused" if status.is_paused else ""),
         _serving_text(status),
     ]
+    if status.is_identity_copied:
+        lines.append("identity copied: it was created on another machine; two devices may have one identity")
     if status.no_update_reason is not None:
         lines.append(f"no updates: {status.no_update_reason}")
     if status.probation is not None:

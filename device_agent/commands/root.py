@@ -31,7 +31,7 @@ from device_agent.commands.daemon_or_offline import (
     plain_json,
 )
 from device_agent.commands.files import files
-from device_agent.commands.new_device import enroll, init
+from device_agent.commands.new_device import enroll, first_boot, init
 from device_agent.commands.probe_bundle import probe_bundle
 from device_agent.commands.quarantine import quarantine
 from device_agent.commands.relabel import relabel
@@ -299,6 +299,7 @@ cli.add_command(adapter)
 cli.add_command(check_config)
 cli.add_command(enroll)
 cli.add_command(init)
+cli.add_command(first_boot)
 identity.add_command(seal_client_key)
 cli.add_command(files)
 cli.add_command(probe_bundle)

@@ -7,6 +7,7 @@ from device_agent.policy.journal_records import BundleRecord, PersistentState, T
 from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal, open_for_reading
+from device_agent.storage.machine import is_copied
 
 
 def family_status(
@@ -53,6 +54,7 @@ def family_status(
         metadata_expires_ms=expires_ms or None,
         stale_since_ms=expires_ms if 0 < expires_ms < now_ms else None,
         last_error=persistent.last_error or None,
+        is_identity_copied=is_copied(DeviceDirectory(config.directory), identity.device_id),
         is_clock_synchronized=bool(clock["is_synchronized"]),
         # a clock behind the time of a successful check has been set back
         is_clock_suspect=not clock["is_synchronized"] or now_ms < persistent.checked_ms,

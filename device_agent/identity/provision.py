@@ -13,6 +13,7 @@ from device_agent.policy.journal_records import TpmCounterRecord
 from device_agent.storage.bundle_store import BundleStore, sync_directory, write_durably
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal, open_for_reading
+from device_agent.storage.machine import record_machine
 
 
 def initialize_device(
@@ -31,6 +32,42 @@ def initialize_device(
         ConfigInvalid: the root or the label is invalid, or the directory cannot be created.
         TpmUnavailable, DeviceTokenUnavailable: the key storage cannot be used; no identity was created.
     """
+    prepare_device(device, shipped_root)
+    return create_device_identity(device, label, key_storage)
+
+
+def create_device_identity(
+    device: DeviceDirectory, label: str | None = None, key_storage: str = FILE_STORAGE
+) -> PublicIdentity:
+    """Create the identity in a directory that `prepare_device` created, and record the machine.
+
+    Args:
+        device: the prepared directory.
+        label: a name for people; None for the default (device_agent.identity.label).
+        key_storage: URI of the key storage (device_agent.config.key_storage).
+
+    Raises:
+        AlreadyInitialized: the device has an identity.
+        ConfigInvalid: the label is invalid.
+        TpmUnavailable, DeviceTokenUnavailable: the key storage cannot be used; no identity was created.
+    """
+    public = create_identity(device, label, key_storage)
+    record_machine(device, public.device_id)
+    record_initial_tpm_counter(device, key_storage)
+    return public
+
+
+def prepare_device(device: DeviceDirectory, shipped_root: Path) -> None:
+    """Create the device directory without an identity, as for the image of many devices.
+
+    Args:
+        device: the directory to create.
+        shipped_root: file with the root metadata that the publisher hands out; the device's first trust.
+
+    Raises:
+        AlreadyInitialized: the device has an identity.
+        ConfigInvalid: the root is invalid, or the directory cannot be created.
+    """
     device.check_uninitialized()
     root = read_shipped_root(shipped_root)
     try:
@@ -43,9 +80,6 @@ def initialize_device(
         raise ConfigInvalid(
             f"{device.root}: {error.strerror}", hint="choose another folder with --directory"
         ) from error
-    public = create_identity(device, label, key_storage)
-    record_initial_tpm_counter(device, key_storage)
-    return public
 
 
 def record_initial_tpm_counter(device: DeviceDirectory, key_storage: str) -> None:

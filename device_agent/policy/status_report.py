@@ -153,6 +153,7 @@ class FamilyStatus:
         is_unjailed: whether the model process runs without a jail.
         is_memory_swappable: whether the model's memory can be swapped out.
         missing_restrictions: (worker, restrictions that its jail lacks), of the last worker of each kind.
+        is_identity_copied: whether the identity was created on another machine.
         no_update_reason: why the agent takes no updates although it runs, or None.
         probation: progress of the running probation, or None.
         needs_restart: keys of the configuration that changed in the file and need a restart of the daemon.
@@ -191,6 +192,7 @@ class FamilyStatus:
     is_unjailed: bool = False
     is_memory_swappable: bool = False
     missing_restrictions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    is_identity_copied: bool = False
     no_update_reason: str | None = None
     probation: ProbationProgress | None = None
     needs_restart: tuple[str, ...] = ()
@@ -238,6 +240,7 @@ class FamilyStatus:
             "missing_restrictions": [
                 {"worker": worker, "restrictions": list(names)} for worker, names in self.missing_restrictions
             ],
+            "identity_copied": self.is_identity_copied,
             "no_update_reason": self.no_update_reason,
             "probation": None if self.probation is None else self.probation.as_json(),
             "needs_restart": list(self.needs_restart),
@@ -291,6 +294,7 @@ class FamilyStatus:
                 (row.text("worker"), row.texts("restrictions", RESTRICTION_PATTERN, max_items=MAX_ROWS))
                 for row in fields.objects("missing_restrictions", max_items=MAX_ROWS)
             ),
+            is_identity_copied=fields.flag("identity_copied"),
             no_update_reason=fields.optional_text("no_update_reason"),
             probation=None if probation is None else ProbationProgress.parse(probation),
             needs_restart=fields.texts("needs_restart", CONFIG_KEY_PATTERN, max_items=MAX_ROWS),

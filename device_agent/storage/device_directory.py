@@ -113,7 +113,9 @@ class DeviceDirectory:
         """
         for path in (self.identity_directory / "device.json", self.shipped_root_path):
             if not path.exists():
-                raise NotInitialized(f"{path} is missing", hint="run `device-agent init` first")
+                is_image = self.shipped_root_path.exists() and not self.identity_directory.exists()
+                command = "first-boot" if is_image else "init"
+                raise NotInitialized(f"{path} is missing", hint=f"run `device-agent {command}` first")
 
     def check_uninitialized(self) -> None:
         """Check that the device has no identity yet.

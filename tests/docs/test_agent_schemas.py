@@ -52,6 +52,7 @@ def agent(tmp_path: Path) -> Agent:
     }
     check_schema("agent-init", agent.run("init", *[str(word) for pair in where.items() for word in pair]))
     check_schema("agent-relabel", agent.run("relabel", "kitchen"))
+    check_schema("agent-first-boot", agent.run("first-boot"))
     enrollment = agent.run("enroll", "--output", str(tmp_path / "request.json"))
     check_schema("agent-enroll", enrollment)
     request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])
