@@ -39,3 +39,24 @@ def read_cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
                 flags = frozenset(value.split())
                 return flags | {alias for alias, known in ALIASES.items() if flags.intersection(known)}
     return frozenset()
+
+
+# class of a processor by architecture: name, flag that it needs; the first that fits
+_CLASSES: Final = {
+    "x86_64": (("amx", "amx_int8"), ("vnni", "vnni"), ("avx512", "avx512f"), ("avx2", "avx2"), ("sse4", "sse4_2")),
+    "aarch64": (("i8mm", "i8mm"), ("sve", "sve"), ("dotprod", "asimddp"), ("asimd", "asimd")),
+}
+
+
+def cpu_class(machine: str, features: frozenset[str]) -> str:
+    """Return the class of a processor, such as "x86_64-avx2": coarse, so that it names no device.
+
+    Args:
+        machine: the architecture, as `uname -m` prints it.
+        features: result of `read_cpu_features`.
+    """
+    for name, flag in _CLASSES.get(machine, ()):
+        if flag in features:
+            return f"{machine}-{name}"
+    plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in machine.lower()).strip("_")
+    return plain[:64] or "unknown"

@@ -19,6 +19,7 @@ from device_agent.config.config import (
     ProbationSettings,
     UpdateSettings,
 )
+from device_agent.config.reports import ReportsSettings
 from device_agent.config.repository import RepositorySettings
 from device_agent.config.serve import ServeSettings
 from device_agent.policy.attempt import EXIT_CODES
@@ -83,13 +84,23 @@ def commands_of(text: str) -> list[str]:
 def test_every_configuration_key_is_documented() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     sections: dict[
-        str, type[Config | ServeSettings | UpdateSettings | ProbationSettings | RepositorySettings | AppSettings]
+        str,
+        type[
+            Config
+            | ServeSettings
+            | UpdateSettings
+            | ProbationSettings
+            | RepositorySettings
+            | ReportsSettings
+            | AppSettings
+        ],
     ] = {
         "": Config,
         "serve.": ServeSettings,
         "update.": UpdateSettings,
         "probation.": ProbationSettings,
         "repository.": RepositorySettings,
+        "reports.": ReportsSettings,
         "apps.": AppSettings,
     }
     for prefix, settings in sections.items():
@@ -100,6 +111,7 @@ def test_every_configuration_key_is_documented() -> None:
                 "update",
                 "probation",
                 "repository",
+                "reports",
                 "apps",
                 "family_directory",
             ):  # the last one follows from `families`

@@ -15,6 +15,7 @@ from device_agent.config.families import FamilyResults, check_family, per_family
 from device_agent.errors import NothingServed, UpdatesPaused, system_error
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.next_vital import ServedCounts
 from device_agent.policy.state_machine import State
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
@@ -25,6 +26,7 @@ from device_agent.update.context import UpdateContext
 from device_agent.update.preview import Plan, preview_update
 from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
+from device_agent.update.report_sender import make_vital, send_lines
 from device_agent.update.rollback import prepare_rollback
 from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import WorkerPool
@@ -77,6 +79,31 @@ def plan_offline(config: Config, family: str | None) -> FamilyResults[Plan]:
     """
     with _open_locked_device(config) as device_journal:
         return _run_per_family(config, family, device_journal, preview_update)
+
+
+def send_reports_offline(config: Config, family: str | None) -> FamilyResults[int]:
+    """Send the reports and a vital of a family, or of each family; return the number of sent lines.
+
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        InvalidUsage: the device does not follow `family`.
+        AirweightsError: the error, if the command is for one family.
+    """
+    with _open_locked_device(config) as device_journal:
+        is_paused = device_journal.persistent_state.is_paused
+
+        def send(context: UpdateContext) -> int:
+            settings = config.reports
+            if settings.vital_interval_s:
+                make_vital(context, settings.vital_interval_s, ServedCounts(), is_forced=True, is_paused=is_paused)
+            with context.open_workers() as workers:
+                return send_lines(context.journal, workers, settings.url, context.identity.device_id)
+
+        return _run_per_family(config, family, device_journal, send)
 
 
 def roll_back_offline(config: Config, family: str | None) -> UpdateResult:

@@ -1,7 +1,7 @@
 """`device-agent report`: signed reports of the outcomes of update attempts."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -9,10 +9,17 @@ from bundle import console
 from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION
 from device_agent.config.config import load_config
 
+if TYPE_CHECKING:
+    from device_agent.config.config import Config
+    from device_agent.config.families import FamilyResults
 
-@click.group(short_help="List or export signed reports.")
+
+@click.group(short_help="List, show, export or send signed reports.")
 def report() -> None:
-    """List or export this device's reports of update outcomes. The agent itself never sends them anywhere."""
+    """List, show, export or send this device's reports of update outcomes, and its vitals.
+
+    The agent sends them only if `reports.url` is configured.
+    """
 
 
 AFTER_OPTION: Final = click.option("--after", type=click.IntRange(0), default=0, help="Skip reports up to this number.")
@@ -59,3 +66,46 @@ def export_command(path: Path, after: int, family: str | None, output: Path, *, 
     write_export(data, output)
     result = {"output": str(output), "reports": data.count(b"\n")}
     console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")
+
+
+@report.command("show", short_help="Print what would be sent, byte for byte.")
+@FAMILY_OPTION
+@JSON_OPTION
+@click.pass_obj
+def show_command(path: Path, family: str | None, *, as_json: bool) -> None:
+    """Print the lines that would be sent next, exactly as they would be; nothing is sent.
+
+    Also the newest vital, which the daemon makes once in `reports.vital_interval_s`.
+    """
+    from device_agent.commands.report_export import unsent_lines
+
+    config = load_config(path)
+    lines = [line.decode() for line in unsent_lines(config, family)]
+    result = {"url": config.reports.url or None, "lines": lines}
+    console.print_result(result, as_json=as_json, text=lines or "nothing to send")
+
+
+@report.command("send", short_help="Send reports and a vital now.")
+@FAMILY_OPTION
+@JSON_OPTION
+@click.pass_obj
+def send_command(path: Path, family: str | None, *, as_json: bool) -> None:
+    """Make a vital, and send it with the reports that the collector does not have.
+
+    Exit status: 0 sent, 2 `reports.url` is not configured, 4 the collector is unavailable.
+    """
+    from device_agent.commands.daemon_or_offline import daemon_or_offline
+    from device_agent.commands.report_export import parse_sent
+    from device_agent.errors import ConfigInvalid
+
+    if not load_config(path).reports.url:
+        raise ConfigInvalid(f"{path}: reports.url is missing", hint="set the URL of the collector")
+
+    def offline(config: "Config") -> "FamilyResults[int]":
+        from device_agent.commands.offline import send_reports_offline
+
+        return send_reports_offline(config, family)
+
+    found = daemon_or_offline(path, "report-send", offline, parse_sent, family=family)
+    text = found.as_lines(lambda lines: [f"{lines} lines sent"])
+    console.print_result(found.as_json(lambda lines: {"lines": lines}), as_json=as_json, text=text)

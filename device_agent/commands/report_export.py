@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bundle.device_report import DeviceReport
+from bundle.strict_json import StrictObject
+from bundle.vital import Vital
 from device_agent.config.config import Config
+from device_agent.config.families import FamilyResults
 from device_agent.errors import InvalidUsage
 from device_agent.storage.device_directory import DeviceDirectory
 
@@ -88,3 +91,50 @@ def write_export(data: bytes, output: Path) -> None:
 def report_row(report: DeviceReport) -> dict[str, Any]:
     """Return the row of `report list --json` for one report."""
     return {**report.as_json(), "digest": report.digest()}
+
+
+def unsent_lines(config: Config, family: str | None = None) -> list[bytes]:
+    """Return the signed lines that the collector does not have yet, as they would be sent.
+
+    The daemon may be running.
+
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+
+    Raises:
+        AirweightsError: as `read_reports`, and as `device_agent.identity.device_keys.open_signing_key`.
+    """
+    from device_agent.config.families import check_family
+    from device_agent.identity.device_keys import open_signing_key
+    from device_agent.storage.journal import open_for_reading
+
+    check_family(config.families, family)
+    device = DeviceDirectory(config.directory)
+    device_id = device.read_public_identity().device_id
+    found: list[DeviceReport | Vital] = []
+    for one in config.family_configs():
+        if family in (None, one.family):
+            with open_for_reading(DeviceDirectory.for_family(one)) as journal:
+                _, reports, vital = journal.unsent_lines()
+                found += [*reports, *(() if vital is None else (vital,))]
+    if not found:
+        return []
+    private = open_signing_key(device, config.key_storage)
+    return [one.encode(device_id, private.sign(one.signed_bytes(device_id))) for one in found]
+
+
+def parse_sent(reply: dict[str, Any], families: tuple[str, ...]) -> FamilyResults[int]:
+    """Parse the daemon's reply to the request `report-send`: the number of sent lines of each family.
+
+    Args:
+        reply: the daemon's reply.
+        families: names of the families that the command is for.
+    """
+
+    def parse(fields: StrictObject) -> int:
+        lines = fields.integer("lines")
+        fields.reject_unknown()
+        return lines
+
+    return FamilyResults.parse(reply, families, parse)

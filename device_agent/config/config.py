@@ -19,6 +19,7 @@ from bundle.errors import TooLarge
 from bundle.local_files import decode_text, read_local_file
 from bundle.strict_json import NAME_PATTERN
 from device_agent.config.key_storage import parse_key_storage
+from device_agent.config.reports import REPORTS_KEYS, ReportsSettings, parse_reports
 from device_agent.config.repository import (
     MIRROR_URL_PATTERN,
     REPOSITORY_KEYS,
@@ -141,6 +142,7 @@ class Config:
         cohort: cohort whose key opens the family's blobs.
         key_storage: storage of the device keys: "file", "tpm:…" or "pkcs11:…" (device_agent.config.key_storage).
         repository: how the repository is reached.
+        reports: where reports and vitals are sent.
         allow_unjailed: `allow_unjailed` of `[jail]`: whether workers may run on a kernel without Landlock or seccomp.
         apps: pairs of a family's name and its settings for applications.
         further_families: the families beside the first one.
@@ -157,6 +159,7 @@ class Config:
     key_storage: str = "file"
     allow_unjailed: bool = False
     repository: RepositorySettings = field(default_factory=RepositorySettings)
+    reports: ReportsSettings = field(default_factory=ReportsSettings)
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
     probation: ProbationSettings = field(default_factory=ProbationSettings)
@@ -192,10 +195,11 @@ def _field_names(settings: type) -> tuple[str, ...]:
 
 TOP_KEYS: Final = (
     *("directory", "repository_url", "family", "channel", "cohort", "mirrors", "key_storage"),
-    *("repository", "serve", "update", "probation", "jail", "apps", FAMILIES_FOLDER_NAME),
+    *("repository", "reports", "serve", "update", "probation", "jail", "apps", FAMILIES_FOLDER_NAME),
 )
 TABLE_KEYS: Final = {
     "repository": REPOSITORY_KEYS,
+    "reports": REPORTS_KEYS,
     "serve": _field_names(ServeSettings),
     "update": _field_names(UpdateSettings),
     "probation": _field_names(ProbationSettings),
@@ -254,6 +258,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         repository=parse_repository(repository, where, folder),
+        reports=parse_reports(top.table("reports", TABLE_KEYS["reports"]), where, repository_url),
         serve=parse_serve(serve, where, folder),
         update=_parse_update(update),
         probation=ProbationSettings(

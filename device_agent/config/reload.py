@@ -18,7 +18,7 @@ RESTART_KEYS: Final = (
     *("serve.max_body_bytes", "serve.max_connections"),
 )
 RESTART_SERVE_FIELDS: Final = tuple(key.removeprefix("serve.") for key in RESTART_KEYS if key.startswith("serve."))
-TABLES: Final = ("repository", "serve", "update", "probation")
+TABLES: Final = ("repository", "reports", "serve", "update", "probation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from device_agent.config.config import Config
 from device_agent.daemon.error_log import log_errors
 from device_agent.daemon.family_queries import FamilyQueries
 from device_agent.daemon.messages import ModelCrashed
+from device_agent.daemon.report_schedule import ReportSchedule
 from device_agent.daemon.serving_watchdog import ServingWatchdog
 from device_agent.daemon.update_metrics import UpdateMetrics
 from device_agent.errors import JournalTooNew, JournalUnreadable
@@ -71,6 +72,7 @@ class FamilyService(FamilyQueries):
         context: the parts that an update needs.
         watchdog: keeps the active bundle serving.
         update_metrics: counters of the family's updates.
+        reports: sends reports and vitals.
         next_poll_at_s: time of the next poll, in seconds of the monotonic clock.
 
     Raises:
@@ -130,6 +132,14 @@ class FamilyService(FamilyQueries):
             is_stopping=lambda: supervisor.is_stopping,
         )
         self.update_metrics = UpdateMetrics(self.name)
+        self.reports = ReportSchedule(
+            config,
+            lambda: self.context,
+            self.serving,
+            lambda: self.watchdog.crashes,
+            supervisor.is_paused,
+            can_send=self.too_new is None,  # else the journal is a copy, whose numbers another agent uses, too
+        )
         self.next_poll_at_s = time.monotonic()
         self._needs_recovery = True
         self._failed_polls = 0
@@ -156,6 +166,7 @@ class FamilyService(FamilyQueries):
         self.context = replace(self.context, config=config)
         self.context.probe_client.threads = config.serve.threads
         self.watchdog.reconfigure(config)
+        self.reports.reconfigure(config)
         self.app_family.set_access(_family_access(config))
         soonest_s = time.monotonic() + next_poll_delay_s(config.update.poll_interval_s, self._failed_polls)
         self.next_poll_at_s = min(self.next_poll_at_s, soonest_s)
@@ -291,6 +302,8 @@ class FamilyService(FamilyQueries):
         return AdapterStore(self.device).as_listing(self.journal.pointers.active)
 
     def _record_result(self, result: UpdateResult) -> None:
+        if result.outcome is not Outcome.NOTHING_NEW:
+            self.reports.schedule_soon()
         self.update_metrics.record(result)
         self.update_metrics.record_probe(self.context.probe_client.last_report)
 

@@ -150,6 +150,13 @@ class AdapterRequest(Request[dict[str, Any]]):
     fields: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class SendReportsRequest(Request[FamilyResults[int]]):
+    """Send the reports and a vital of each named family now; the reply is the number of sent lines."""
+
+    families: tuple[str, ...]
+
+
 DaemonMessage: TypeAlias = (
     Stop
     | Reload
@@ -161,6 +168,7 @@ DaemonMessage: TypeAlias = (
     | PauseChanged
     | PlanRequest
     | AdapterRequest
+    | SendReportsRequest
 )
 
 

@@ -20,6 +20,7 @@ from device_agent.daemon.messages import (
     PlanRequest,
     Reply,
     RollbackRequest,
+    SendReportsRequest,
     UpdateRequest,
 )
 from device_agent.policy.attempt import UpdateResult
@@ -91,6 +92,9 @@ class RequestHandler:
             case "adapter-attach" | "adapter-detach":
                 adapter = AdapterRequest(families[0], command, request)
                 return self._ask(adapter, adapter.reply)
+            case "report-send":
+                send = SendReportsRequest(families)
+                return self._ask(send, send.reply).as_json(lambda lines: {"lines": lines})
             case "quarantine-clear":
                 digest = request.get("bundle")
                 cleared = per_family(families, lambda name: service(name).clear_quarantine(digest))

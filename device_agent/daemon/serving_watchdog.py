@@ -46,6 +46,7 @@ class ServingWatchdog:
 
     Attributes:
         is_degraded: whether the previous bundle serves because the active one is damaged.
+        crashes: unexpected ends of the serving model process since the daemon started.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ServingWatchdog:
         self._family = config.family
         self._next_restart_at: float | None = None
         self.is_degraded = False
+        self.crashes = 0
         self._restarts = 0
         self._started_at_s = 0.0
 
@@ -148,6 +150,7 @@ class ServingWatchdog:
             return
         if current.process.is_alive():
             return  # a probation has started it again
+        self.crashes += 1
         self._restarts = 0 if time.monotonic() - self._started_at_s > STABLE_AFTER_S else self._restarts + 1
         fields = {"family": self._family, "release": current.bundle.version, "restarts": self._restarts}
         logger.error("model process crashed", extra=fields)

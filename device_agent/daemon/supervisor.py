@@ -38,6 +38,7 @@ from device_agent.daemon.messages import (
     Reload,
     ReportProbation,
     RollbackRequest,
+    SendReportsRequest,
     Stop,
     UpdateRequest,
     cancel_replies,
@@ -139,6 +140,7 @@ class Supervisor:
                     self.handle(message)
                 elif not self._restart_due():
                     self._run_due_polls()
+                    self._send_due_reports()
                 self._ensure_standbys()
         finally:
             self.is_stopping = True
@@ -245,7 +247,9 @@ class Supervisor:
             case PauseChanged():
                 if message.is_paused and busy is not None:
                     busy.context.interruption.request_pause()
-            case Reload() | UpdateRequest() | PlanRequest() | AdapterRequest() | ReportProbation():
+            case (
+                Reload() | UpdateRequest() | PlanRequest() | AdapterRequest() | SendReportsRequest() | ReportProbation()
+            ):
                 self._deferred_messages.append(message)
             case _:
                 assert_never(message)
@@ -275,7 +279,8 @@ class Supervisor:
             return self._deferred_messages.pop(0)
         release_memory()
         due = [at for service in self.services if (at := service.watchdog.next_restart_at()) is not None]
-        if self._config.update.automatic and not self._is_paused():
+        due += [at for service in self.services if (at := service.reports.next_at_s) is not None]
+        if self._config.update.automatic and not self.is_paused():
             due += [service.next_poll_at_s for service in self.services]
         try:
             return self._messages.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
@@ -328,6 +333,8 @@ class Supervisor:
                         message.command, message.fields
                     )
                 )
+            case SendReportsRequest():
+                message.reply.resolve(partial(self._send_reports, message.families))
             case _:
                 assert_never(message)
 
@@ -335,12 +342,22 @@ class Supervisor:
         with contextlib.suppress(Unavailable):  # a front that has crashed gets them after its restart
             self.runtime.front.push_metrics(render_update_metrics(service.update_metrics for service in self.services))
 
+    def _send_due_reports(self) -> None:
+        for service in self.services:
+            at = service.reports.next_at_s
+            if at is not None and at <= time.monotonic() and not self.is_stopping:
+                log_errors(service.reports.run)
+                self.handle_pending()
+
+    def _send_reports(self, families: tuple[str, ...]) -> FamilyResults[int]:
+        return per_family(families, lambda one: self._registry.open_and_start(one).reports.send(is_forced=True))
+
     def _run_due_polls(self) -> None:
         for family in self._registry.unopened_families():
             log_errors(partial(self._registry.open_and_start, family))
         now = time.monotonic()
         for service in self.services:
-            if service.next_poll_at_s <= now and not self.is_stopping and not self._is_paused():
+            if service.next_poll_at_s <= now and not self.is_stopping and not self.is_paused():
                 log_errors(partial(self._update_service, service, "poll"))
                 self.handle_pending()
 
@@ -357,7 +374,7 @@ class Supervisor:
         return per_family(families, update)
 
     def _check_not_paused(self) -> None:
-        if self._is_paused():
+        if self.is_paused():
             raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
 
     def _update_service(self, service: FamilyService, trigger: str) -> UpdateResult:
@@ -401,7 +418,8 @@ class Supervisor:
         self._watch_front()
         self._push_metrics()
 
-    def _is_paused(self) -> bool:
+    def is_paused(self) -> bool:
+        """Return whether an operator paused updates; False if the journal cannot be read."""
         try:
             return self._registry.first.journal.persistent_state.is_paused
         except JournalUnreadable as error:

@@ -1,6 +1,6 @@
 """The device report that follows a result; the journal writes both in one transaction."""
 
-import os
+from collections.abc import Callable
 from typing import Final
 
 from bundle.device_report import OUTCOMES, STATES, DeviceReport
@@ -12,13 +12,16 @@ from device_agent.policy.state_machine import State
 MAX_REPORTS: Final = 256  # kept in the journal of a family, some 800 bytes each
 
 
-def next_report(result: UpdateResult, before: DeviceReport | None, runtime: str) -> DeviceReport | None:
+def next_report(
+    result: UpdateResult, before: DeviceReport | None, runtime: str, open_log: Callable[[], str]
+) -> DeviceReport | None:
     """Create the report of a result, or None if devices do not report it (bundle.device_report).
 
     Args:
         result: the finished attempt.
-        before: the newest report of the log, or None to start a log.
+        before: the newest report of the log, or None for the first.
         runtime: version of onnxruntime.
+        open_log: returns the id of the log, which its first call begins.
     """
     attempt = result.attempt
     state = _last_state(attempt.states)
@@ -28,7 +31,7 @@ def next_report(result: UpdateResult, before: DeviceReport | None, runtime: str)
         return None
     followed = attempt.followed
     return DeviceReport(
-        log=os.urandom(16).hex() if before is None else before.log,
+        log=open_log() if before is None else before.log,
         sequence=1 if before is None else before.sequence + 1,
         previous=None if before is None else before.digest(),
         outcome=result.outcome.value,

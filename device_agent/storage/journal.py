@@ -10,10 +10,12 @@ Rules:
   reading, also while the daemon runs.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
-`machine/metered`, `machine/variant-measurements`, `bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`,
+`machine/metered`, `machine/variant-measurements`, `machine/log`, `machine/vital`, `machine/sent`, `bundle/DIGEST`,
+`quarantine/DIGEST:RUNTIME`,
 `crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
+from bundle.vital import Vital
 from device_agent.errors import CrashLoop, system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
@@ -35,6 +38,7 @@ from device_agent.policy.journal_records import (
     TpmCounterRecord,
 )
 from device_agent.policy.outcome_report import MAX_REPORTS, next_report
+from device_agent.policy.sent_position import SentPosition
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State, next_state, recovery_state
 from device_agent.policy.variant_choice import VariantMeasurements
 from device_agent.storage.device_directory import DeviceDirectory
@@ -277,6 +281,25 @@ class Journal(JournalReader):
             with self._records.transaction():
                 self._records.put("machine", "variant-measurements", measured.as_json())
 
+    def open_log(self) -> str:
+        """Return the log of reports and vitals; the first call begins it."""
+        found = self.log_id()
+        if found is not None:
+            return found
+        with self._records.transaction():
+            return self._begin_log()
+
+    def record_vital(self, vital: Vital) -> None:
+        """Record the newest vital, which is sent until the collector has it or a newer one is made."""
+        with self._records.transaction():
+            self._records.put("machine", "vital", {"vital": vital.as_json(), "made_ms": self._now_ms()})
+
+    def record_sent(self, position: SentPosition) -> None:
+        """Record what the collector has; an equal record is not written."""
+        if position != self.sent_position:
+            with self._records.transaction():
+                self._records.put("machine", "sent", position.as_json())
+
     def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
         """Fill an empty journal with the bundles found in the store.
 
@@ -341,10 +364,15 @@ class Journal(JournalReader):
     def _append_report(self, result: UpdateResult) -> None:
         newest = self._records.last("report", 1)
         before = DeviceReport.parse(newest[0]) if newest else None
-        report = next_report(result, before, runtime_version())
+        report = next_report(result, before, runtime_version(), lambda: self.log_id() or self._begin_log())
         if report is not None:
             self._records.put("report", f"{report.sequence:012d}", report.as_json())
             self._records.keep_last("report", MAX_REPORTS)
+
+    def _begin_log(self) -> str:
+        log = os.urandom(16).hex()
+        self._records.put("machine", "log", {"log": log})
+        return log
 
     def _find_same_kind(self, result: UpdateResult) -> UpdateResult | None:
         """Find the row that failed in the same way since the last change of what serves.

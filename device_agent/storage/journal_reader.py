@@ -6,8 +6,9 @@ Each property reads the record anew. device_agent.storage.journal lists the reco
 from pathlib import Path
 from typing import Final
 
-from bundle.device_report import DeviceReport
+from bundle.device_report import LOG_ID_PATTERN, DeviceReport
 from bundle.files import BundleDigest
+from bundle.vital import Vital
 from device_agent.policy.attempt import Attempt, UpdateResult
 from device_agent.policy.journal_records import (
     BundlePointers,
@@ -17,6 +18,7 @@ from device_agent.policy.journal_records import (
     QuarantineRecord,
     TpmCounterRecord,
 )
+from device_agent.policy.sent_position import SentPosition
 from device_agent.policy.state_machine import State
 from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements
 from device_agent.storage.database import RecordDatabase
@@ -92,6 +94,33 @@ class JournalReader:
         """Return what the device measured of the family's variants."""
         row = self._records.get("machine", "variant-measurements")
         return NO_MEASUREMENTS if row is None else VariantMeasurements.parse(row)
+
+    @property
+    def newest_vital(self) -> tuple[Vital, int] | None:
+        """Return the newest vital and the Unix milliseconds at which it was made, or None."""
+        row = self._records.get("machine", "vital")
+        return None if row is None else (Vital.parse(row.object("vital")), row.integer("made_ms"))
+
+    @property
+    def sent_position(self) -> SentPosition | None:
+        """Return what the collector has, as its last answer said, or None before the first answer."""
+        row = self._records.get("machine", "sent")
+        return None if row is None else SentPosition.parse(row)
+
+    def log_id(self) -> str | None:
+        """Return the log of reports and vitals, or None before the first of them."""
+        row = self._records.get("machine", "log")
+        return None if row is None else row.text("log", LOG_ID_PATTERN)
+
+    def unsent_lines(self) -> tuple[SentPosition, list[DeviceReport], Vital | None]:
+        """Return what the collector has, and the reports and the vital that it does not have."""
+        log, position, newest = self.log_id(), self.sent_position, self.newest_vital
+        if log is None:
+            return SentPosition("0" * 32), [], None
+        if position is None or position.log != log:
+            position = SentPosition(log)
+        vital = None if newest is None or not position.is_vital_unsent(newest[0]) else newest[0]
+        return position, position.unsent_reports(self.reports()), vital
 
     def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
         """Return the record of a bundle, or None if there is none."""

@@ -25,7 +25,8 @@ Calls: `configure` {settings} with descriptors of credential files; `get` {url, 
 {is_modified, etag, last_modified} and a memfd, conditional if `etag` or `last_modified` is not "";
 `envelope` {url, name} → {envelope} in hexadecimal (device_agent.workers.envelope_lookup); `blob` {url, sha256, size,
 min_rate_bytes_s, max_rate_bytes_s, backoff_ms, budget_bytes} with the descriptor of the partial file →
-{received, resumed_at}; events {"done", "total"}.
+{received, resumed_at}; events {"done", "total"}; `post` {url, max_bytes} with a descriptor of what to send → {size} and
+a memfd with the answer.
 """
 
 import functools
@@ -49,6 +50,7 @@ from device_agent.workers.partial_download import PartialBlob
 from device_agent.workers.repository_credentials import SystemAuthorities, no_credentials, read_credentials
 from device_agent.workers.response_body import CHUNK_BYTES, check_no_web_page, open_body
 
+LINES_TYPE: Final = "application/x-ndjson"
 DOCUMENT_DEADLINE_S: Final = 120.0  # metadata is at most a few MiB
 
 
@@ -204,6 +206,40 @@ def handle_envelope(supervisor: SupervisorChannel, message: Message) -> JsonObje
     return {"envelope": envelope.hex()}
 
 
+def post_document(supervisor: SupervisorChannel, message: Message) -> Message:
+    """Send a small document, and return the answer in a memfd: call `post`.
+
+    Args:
+        supervisor: receives the count of bytes.
+        message: fields `url`, `max_bytes` of the answer; descriptor of the document.
+
+    Raises:
+        NotFound, DownloadFailed: the server does not take it, or the transfer failed.
+        TooLarge: the answer is longer than its limit.
+    """
+    value, client = message.value, prepare_client()
+    try:
+        body = os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
+    finally:
+        message.close()
+    max_bytes, answer = int(value["max_bytes"]), bytearray()
+    try:
+        with client.watchdog.watch(client.settings.min_rate_bytes_s):
+            response = client.post(str(value["url"]), {"Content-Type": LINES_TYPE}, body)
+            try:
+                for data in response.chunks(CHUNK_BYTES):
+                    answer += data
+                    if len(answer) > max_bytes:
+                        raise TooLarge(f"{response.url}: more than the allowed {max_bytes} bytes")
+            finally:
+                response.close()
+    finally:
+        received.send_count(supervisor, 0)
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC)
+    os.write(fd, answer)
+    return Message({"size": len(answer)}, (fd,))
+
+
 def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Download one blob into its partial file, from where it stopped: call `blob`.
 
@@ -261,5 +297,6 @@ if __name__ == "__main__":
         "get": handle_get,
         "envelope": handle_envelope,
         "blob": fetch_blob,
+        "post": post_document,
     }
     serve_calls(start_worker(lambda _pace, _policy: prepare_client())[0], handlers)

@@ -7,6 +7,7 @@ Rules:
 - All bytes that the fetcher reports are counted, also of calls that fail.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -128,6 +129,31 @@ class FetcherClient:
         reply = self._call("blob", request, kind, (part,), deadline_s=BLOB_DEADLINE_S, on_progress=on_progress)
         with parse_reply("fetcher"):
             return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
+
+    def post_lines(self, url: str, data: bytes, max_bytes: int) -> bytes:
+        """Send lines to the collector, and return its answer.
+
+        Args:
+            url: URL that takes lines.
+            data: the lines.
+            max_bytes: limit of the answer.
+
+        Raises:
+            Unavailable: the transfer failed.
+            TooLarge: the answer is longer than its limit.
+        """
+        fd = os.memfd_create("lines", os.MFD_CLOEXEC)
+        try:
+            os.write(fd, data)
+            request = {"url": url, "max_bytes": max_bytes}
+            reply = self._call("post", request, DownloadKind.METADATA, (fd,), deadline_s=DOCUMENT_DEADLINE_S)
+        finally:
+            os.close(fd)
+        try:
+            with parse_reply("fetcher"):
+                return os.pread(reply.fds[0], int(reply.value["size"]), 0)
+        finally:
+            reply.close()
 
     def _call(
         self,

@@ -1,4 +1,4 @@
-"""The HTTP client of the fetcher: GET with redirects, credentials and proxies, over urllib3.
+"""The HTTP client of the fetcher: GET with redirects, POST, credentials and proxies, over urllib3.
 
 Rules:
 1. Credentials are sent to the configured origins only; each hop of a redirect is judged by its own origin.
@@ -218,7 +218,25 @@ class HttpClient:
             url = redirect_target(url, location, response.url)
         raise RedirectRefused(f"{redact_url(source)}: redirected more than {MAX_REDIRECTS} times")
 
-    def _send(self, source: str, url: str, headers: dict[str, str]) -> HttpResponse:
+    def post(self, url: str, headers: dict[str, str], body: bytes) -> HttpResponse:
+        """Send a POST request, and return the response (200); redirects are not followed.
+
+        Args:
+            url: URL of the server.
+            headers: header fields of the request.
+            body: the body.
+
+        Raises:
+            RedirectRefused: the server redirects.
+            NotFound, RepositoryAuthRequired, ProxyFailed, TlsFailed, ServerTooSlow, DownloadFailed: as `open`.
+        """
+        response = self._send(url, url, headers, body)
+        if response.status in REDIRECT_STATUSES:
+            response.close()
+            raise RedirectRefused(f"{response.url}: a POST request is not redirected: HTTP {response.status}")
+        return self._check(response, url, headers)
+
+    def _send(self, source: str, url: str, headers: dict[str, str], body: bytes | None = None) -> HttpResponse:
         credentials, shown = self.settings.credentials, redact_url(url)
         target, path = _split(url, shown)
         source_host = ascii_host(urlsplit(source).hostname or "").lower()
@@ -264,7 +282,7 @@ class HttpClient:
         request_target = f"http://{target.authority}{path}" if is_forwarded else path
         self._opener.prepare(shown, request_target, check_address)
         response = self._request(
-            self._managers[key], target, fields, f" (through the proxy {proxy_url})" if is_forwarded else ""
+            self._managers[key], target, fields, f" (through the proxy {proxy_url})" if is_forwarded else "", body
         )
         if target.host.lower() == source_host and self._opener.peer:
             address = target.host if proxy_url else self._opener.peer
@@ -274,15 +292,18 @@ class HttpClient:
             raise proxy_auth_required(proxy_url, "Proxy-Authorization" in proxy_headers, shown)
         return response
 
-    def _request(self, manager: PoolManager, target: Target, fields: dict[str, str], through: str) -> HttpResponse:
+    def _request(
+        self, manager: PoolManager, target: Target, fields: dict[str, str], through: str, body: bytes | None
+    ) -> HttpResponse:
         shown, response = self._opener.shown, None
         for may_repeat in (True, False):
             try:
                 with self.watchdog.waiting(shown):
                     pool = manager.connection_from_host(target.url_host, target.port, target.scheme)
                     response = pool.urlopen(
-                        "GET",
+                        "GET" if body is None else "POST",
                         self._opener.request_target,
+                        body=body,
                         headers=fields,
                         retries=False,
                         redirect=False,

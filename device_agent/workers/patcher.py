@@ -10,6 +10,7 @@ Calls (descriptors in their order):
 - `seal-adapter` (storage key, adapter, golden outputs, output): seal a personal adapter into one file.
 - `unseal-adapter` (storage key, sealed file): the adapter and its golden outputs.
 - `seal-client-key`, `unseal-client-key`: device_agent.workers.sealed_client_key.
+- `sign` (signing key): device_agent.workers.line_signer.
 - `describe` (storage key, sealed bundle): read all of a sealed bundle and return its head.
 """
 
@@ -43,6 +44,7 @@ from device_agent.process.channel import MAX_FDS, JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
+from device_agent.workers.line_signer import sign_lines
 from device_agent.workers.sealed_bundle import SealedBundle, SealedHead, SealedWriter
 from device_agent.workers.sealed_client_key import seal_client_key, unseal_client_key
 
@@ -280,5 +282,6 @@ if __name__ == "__main__":
         "unseal-adapter": unseal_adapter,
         "seal-client-key": seal_client_key,
         "unseal-client-key": unseal_client_key,
+        "sign": sign_lines,
     }
     serve_calls(start_worker()[0], handlers)

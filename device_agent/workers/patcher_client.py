@@ -12,7 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
+from bundle.vital import Vital
 from device_agent.config.config import Config
 from device_agent.errors import StoreDamaged
 from device_agent.policy.journal_records import BundleRecord
@@ -26,6 +28,7 @@ from device_agent.storage.device_directory import (
     CLIENT_KEY_FILE,
     DEVICE_KEY,
     KEY_FILES,
+    SIGNING_KEY,
     STORAGE_KEY,
     DeviceDirectory,
 )
@@ -247,6 +250,28 @@ class PatcherClient:
         with parse_reply("patcher"):
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
             return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+
+    def sign_lines(self, device_id: str, reports: Sequence[DeviceReport], vitals: Sequence[Vital]) -> list[bytes]:
+        """Return the signed lines of reports and vitals, in this order.
+
+        Args:
+            device_id: id of the device.
+            reports: the reports.
+            vitals: the vitals.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the patcher is gone.
+        """
+        request = {
+            "device_id": device_id,
+            "reports": [report.as_json() for report in reports],
+            "vitals": [vital.as_json() for vital in vitals],
+        }
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(SIGNING_KEY))
+            reply = self._call("sign", request, (key,), deadline_s=KEY_OPENER_DEADLINE_S)
+        with parse_reply("patcher"):
+            return [str(line).encode() for line in reply.value["lines"]]
 
     def _open_key(self, use: str) -> int:
         """Return a descriptor of a plain key file, which this process never reads."""

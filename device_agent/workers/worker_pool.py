@@ -143,6 +143,20 @@ class WorkerPool:
         with parse_reply("verifier"):
             return VerifiedRelease.from_verifier(reply.value["release"])
 
+    def post_lines(self, url: str, data: bytes, max_bytes: int) -> bytes:
+        """Send lines to the collector, and return its answer.
+
+        Args:
+            url: URL that takes lines.
+            data: the lines.
+            max_bytes: limit of the answer.
+
+        Raises:
+            Unavailable: the transfer failed.
+            TooLarge: the answer is longer than its limit.
+        """
+        return self._fetcher.post_lines(url, data, max_bytes)
+
     def fetch_blob(
         self, edge: PatchEdge, on_progress: OnProgress | None = None, budget_bytes: int | None = None
     ) -> DownloadCost:
