@@ -28,6 +28,7 @@ SLOW_FILES = frozenset(
 FILE_SECONDS = {
     "test_registry": 60,
     "test_push": 40,
+    "test_generated_models": 15,
     "test_push_registry": 30,
     "test_client_requests": 80,
     "test_families": 75,
@@ -62,6 +63,7 @@ SAMPLED_CASES = {
     "test_a_request_that_is_cut_once_is_repeated": 3,
     "test_of_two_publishers_at_the_same_time_each_succeeds_or_is_told_who_did": 2,
     "test_killed_in": 4,
+    "test_a_generated_model_is_served_with_the_bits_of_onnxruntime": 3,
     "test_killed_again_and_again_in_the_same_trial_refuses_the_release": 1,
     "test_swaps_of_any_kind_of_model_fail_no_request": 1,
     "test_any_number_of_keep_alive_connections_takes_bounded_memory": 1,
