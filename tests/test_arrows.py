@@ -39,6 +39,7 @@ ONLY_IN = {
         "device_agent/workers/http_connection.py",
     },
     "requests": set(),
+    "distributed": {"packager/executors/dask_gateway.py"},
     "obstore": {"packager/stores/object_store.py"},
     "onnxruntime": {
         "packager",

@@ -31,7 +31,8 @@ def patch() -> None:
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
-@click.option("--executor", "executor_text", metavar="processes:N", help="Where patches are created.")
+@click.option("--executor", "executor_text", metavar="EXECUTOR", help="processes:N, or dask://HOST:PORT (mutual TLS).")
+@click.option("--inputs", metavar="URL", help="Store for sealed inputs, if the cluster's workers share no folder.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -44,6 +45,7 @@ def add_command(
     variants: tuple[str, ...],
     jobs: int,
     executor_text: str | None,
+    inputs: str | None,
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -67,7 +69,7 @@ def add_command(
         raise InvalidUsage("found neither --from nor --last, expected a base", hint="add --from VERSION or --last N")
     repository = Repository.open(repo)
     signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
-    with open_executor(executor_text, jobs) as executor:
+    with open_executor(executor_text, jobs, inputs) as executor:
         reporter = None if as_json else ConsoleReporter()
         added = add_patches(
             repository,

@@ -40,7 +40,8 @@ PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
-@click.option("--executor", "executor_text", metavar="processes:N", help="Where patches are created.")
+@click.option("--executor", "executor_text", metavar="EXECUTOR", help="processes:N, or dask://HOST:PORT (mutual TLS).")
+@click.option("--inputs", metavar="URL", help="Store for sealed inputs, if the cluster's workers share no folder.")
 @click.option("--html", type=PATH, help="Also write the report as an HTML page.")
 @JSON_OPTION
 def release(
@@ -57,6 +58,7 @@ def release(
     builder: str | None,
     jobs: int,
     executor_text: str | None,
+    inputs: str | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -109,7 +111,7 @@ def release(
         check_libraries()
     has_keys = bool(uris) or key_dir is not None
     signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
-    with open_executor(executor_text, jobs) as executor:
+    with open_executor(executor_text, jobs, inputs) as executor:
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is reserved for the error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
     if html is not None:
