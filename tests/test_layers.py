@@ -52,6 +52,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             *(
                 "demo",
                 "follow",
+                "rehearsal",
                 "release",
                 "attestation",
                 "quantize",
@@ -66,6 +67,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         },
         "demo": {"release", "repository", "models"},
         "follow": {"repository"},
+        "rehearsal": set(),
         "release": {"attestation", "quantize", "repository", "diff", "models"},
         "attestation": {"repository"},
         "executors": {"stores", "diff"},

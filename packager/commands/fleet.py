@@ -11,6 +11,7 @@ import click
 
 from bundle.console import print_result
 from bundle.local_files import normalize_text, read_local_file
+from packager.commands.fleet_rehearse import rehearse_command
 from packager.commands.options import JSON_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ def fleet() -> None:
 
     The collector has no signing key. Whatever decides on its lines verifies them again.
     """
+
+
+fleet.add_command(rehearse_command)
 
 
 @fleet.command("serve", short_help="Collect lines over HTTP, and serve the page and metrics.")

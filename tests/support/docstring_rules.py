@@ -122,7 +122,7 @@ BAD_STARTS: Final = frozenset(
 REPLACED: Final = re.compile(
     r"(?<!airweights[. ])\b(errands?|upkeep|forgiv(?:e|es|en|ing)|forgave|switchboard|holdings?|reseal(?:s|ed|ing)?|"
     r"line of bytes|"
-    r"enrol(?:s|ment|ments)?|rehearsals?|rehearse[sd]?|from nothing|held back|judgements?|somebody|nobody|whoever|"
+    r"enrol(?:s|ment|ments)?|from nothing|held back|judgements?|somebody|nobody|whoever|"
     r"neighbours?|trust memory|teachers?|told|tells?|goes? on|went on|going on|by hand|strangers?|house rule|"
     r"a way back|line by line of|children|child process|child's|not hold|bytes plain|remembered)\b",
     re.IGNORECASE,
