@@ -21,13 +21,15 @@ COUNTING_STATES: Final = (PATCHING, "probing", "swapping", "probation", "rolling
 
 # row name, then reasons of errors (docs/errors.md), or reasons of outcomes that no error caused
 _ROWS: Final = """
+counts    endpoint-refuses
 counts    golden-mismatch too-much-memory too-slow memory-leak nan-output probe-crashed probe-timeout
 counts    candidate-malformed probation-failed shadow-failed model-does-not-load contract-mismatch
 counts    model-process-crashed inference-failed operator-rollback crash-loop patcher-crashed
 patching  malformed too-large not-authentic patch-refused patch-version-unsupported
 patching  patch-feature-unsupported patch-truncated patch-corrupt patch-range-invalid patch-limit-exceeded
 patching  patch-target-mismatch
-neutral   untried inconclusive bundle-quarantined no-variant store-damaged wrong-base adapter-incompatible
+neutral   runtime-missing untried inconclusive bundle-quarantined
+neutral   no-variant store-damaged wrong-base adapter-incompatible
 neutral   below-rollback-floor
 silent    interrupted invalid refused unavailable unfit bug
 silent    invalid-usage file-not-regular text-encoding-unsupported folder-unsafe memory-exhausted os-failure
@@ -43,6 +45,8 @@ silent    tpm-unavailable tpm-policy-mismatch device-token-unavailable no-space 
 silent    rollback-floor-unproven no-patch-path envelope-missing not-enrolled nothing-served not-eligible device-locked
 silent    updates-paused daemon-not-running journal-unreadable journal-damaged server-too-slow connection-failed
 silent    proxy-failed proxy-auth-required repository-auth-required tls-failed redirect-refused repository-not-reached
+silent    shard-malformed shard-too-large shard-mismatch shard-unsorted shard-truncated
+silent    token-realm-refused not-faster
 silent    agent-stopping worker-crashed worker-failed worker-timeout address-unavailable drain-timeout jail-unavailable
 silent    key-commitment-mismatch no-model-loaded update-interrupted journal-too-new identity-copied
 """
