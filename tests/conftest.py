@@ -81,6 +81,7 @@ SAMPLED_CASES = {
     "test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room": 1,
     "test_two_of_three_mirrors_lie": 2,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
+    "test_collectors_killed_at_random_count_each_line_once": 2,
     "test_failures_that_report_after_successes_never_advance": 1,
     "test_the_error_bounds_hold": 1,
     "test_silence_halts_falsely_within_its_bound": 1,
