@@ -36,13 +36,17 @@ def run_postgresql() -> Iterator[str]:
         if user is not None:
             shutil.chown(folder, user)
         data = folder / "data"
-        command = [binaries / "initdb", "-D", data, "-U", "fleet", "--auth=trust", "--no-sync"]
+        command = [str(binaries / "initdb"), "-D", str(data), "-U", "fleet", "--auth=trust", "--no-sync"]
         subprocess.run(command, check=True, user=user, capture_output=True, cwd="/")
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        options = ["-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-c", "max_connections=40"]
+        options = ["-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "max_connections=40"]
         server = subprocess.Popen(
-            [binaries / "postgres", *options], user=user, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [str(binaries / "postgres"), *options],
+            user=user,
+            cwd="/",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             _wait_until_ready(port)
