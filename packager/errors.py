@@ -214,6 +214,12 @@ class TooManyPatches(Invalid):
     reason = "too-many-patches"
 
 
+class NotReproduced(Refused):
+    """A rebuilt release differs from the manifest. Compare inputs and versions before you sign."""
+
+    reason = "not-reproduced"
+
+
 class PatchCheckFailed(Refused):
     """A new patch does not make the files of its target, so it is not released.
     Create it again; if it fails again, check the disk and memory of the build machine.

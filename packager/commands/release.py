@@ -1,7 +1,7 @@
 """`packager release`: create a release from a release file (packager.release.pipeline)."""
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,10 @@ from packager.commands.options import (
     REPO_OPTION,
     load_signers,
 )
+
+if TYPE_CHECKING:
+    from packager.release.release_plan import ReleasePlan
+    from packager.repository.repository import Repository
 
 PATH: Final = click.Path(path_type=Path)
 
@@ -42,6 +46,9 @@ PATH: Final = click.Path(path_type=Path)
 )
 @click.option("--executor", "executor_text", metavar="EXECUTOR", help="processes:N, or dask://HOST:PORT (mutual TLS).")
 @click.option("--inputs", metavar="URL", help="Store for sealed inputs, if the cluster's workers share no folder.")
+@click.option(
+    "--reproduce", "manifest_file", type=PATH, help="Rebuild the release of this manifest, compare, and change nothing."
+)
 @click.option("--html", type=PATH, help="Also write the report as an HTML page.")
 @JSON_OPTION
 def release(
@@ -59,6 +66,7 @@ def release(
     jobs: int,
     executor_text: str | None,
     inputs: str | None,
+    manifest_file: Path | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -68,8 +76,11 @@ def release(
     with the reason, unless the file marks it as required. The result is a table of all variants: sizes, patches, errors
     against the float model, and speed; then notes on what to look at before others sign.
 
-    Exit status: 0 done, 2 invalid input, 3 devices would refuse the release, 4 unavailable (a lock, a key, space),
-    5 a required variant failed its gate, or no variant is left.
+    With --reproduce, the bundles of a published or staged release are rebuilt from the release file, and compared with
+    its manifest, before you sign it. Nothing is changed, and no key is needed.
+
+    Exit status: 0 done, 2 invalid input, 3 devices would refuse the release, or it is not reproduced, 4 unavailable (a
+    lock, a key, space), 5 a required variant failed its gate, or no variant is left.
     """
     from dataclasses import replace
 
@@ -92,6 +103,9 @@ def release(
     elif newest is not None:
         plan = replace(plan, bases=newest)
     repository = Repository.open(repo)
+    if manifest_file is not None:
+        _reproduce(plan, repository, manifest_file, as_json=as_json)
+        return
     if last == "publish" and not uris and key_dir is None:
         raise InvalidUsage(
             "found no key, expected --key or --keys", hint="add --keys FOLDER, or --until sign to let others sign"
@@ -128,6 +142,20 @@ def release(
         result["attestations"] = written.as_json()
         text.append(report_text(written, "written"))
     print_result(result, as_json=as_json, text=text)
+
+
+def _reproduce(plan: "ReleasePlan", repository: "Repository", manifest_file: Path, *, as_json: bool) -> None:
+    from bundle.manifest import parse_manifest
+    from packager.errors import FileNotFound
+    from packager.release.reproduce import reproduce_release
+
+    try:
+        manifest = parse_manifest(manifest_file.read_bytes())
+    except OSError as error:
+        raise FileNotFound(f"{manifest_file}: {error.strerror}") from error
+    report = reproduce_release(plan, repository, manifest, None if as_json else ConsoleReporter())
+    report.check()
+    print_result(report.as_json(), as_json=as_json, text=report.as_lines())
 
 
 class ConsoleReporter:

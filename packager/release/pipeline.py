@@ -115,7 +115,7 @@ def run_release(
         for variant in plan.variants:
             draft.variant_folder(variant.name).mkdir()
         with _clean_staging_on_error(repository):
-            seconds = _run_steps(draft, STEPS[: STEP_NAMES.index(until) + 1])
+            seconds = run_steps(draft, STEPS[: STEP_NAMES.index(until) + 1])
         return make_report(draft, seconds)
 
 
@@ -183,7 +183,17 @@ def _clean_staging_on_error(repository: Repository) -> Iterator[None]:
         raise
 
 
-def _run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
+def run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
+    """Run steps in order, and return the seconds of each by its name.
+
+    Args:
+        draft: the release in progress.
+        steps: the steps.
+
+    Raises:
+        NoVariantLeft: every variant was left out.
+        AirweightsError: a step failed.
+    """
     seconds: dict[str, float] = {}
     for number, step in enumerate(steps, start=1):
         draft.reporter.step(step.name, number, len(steps))

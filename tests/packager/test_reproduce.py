@@ -1,0 +1,58 @@
+"""A published release is rebuilt from its inputs, and every difference is named."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.support import tiny_models
+from tests.support.json_schemas import check_schema
+from tests.support.packager_cli import assert_refused, read_all_files, run_packager
+from tests.support.release_fixtures import ReleaseSite, create_site
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> ReleaseSite:
+    """A site that has released 1.0.0, with an int8 variant."""
+    site = create_site(tmp_path_factory.mktemp("site"))
+    assert site.release("1.0.0.toml").code == 0
+    return site
+
+
+def manifest_of(site: ReleaseSite) -> Path:
+    return next((site.folder / "repo" / "published" / "targets" / "bundles" / "kws").glob("*.1.0.0.json"))
+
+
+def reproduce(site: ReleaseSite, release_file: str, manifest: Path):  # type: ignore[no-untyped-def]
+    repo = ("--repo", site.folder / "repo")
+    return run_packager("release", site.folder / release_file, "--reproduce", manifest, *repo, "--json")
+
+
+def test_the_same_inputs_make_the_same_bundles_and_change_nothing(released: ReleaseSite) -> None:
+    before = read_all_files(released.folder / "repo")
+    result = reproduce(released, "1.0.0.toml", manifest_of(released))
+    assert result.code == 0, result.stderr
+    check_schema("release-reproduce", result.json)
+    assert result.json["variants"]
+    assert all(one["digest"] == one["rebuilt"] and not one["differences"] for one in result.json["variants"])
+    assert "created" in result.json["not_reproduced"]
+    assert read_all_files(released.folder / "repo") == before
+
+
+def test_another_model_or_other_samples_are_found_out(released: ReleaseSite) -> None:
+    text = (released.folder / "1.0.0.toml").read_text()
+    onnx.save(tiny_models.mlp(9), released.folder / "other.onnx")
+    (released.folder / "other.toml").write_text(text.replace("1.0.0.onnx", "other.onnx"))
+    result = reproduce(released, "other.toml", manifest_of(released))
+    assert_refused(result, code=3, reason="not-reproduced", words=("model.onnx", "built on", "rebuilt on"))
+    samples = np.random.default_rng(2).standard_normal((16, 1, 64)).astype(np.float32)
+    np.savez(released.folder / "others.npz", x=samples)
+    (released.folder / "samples.toml").write_text(text.replace("inputs.npz", "others.npz"))
+    assert_refused(reproduce(released, "samples.toml", manifest_of(released)), code=3, reason="not-reproduced")
+
+
+def test_the_manifest_of_another_release_is_refused(released: ReleaseSite) -> None:
+    result = reproduce(released, "1.1.0.toml", manifest_of(released))
+    assert_refused(result, code=2, reason="invalid-usage", words=("1.1.0", "1.0.0"))
+    assert_refused(reproduce(released, "1.0.0.toml", released.folder / "none"), code=2, reason="file-not-found")
