@@ -91,6 +91,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "serving_cost": lambda _pairs, _out: ["--seconds", "5"],
     "endpoint_abuse": lambda _pairs, _out: [],
     "cohort_rotation": lambda _pairs, _out: ["--devices", "10000"],
+    "fleet_ingest": lambda _pairs, _out: ["--devices", "2000"],
 }
 
 

@@ -7,12 +7,14 @@ Rules:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundle.device_report import LOG_ID_PATTERN, DeviceReport
 from bundle.errors import Malformed
 from bundle.strict_json import JSON, StrictObject
-from bundle.vital import Vital
+
+if TYPE_CHECKING:
+    from bundle.vital import Vital  # not in memory at rest
 
 MAX_RANGES: Final = 8
 MAX_BATCH_REPORTS: Final = 64  # some 60 kB of lines in one request
@@ -44,7 +46,7 @@ class SentPosition:
         ]
         return wanted[:MAX_BATCH_REPORTS]
 
-    def is_vital_unsent(self, vital: Vital | None) -> bool:
+    def is_vital_unsent(self, vital: "Vital | None") -> bool:
         """Return whether a vital is one that the collector does not have."""
         return vital is not None and vital.log == self.log and vital.number > self.vital
 

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
-from bundle.vital import Vital
 from device_agent.errors import CrashLoop, system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
@@ -43,6 +43,9 @@ from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State
 from device_agent.policy.variant_choice import VariantMeasurements
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal_reader import MAX_HISTORY_ROWS, JournalReader
+
+if TYPE_CHECKING:
+    from bundle.vital import Vital  # not in memory at rest
 
 
 def _now_ms() -> int:
@@ -289,7 +292,7 @@ class Journal(JournalReader):
         with self._records.transaction():
             return self._begin_log()
 
-    def record_vital(self, vital: Vital) -> None:
+    def record_vital(self, vital: "Vital") -> None:
         """Record the newest vital, which is sent until the collector has it or a newer one is made."""
         with self._records.transaction():
             self._records.put("machine", "vital", {"vital": vital.as_json(), "made_ms": self._now_ms()})

@@ -4,11 +4,10 @@ Each property reads the record anew. device_agent.storage.journal lists the reco
 """
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundle.device_report import LOG_ID_PATTERN, DeviceReport
 from bundle.files import BundleDigest
-from bundle.vital import Vital
 from device_agent.policy.attempt import Attempt, UpdateResult
 from device_agent.policy.journal_records import (
     BundlePointers,
@@ -22,6 +21,9 @@ from device_agent.policy.sent_position import SentPosition
 from device_agent.policy.state_machine import State
 from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements
 from device_agent.storage.database import RecordDatabase
+
+if TYPE_CHECKING:
+    from bundle.vital import Vital  # not in memory at rest
 
 MAX_HISTORY_ROWS: Final = 200
 
@@ -96,8 +98,10 @@ class JournalReader:
         return NO_MEASUREMENTS if row is None else VariantMeasurements.parse(row)
 
     @property
-    def newest_vital(self) -> tuple[Vital, int] | None:
+    def newest_vital(self) -> "tuple[Vital, int] | None":
         """Return the newest vital and the Unix milliseconds at which it was made, or None."""
+        from bundle.vital import Vital  # not in memory at rest
+
         row = self._records.get("machine", "vital")
         return None if row is None else (Vital.parse(row.object("vital")), row.integer("made_ms"))
 
@@ -112,7 +116,7 @@ class JournalReader:
         row = self._records.get("machine", "log")
         return None if row is None else row.text("log", LOG_ID_PATTERN)
 
-    def unsent_lines(self) -> tuple[SentPosition, list[DeviceReport], Vital | None]:
+    def unsent_lines(self) -> "tuple[SentPosition, list[DeviceReport], Vital | None]":
         """Return what the collector has, and the reports and the vital that it does not have."""
         log, position, newest = self.log_id(), self.sent_position, self.newest_vital
         if log is None:

@@ -10,11 +10,10 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
-from bundle.vital import Vital
 from device_agent.config.config import Config
 from device_agent.errors import StoreDamaged
 from device_agent.policy.journal_records import BundleRecord
@@ -34,6 +33,9 @@ from device_agent.storage.device_directory import (
 )
 from device_agent.workers.adapter_check import with_adapter
 from device_agent.workers.worker_processes import WorkerProcesses
+
+if TYPE_CHECKING:
+    from bundle.vital import Vital  # not in memory at rest
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +253,7 @@ class PatcherClient:
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
             return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
 
-    def sign_lines(self, device_id: str, reports: Sequence[DeviceReport], vitals: Sequence[Vital]) -> list[bytes]:
+    def sign_lines(self, device_id: str, reports: Sequence[DeviceReport], vitals: "Sequence[Vital]") -> list[bytes]:
         """Return the signed lines of reports and vitals, in this order.
 
         Args:
