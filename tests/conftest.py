@@ -26,6 +26,7 @@ SLOW_FILES = frozenset(
 
 # seconds on two cores, about, of the files that take more than fifteen
 FILE_SECONDS = {
+    "test_reproduce": 40,
     "test_dask": 30,
     "test_registry": 60,
     "test_push": 40,

@@ -29,6 +29,8 @@ RAW_OPTION: Final = click.option(
     "--raw", is_flag=True, help="Print every field and digest of the documents, instead of a review in words."
 )
 
+MAX_REPORT_BYTES: Final = 1024 * 1024
+
 
 @click.command("sign", short_help="Sign staged changes or a signing request.")
 @click.argument("request_file", type=PATH, required=False)
@@ -48,6 +50,9 @@ RAW_OPTION: Final = click.option(
 @click.option(
     "--new-repository", is_flag=True, help="Allow a repository that the key has not signed for on this machine."
 )
+@click.option(
+    "--rebuilt", type=PATH, multiple=True, help="Sign only if this `release --reproduce --json` covers each release."
+)
 @RAW_OPTION
 @REPO_OPTION
 @KEYS_OPTION
@@ -62,6 +67,7 @@ def sign_command(
     replace: bool,
     new_repository: bool,
     raw: bool,
+    rebuilt: tuple[Path, ...],
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -76,6 +82,7 @@ def sign_command(
     3 the request contradicts itself or the signing history, 4 a token or a lock is unavailable.
     """
     from keys.errors import SignerNotInRole
+    from packager.errors import InvalidUsage
     from packager.repository.repository import Repository
 
     if request_file is not None:
@@ -83,9 +90,11 @@ def sign_command(
         public = load_public_keys(uris, key_dir) if out is None else [signer.public_key for signer in signers]
         allowed = {"replace": replace, "new_repository": new_repository}
         _sign_request(
-            request_file, signers, public, out, history.expanduser(), expect, allowed, raw=raw, as_json=as_json
+            request_file, signers, public, out, history.expanduser(), expect, allowed, rebuilt, raw=raw, as_json=as_json
         )
         return
+    if rebuilt:
+        raise InvalidUsage("--rebuilt needs a signing request", hint="run `packager repo prepare -o REQUEST` first")
     signers = load_signers(uris, key_dir, passphrase_file)
     report = Repository.open(repo).sign(signers)
     if uris and len(report.unused) == len(signers):
@@ -179,6 +188,7 @@ def _sign_request(
     history: Path,
     expect: str | None,
     allow_flags: dict[str, bool],
+    rebuilt: tuple[Path, ...],
     *,
     raw: bool,
     as_json: bool,
@@ -188,6 +198,7 @@ def _sign_request(
     from packager.errors import InvalidUsage
     from packager.repository.detached_signing import review_request, sign_request
     from packager.repository.layout import write_file
+    from packager.repository.rebuilt import check_rebuilt
     from packager.repository.signing_request import MAX_REQUEST_BYTES, parse_request
 
     try:
@@ -200,6 +211,8 @@ def _sign_request(
             f"the request's digest is {reviewed.digest}, expected {expect}",
             hint="run the command without -o, and compare the summary with the reviewed one",
         )
+    if rebuilt:
+        check_rebuilt(request, [read_local_file(path, MAX_REPORT_BYTES) for path in rebuilt])
     if out is not None:
         write_file(out, sign_request(request, reviewed, signers, history))
     result = {

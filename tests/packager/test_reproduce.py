@@ -56,3 +56,31 @@ def test_the_manifest_of_another_release_is_refused(released: ReleaseSite) -> No
     result = reproduce(released, "1.1.0.toml", manifest_of(released))
     assert_refused(result, code=2, reason="invalid-usage", words=("1.1.0", "1.0.0"))
     assert_refused(reproduce(released, "1.0.0.toml", released.folder / "none"), code=2, reason="file-not-found")
+
+
+def test_only_what_was_rebuilt_is_signed(released: ReleaseSite, tmp_path: Path) -> None:
+    """The next release is staged; the ceremony signs it with a report of its own, and with no other."""
+    repo, here = ("--repo", released.folder / "repo"), released.folder
+    assert released.release("1.1.0.toml", "--until", "sign").code == 0
+    request, out = tmp_path / "request.json", tmp_path / "signatures.json"
+    assert run_packager("repo", "prepare", "-o", request, *repo, "--json").code == 0
+    staged = here / "repo" / "staging" / "targets" / "bundles" / "kws" / "1.1.0.json"
+    reports = {}
+    for version, manifest in (("1.0.0", manifest_of(released)), ("1.1.0", staged)):
+        reports[version] = tmp_path / f"{version}.json"
+        reports[version].write_text(reproduce(released, f"{version}.toml", manifest).stdout)
+    sign = ("repo", "sign", request, "--keys", here / "keys", "--history", tmp_path / "history", "--new-repository")
+
+    def sign_with(report: Path):  # type: ignore[no-untyped-def]
+        return run_packager(*sign, "--rebuilt", report, "-o", out, "--json")
+
+    assert_refused(sign_with(reports["1.0.0"]), code=3, reason="not-reproduced", words=("kws 1.1.0", "--rebuilt"))
+    differing = tmp_path / "differing.json"
+    differing.write_text(reports["1.1.0"].read_text().replace('"differences": []', '"differences": ["health"]'))
+    assert_refused(sign_with(differing), code=3, reason="not-reproduced")
+    (tmp_path / "nonsense.json").write_text("[]")
+    assert_refused(sign_with(tmp_path / "nonsense.json"), code=2, reason="invalid-usage")
+    assert not out.exists()
+    result = sign_with(reports["1.1.0"])
+    assert result.code == 0, result.stderr
+    assert out.exists()
