@@ -19,10 +19,9 @@ import struct
 from collections.abc import Mapping
 from typing import Final
 
-import zstandard
-
 from bundle.errors import ArchiveMalformed, ArchiveTooLarge, ArchiveTruncated
 from bundle.files import MAX_PATH_CHARACTERS, PATH_PATTERN
+from bundle.zstd import CompressionParameter, ZstdError, make_decompressor, stated_size, zstd
 
 MAGIC: Final = b"AWARCH01"
 LEVEL: Final = 19  # 60 ms for the largest archive; the signatures in it do not compress better with more
@@ -161,22 +160,24 @@ def _unpack(packed: bytes, max_bytes: int) -> bytes:
 
 
 def _compress(data: bytes) -> bytes:
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL, source_size=len(data), window_log=WINDOW_LOG, enable_ldm=len(data) > 1 << 20
-    )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+    options: dict[int, int] = {
+        CompressionParameter.compression_level: LEVEL,
+        CompressionParameter.window_log: WINDOW_LOG,
+        CompressionParameter.enable_long_distance_matching: int(len(data) > 1 << 20),
+    }
+    return zstd.compress(data, options=options)
 
 
 def _decompress(stored: bytes, max_bytes: int) -> bytes:
     try:
-        stated = zstandard.get_frame_parameters(stored).content_size
-        if stated == zstandard.CONTENTSIZE_UNKNOWN:
+        stated = stated_size(stored)
+        if stated is None:
             raise ArchiveMalformed("archive: its zstd frame does not state its content size")
         if stated > max_bytes:
             raise ArchiveTooLarge(f"archive: {stated} bytes when decompressed, at most {max_bytes} are allowed")
-        with zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG).stream_reader(stored) as reader:
-            plain = reader.read(stated + 1)  # bounded: whatever the frame contains, no more is decompressed
-    except zstandard.ZstdError as error:
+        decompressor = make_decompressor(WINDOW_LOG)
+        plain = decompressor.decompress(stored, max_length=stated + 1)  # bounded, whatever the frame contains
+    except ZstdError as error:
         if len(stored) < MIN_FRAME_BYTES:
             raise ArchiveTruncated(f"archive: ends after {len(stored)} bytes") from error
         raise ArchiveMalformed("archive: not a zstd frame, or one with a larger window") from error

@@ -31,8 +31,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "onnx": {"packager"},
     "bsdiff4": {"packager"},
-    "backports": {"packager/diff/encode/zstd_prefix.py"},
-    "compression": {"packager/diff/encode/zstd_prefix.py"},
+    "backports": {"bundle/zstd.py"},
+    "compression": {"bundle/zstd.py"},
     "urllib3": {
         "packager/stores/registry_client.py",
         "device_agent/workers/http_client.py",

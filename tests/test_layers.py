@@ -38,7 +38,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "workers": {"identity", "storage", "runtime", "host", "config", "process", "policy"},
         "front": {"runtime", "host", "process"},
         "identity": {"storage", "config", "policy"},
-        "serving": {"runtime", "config", "process", "policy"},
+        "serving": {"runtime", "host", "config", "process", "policy"},
         "apps": {"policy", "process"},
         "runtime": {"host", "process"},
         "storage": {"host", "config", "policy"},

@@ -11,23 +11,28 @@ The returned table comes from the patch: the caller must compare its digest with
 """
 
 from collections.abc import Iterator
+from typing import Final
 
-from bundle.errors import PatchCorrupt, PatchLimitExceeded, WrongBase
+from bundle.errors import PatchCorrupt, PatchFeatureUnsupported, PatchLimitExceeded, WrongBase
 from bundle.files import BundleFile
 from bundle.patch.address_space import Base, BaseBytes, Target, TargetBytes
+from bundle.patch.byte_math import HAS_NUMPY
 from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
 from bundle.patch.delta import decode_delta
-from bundle.patch.edits import decode_edits
 from bundle.patch.limits import DEFAULT_LIMITS, PatchLimits
 from bundle.patch.numbers import Cursor
-from bundle.patch.parameters import Parameters
 from bundle.patch.ranges import read_base_ranges, read_copied_ranges, read_target_ranges
 from bundle.patch.sections import read_section, unpack_zstd
 from bundle.patch.single_thread import use_single_thread
 from bundle.patch.steady_heap import retain_freed_memory
 from bundle.patch.stream import decode_stream
-from bundle.patch.typed import decode_typed
 
+if HAS_NUMPY:
+    from bundle.patch.edits import decode_edits
+    from bundle.patch.parameters import Parameters
+    from bundle.patch.typed import decode_typed
+
+TYPED_OPS: Final = (Op.EDIT, Op.PARAM, Op.TYPED)
 __all__ = ["Base", "ForwardReader", "PatchLimits", "Target", "apply_patch"]
 
 
@@ -75,7 +80,8 @@ class _Applier:
         self._declared_limits = header.declared_limits
         self._max_items = limits.items
         self._base = BaseBytes(base, header.base)
-        self._parameters = Parameters(header.declared_limits.parameter_bytes)
+        if HAS_NUMPY:
+            self._parameters = Parameters(header.declared_limits.parameter_bytes)
         self._target = TargetBytes(
             target,
             header.target,
@@ -92,6 +98,8 @@ class _Applier:
         self._target.finish()
 
     def _decode(self, frame: Frame, frames: Iterator[Frame]) -> None:
+        if frame.op in TYPED_OPS and not HAS_NUMPY:
+            raise PatchFeatureUnsupported("patch needs the decoder feature 'typed', for which numpy is not installed")
         match frame.op:
             case Op.COPY:
                 self._copy_ranges(frame)

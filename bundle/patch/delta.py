@@ -13,10 +13,9 @@ Source: Colin Percival, "Naive differences of executable code" (2003); the cut i
 
 from typing import Final
 
-import numpy as np
-
 from bundle.errors import PatchCorrupt
 from bundle.patch.address_space import BaseBytes
+from bundle.patch.byte_math import add_bytes
 from bundle.patch.container import Frame
 from bundle.patch.limits import DeclaredLimits
 from bundle.patch.numbers import Cursor
@@ -65,5 +64,4 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
 
 
 def _add_difference(out: bytearray, position: int, base: bytes, difference: bytes | memoryview) -> None:
-    view = np.frombuffer(out, np.uint8, len(base), position)
-    np.add(np.frombuffer(base, np.uint8), np.frombuffer(difference, np.uint8), out=view)
+    out[position : position + len(base)] = add_bytes(base, difference)

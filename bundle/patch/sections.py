@@ -15,10 +15,9 @@ Rules:
 import bz2
 from typing import Final
 
-import zstandard
-
 from bundle.errors import PatchCorrupt, PatchFeatureUnsupported, PatchLimitExceeded
 from bundle.patch.numbers import Cursor, encode_varint
+from bundle.zstd import CompressionParameter, ZstdError, decompress_exactly, stated_size, zstd
 
 STORED: Final = 0
 ZSTD: Final = 1
@@ -105,12 +104,12 @@ def unpack_zstd(stored: bytes | memoryview, expected_bytes: int, where: str, dic
             raise PatchCorrupt(f"{where}: {len(stored)} bytes stored for an empty section")
         return b""
     try:
-        stated = zstandard.get_frame_parameters(stored).content_size
-        # The library allocates the size that a frame states, even if it is above max_output_size.
-        if stated not in (zstandard.CONTENTSIZE_UNKNOWN, expected_bytes):
+        stated = stated_size(stored)
+        if stated not in (None, expected_bytes):
             raise PatchCorrupt(f"{where}: zstd frame states {stated} bytes, expected {expected_bytes}")
-        data = _decompressor(dictionary).decompress(stored, max_output_size=expected_bytes, allow_extra_data=False)
-    except zstandard.ZstdError as error:
+        usable = dictionary if len(dictionary) >= MIN_DICTIONARY_BYTES else b""
+        data = decompress_exactly(stored, expected_bytes, usable)
+    except ZstdError as error:
         raise PatchCorrupt(f"{where}: {error}") from error
     if len(data) != expected_bytes:
         raise PatchCorrupt(f"{where}: decompressed to {len(data)} bytes, expected {expected_bytes}")
@@ -127,15 +126,14 @@ def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
     if len(data) == 0:
         return b""
     window_log = max(10, (len(data) - 1).bit_length())
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level,
-        source_size=len(data),
-        window_log=min(window_log, 27),
-        write_content_size=False,
-        write_checksum=False,
-        write_dict_id=False,
-    )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+    options: dict[int, int] = {
+        CompressionParameter.compression_level: level,
+        CompressionParameter.window_log: min(window_log, 27),
+        CompressionParameter.content_size_flag: 0,
+        CompressionParameter.checksum_flag: 0,
+        CompressionParameter.dict_id_flag: 0,
+    }
+    return zstd.compress(data, options=options)
 
 
 def unpack_bzip2(stored: bytes | memoryview, expected_bytes: int, where: str) -> bytes:
@@ -229,10 +227,3 @@ def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, i
     """
     filters = {"id": LZMA2_FILTER, "dict_size": 1 << window_log}
     return [filters if preset is None else {**filters, "preset": preset}]
-
-
-def _decompressor(dictionary: bytes) -> zstandard.ZstdDecompressor:
-    if len(dictionary) < MIN_DICTIONARY_BYTES:
-        return zstandard.ZstdDecompressor()
-    raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    return zstandard.ZstdDecompressor(dict_data=raw)

@@ -5,14 +5,13 @@ come out in the same order on every run; the decoder's sums are exact in any ord
 """
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 _LOCK: Final = threading.Lock()
 _SAVED_THREAD_COUNTS: Final[list[int]] = []  # the thread count to restore, one entry per active block
@@ -45,7 +44,10 @@ def use_single_thread() -> Iterator[None]:
 
 @cache
 def _find_thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    folder = Path(np.__file__).parent.parent / "numpy.libs"
+    numpy = sys.modules.get("numpy")
+    if numpy is None or numpy.__file__ is None:
+        return None
+    folder = Path(numpy.__file__).parent.parent / "numpy.libs"
     try:
         libraries = sorted(folder.glob("*openblas*"))
     except OSError:  # a jail may hide the folder; BLAS then keeps its threads

@@ -19,18 +19,16 @@ Rules:
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import IO, Any, Final, Protocol, cast
-
-import numpy as np
-import zstandard
+from typing import Any, Final, Protocol
 
 from bundle.errors import PatchCorrupt, PatchFeatureUnsupported, PatchLimitExceeded, PatchRangeInvalid
 from bundle.patch.address_space import BaseBytes, TargetBytes
+from bundle.patch.byte_math import add_bytes
 from bundle.patch.container import Frame, Op
 from bundle.patch.limits import IO_CHUNK_BYTES, DeclaredLimits
 from bundle.patch.numbers import MAX_VARINT_BYTES, Cursor
 from bundle.patch.sections import LZMA, ZSTD, lzma_filters
+from bundle.zstd import ZstdError, make_decompressor
 
 FORM_TARGET: Final = 0
 FORM_DELTA: Final = 1
@@ -74,16 +72,11 @@ class _Reader(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class _LzmaReader:
-    """Decompresses while it is read; uses no memory but the dictionary."""
+class _DecoderReader:
+    """Decompresses while it is read; uses no memory but the dictionary or window."""
 
-    def __init__(self, source: _CompressedSource, window_log: int, where: str) -> None:
-        try:
-            import lzma
-        except ImportError as error:
-            raise PatchFeatureUnsupported("patch needs the decoder feature 'lzma', which this Python lacks") from error
-        self._source, self._where, self._error = source, where, lzma.LZMAError
-        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log))
+    def __init__(self, source: _CompressedSource, decoder: Any, error: type[Exception], where: str) -> None:
+        self._source, self._decoder, self._error, self._where = source, decoder, error, where
 
     def read(self, size: int, /) -> bytes:
         while not self._decoder.eof:
@@ -91,7 +84,7 @@ class _LzmaReader:
             if self._decoder.needs_input and not feed:
                 raise PatchCorrupt(f"{self._where}: compressed stream is incomplete")
             try:
-                piece = self._decoder.decompress(feed, max_length=size)
+                piece: bytes = self._decoder.decompress(feed, max_length=size)
             except self._error as error:
                 raise PatchCorrupt(f"{self._where}: {error}") from error
             if piece:
@@ -161,17 +154,13 @@ def decode_stream(
     frame.check_decoded(b"")
     position = cursor.read_varint() if form == FORM_DELTA else 0
     source = _CompressedSource(cursor.take_rest(), frames, frame.where)
-    try:
-        with _open_decoder(source, coder, window_log, frame.where) as reader:
-            content = _Content(reader, frame.where)
-            if form == FORM_TARGET:
-                _copy_content(content, length, target, frame.where)
-            else:
-                _apply_delta(content, position, length, base, target, frame.where)
-            if not content.is_exhausted() or not source.is_exhausted():
-                raise PatchCorrupt(f"{frame.where}: stream contains more than its {length} bytes")
-    except zstandard.ZstdError as error:
-        raise PatchCorrupt(f"{frame.where}: {error}") from error
+    content = _Content(_open_decoder(source, coder, window_log, frame.where), frame.where)
+    if form == FORM_TARGET:
+        _copy_content(content, length, target, frame.where)
+    else:
+        _apply_delta(content, position, length, base, target, frame.where)
+    if not content.is_exhausted() or not source.is_exhausted():
+        raise PatchCorrupt(f"{frame.where}: stream contains more than its {length} bytes")
 
 
 def max_triples(length: int) -> int:
@@ -179,13 +168,15 @@ def max_triples(length: int) -> int:
     return length // BYTES_PER_TRIPLE + FREE_TRIPLES
 
 
-def _open_decoder(source: _CompressedSource, coder: int, window_log: int, where: str) -> AbstractContextManager[Any]:
-    if coder == LZMA:
-        return nullcontext(_LzmaReader(source, window_log, where))
-    # The stub requires IO; the library calls `read` only.
-    return zstandard.ZstdDecompressor(max_window_size=1 << window_log).stream_reader(
-        cast(IO[bytes], source), read_size=IO_CHUNK_BYTES, read_across_frames=False
-    )
+def _open_decoder(source: _CompressedSource, coder: int, window_log: int, where: str) -> _DecoderReader:
+    if coder == ZSTD:
+        return _DecoderReader(source, make_decompressor(window_log), ZstdError, where)
+    try:
+        import lzma
+    except ImportError as error:
+        raise PatchFeatureUnsupported("patch needs the decoder feature 'lzma', which this Python lacks") from error
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log))
+    return _DecoderReader(source, decoder, lzma.LZMAError, where)
 
 
 def _copy_content(content: _Content, length: int, target: TargetBytes, where: str) -> None:
@@ -213,9 +204,7 @@ def _apply_delta(
         while position < end:
             difference = content.read_up_to(end - position)
             bytes_ = base.read(position, len(difference))
-            target.write_at_cursor(
-                np.add(np.frombuffer(bytes_, np.uint8), np.frombuffer(difference, np.uint8)).data, where
-            )
+            target.write_at_cursor(add_bytes(bytes_, difference), where)
             position += len(difference)
         _copy_content(content, extra, target, where)
         position += -(seek + 1 >> 1) if seek & 1 else seek >> 1

@@ -10,11 +10,18 @@ from typing import Final
 from bundle.cpu_features import read_cpu_features, read_cpu_name
 from device_agent.policy.planner import MISSING_VERSION, DeviceFacts
 
-# patch features of this version's decoder beyond the base set; bundle.patch.container has the list, but imports numpy
-DECODERS: Final = frozenset({"delta", "edit", "stream", "typed"})
-OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature to the module that decodes it
+# patch features of this version's decoder beyond the base set (bundle.patch.container.FEATURES)
+DECODERS: Final = frozenset({"delta", "stream"})
+# feature to the module that decodes it
+OPTIONAL_DECODERS: Final = {
+    "edit": "numpy",
+    "lzma": "_lzma",
+    "pcodec": "pcodec",
+    "typed": "numpy",
+}
 # runtime of a manifest to its distribution
 OTHER_RUNTIMES: Final = {"litert": "ai_edge_litert"}
+ENDPOINT_MODULES: Final = ("uvicorn", "httptools")  # of the extra `serve`
 RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_openvino", "onnxruntime_qnn")
 
 
@@ -24,12 +31,18 @@ def device_facts() -> DeviceFacts:
     return DeviceFacts(
         os.uname().machine,
         read_cpu_features(),
-        runtime_version(),
+        runtime_version() if has_endpoint() else MISSING_VERSION,
         available_memory_bytes(),
         decoders,
-        other_runtimes(),
+        other_runtimes() if has_endpoint() else {},
         read_cpu_name(),
     )
+
+
+@cache
+def has_endpoint() -> bool:
+    """Return whether the packages of the endpoint are installed; without them, the agent runs no models."""
+    return all(importlib.util.find_spec(name) is not None for name in ENDPOINT_MODULES)
 
 
 @cache

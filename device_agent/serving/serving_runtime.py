@@ -13,13 +13,14 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from bundle.errors import Unavailable
 from bundle.variant import Variant
 from device_agent.config.config import Config
 from device_agent.config.serve import ServeSettings
 from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
+from device_agent.host.device_facts import has_endpoint
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.serving_counts import BadResponse, BadResponseCount, RepeatObservation, ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
@@ -33,6 +34,7 @@ from device_agent.runtime.handles import (
     PrestartedProcess,
     ServeConfig,
 )
+from device_agent.runtime.no_front import NoFront
 from device_agent.runtime.wire import KEPT_BODIES
 from device_agent.serving.serving_backend import ModelProcessHandle
 
@@ -159,6 +161,8 @@ class ServingRuntime:
             return act(self.front)
 
     def _start_front(self) -> FrontHandle:
+        if not has_endpoint():
+            return cast("FrontHandle", NoFront())
         awaited = tuple(
             family for family, family_runtime in self._family_runtimes.items() if family_runtime.is_published
         )

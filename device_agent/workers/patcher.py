@@ -193,7 +193,7 @@ def read_sealed_header(_supervisor: SupervisorChannel, message: Message) -> Json
         storage_fd, sealed_fd = message.fds
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
         for index in range(len(bundle.files)):
-            os.close(bundle.unseal_file(index))
+            bundle.check_file(index)
         head = bundle.head
         return {"manifest": head.manifest, "variant": head.variant, "counter_epoch": head.counter_epoch}
     finally:

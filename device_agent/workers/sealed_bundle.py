@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -167,21 +168,30 @@ class SealedBundle:
 
     def unseal_file(self, index: int) -> int:
         """Unseal one file into a sealed memfd and check its SHA-256; the caller closes the descriptor."""
-        file = self._files[index]
-        fd = _create_memfd(file.path)
+        fd = _create_memfd(self._files[index].path)
         try:
-            digest = hashlib.sha256()
-            for offset in range(0, file.size, CHUNK_BYTES):
-                data = self.pread(index, offset, min(CHUNK_BYTES, file.size - offset))
-                digest.update(data)
+            for data in self._checked_chunks(index):
                 _write_all(fd, data)
-            if digest.hexdigest() != file.sha256:
-                raise StoreDamaged(f"bundle {self._digest[:16]}: SHA-256 of {file.path!r} differs from the manifest")
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
         except BaseException:
             os.close(fd)
             raise
         return fd
+
+    def check_file(self, index: int) -> None:
+        """Read one file and check its SHA-256, in bounded memory."""
+        for _ in self._checked_chunks(index):
+            pass
+
+    def _checked_chunks(self, index: int) -> Iterator[bytes]:
+        """Yield one file in chunks; the last step compares its SHA-256."""
+        file, digest = self._files[index], hashlib.sha256()
+        for offset in range(0, file.size, CHUNK_BYTES):
+            data = self.pread(index, offset, min(CHUNK_BYTES, file.size - offset))
+            digest.update(data)
+            yield data
+        if digest.hexdigest() != file.sha256:
+            raise StoreDamaged(f"bundle {self._digest[:16]}: SHA-256 of {file.path!r} differs from the manifest")
 
     def _damaged_error(self, error: AirweightsError) -> StoreDamaged:
         if isinstance(error, StoreDamaged):

@@ -59,7 +59,7 @@ def app_lab(folder: Path, settings: str = "") -> Iterator[tuple[Publisher, Devic
     publisher = Publisher(folder / "site")
     release(publisher, "1.0.0", "one\ntwo\n")
     with serve_folder(publisher.published) as site:
-        device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root, variant="all")
+        device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root, variant="auto")
         (folder / "run").mkdir(mode=0o755)
         device.config = replace(device.config, serve=replace(device.config.serve, apps_socket=folder / "run/apps.sock"))
         text = device.config_path.read_text().replace("window_s = 0", "window_s = 60")

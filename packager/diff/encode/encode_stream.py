@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-import zstandard
-
 from bundle.patch.container import Op, encode_frame
 from bundle.patch.numbers import encode_varint
 from bundle.patch.sections import LZMA, ZSTD, pack_lzma
 from bundle.patch.stream import FORM_DELTA, FORM_TARGET, MIN_WINDOW_LOG
+from bundle.zstd import CompressionParameter, zstd
 
 ZSTD_LEVEL: Final = 19
 PIECE_BYTES: Final = 1 << 18
@@ -30,10 +29,14 @@ def encode_stream_frames(chunks: Iterable[bytes], start: int, length: int, level
         level: zstd compression level.
     """
     window_log = choose_window_log(length)
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        level, source_size=length, window_log=window_log, write_content_size=False, write_checksum=False
-    )
-    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    options: dict[int, int] = {
+        CompressionParameter.compression_level: level,
+        CompressionParameter.window_log: window_log,
+        CompressionParameter.content_size_flag: 0,
+        CompressionParameter.checksum_flag: 0,
+    }
+    compressor = zstd.ZstdCompressor(options=options)
+    compressor.set_pledged_input_size(length)  # chooses the parameters
     yield from _compress_pieces(
         compressor, chunks, encode_varint(start) + encode_varint(length) + bytes([ZSTD, window_log, FORM_TARGET])
     )

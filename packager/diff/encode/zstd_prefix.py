@@ -4,17 +4,10 @@ The decoder needs the same bytes as a raw dictionary. Compressing with a loaded 
 differently, and made one small pair of models 4 % larger.
 """
 
-import sys
 from typing import Final
 
 from bundle.patch.sections import MIN_DICTIONARY_BYTES
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-    from compression.zstd import CompressionParameter
-else:
-    from backports import zstd
-    from backports.zstd import CompressionParameter
+from bundle.zstd import CompressionParameter, zstd
 
 _LONG_DISTANCE_BYTES: Final = 1 << 20
 
