@@ -129,7 +129,7 @@ def measure_c_client(device: DeviceUnderTest, folder: Path) -> float | None:
     program = folder / "words"
     words = ["gcc", "-O2", f"-I{library}", str(example), str(library / "airweights.c"), "-o", str(program)]
     subprocess.run(words, check=True)
-    command = [program, socket_path(device), FAMILY]
+    command = [str(program), str(socket_path(device)), FAMILY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         running.stdout.readline()

@@ -25,7 +25,7 @@ from packager.executors.results import encode_result
 
 NUMBER: Final = struct.Struct(">Q")
 WORKERS_S: Final = 30
-LIBRARIES: Final = ("numpy", "zstandard", "pcodec", "bsdiff4")  # of other versions, they could create other bytes
+LIBRARIES: Final = ("numpy", "backports.zstd", "pcodec", "bsdiff4")  # of other versions, they could create other bytes
 
 
 def worker_versions() -> dict[str, str]:
