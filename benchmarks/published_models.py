@@ -10,7 +10,6 @@ pip. The inputs are:
 - for the text recognizers, words drawn with Pillow's default font;
 - for the text encoder, sources of the standard library;
 - for the transcriber of notes, synthetic voiced sounds;
-- for the reader of puzzles, drawn words in gray;
 - for the object detector, drawn scenes, since there are no photographs that every machine has.
 """
 
@@ -43,9 +42,7 @@ OLD_OCR: Final = "rapidocr-onnxruntime==1.2.3"
 OLD_MAGIKA: Final = "magika==0.6.1"
 OLD_SILERO: Final = "silero-vad==5.1.2"
 BASIC_PITCH: Final = "basic-pitch==0.4.0"
-DDDDOCR: Final = "ddddocr==1.6.1"
 WHEELS.setdefault(BASIC_PITCH, ("738adb503aae7fdfc7d1e1511aa0ce35052315f260a19531ef4c356708425db0", None))
-WHEELS.setdefault(DDDDOCR, ("c7c70f4ae2d0335440ae8b272eea48c9f6888ecef46785fe2311f0c97a133935", None))
 WHEELS.setdefault(NUDENET, ("5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331", None))
 
 
@@ -170,13 +167,6 @@ def make_notes(_model: Path) -> Arrays:
     return {"serving_default_input_2:0": np.stack(clips)}
 
 
-def make_puzzles(_model: Path) -> Arrays:
-    """Return `input1`, float32 [words, 1, 1, 64, 192] in -1..1: drawn words in gray."""
-    rng = np.random.default_rng(5)
-    pictures = [_draw_text(str(rng.choice(WORDS))[:8], (192, 64), rng).mean(axis=2) for _ in range(SAMPLES)]
-    return {"input1": ((np.stack(pictures) / 255 - 0.5) / 0.5)[:, None, None].astype(np.float32)}
-
-
 def make_scenes(_model: Path) -> Arrays:
     """Return `images`, float32 [scenes, 1, 3, 320, 320] in 0..1: blurred shapes on a gradient."""
     from PIL import Image, ImageDraw, ImageFilter
@@ -260,7 +250,6 @@ MODELS: Final[dict[str, tuple[Callable[[], bytes], Inputs]]] = {
     "magika-v3-2": (read_from_wheel(OLD_MAGIKA, "magika/models/standard_v3_2/model.onnx"), make_file_heads),
     "silero-vad-5": (read_from_wheel(OLD_SILERO, "silero_vad/data/silero_vad.onnx"), make_voice_frames),
     "basic-pitch": (read_from_wheel(BASIC_PITCH, "basic_pitch/saved_models/icassp_2022/nmp.onnx"), make_notes),
-    "ddddocr-old": (read_from_wheel(DDDDOCR, "ddddocr/common_old.onnx"), make_puzzles),
     "minilm-l6": (build_sentence_encoder, make_source_texts),
 }
 

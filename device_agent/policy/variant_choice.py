@@ -11,7 +11,8 @@ Rules:
 - Measurements belong to one runtime version, one processor and one preference; they are forgotten when one changes.
 - Latencies that differ by less than MIN_GAIN are equal: of those near the best one, the smallest variant is taken.
 - The active variant stays, unless another one is better by MIN_GAIN, and the choice did not change since then.
-- Without a ratio for each variant that fits, the smallest is taken, and the active one kept.
+- If a variant that fits has no ratio to the reference graph, the ratios to the float model decide; if one has none of
+  these either, the smallest is taken, and the active one kept.
 
 This module does no I/O.
 """
@@ -110,18 +111,6 @@ class VariantMeasurements:
 NO_MEASUREMENTS: Final = VariantMeasurements()
 
 
-def expected_ratio(name: str, variant: Variant, measured: VariantMeasurements) -> float | None:
-    """Return the expected time of a variant over the reference graph's, or None if it is unknown.
-
-    Args:
-        name: name of the variant.
-        variant: the variant.
-        measured: measurements of this device.
-    """
-    ratio = variant.measured.reference_ratio_ppm
-    return None if ratio is None else ratio / PPM * (measured.factor(name) or PPM) / PPM
-
-
 def prefer_variant(
     fitting: Sequence[tuple[str, Variant]], current: str | None, measured: VariantMeasurements
 ) -> tuple[str, Variant]:
@@ -132,16 +121,15 @@ def prefer_variant(
         current: name of the active variant, or None.
         measured: measurements and preference of this device.
     """
-    scores = _scores(fitting, measured)
+    scores, is_comparable = _scores(fitting, measured)
     limit = min(scores.values())
-    if measured.prefer == "latency":
+    if measured.prefer == "latency" and is_comparable:
         limit /= 1 - MIN_GAIN
     near = [pair for pair in fitting if scores[pair[0]] <= limit]
     best = min(near, key=lambda pair: (pair[1].plain_size, scores[pair[0]], pair[0]))
     active = next((pair for pair in fitting if pair[0] == current), None)
     if active is None or active == best:
         return best
-    is_comparable = measured.prefer != "latency" or _has_ratios(fitting)
     is_gain = scores[best[0]] <= (1 - MIN_GAIN) * scores[active[0]]
     return best if is_comparable and is_gain and not measured.has_changed else active
 
@@ -164,14 +152,20 @@ def explain_variant(name: str, variant: Variant, measured: VariantMeasurements) 
     return f"{here:.3f} of the reference graph's time, measured here ({ratio / PPM:.3f} on the build machine)"
 
 
-def _has_ratios(fitting: Sequence[tuple[str, Variant]]) -> bool:
-    return all(variant.measured.reference_ratio_ppm is not None for _, variant in fitting)
+def _expected_ratios(fitting: Sequence[tuple[str, Variant]], measured: VariantMeasurements) -> dict[str, float] | None:
+    """Return the expected time of each variant in one unit, or None if no unit is known for all."""
+    for unit in ("reference_ratio_ppm", "float_ratio_ppm"):
+        ratios = {name: getattr(variant.measured, unit) for name, variant in fitting}
+        if None not in ratios.values():
+            return {name: ratio / PPM * (measured.factor(name) or PPM) / PPM for name, ratio in ratios.items()}
+    return None
 
 
-def _scores(fitting: Sequence[tuple[str, Variant]], measured: VariantMeasurements) -> dict[str, float]:
-    """Return a number for each variant; the smallest is preferred."""
+def _scores(fitting: Sequence[tuple[str, Variant]], measured: VariantMeasurements) -> tuple[dict[str, float], bool]:
+    """Return a number for each variant, of which the smallest is preferred, and whether it is the preference's."""
     if measured.prefer == "memory":
-        return {name: float(variant.requires.memory_bytes) for name, variant in fitting}
-    if measured.prefer == "latency" and _has_ratios(fitting):
-        return {name: expected_ratio(name, variant, measured) or 0.0 for name, variant in fitting}
-    return {name: float(variant.plain_size) for name, variant in fitting}
+        return {name: float(variant.requires.memory_bytes) for name, variant in fitting}, True
+    ratios = _expected_ratios(fitting, measured) if measured.prefer == "latency" else None
+    if ratios is not None:
+        return ratios, True
+    return {name: float(variant.plain_size) for name, variant in fitting}, measured.prefer == "size"

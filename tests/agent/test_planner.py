@@ -178,6 +178,45 @@ def test_without_a_ratio_of_each_variant_the_smallest_is_taken_and_the_active_on
     assert choose_variant(release, "auto", FACTS, "fp32")[0] == "fp32"
 
 
+def test_without_a_reference_ratio_the_ratio_to_the_float_model_decides() -> None:
+    sizes = {"fp32": 90_321_820, "fp16": 45_501_243, "int8": 23_560_481, "int4": 22_741_958}
+    ratios = {"fp32": 1.0, "fp16": 0.99, "int8": 2.02, "int4": 3.04}
+    variants = {
+        name: replace(make_measured("a", size, None), measured=Measured(float_ratio_ppm=round(ratios[name] * PPM)))
+        for name, size in sizes.items()
+    }
+    assert choose_variant(make_manifest("1.0.0", 1, **variants), "auto", FACTS, None)[0] == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("arch", "features", "expected"),
+    [
+        ("x86_64", {"sse4_2"}, "int8"),
+        ("x86_64", {"avx2"}, "int8"),
+        ("x86_64", {"avx2", "avx512_vnni", "vnni"}, "int8-x86-vnni"),
+        ("aarch64", {"asimd"}, "int8"),
+        ("aarch64", {"asimd", "asimddp"}, "int8-arm-dotprod"),
+    ],
+)
+def test_a_processor_without_fast_integer_instructions_takes_the_weights(
+    arch: str, features: set[str], expected: str
+) -> None:
+    weights = make_measured("c", 4_000, 1.0)
+    vnni, dotprod = make_measured("d", 4_100, 0.5), make_measured("e", 4_100, 0.5)
+    release = make_manifest(
+        "1.0.0",
+        1,
+        fp32=make_measured("a", 12_000, 1.0),
+        int8=weights,
+        **{
+            "int8-arm-dotprod": replace(dotprod, requires=Requirements(("aarch64",), ("asimddp",))),
+            "int8-x86-vnni": replace(vnni, requires=Requirements(("x86_64",), ("vnni",))),
+        },
+    )
+    facts = replace(FACTS, arch=arch, cpu_features=frozenset(features))
+    assert choose_variant(release, "auto", facts, None)[0] == expected
+
+
 def test_measurements_belong_to_one_runtime_processor_and_preference() -> None:
     measured = VariantMeasurements("1.32.0", "cpu", "latency").with_factor("int8", 2 * PPM).with_change()
     assert measured.of_device("1.32.0", "cpu", "latency") is measured
