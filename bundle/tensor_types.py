@@ -82,7 +82,7 @@ GOLDEN_INPUTS: Final = tuple(row.name for row in TENSOR_TYPES if row.is_golden_i
 
 # kinds of values that are not tensors -> what to do
 OTHER_KINDS: Final = {
-    "sequence": "output the elements as one tensor, for example with ConcatFromSequence",
+    "sequence": "output one tensor: with ConcatFromSequence, or zipmap=False in exporters of scikit-learn and LightGBM",
     "map": "output keys and values as two tensors; scikit-learn and LightGBM exporters do with zipmap=False",
     "optional": "output the value itself",
     "sparse_tensor": "output a dense tensor",

@@ -41,5 +41,13 @@ def run_child(
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         where = "" if str(model) in lines[-1] else f"{model}: {task}: "
-        raise ModelDoesNotRun(f"{where}{lines[-1][:MAX_MESSAGE_CHARACTERS]}", hint=hint)
+        raise ModelDoesNotRun(f"{where}{shorten_middle(lines[-1])}", hint=hint)
     return done.stdout
+
+
+def shorten_middle(text: str) -> str:
+    """Return a message of at most about MAX_MESSAGE_CHARACTERS; of a longer one, the middle is left out."""
+    if len(text) <= MAX_MESSAGE_CHARACTERS:
+        return text
+    half = MAX_MESSAGE_CHARACTERS // 2
+    return f"{text[:half]} … {text[-half:]}"

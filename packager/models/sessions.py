@@ -19,7 +19,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from packager.errors import ModelDoesNotRun
-from packager.models.child_process import MAX_MESSAGE_CHARACTERS, run_child
+from packager.models.child_process import run_child, shorten_middle
 from packager.models.graphs import quantization_of
 from packager.models.inputs import Sample, from_stored, to_stored
 from packager.models.samples import Samples
@@ -28,6 +28,7 @@ from packager.models.tflite_model import TfliteSession, is_tflite
 DEFAULT_THREADS: Final = 2
 SILENT_LOG_LEVEL: Final = 4  # onnxruntime's log level "fatal": its warnings are about the user's model
 MAX_CACHED_BYTES: Final = 64 << 20  # outputs of a CachedSession
+NOT_LOADED: Final = "does not load it"  # in the message of a model that cannot be loaded
 CHILD_TIMEOUT_S: Final = 300.0
 
 RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
@@ -99,7 +100,7 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
     except RUNTIME_ERRORS as error:
         where = "model" if isinstance(model, bytes) else str(model)
         raise ModelDoesNotRun(
-            f"{where}: onnxruntime {onnxruntime.__version__} does not load it: {one_line_message(error)}"
+            f"{where}: onnxruntime {onnxruntime.__version__} {NOT_LOADED}: {one_line_message(error)}"
         ) from error
 
 
@@ -222,19 +223,28 @@ def run_in_child(model: Path, samples: Samples) -> None:
         np.savez(
             arrays, allow_pickle=False, **{f"input_{i}": to_stored(array) for i, array in enumerate(sample.values())}
         )
-        run_child(
-            "packager.models.sessions",
-            [str(model), str(arrays), *sample],
-            model=model,
-            task="one run",
-            timeout_s=CHILD_TIMEOUT_S,
-            hint="give inputs that the model accepts with --inputs FILE.npz",
-        )
+        try:
+            run_child(
+                "packager.models.sessions",
+                [str(model), str(arrays), *sample],
+                model=model,
+                task="one run",
+                timeout_s=CHILD_TIMEOUT_S,
+                hint="give inputs that the model accepts with --inputs FILE.npz",
+            )
+        except ModelDoesNotRun as error:
+            if NOT_LOADED not in error.message:
+                raise
+            hint = "provide what the message names on this machine, or export the model again for this runtime"
+            raise ModelDoesNotRun(error.message, hint=hint) from error
 
 
 def one_line_message(error: Exception) -> str:
-    """Return the message of a foreign error without line breaks, at most MAX_MESSAGE_CHARACTERS long."""
-    return " ".join(str(error).split())[:MAX_MESSAGE_CHARACTERS]
+    """Return a foreign error's message without line breaks.
+
+    Of a long one, the middle is left out: onnxruntime puts the place first and the cause last.
+    """
+    return shorten_middle(" ".join(str(error).split()))
 
 
 def _run_as_child(model: str, arrays: str, names: list[str]) -> int:

@@ -137,6 +137,8 @@ def advise(draft: Draft) -> tuple[str, ...]:
     for name, row in rows.items():
         if plain not in (None, name) and row.model_bytes >= rows[plain or name].model_bytes:
             notes.append(f"variant {name} is not smaller than {plain}")
+        if name == plain:
+            continue  # the reference: it stays for devices that the others do not fit
         better = next((other for other in rows if other != name and _is_better(draft, other, name, rows)), None)
         if better is not None:
             notes.append(f"variant {name} is larger and slower than {better}: no device needs it")
