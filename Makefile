@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # tests wait for processes a fifth of their time
 TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-fast check docs bench torture clean
+.PHONY: demo test test-fast check docs bench torture wheel deb clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-packager
@@ -33,6 +33,16 @@ torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --all-cases -m enumeration
 	$(BIN)/python -m torture --write-docs
 	$(BIN)/python -m torture.fuzz --only patch --runs 200000
+
+# a wheel of this tree in dist/, with its SHA-256
+wheel: $(VENV)/.created
+	rm -rf dist/*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	cd dist && sha256sum airweights-*.whl | tee SHA256SUMS
+
+# a Debian package of the device agent in dist/, for this machine's Debian and architecture
+deb: wheel
+	PIP_PYTHON=$(abspath $(BIN)/python) packaging/debian/build dist/airweights-*.whl dist
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 (Debian: apt install python3 python3-venv) or say PYTHON=/path/to/python3"; exit 1; }

@@ -2,10 +2,12 @@
 
 import configparser
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from tests.support.daemon_workers import list_worker_pids
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest
 
-UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "airweights-agent.service"
+PACKAGING = Path(__file__).parents[2] / "packaging"
+UNIT = PACKAGING / "systemd" / "airweights-agent.service"
 
 
 @pytest.fixture
@@ -93,15 +96,73 @@ def test_the_unit_file_says_what_the_daemon_does() -> None:
     assert service["LimitCORE"] == "0"
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit_file(tmp_path: Path) -> None:
+def _copy_units(folder: Path, *drop_ins: str) -> list[Path]:
+    """Copy the units with a program that exists, and drop-ins of the agent's unit."""
+    units = []
+    for path in sorted(PACKAGING.glob("systemd/airweights-*.[s]*")):
+        if path.is_file():
+            units.append(folder / path.name)
+            units[-1].write_text(
+                path.read_text().replace("/usr/bin/device-agent", "/bin/true").replace("airweights\n", "root\n")
+            )
+    for name in drop_ins:
+        target = folder / f"{UNIT.name}.d" / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_text((PACKAGING / "systemd" / f"{UNIT.name}.d" / name).read_text())
+    return units
+
+
+@pytest.mark.parametrize("drop_in", ["", "tpm.conf", "pkcs11.conf", "socket-group.conf", "root.conf"])
+def test_systemd_finds_nothing_wrong_with_the_units(drop_in: str, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    # only the program is not where the unit expects it
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/usr/bin/device-agent", "/bin/true"))
-    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
-    result = [row for row in done.stderr.splitlines() if UNIT.name in row]
+    units = _copy_units(tmp_path, *([drop_in] if drop_in else []))
+    assert len(units) == 3
+    words = ["systemd-analyze", "verify", "--man=no", *units]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    result = [row for row in done.stderr.splitlines() if "airweights" in row]
     assert result == []
+
+
+def test_the_exposure_of_the_unit_is_what_its_page_says(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    page = (PACKAGING / "systemd" / "README.md").read_text()
+    found = []
+    for drop_ins in ((), ("root.conf",)):
+        folder = tmp_path / str(len(drop_ins))
+        folder.mkdir()
+        _copy_units(folder)
+        unit = folder / UNIT.name
+        for name in drop_ins:  # `--offline` reads no drop-ins
+            unit.write_text(unit.read_text() + (PACKAGING / "systemd" / f"{UNIT.name}.d" / name).read_text())
+        # the copy has root as its user, so that systemd knows it
+        unit.write_text(unit.read_text().replace("User=root\nGroup=root", "User=daemon", 1))
+        words = ["systemd-analyze", "security", "--offline=yes", unit]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        rating = re.search(r"exposure level for .*: ([0-9.]+)", done.stdout)
+        if rating is None:
+            pytest.skip("this systemd-analyze does not rate files")
+        found.append(float(rating[1]))
+    shown = re.search(r"says ([0-9.]+) \(OK\), and ([0-9.]+) with", page)
+    assert shown is not None
+    # versions of systemd rate a little differently
+    assert [abs(float(shown[number + 1]) - rating) <= 0.3 for number, rating in enumerate(found)] == [True, True], found
+
+
+def test_the_units_and_the_manual_agree() -> None:
+    page = (PACKAGING / "systemd" / "README.md").read_text()
+    files = [path for path in (PACKAGING / "systemd").rglob("*") if path.is_file() and path.name != "README.md"]
+    assert [path.name for path in files if path.name not in page] == []
+    unit = UNIT.read_text()
+    assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
+    assert "User=airweights" in unit
+    assert "u airweights " in (PACKAGING / "sysusers.d" / "airweights.conf").read_text()
+    shared = tomllib.loads((PACKAGING.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    assert {"packaging/systemd", "packaging/sysusers.d", "packaging/man"} <= set(shared["shared-data"])
+    assert all((PACKAGING.parent / source).exists() for source in shared["shared-data"])
 
 
 def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:

@@ -25,7 +25,7 @@ def render_page() -> str:
                 f"{'#' * min(4, 1 + len(words.split()))} {words}",
                 "",
                 "```text",
-                command.get_help(_help_context(words, command)),
+                help_text(words, command),
                 "```",
                 "",
             ]
@@ -46,6 +46,16 @@ def walk_commands(words: str, command: click.Command) -> Iterator[tuple[str, cli
             found = command.get_command(context, name)
             assert found is not None
             yield from walk_commands(f"{words} {name}", found)
+
+
+def help_text(words: str, command: click.Command) -> str:
+    """Return the output of `--help`.
+
+    Args:
+        words: the words that call `command`.
+        command: the command.
+    """
+    return command.get_help(_help_context(words, command))
 
 
 def _help_context(words: str, command: click.Command) -> click.Context:
