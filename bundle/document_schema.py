@@ -1,4 +1,4 @@
-"""Check the field `schema` of a document: name and version of its format, such as "airweights.manifest/2".
+"""Check the field `schema` of a document: its format and version, such as "airweights.manifest/2".
 
 A document of a later version of the format is not malformed: a newer agent can read it. Its field `min_agent`, which
 every later version of a manifest keeps, names the agent that is needed.

@@ -259,7 +259,7 @@ class JournalUnreadable(Unavailable):
 
 
 class JournalTooNew(JournalUnreadable):
-    """A newer agent wrote the journal. What is active serves; install that version, or a newer one, to update."""
+    """A newer agent wrote the journal. What is active serves; to update, install a version as new."""
 
     reason = "journal-too-new"
 

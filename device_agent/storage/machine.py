@@ -1,4 +1,4 @@
-"""Recognize a device directory that was copied to another machine: two devices would have one identity.
+"""Recognize a device directory that was copied to another machine, so that two have one identity.
 
 When the identity is created, a digest of this machine's id (machine-id(5)) is stored in `machine-id.sha256`. A machine
 without an id has no such file, and is not checked.

@@ -70,7 +70,7 @@ class Interruption:
             self.error = UpdateInterrupted("an operator paused the updates")
 
     def request_rollback(self) -> bool:
-        """End the update; return whether that rejects the candidate, so that nothing else is to be rolled back."""
+        """End the update; return whether that rejects the candidate, so that no rollback has to follow."""
         if self._is_activation:
             self.error = OperatorRollback("an operator rejected the candidate")
         elif self._is_before_switch:
