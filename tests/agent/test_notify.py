@@ -118,7 +118,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(drop_in: str, tmp_path: Path
         pytest.skip("systemd-analyze is not installed")
     units = _copy_units(tmp_path, *([drop_in] if drop_in else []))
     assert len(units) == 3
-    words = ["systemd-analyze", "verify", "--man=no", *units]
+    words = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     result = [row for row in done.stderr.splitlines() if "airweights" in row]
     assert result == []
@@ -138,7 +138,7 @@ def test_the_exposure_of_the_unit_is_what_its_page_says(tmp_path: Path) -> None:
             unit.write_text(unit.read_text() + (PACKAGING / "systemd" / f"{UNIT.name}.d" / name).read_text())
         # the copy has root as its user, so that systemd knows it
         unit.write_text(unit.read_text().replace("User=root\nGroup=root", "User=daemon", 1))
-        words = ["systemd-analyze", "security", "--offline=yes", unit]
+        words = ["systemd-analyze", "security", "--offline=yes", str(unit)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         rating = re.search(r"exposure level for .*: ([0-9.]+)", done.stdout)
         if rating is None:
