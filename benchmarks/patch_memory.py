@@ -95,6 +95,9 @@ class DiscardingTarget:
     def write(self, data: bytes | memoryview) -> None:
         pass
 
+    def pread(self, _index: int, _offset: int, length: int) -> bytes:
+        return bytes(length)
+
     def end_file(self) -> None:
         pass
 

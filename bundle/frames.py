@@ -129,6 +129,7 @@ class FrameWriter:
         self._out, self._frame_bytes = out, frame_bytes
         self._pending = bytearray()
         self._number = 0
+        self._cached_number, self._cached = -1, b""
         out.write(self._header)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -138,6 +139,36 @@ class FrameWriter:
         while len(self._pending) > self._frame_bytes:
             self._write_frame(bytes(self._pending[: self._frame_bytes]), is_last=False)
             del self._pending[: self._frame_bytes]
+
+    def read_back(self, length: int, offset: int, pread: Callable[[int, int], bytes]) -> bytes:
+        """Return plaintext that was written, with one frame in memory at a time.
+
+        Args:
+            length: number of bytes.
+            offset: offset of the first byte in the plaintext.
+            pread: returns `length` bytes of the frame file from `offset`, as `pread(length, offset)`.
+
+        Raises:
+            NotAuthentic: a frame of the file was changed.
+        """
+        parts, end = [], offset + length
+        while offset < end:
+            number, start = divmod(offset, self._frame_bytes)
+            frame = self._pending if number == self._number else self._reopen_frame(number, pread)
+            part = bytes(frame[start : start + end - offset])
+            if not part:
+                raise ValueError(f"byte {offset} of the plaintext is not written yet")
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
+
+    def _reopen_frame(self, number: int, pread: Callable[[int, int], bytes]) -> bytes:
+        if number != self._cached_number:
+            step = self._frame_bytes + TAG_BYTES
+            sealed = pread(step, HEADER_BYTES + number * step)
+            self._cached = _decrypt_frame(self._aead, number, sealed, self._header, is_last=False)
+            self._cached_number = number
+        return self._cached
 
     def close(self) -> None:
         """Write the last frame. Do not write afterwards; `out` stays open."""

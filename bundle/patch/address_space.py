@@ -1,14 +1,17 @@
 """The address spaces of base and target: random reads from the base, forward writes to the target.
 
 An address is an offset into the concatenated files of a table, in table order. A range needs no file name, and it may
-cross files (docs/format.md section 9.1).
+cross files (docs/format.md section 9.1). With the feature `repeat`, byte t of the target also has the base address
+b + 1 + t, for a base of b bytes: no range crosses from one to the other.
 
 Rules:
 1. The target is written forward only. Bytes that are decoded ahead of the cursor wait: at most `pending_bytes` of them,
    in at most `max_items` ranges. A copied range waits as a range with its edits; its bytes are read from the base when
    the cursor reaches it.
 2. A range lies inside its table. No two target ranges overlap, and together they leave no hole.
-3. A file ends only after its SHA-256 has been compared with the table's.
+3. A range of the target that is read has been written: it ends at the cursor at most, or, in a copied range, at the
+   target range that it fills.
+4. A file ends only after its SHA-256 has been compared with the table's.
 """
 
 import hashlib
@@ -25,13 +28,8 @@ from bundle.patch.limits import IO_CHUNK_BYTES
 Range = tuple[int, int]  # start (address), length (bytes)
 
 
-class Base(Protocol):
-    """Random access to the files of the base bundle."""
-
-    @property
-    def files(self) -> tuple[BundleFile, ...]:
-        """The base's file table, sorted by path."""
-        ...
+class FileReader(Protocol):
+    """Random access to the files of a bundle."""
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
         """Return exactly `length` bytes of one file; raise an error if the file ends earlier.
@@ -44,8 +42,20 @@ class Base(Protocol):
         ...
 
 
-class Target(Protocol):
-    """Takes the files of the new bundle in table order, each from its first byte to its last."""
+class Base(FileReader, Protocol):
+    """Random access to the files of the base bundle."""
+
+    @property
+    def files(self) -> tuple[BundleFile, ...]:
+        """The base's file table, sorted by path."""
+        ...
+
+
+class Target(FileReader, Protocol):
+    """Takes the files of the new bundle in table order, each from its first byte to its last.
+
+    What was written can be read again; `pread` gets ranges that were written only.
+    """
 
     def begin_file(self, file: BundleFile) -> None:
         """Begin a file; the bytes of the following `write` calls belong to it."""
@@ -90,24 +100,35 @@ class BaseBytes:
     Args:
         base: the base bundle; None if the patch has none.
         files: the file table of the patch's header.
+
+    Attributes:
+        size: bytes of the base.
+        target: the target, if the patch has the feature `repeat`, else None.
     """
 
-    def __init__(self, base: Base | None, files: tuple[BundleFile, ...]) -> None:
+    def __init__(self, base: FileReader | None, files: tuple[BundleFile, ...]) -> None:
         self._base = base
+        self.target: TargetBytes | None = None
         self._ends = list(accumulate(file.size for file in files))
         self.size = self._ends[-1] if files else 0
 
-    def check_range(self, start: int, length: int, where: str) -> None:
-        """Refuse a range that does not lie inside the base.
+    def check_range(self, start: int, length: int, where: str, fills: int | None = None) -> None:
+        """Refuse a range that lies neither inside the base nor, with the feature `repeat`, in the written target.
 
         Args:
             start: address of the range.
             length: number of bytes.
             where: name of the frame in the error.
+            fills: target address of the range that it fills later; None if it is read now.
 
         Raises:
-            PatchRangeInvalid: the range is not inside the base.
+            PatchRangeInvalid: the range is not inside the base, or not written.
         """
+        if self.target is not None and start > self.size:
+            end, limit = start - self.size - 1 + length, self.target.cursor if fills is None else fills
+            if length < 0 or end > limit:
+                raise PatchRangeInvalid(f"{where}: range up to byte {end} of the target, only {limit} are written")
+            return
         if start < 0 or length < 0 or start + length > self.size:
             raise PatchRangeInvalid(
                 f"{where}: base range [{start}, {start + length}) is not in the base's {self.size} bytes"
@@ -120,6 +141,8 @@ class BaseBytes:
             start: address of the range.
             length: number of bytes.
         """
+        if self.target is not None and start > self.size:
+            return self.target.read(start - self.size - 1, length)
         index = bisect_right(self._ends, start)
         if self._base is not None and length and start + length <= self._ends[index]:
             return self._base.pread(index, start - self._file_start(index), length)
@@ -163,6 +186,7 @@ class TargetBytes:
         self._target = target
         self._base = base
         self._files = list(reversed(files))
+        self._written = BaseBytes(target, files)
         self._file_end = 0
         self._hash = hashlib.sha256()
         self._max_pending_bytes = pending_bytes
@@ -215,7 +239,7 @@ class TargetBytes:
             PatchRangeInvalid: a range is outside its table, or overlaps another target range.
             PatchLimitExceeded: too many edits or ranges wait.
         """
-        self._base.check_range(base_start, length, where)
+        self._base.check_range(base_start, length, where, fills=start)
         if edits is not None:
             self._add_pending(edits.waiting_bytes, where)
         if length:
@@ -233,6 +257,15 @@ class TargetBytes:
         """
         self._check_free(self.cursor, len(data), where)
         self._write(data)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return bytes that were written.
+
+        Args:
+            start: target address.
+            length: number of bytes.
+        """
+        return self._written.read(start, length)
 
     def drain(self) -> None:
         """Write the waiting ranges that the cursor has reached."""

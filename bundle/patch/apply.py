@@ -89,6 +89,8 @@ class _Applier:
             pending_bytes=header.declared_limits.pending_bytes,
             max_items=limits.items,
         )
+        if "repeat" in header.features:
+            self._base.target = self._target
 
     def run(self, frames: Iterator[Frame]) -> None:
         self._target.open_first_file()

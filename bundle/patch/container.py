@@ -39,7 +39,7 @@ from bundle.strict_json import JSON, StrictObject
 
 MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
 VERSION: Final = 1
-FEATURES: Final = ("delta", "edit", "lzma", "pcodec", "stream", "typed")
+FEATURES: Final = ("delta", "edit", "lzma", "pcodec", "repeat", "stream", "typed")
 
 MODULE_OF_FEATURE: Final = {"lzma": "_lzma", "pcodec": "pcodec"}
 

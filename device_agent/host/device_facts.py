@@ -11,7 +11,7 @@ from bundle.cpu_features import read_cpu_features, read_cpu_name
 from device_agent.policy.planner import MISSING_VERSION, DeviceFacts
 
 # patch features of this version's decoder beyond the base set (bundle.patch.container.FEATURES)
-DECODERS: Final = frozenset({"delta", "stream"})
+DECODERS: Final = frozenset({"delta", "repeat", "stream"})
 # feature to the module that decodes it
 OPTIONAL_DECODERS: Final = {
     "edit": "numpy",

@@ -134,7 +134,12 @@ class Patcher:
             blob = _HashedFile(blob_fd)
             os.ftruncate(output_fd, 0)
             with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
-                writer = SealedWriter(out, storage_key, head)
+
+                def read_output(length: int, offset: int) -> bytes:
+                    out.flush()
+                    return os.pread(output_fd, length, offset)
+
+                writer = SealedWriter(out, storage_key, head, read_output)
                 try:
                     source = FrameReader(blob, self._content_keys[variant.digest], context)
                     files = apply_patch(source, base, writer, PatchLimits(memory_bytes=entry.peak_memory))

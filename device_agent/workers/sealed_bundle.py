@@ -13,13 +13,13 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import AirweightsError
+from bundle.errors import AirweightsError, NotAuthentic
 from bundle.files import BundleDigest, BundleFile, bundle_digest
 from bundle.frames import STORE_LABEL, FrameContext, FrameRandomReader, FrameWriter, Secret, Sink
 from bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
@@ -98,11 +98,14 @@ class SealedWriter:
         out: receives the frame file.
         key: the storage key.
         head: head of the bundle; the digest of its variant is part of the frames' context.
+        pread: returns `length` bytes of the frame file from `offset`, as `pread(length, offset)`.
     """
 
-    def __init__(self, out: Sink, key: Secret, head: SealedHead) -> None:
-        self._frames = FrameWriter(out, key, frame_context(head.parse_variant().digest))
+    def __init__(self, out: Sink, key: Secret, head: SealedHead, pread: Callable[[int, int], bytes]) -> None:
+        variant = head.parse_variant()
+        self._frames, self._pread = FrameWriter(out, key, frame_context(variant.digest)), pread
         self._frames.write(head.as_bytes())
+        self._file_offsets = list(accumulate((file.size for file in variant.files), initial=len(head.as_bytes())))
 
     def begin_file(self, file: BundleFile) -> None:
         """Start a file; files come in table order and follow each other without a gap."""
@@ -113,6 +116,22 @@ class SealedWriter:
 
     def end_file(self) -> None:
         """End a file; nothing is written, because the table has the sizes."""
+
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        """Return bytes that were written.
+
+        Args:
+            index: position of the file in the table.
+            offset: bytes from the start of the file.
+            length: number of bytes.
+
+        Raises:
+            StoreDamaged: the file was changed meanwhile.
+        """
+        try:
+            return self._frames.read_back(length, self._file_offsets[index] + offset, self._pread)
+        except NotAuthentic as error:
+            raise StoreDamaged(f"the bundle that is being written does not open: {error.message}") from error
 
     def close(self) -> None:
         """Write the last frame of the file."""

@@ -121,6 +121,20 @@ class DirectoryTarget:
             raise ValueError("DirectoryTarget.write outside a file")
         self._stream.write(data)
 
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        """Return bytes that were written, as `bundle.patch.address_space.Target` says.
+
+        Args:
+            index: the file's index in the table.
+            offset: bytes from the start of the file.
+            length: number of bytes.
+        """
+        assert self._partial is not None
+        if self._stream is not None:
+            self._stream.flush()
+        with (self._partial / self._paths[index]).open("rb") as stream:
+            return os.pread(stream.fileno(), length, offset)
+
     def end_file(self) -> None:
         """End the file, as `bundle.patch.address_space.Target` says."""
         if self._stream is not None:

@@ -2,9 +2,12 @@
 
 from collections import Counter
 
+import numpy as np
+import onnx
+
 from device_agent.policy.attempt import Outcome
 from tests.support.faulty_http_server import Site
-from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher, similar_model
 
 MAX_REQUESTS = 6
 MAX_BESIDE_THE_BLOB = 20_000
@@ -22,6 +25,30 @@ def test_an_update_needs_six_requests_and_20_kb_beside_its_blob(
     assert max(Counter(paths).values()) <= 2, paths  # timestamp and root again right before the swap
     downloaded = result.attempt.downloaded
     assert downloaded.total - result.attempt.patch_bytes <= MAX_BESIDE_THE_BLOB
+
+
+def tied_model(seed: int) -> onnx.ModelProto:
+    """Return a model that has its first weight twice, the second time with rows and columns exchanged."""
+    model = similar_model(0)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "w1")
+    values = onnx.numpy_helper.to_array(weight)
+    values = (values + np.random.default_rng(seed).standard_normal(values.shape) * 1e-4).astype(np.float32)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, "w1"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(values.T), "tied"))
+    first = next(node for node in model.graph.node if "w1" in node.input)
+    first.input[0] = "again"
+    model.graph.node.insert(0, onnx.helper.make_node("MatMul", ["there", "tied"], ["again"]))
+    model.graph.node.insert(0, onnx.helper.make_node("MatMul", ["x", "w1"], ["there"]))
+    return model
+
+
+def test_a_device_reads_what_it_has_written(installed: DeviceUnderTest, publisher: Publisher) -> None:
+    for number in (2, 3):
+        manifest = publisher.release(f"1.{number}.0", model=tied_model(number))
+        features = {feature for patch in manifest.variants[0][1].patches for feature in patch.features}
+        assert "repeat" in features
+        result = installed.update()
+        assert result.outcome is Outcome.STAGED, result.detail
 
 
 def test_a_wrong_shard_in_an_archive_costs_one_request(

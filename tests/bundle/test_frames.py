@@ -130,3 +130,19 @@ def test_a_frame_size_out_of_range_is_refused_before_memory_is_taken() -> None:
 def test_secrets_do_not_print() -> None:
     assert "00" not in repr(Secret(bytes(32)))
     assert repr(Secret(b"abc")) == "Secret(<3 bytes>)"
+
+
+@given(st.data())
+def test_what_was_written_reads_the_same_while_a_file_is_written(data: st.DataObject) -> None:
+    plain = bytes(n % 251 for n in range(data.draw(st.integers(1, 5 * MIN_FRAME_BYTES))))
+    out = io.BytesIO()
+    writer = FrameWriter(out, KEY, CONTEXT, frame_bytes=MIN_FRAME_BYTES)
+    written = 0
+    while written < len(plain):
+        step = data.draw(st.integers(1, 2 * MIN_FRAME_BYTES))
+        writer.write(plain[written : written + step])
+        written = min(written + step, len(plain))
+        start = data.draw(st.integers(0, written))
+        length = data.draw(st.integers(0, written - start))
+        found = writer.read_back(length, start, lambda n, at: out.getvalue()[at : at + n])
+        assert found == plain[start : start + length]

@@ -49,6 +49,12 @@ class MemoryTarget:
         assert self._open is not None
         self._data += data
 
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        files = [*self.files.values(), *([bytes(self._data)] if self._open is not None else [])]
+        data = files[index][offset : offset + length]
+        assert len(data) == length, "the decoder read what is not written"
+        return data
+
     def end_file(self) -> None:
         assert self._open is not None
         self.files[self._open] = bytes(self._data)

@@ -20,6 +20,9 @@ class _HashingTarget(MemoryTarget):
     def write(self, data: bytes | memoryview) -> None:
         hashlib.sha256(data)
 
+    def pread(self, _index: int, _offset: int, length: int) -> bytes:
+        return bytes(length)
+
 
 def measure(folder: Path, base: dict[str, bytes], patches: dict[str, bytes]) -> dict[str, tuple[str | None, int]]:
     """Apply each patch in another process and return (reason or None, peak bytes above the start) by name.

@@ -39,13 +39,30 @@ class JoinedReader:
 
 
 class DiscardingTarget:
-    """Takes the files of a bundle and keeps nothing; the decoder compares their digests."""
+    """Takes the files of a bundle and keeps nothing; the decoder compares their digests.
+
+    Args:
+        expected: reads the bundle that the patch is to make, where the decoder reads what it wrote.
+    """
+
+    def __init__(self, expected: DirectoryBase) -> None:
+        self._expected = expected
 
     def begin_file(self, file: BundleFile) -> None:
         """Begin a file, as `bundle.patch.address_space.Target` says."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Discard the next bytes of the file."""
+
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        """Return bytes of the expected bundle.
+
+        Args:
+            index: the file's index in the table.
+            offset: bytes from the start of the file.
+            length: number of bytes.
+        """
+        return self._expected.pread(index, offset, length)
 
     def end_file(self) -> None:
         """End the file, as `bundle.patch.address_space.Target` says."""
@@ -74,7 +91,8 @@ def check_patch(
             _check_digests(base)
             source = stack.enter_context(DirectoryBase(base))
         try:
-            made = apply_patch(patch, source, DiscardingTarget(), limits)
+            expected = stack.enter_context(DirectoryBase(target))
+            made = apply_patch(patch, source, DiscardingTarget(expected), limits)
         except AirweightsError as error:
             raise PatchCheckFailed(f"the patch to {target.root} does not make its files: {error.message}") from error
     if made != target.files:

@@ -16,11 +16,14 @@ Rules:
 2. A large tensor is one job or several. Small tensors of one type share a job, and so do the bytes between tensors.
 3. Bytes that the base has are copied: whole tensors, unchanged rows of tensors, and bytes between tensors if they are
    equal in the base next to a copied tensor. So a run of unchanged tensors is one range.
-4. Tensors of which few elements differ are copied with edits (packager/diff/encode/encode_edits.py).
+4. Arrays and files that repeat earlier ones of the target are copied from there (packager/diff/match/find_repeats.py).
+   All bytes before a job are written when it begins, since jobs are ordered; so what it repeats is written.
+5. Tensors of which few elements differ are copied with edits (packager/diff/encode/encode_edits.py).
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from bundle.files import BundleDirectory
@@ -42,7 +45,8 @@ from packager.diff.encode.encode_edits import (
 )
 from packager.diff.encode.encode_untyped import MAX_FRAME_BYTES, UntypedJob, split_ranges
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import BLOCK_ELEMENTS
+from packager.diff.encode.tensor_job import BLOCK_ELEMENTS, Segment, TensorJob
+from packager.diff.match.find_repeats import Repeat, find_repeats
 from packager.diff.match.match_arrays import ArrayMatch, match_arrays
 from packager.diff.match.match_files import matching_file
 from packager.diff.sources import Source
@@ -64,12 +68,15 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
     """
     target_bundle = MappedBundle(target)
     base_bundle = MappedBundle(base) if base is not None else None
+    origin = target_origin(base)
     copies: list[CopiedRange] = []
     edited: dict[str, list[tuple[ArrayMatch, ArrayDiff]]] = defaultdict(list)
     planned: list[PlannedJob] = []
     small: list[ArrayMatch] = []
     handled = set()
+    first_addresses: dict[tuple[int, str], int] = {}
     for file in target.files:
+        earlier = first_addresses.setdefault((file.size, file.sha256), target_bundle.file_addresses[file.path])
         counterpart = matching_file(file, base.files) if base is not None else None
         if file.size == 0:
             handled.add(file.path)
@@ -82,7 +89,26 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
                 (target_bundle.file_addresses[file.path], base_bundle.file_addresses[counterpart.path], file.size)
             )
             handled.add(file.path)
+        elif earlier != target_bundle.file_addresses[file.path]:
+            copies.append((target_bundle.file_addresses[file.path], origin + earlier, file.size))
+            handled.add(file.path)
     arrays = [array for array in target_bundle.arrays() if target.files[array.file].path not in handled]
+    repeats = find_repeats(
+        arrays,
+        base_bundle.arrays() if base_bundle is not None else (),
+        target_bundle.array_bytes,
+        base_bundle.array_bytes if base_bundle is not None else target_bundle.array_bytes,
+    )
+    repeated = {repeat.array.address for repeat in repeats}
+    arrays = [array for array in arrays if array.address not in repeated]
+    copies += [
+        (repeat.array.address, origin + repeat.earlier.address, repeat.array.region.size)
+        for repeat in repeats
+        if not repeat.is_transposed
+    ]
+    planned += [
+        _plan_transposed_repeat(repeat, target_bundle, origin, options) for repeat in repeats if repeat.is_transposed
+    ]
     if base_bundle is not None:
         matches = match_arrays(arrays, base_bundle.arrays(), target_bundle.array_bytes, base_bundle.array_bytes)
     else:
@@ -125,6 +151,23 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
         if group_elements <= 1 or max_pending_bytes(out) <= MAX_PENDING_BYTES:
             return out
         group_elements //= 2
+
+
+def target_origin(base: BundleDirectory | None) -> int:
+    """Return the base address of the target's first byte (bundle.patch.address_space)."""
+    return 1 + (sum(file.size for file in base.files) if base is not None else 0)
+
+
+def _plan_transposed_repeat(
+    repeat: Repeat, target_bundle: MappedBundle, origin: int, options: EncoderOptions
+) -> PlannedJob:
+    array, source = repeat.array, target_bundle.array_position(repeat.earlier)
+    segment = Segment(
+        target_bundle.array_position(array), replace(source, address=origin + source.address), array.region.size
+    )
+    job = TensorJob(array.region.dtype, (segment,), repeat.shape, True, False, options)
+    path = target_bundle.directory.files[array.file].path
+    return PlannedJob(array.address, job, path, array.region.name, array.region.dtype, repeat.shape)
 
 
 def _sort_key(planned_job: PlannedJob) -> tuple[int, bool]:

@@ -17,7 +17,7 @@ from packager.diff.run_jobs import run_jobs
 from packager.diff.sources import Source
 from packager.diff.write.frame_writer import PatchFrameWriter
 from packager.diff.write.patch_report import PatchRow
-from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs
+from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs, target_origin
 from packager.diff.write.planned_job import Job
 
 Progress = Callable[[int, int], None]
@@ -42,6 +42,9 @@ def write_typed(
         progress: called with (target bytes done, target bytes in all).
     """
     plans = plan_jobs(base, target, options)
+    origin = target_origin(base)
+    if any(_reads_target(plan.job, origin) for plan in plans):
+        writer.features.add("repeat")
     pending_bytes = max_pending_bytes(plans)
     writer.raise_limits(pending_bytes=pending_bytes)
     total = sum(plan.job.size for plan in plans)
@@ -97,6 +100,14 @@ def write_typed(
         done += plan.job.size
         if progress is not None:
             progress(done, total)
+
+
+def _reads_target(job: Job, origin: int) -> bool:
+    if isinstance(job, CopyJob):
+        return any(source >= origin for _, source, _ in job.ranges)
+    if isinstance(job, TensorJob):
+        return any(segment.base is not None and segment.base.address >= origin for segment in job.segments)
+    return False
 
 
 def _encode_job(job: Job) -> EncodedTensor | UntypedFrames | bytes | None:

@@ -353,6 +353,30 @@ def make_edit_patch(*frames: bytes, **changes: int) -> bytes:
     return make_patch(*frames, STREAM_D, header=replace(EDITING, declared_limits=replace(DECLARED_LIMITS, **changes)))
 
 
+REPEATING: Final = replace(HEADER, features=("delta", "lzma", "repeat", "stream", "typed"))
+ORIGIN: Final = A + B + 1  # base address of the target's first byte
+HALF: Final = D // 2
+STREAM_HALF_D: Final = make_stream_frame(TARGET["d"][:HALF], A + B)
+
+
+def make_repeat_patch(*frames: bytes, header: Header = REPEATING) -> bytes:
+    """Return a patch whose header declares that it reads the target."""
+    return make_patch(*frames, header=header)
+
+
+def make_repeat_of_half_d(flags: int = 0, shape: tuple[int, int] = (0, 0), source: int = ORIGIN + A + B) -> bytes:
+    """Return a TYPED frame that creates the second half of file `d` from the first."""
+    first, second = TARGET["d"][:HALF], TARGET["d"][HALF:]
+    rows, columns = shape
+    prediction = first
+    if flags:
+        prediction = bytes(first[((i % columns) * rows + i // columns) % HALF] for i in range(HALF))
+    residual = bytes((new - old) % 256 for new, old in zip(second, prediction, strict=True))
+    head = encode_varint(0) + encode_varint(rows) + encode_varint(columns) if flags else b""
+    segment = encode_segment(A + B + HALF, HALF, source)
+    return make_typed_frame([U8, BASE_, 0, flags], segment, head + make_planes(residual), second)
+
+
 GOOD: Final = make_patch(COPY_A, DELTA_B, STREAM_D)
 HEAD: Final = len(encode_header(HEADER))
 
@@ -369,6 +393,48 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: make_patch(make_bytes_frame([(A, B), (A + B, D)], TARGET["b"] + TARGET["d"], [(A, B)]), COPY_A),
     ),
     "good-frames-ahead-of-the-cursor": (None, lambda: make_patch(BYTES_D, DELTA_B, COPY_A)),
+    "good-repeat": (
+        None,
+        lambda: make_repeat_patch(
+            make_copy_frame((0, 0, 256), (0, ORIGIN - 256, 256), (0, -256, 512)), DELTA_B, STREAM_D
+        ),
+    ),
+    "good-repeat-typed": (
+        None,
+        lambda: make_repeat_patch(COPY_A, DELTA_B, STREAM_HALF_D, make_repeat_of_half_d()),
+    ),
+    "good-repeat-transposed": (
+        None,
+        lambda: make_repeat_patch(COPY_A, DELTA_B, STREAM_HALF_D, make_repeat_of_half_d(1, (10, 5))),
+    ),
+    "repeat-not-named": (
+        "patch-range-invalid",
+        lambda: make_patch(make_copy_frame((0, 0, 256), (0, ORIGIN - 256, 256))),
+    ),
+    "repeat-of-what-is-not-written": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(make_copy_frame((0, ORIGIN + 256, 256)), COPY_A),
+    ),
+    "repeat-of-itself": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(make_copy_frame((0, 0, 256), (0, ORIGIN - 256, 512))),
+    ),
+    "repeat-typed-ahead-of-the-cursor": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(COPY_A, DELTA_B, make_repeat_of_half_d()),
+    ),
+    "repeat-transposed-ahead-of-the-cursor": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(COPY_A, DELTA_B, STREAM_HALF_D, make_repeat_of_half_d(1, (10, 6))),
+    ),
+    "repeat-from-between-base-and-target": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(COPY_A, DELTA_B, STREAM_HALF_D, make_repeat_of_half_d(source=A + B)),
+    ),
+    "repeat-across-the-end-of-the-base": (
+        "patch-range-invalid",
+        lambda: make_repeat_patch(COPY_A, DELTA_B, STREAM_HALF_D, make_repeat_of_half_d(source=A)),
+    ),
     "empty-file": ("patch-truncated", lambda: b""),
     "not-a-patch": ("patch-version-unsupported", lambda: b"\x08\x09 ONNX or anything else"),
     "version-2": ("patch-version-unsupported", lambda: make_header(2)),
