@@ -113,7 +113,7 @@ class BaseBytes:
         self.size = self._ends[-1] if files else 0
 
     def check_range(self, start: int, length: int, where: str, fills: int | None = None) -> None:
-        """Refuse a range that lies neither inside the base nor, with the feature `repeat`, in the written target.
+        """Refuse a range that lies neither in the base nor, with the feature `repeat`, in the written target.
 
         Args:
             start: address of the range.

@@ -1,4 +1,4 @@
-"""Find arrays and files of the target that repeat earlier ones: tied weights, blocks that share their weights.
+"""Find arrays of the target that repeat earlier ones: tied weights, layers that share weights.
 
 Rules:
 1. An array repeats an earlier one of the target if its bytes are equal, under any name, type and shape; or if it is the
