@@ -23,6 +23,7 @@ class CheckRequest:
         rebuilt_state: floors and known releases that another store of the device still has; used for families that
             the trust state does not contain.
         walk_root: look for a new root even if the timestamp is unchanged.
+        has_timestamp: the stored timestamp was requested from this URL a moment ago, so it is not requested again.
         cohort: the device's cohort, whose content envelope is taken from the archive; "" for none.
     """
 
@@ -37,3 +38,4 @@ class CheckRequest:
     rebuilt_state: TrustState = field(default_factory=TrustState)
     walk_root: bool = False
     cohort: str = ""
+    has_timestamp: bool = False

@@ -2,7 +2,8 @@
 
 Theory of operation. tuf asks for single files by URL. `DocumentSource` answers with a copy if it has one:
 
-    timestamp   a conditional request; on "304 Not Modified" the stored timestamp, else `timestamp.awz`
+    timestamp   nothing, if another family of the device requested it a moment ago; else a conditional request; on "304
+                Not Modified" the stored timestamp, else `timestamp.awz`
     root        nothing, if the timestamp is unchanged and root was walked within ROOT_WALK_INTERVAL_S of the same boot;
                 `roots/<N>.awz` with all roots, if the timestamp says that more than one is new
     the rest    the archive of the family (bundle.archive) with everything that changed since the stored snapshot
@@ -103,6 +104,7 @@ class DocumentSource:
         fetch_file: downloads a whole file.
         fetch_if_changed: downloads a file conditionally, or None if the transport cannot.
         walk_root: whether root is walked even if the timestamp is unchanged, before it is requested.
+        has_timestamp: the stored timestamp was requested a moment ago: it counts as unchanged.
         use_copies: False to download each single file; always False without conditional requests.
         has_used_copy: whether an answer so far was a copy.
         shards: the members of the archive that are envelope shards, by path.
@@ -116,6 +118,7 @@ class DocumentSource:
     fetch_file: Fetch
     fetch_if_changed: FetchIfChanged | None = None
     walk_root: bool = False
+    has_timestamp: bool = False
     use_copies: bool = True
     has_used_copy: bool = field(default=False, init=False)
     shards: dict[str, bytes] = field(default_factory=dict, init=False)
@@ -223,6 +226,10 @@ class DocumentSource:
         name = COMPRESSED_TIMESTAMP_NAME
         if stored is not None and stored.sha256 == hashlib.sha256(cached).hexdigest():
             name = stored.name
+            if self.has_timestamp:
+                self._name, self._validators = name, stored.validators
+                self._is_unchanged = self.has_used_copy = True
+                return cached
             if stored.validators != Validators() and self.fetch_if_changed is not None:
                 download = self._fetch_conditionally(name, stored.validators)
                 if download is not None and download.data is None:

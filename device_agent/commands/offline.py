@@ -226,19 +226,22 @@ def _run_per_family(
     config: Config, family: str | None, device_journal: Journal, action: Callable[[UpdateContext], T]
 ) -> FamilyResults[T]:
     check_family(config.families, family)
+    checked_sources: dict[str, float] = {}
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
 
     def run_one(family: str) -> T:
         one = by_family[family]
         if one.family_directory is None:
-            return action(_create_context(one, device_journal, None))
+            return action(_create_context(one, device_journal, None, checked_sources))
         with _open_journal(one) as journal:
-            return action(_create_context(one, journal, device_journal))
+            return action(_create_context(one, journal, device_journal, checked_sources))
 
     return per_family(by_family, run_one)
 
 
-def _create_context(config: Config, journal: Journal, first_journal: Journal | None) -> UpdateContext:
+def _create_context(
+    config: Config, journal: Journal, first_journal: Journal | None, checked_sources: dict[str, float]
+) -> UpdateContext:
     device = DeviceDirectory.for_family(config)
     store = BundleStore(device.family_directory)
     return UpdateContext(
@@ -249,7 +252,7 @@ def _create_context(config: Config, journal: Journal, first_journal: Journal | N
         journal=journal,
         probe_client=ProbeClient(config.serve.threads, allow_unjailed=config.allow_unjailed),
         read_facts=device_facts,
-        open_workers=lambda: WorkerPool(config, device, store),
+        open_workers=lambda: WorkerPool(config, device, store, checked_sources=checked_sources),
         first_journal=first_journal,
     )
 

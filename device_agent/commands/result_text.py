@@ -82,6 +82,9 @@ def plan_lines(plan: Plan, *, with_reasons: bool) -> list[str]:
         steps = ", ".join(f"{step.codec} from {step.base[:16] if step.base else 'no base'}" for step in plan.path.steps)
         sizes = f"download {plan.path.fetch_bytes} bytes, full download {plan.path.full_download_bytes} bytes"
         lines.append(f"path: {steps or 'no patch needed'}; {sizes}")
+        if with_reasons and plan.path.download.total:
+            kinds = ", ".join(f"{kind} {size}" for kind, size in plan.path.download.as_json().items() if size)
+            lines.append(f"an update receives {plan.path.download.total} bytes: {kinds}")
     lines.append(f"an update now: {plan.outcome}" + (f" ({plan.reason}: {plan.detail})" if plan.reason else ""))
     return lines
 

@@ -74,6 +74,7 @@ class FamilyService(FamilyQueries):
         update_metrics: counters of the family's updates.
         reports: sends reports and vitals.
         next_poll_at_s: time of the next poll, in seconds of the monotonic clock.
+        failed_polls: number of failed checks in a row.
 
     Raises:
         JournalUnreadable: the journal cannot be opened.
@@ -142,7 +143,7 @@ class FamilyService(FamilyQueries):
         )
         self.next_poll_at_s = time.monotonic()
         self._needs_recovery = True
-        self._failed_polls = 0
+        self.failed_polls = 0
         self.probation: ProbationProgress | None = None
 
     def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
@@ -168,7 +169,7 @@ class FamilyService(FamilyQueries):
         self.watchdog.reconfigure(config)
         self.reports.reconfigure(config)
         self.app_family.set_access(_family_access(config))
-        soonest_s = time.monotonic() + next_poll_delay_s(config.update.poll_interval_s, self._failed_polls)
+        soonest_s = time.monotonic() + next_poll_delay_s(config.update.poll_interval_s, self.failed_polls)
         self.next_poll_at_s = min(self.next_poll_at_s, soonest_s)
 
     def start(self) -> None:
@@ -224,7 +225,7 @@ class FamilyService(FamilyQueries):
                 log_errors(self.watchdog.serve_active)
         self._record_result(result)
         has_failed = result.outcome is Outcome.UNAVAILABLE
-        self._failed_polls = self._failed_polls + 1 if has_failed else 0
+        self.failed_polls = self.failed_polls + 1 if has_failed else 0
         if result.outcome is Outcome.UPDATED:
             self.watchdog.is_degraded = False
         return result
@@ -232,7 +233,7 @@ class FamilyService(FamilyQueries):
     def schedule_next_poll(self) -> None:
         """Set the time of the next poll: jittered, and later after each failed poll."""
         self.next_poll_at_s = time.monotonic() + next_poll_delay_s(
-            self.config.update.poll_interval_s, self._failed_polls
+            self.config.update.poll_interval_s, self.failed_polls
         )
 
     def roll_back(self) -> UpdateResult:

@@ -43,6 +43,7 @@ from device_agent.daemon.messages import (
     UpdateRequest,
     cancel_replies,
 )
+from device_agent.daemon.poll_round import join_polls, services_to_poll
 from device_agent.daemon.request_handler import RequestHandler
 from device_agent.daemon.service_registry import ServiceRegistry
 from device_agent.daemon.update_metrics import render_update_metrics
@@ -355,14 +356,17 @@ class Supervisor:
     def _run_due_polls(self) -> None:
         for family in self._registry.unopened_families():
             log_errors(partial(self._registry.open_and_start, family))
-        now = time.monotonic()
-        for service in self.services:
-            if service.next_poll_at_s <= now and not self.is_stopping and not self.is_paused():
+        polled = services_to_poll(self.services, time.monotonic())
+        self.worker_pools.checked_sources.clear()
+        for service in polled:
+            if not self.is_stopping and not self.is_paused():
                 log_errors(partial(self._update_service, service, "poll"))
                 self.handle_pending()
+        join_polls(polled)
 
     def _update_all(self, families: tuple[str, ...]) -> FamilyResults[UpdateResult]:
         self._check_not_paused()
+        self.worker_pools.checked_sources.clear()
 
         def update(family: str) -> UpdateResult:
             self.handle_pending()

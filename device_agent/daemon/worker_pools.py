@@ -17,12 +17,17 @@ from device_agent.workers.worker_pool import WorkerPool
 
 
 class WorkerPools:
-    """Opens worker pools, and interrupts them."""
+    """Opens worker pools, and interrupts them.
+
+    Attributes:
+        checked_sources: URL → time of its check in the current round of polls (device_agent.workers.worker_pool).
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: list[ref[WorkerPool]] = []
         self._is_interrupted = False
+        self.checked_sources: dict[str, float] = {}
 
     def open(
         self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
@@ -35,7 +40,7 @@ class WorkerPools:
             store: the family's bundle store.
             on_idle: called again and again while the pool waits for a worker.
         """
-        workers = WorkerPool(config, device, store, on_idle)
+        workers = WorkerPool(config, device, store, on_idle, checked_sources=self.checked_sources)
         with self._lock:
             self._open = [*(known for known in self._open if known() is not None), ref(workers)]
             is_interrupted = self._is_interrupted

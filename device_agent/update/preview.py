@@ -5,30 +5,32 @@ trust state. `outcome` and `reason` come from the checks that an update makes it
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import Invalid, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
-from bundle.manifest import Manifest
 from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from bundle.variant import Variant
 from device_agent.errors import UpdatesPaused
 from device_agent.host.device_facts import providers
 from device_agent.policy.attempt import Outcome
+from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.error_outcomes import error_outcome
 from device_agent.policy.journal_records import BundleRecord
-from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
+from device_agent.policy.planner import DeviceFacts, PatchPath, choose_variant, unmet_requirement
 from device_agent.policy.state_machine import State
 from device_agent.policy.variant_choice import explain_variant
 from device_agent.update.channel_check import ChannelCheck, is_active
 from device_agent.update.context import UpdateContext, find_patch_path
+from device_agent.update.expected_download import expect_download
 from device_agent.update.variant_trials import read_measurements
 from device_agent.workers.worker_pool import WorkerPool
 
 EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
 EXPLANATION_REQUESTED: Final = "compatible, and requested by the configuration"
+NO_DOWNLOAD: Final = DownloadBytes()
 MAX_ROWS: Final = 1000  # variants, and steps; manifests and max_chain allow fewer
 # the longest detail names 32 variants and 64 processor features of 32 characters for each: about 73,000 characters
 MAX_TEXT_CHARACTERS: Final = 128 * 1024
@@ -131,12 +133,14 @@ class PlannedPath:
         fetch_bytes: bytes still to download.
         full_download_bytes: size of the cheapest full download, 0 if there is none.
         storage_bytes: peak size of spool and bundle store, in bytes.
+        download: everything that an update receives now, by kind; zeros if it would end before a download.
     """
 
     steps: tuple[PlannedStep, ...]
     fetch_bytes: int
     full_download_bytes: int
     storage_bytes: int
+    download: DownloadBytes = NO_DOWNLOAD
 
     def as_json(self) -> dict[str, Any]:
         """Return the object `path` of `plan --json`."""
@@ -145,6 +149,7 @@ class PlannedPath:
             "fetch_bytes": self.fetch_bytes,
             "full_download_bytes": self.full_download_bytes,
             "storage_bytes": self.storage_bytes,
+            "download": self.download.as_json(),
         }
 
     @classmethod
@@ -159,6 +164,7 @@ class PlannedPath:
             fields.integer("fetch_bytes"),
             fields.integer("full_download_bytes"),
             fields.integer("storage_bytes"),
+            DownloadBytes.parse(fields.object("download")),
         )
         fields.reject_unknown()
         return found
@@ -302,8 +308,11 @@ def preview_update(context: UpdateContext) -> Plan:
             if is_active(context.journal, variant.digest):
                 outcome = Outcome.NOTHING_NEW
             else:
-                path = _plan_path(context, manifest, release.counter_epoch, variant, facts)
+                found = find_patch_path(context, manifest, release.counter_epoch, variant.digest, facts)
+                path = _plan_path(found)
             _check_as_update(context, workers, release, chosen, facts, path)
+            if path is not None:
+                path = replace(path, download=expect_download(context, workers, release, found))
         except (Refused, Unavailable, Unfit, Invalid) as error:
             outcome, reason, detail = error_outcome(State.CHECKING, error).outcome, error.reason, error.message
     return Plan(
@@ -368,10 +377,7 @@ def _plan_variant(
     )
 
 
-def _plan_path(
-    context: UpdateContext, manifest: Manifest, counter_epoch: int, variant: Variant, facts: DeviceFacts
-) -> PlannedPath:
-    found = find_patch_path(context, manifest, counter_epoch, variant.digest, facts)
+def _plan_path(found: PatchPath) -> PlannedPath:
     steps = tuple(PlannedStep(edge.entry.base, edge.target, edge.entry.codec, edge.entry.size) for edge in found.steps)
     return PlannedPath(steps, found.fetch_bytes, found.full_bytes, found.storage_bytes)
 

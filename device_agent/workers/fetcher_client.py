@@ -42,6 +42,19 @@ class DownloadCost:
     resumed_at_bytes: int
 
 
+@dataclass(slots=True)
+class ResponseSizes:
+    """The sizes of responses as the server of the repository sent them last.
+
+    Attributes:
+        head_bytes: head of a response with a file.
+        unchanged_bytes: response to a conditional request for an unchanged file.
+    """
+
+    head_bytes: int = 0
+    unchanged_bytes: int = 0
+
+
 class FetcherClient:
     """The calls of one family's fetcher.
 
@@ -52,6 +65,7 @@ class FetcherClient:
 
     Attributes:
         received: all bytes that were received, by kind.
+        response_sizes: sizes of the last responses.
     """
 
     def __init__(self, config: Config, processes: WorkerProcesses, unseal_client_key: Callable[[], int]) -> None:
@@ -59,6 +73,7 @@ class FetcherClient:
         self._access = RepositoryAccess(config)
         self._is_local = config.repository_url.startswith("file:")
         self.received = ReceivedCount()
+        self.response_sizes = ResponseSizes()
 
     def fetch_document(
         self, url: str, max_bytes: int, kind: DownloadKind, validators: tuple[str, str] = ("", "")
@@ -77,7 +92,14 @@ class FetcherClient:
             TooLarge: the document is longer than the limit.
         """
         request = {"url": url, "max_bytes": max_bytes, "etag": validators[0], "last_modified": validators[1]}
-        return self._call("get", request, kind, deadline_s=DOCUMENT_DEADLINE_S)
+        before = self.received.total
+        reply = self._call("get", request, kind, deadline_s=DOCUMENT_DEADLINE_S)
+        received_bytes = self.received.total - before
+        if reply.value["is_modified"]:
+            self.response_sizes.head_bytes = max(received_bytes - os.fstat(reply.fds[0]).st_size, 0)
+        else:
+            self.response_sizes.unchanged_bytes = received_bytes
+        return reply
 
     def fetch_envelope(self, source: str, path: str, name: str) -> str:
         """Download an envelope, and return its bytes in hexadecimal.

@@ -11,7 +11,9 @@ Rules:
 """
 
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -38,6 +40,7 @@ from device_agent.workers.worker_processes import WorkerProcesses
 logger = logging.getLogger(__name__)
 
 CHECK_DEADLINE_S: Final = 900.0  # enough for years of root versions over a slow connection
+CHECKED_S: Final = 300.0  # a round of polls without updates takes seconds
 MAX_REACHED_BYTES: Final = 64 * 1024
 T = TypeVar("T")
 
@@ -51,10 +54,13 @@ class WorkerPool:
         store: bundle store of the family.
         on_idle: called repeatedly while a worker runs, to handle messages that cannot wait for it.
         processes: the workers; None for processes of its own.
+        checked_sources: URL of a repository or mirror → when a family of this device checked it, in seconds of the
+            monotonic clock. Within CHECKED_S its timestamp is not requested again; None for no other family.
 
     Attributes:
         patcher: applies patches, and seals and unseals files.
         received: all bytes that were received, by kind.
+        response_sizes: sizes of the last responses.
     """
 
     def __init__(
@@ -64,12 +70,15 @@ class WorkerPool:
         store: BundleStore,
         on_idle: Callable[[], None] | None = None,
         processes: WorkerProcesses | None = None,
+        checked_sources: dict[str, float] | None = None,
     ) -> None:
         self._config, self._device, self._store = config, device, store
         self._processes = processes or WorkerProcesses(config, device.trust_directory, on_idle)
         self.patcher = PatcherClient(config, device, store, self._processes)
         self._fetcher = FetcherClient(config, self._processes, self.patcher.unseal_client_key)
         self.received = self._fetcher.received
+        self.response_sizes = self._fetcher.response_sizes
+        self._checked_sources = {} if checked_sources is None else checked_sources
         self._cohort_envelopes: dict[tuple[str, str], str] = {}  # by mirror and path
         self._mirrors = [config.repository_url, *config.mirrors]
 
@@ -136,12 +145,18 @@ class WorkerPool:
             "agent_version": VERSION,
             "known": _known_releases(config.family, persistent_state, bundles),
             "walk_root": walk_root,
+            "has_timestamp": not walk_root and self._is_checked(source),
         }
         reply = self._processes.call(
             "verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_request=self._answer_request
         )
         with parse_reply("verifier"):
-            return VerifiedRelease.from_verifier(reply.value["release"])
+            release = VerifiedRelease.from_verifier(reply.value["release"])
+        self._checked_sources.setdefault(source, time.monotonic())
+        return release
+
+    def _is_checked(self, source: str) -> bool:
+        return time.monotonic() - self._checked_sources.get(source, -math.inf) < CHECKED_S
 
     def post_lines(self, url: str, data: bytes, max_bytes: int) -> bytes:
         """Send lines to the collector, and return its answer.

@@ -4,7 +4,9 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import pytest
 
+from device_agent.commands.offline import plan_offline
 from device_agent.policy.attempt import Outcome
 from tests.support.faulty_http_server import Site
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher, similar_model
@@ -25,6 +27,16 @@ def test_an_update_needs_six_requests_and_20_kb_beside_its_blob(
     assert max(Counter(paths).values()) <= 2, paths  # timestamp and root again right before the swap
     downloaded = result.attempt.downloaded
     assert downloaded.total - result.attempt.patch_bytes <= MAX_BESIDE_THE_BLOB
+
+
+def test_a_plan_predicts_what_an_update_receives(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
+    publisher.offer("1.1.0")
+    path = plan_offline(installed.config, None).values()[0].path
+    assert path is not None
+    found = installed.update().attempt.downloaded
+    assert found.total == pytest.approx(path.download.total, rel=0.05)
+    for kind, size in path.download.as_json().items():
+        assert found.as_json()[kind] == pytest.approx(size, rel=0.05), kind
 
 
 def tied_model(seed: int) -> onnx.ModelProto:

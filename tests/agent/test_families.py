@@ -18,8 +18,10 @@ import pytest
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import InvalidUsage
 from bundle.trust.trust_state import TrustStateStore
+from device_agent.commands.offline import update_offline
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
+from device_agent.policy.attempt import Outcome
 from device_agent.storage.bundle_store import BundleStore
 from tests.support import faulty_http_server
 from tests.support.daemon_workers import list_worker_pids
@@ -432,3 +434,23 @@ def _wait_until_served(device: DeviceUnderTest, family: str) -> None:
         else:
             return
     raise AssertionError("the front did not come back")
+
+
+def test_families_share_one_request_for_the_timestamp(
+    installed_pair: tuple[Publisher, DeviceUnderTest], tmp_path: Path
+) -> None:
+    publisher, installed = installed_pair
+    with serve_folder(publisher.published) as site:
+        device = installed.copy(tmp_path / "lab", site.url)
+        for _ in range(2):
+            site.requests.clear()
+            results = update_offline(device.config, None, lambda _label: lambda _done, _total: None)
+            assert {result.outcome for result in results.values()} == {Outcome.NOTHING_NEW}
+        assert [request.path for request in site.requests] == ["metadata/timestamp.awz"]
+        publisher = publisher.copy(tmp_path / "site")
+        publisher.offer(NEXT[OTHER], family=OTHER)
+        site.folder = publisher.published
+        site.requests.clear()
+        update_offline(device.config, None, lambda _label: lambda _done, _total: None)
+        counts = Counter(request.path for request in site.requests)
+        assert counts["metadata/timestamp.awz"] == 2, "once for both families, and once before the release serves"

@@ -1,6 +1,8 @@
 """What the target has twice is coded once: tied weights, exchanged rows and columns, equal files."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ def size_of(folder: Path, base: Files | None, target: Files) -> int:
     return len(patch)
 
 
-REPEATS = {
+REPEATS: dict[str, Callable[[Any], Any]] = {
     "exact": lambda weight: weight,
     "transposed": lambda weight: np.ascontiguousarray(weight.T),
     "with another shape": lambda weight: weight.reshape(-1),
