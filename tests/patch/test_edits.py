@@ -182,7 +182,8 @@ def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -
     for i in range(20_000):
         noise[60 * i] ^= 1 + i % 200
     new = model_formats.to_safetensors({"w": edit_elements(old["w"], 0.05, 12)})
-    target = {"a": new, "b": noise.tobytes(), "c": new}
+    other = model_formats.to_safetensors({"w": edit_elements(old["w"], 0.05, 13)})
+    target = {"a": new, "b": noise.tobytes(), "c": other}
     patch, _ = make_patch_between(tmp_path, base, target, "typed")
     assert apply_to_memory(patch, base) == target
     assert list_operations(patch) == [Op.EDIT, Op.EDIT]
