@@ -235,9 +235,17 @@ class NotEligible(Unavailable):
 
 
 class DeviceLocked(Unavailable):
-    """Another process uses the device directory. Wait for it to end, or stop it."""
+    """Another process uses the device directory. Wait for it to end, or stop it.
+
+    Attributes:
+        is_daemon: the other process is the daemon, which starts or ends.
+    """
 
     reason = "device-locked"
+
+    def __init__(self, message: str, *, hint: str | None = None, is_daemon: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_daemon = is_daemon
 
 
 class UpdatesPaused(Unavailable):

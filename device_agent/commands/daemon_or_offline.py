@@ -1,16 +1,20 @@
 """Common options of the commands, and the choice between the running daemon and working offline."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from bundle.errors import Malformed
 from device_agent.config.config import Config, load_config
-from device_agent.errors import DaemonNotRunning
+from device_agent.errors import DaemonNotRunning, DeviceLocked
 
 T = TypeVar("T")
+
+DAEMON_START_S: Final = 60.0  # a daemon listens before it loads models
+DAEMON_POLL_S: Final = 0.1
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 FAMILY_OPTION = click.option("--family", metavar="NAME", help="Only this family, if the device follows several.")
@@ -29,6 +33,8 @@ def daemon_or_offline(
     **fields: Any,
 ) -> T:
     """Return the running daemon's reply to a request; if no daemon runs, call `run_offline`.
+
+    A daemon that starts or ends, and has the lock of the device directory, is waited for.
 
     Args:
         path: path of the configuration file.
@@ -49,10 +55,18 @@ def daemon_or_offline(
     config = load_config(path)
     device = DeviceDirectory(config.directory)
     device.check_initialized()
-    try:
-        reply = call_daemon(device.control_path, command, timeout_s, **fields)
-    except DaemonNotRunning:
-        return run_offline(config)
+    deadline_s = time.monotonic() + DAEMON_START_S
+    while True:
+        try:
+            reply = call_daemon(device.control_path, command, timeout_s, **fields)
+            break
+        except DaemonNotRunning:
+            try:
+                return run_offline(config)
+            except DeviceLocked as error:
+                if not error.is_daemon or time.monotonic() > deadline_s:
+                    raise
+        time.sleep(DAEMON_POLL_S)
     family = fields.get("family")
     try:
         return parse(reply, config.families if family is None else (family,))

@@ -20,7 +20,7 @@ from device_agent.daemon.messages import DaemonMessage, Reload, Stop
 from device_agent.daemon.supervisor import Supervisor
 from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.process.jail import close_memory
-from device_agent.storage.device_directory import DeviceDirectory
+from device_agent.storage.device_directory import DAEMON, DeviceDirectory
 
 _STANDARD_LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -72,7 +72,7 @@ def run_daemon(path: Path, announce: Callable[[str, str], None]) -> None:
     config = load_config(path)
     device = DeviceDirectory(config.directory)
     device.check_initialized()
-    with device.acquire_lock():
+    with device.acquire_lock(DAEMON):
         Supervisor(config, device, announce, messages, worker_pools, lambda: load_config(path)).run()
 
 

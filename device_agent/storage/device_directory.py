@@ -30,6 +30,9 @@ from device_agent.errors import AlreadyInitialized, DeviceLocked, IdentityInvali
 from device_agent.storage.bundle_store import sync_directory
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
+DAEMON: Final = "daemon"  # holders of the lock
+COMMAND: Final = "command"
+MAX_HOLDER_BYTES: Final = 16
 MAX_IDENTITY_BYTES: Final = 16 * 1024
 DEVICE_KEY_FILE: Final = "x-wing.key"
 SIGNING_KEY_FILE: Final = "ed25519.key"
@@ -174,8 +177,11 @@ class DeviceDirectory:
         return fd
 
     @contextmanager
-    def acquire_lock(self) -> Iterator[None]:
+    def acquire_lock(self, holder: str = COMMAND) -> Iterator[None]:
         """Lock the device directory for the duration of a `with` block.
+
+        Args:
+            holder: DAEMON or COMMAND; other processes can read it.
 
         Raises:
             DeviceLocked: another process has the lock.
@@ -185,9 +191,14 @@ class DeviceDirectory:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                found = os.pread(fd, MAX_HOLDER_BYTES, 0).decode("ascii", "replace")
                 raise DeviceLocked(
-                    f"another process uses {self.root}", hint="wait until `device-agent run` or `update` has ended"
+                    f"{'the daemon' if found == DAEMON else 'another process'} uses {self.root}",
+                    hint="wait until `device-agent run` or `update` has ended",
+                    is_daemon=found == DAEMON,
                 ) from error
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, holder.encode(), 0)
             yield
         finally:
             os.close(fd)

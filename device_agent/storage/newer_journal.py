@@ -3,6 +3,7 @@
 Rules:
 - The pointers and the records of the bundles that they name are copied into a journal of this agent's schema, which is
   created anew at each start. Fields that this agent does not know are ignored.
+- A first release that the newer agent verified, probed and staged, but did not activate yet, is active in the copy.
 - If they cannot be read, the copy is empty, and nothing serves.
 - The newer journal and the bundle store stay as they are: no update, rollback, pause or garbage collection.
 """
@@ -15,6 +16,7 @@ from bundle.errors import AirweightsError, Malformed
 from bundle.files import BundleDigest
 from bundle.strict_json import StrictObject
 from device_agent.policy.journal_records import BundlePointers, BundleRecord
+from device_agent.policy.state_machine import State
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
 from device_agent.storage.journal_schema import MAX_RECORD_BYTES
@@ -51,14 +53,17 @@ def copy_newer_journal(device: DeviceDirectory) -> Journal:
         db = sqlite3.connect(f"file:{newer.absolute().as_posix()}?mode=ro", uri=True)
         try:
             found = BundlePointers.parse(_read(db, "machine", "pointers"))
-            digests = [digest for digest in (found.active, found.previous) if digest is not None]
+            active = found.active
+            if active is None and _read(db, "machine", "state").text("state") == State.STAGED:
+                active = found.candidate
+            digests = [digest for digest in (active, found.previous) if digest is not None]
             bundles = [BundleRecord.parse(_read(db, "bundle", digest)) for digest in digests]
         finally:
             db.close()
     except (sqlite3.Error, AirweightsError, ValueError) as error:
         logger.error("a newer journal cannot be read, nothing serves: %s", error)
         return journal
-    journal.rebuild(bundles, BundlePointers(found.active, found.previous, None))
+    journal.rebuild(bundles, BundlePointers(active, found.previous, None))
     return journal
 
 

@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import pytest
 
 from bundle.errors import AirweightsError
-from device_agent.config.config import ProbationSettings
-from device_agent.errors import NothingToRollBack, UpdatesPaused
+from device_agent.commands.daemon_or_offline import daemon_or_offline, plain_json
+from device_agent.config.config import Config, ProbationSettings
+from device_agent.daemon.control_socket import ControlServer
+from device_agent.errors import DeviceLocked, NothingToRollBack, UpdatesPaused
+from device_agent.storage.device_directory import DAEMON, DeviceDirectory
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site
@@ -234,6 +238,26 @@ def test_a_second_daemon_finds_the_directory_taken(installed: DeviceUnderTest) -
     second = installed.command("run")
     assert second.returncode == 4
     assert '"device-locked"' in second.stderr
+
+
+def test_a_command_waits_for_a_daemon_that_starts(installed: DeviceUnderTest) -> None:
+    def take_lock(config: Config) -> dict[str, int]:
+        with DeviceDirectory(config.directory).acquire_lock():
+            return {"offline": 1}
+
+    def call() -> dict[str, Any]:
+        return daemon_or_offline(installed.config_path, "plan", take_lock, plain_json)
+
+    with ThreadPoolExecutor(1) as pool, installed.directory.acquire_lock(DAEMON):
+        waiting = pool.submit(call)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.5)
+        server = ControlServer(installed.directory.control_path, lambda request: {"command": request["command"]})
+        assert waiting.result(10) == {"command": "plan"}
+        server.close()
+    assert call() == {"offline": 1}
+    with installed.directory.acquire_lock(), pytest.raises(DeviceLocked, match="another process uses"):
+        call()
 
 
 def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -> None:

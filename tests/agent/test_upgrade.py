@@ -5,6 +5,7 @@ import json
 import sqlite3
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from bundle.trust import trust_state
 from device_agent.config.config import Config, ProbationSettings, UpdateSettings
 from device_agent.config.serve import ServeSettings
 from device_agent.errors import JournalTooNew
+from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal_schema import SCHEMA_VERSION, checksum
+from device_agent.storage.newer_journal import copy_newer_journal
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site
 from tests.support.publisher import COHORT, FAMILY, RELEASE_SETTINGS, DeviceUnderTest, Publisher
@@ -85,6 +88,26 @@ def test_an_agent_serves_what_a_newer_one_made_active_and_changes_nothing(
     assert device.directory.journal_path.read_bytes() == newer
     assert sorted(path.name for path in (device.config.directory / "store").iterdir()) == stored
     assert json.loads(device.command("update", "--json").stderr)["error"]["reason"] == "journal-too-new"
+
+
+def test_an_agent_serves_the_first_release_that_a_newer_one_staged(
+    installed: DeviceUnderTest,
+) -> None:
+    with sqlite3.connect(installed.directory.journal_path) as db:
+        pointers = json.loads(
+            db.execute("SELECT body FROM record WHERE kind='machine' AND key='pointers'").fetchone()[0]
+        )
+    active = pointers["active"]
+    for found, state, expected in (
+        ({"active": None, "candidate": active, "previous": None}, "staged", active),
+        ({"active": None, "candidate": active, "previous": None}, "probing", None),
+        (pointers, "staged", active),
+    ):
+        with sqlite3.connect(installed.directory.journal_path) as db:
+            for key, body in (("pointers", json.dumps(found)), ("state", json.dumps({"state": state}))):
+                db.execute("UPDATE record SET body = ? WHERE kind = 'machine' AND key = ?", (body, key))
+        with closing(copy_newer_journal(DeviceDirectory(installed.config.directory))) as journal:
+            assert journal.pointers.active == expected
 
 
 def test_a_release_of_a_newer_format_names_the_agent_that_it_needs_before_any_blob_is_fetched(
