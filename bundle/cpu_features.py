@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+CPUINFO_VARIABLE: Final = "AIRWEIGHTS_CPUINFO"
 MAX_NAME_CHARACTERS: Final = 128  # of a processor (bundle.variant.Measured)
 # feature -> flags, of which one is enough
 ALIASES: Final = {"vnni": ("avx512_vnni", "avx_vnni")}
@@ -27,11 +28,16 @@ def read_cpu_name(path: Path = Path("/proc/cpuinfo")) -> str:
     return os.uname().machine
 
 
-def read_cpu_features(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def read_cpu_features(path: Path | None = None) -> frozenset[str]:
     """Return the flags of the first processor, and the aliases that they grant.
 
     Their line is named "flags", on ARM "Features".
+
+    Args:
+        path: the file with the processors; None for that of the environment variable CPUINFO_VARIABLE, else the
+            system's. With the variable, one machine can stand for several kinds of devices.
     """
+    path = path or Path(os.environ.get(CPUINFO_VARIABLE) or "/proc/cpuinfo")
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")

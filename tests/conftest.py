@@ -40,6 +40,7 @@ FILE_SECONDS = {
     "test_torture_sample": 55,
     "test_probe": 47,
     "test_demo": 45,
+    "test_fleet_demo": 45,
     "test_daemon": 40,
     "test_update_aware": 33,
     "test_getting_started": 30,

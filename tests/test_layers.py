@@ -65,7 +65,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
                 "tensors",
             ),
         },
-        "demo": {"release", "repository", "models"},
+        "demo": {"follow", "release", "repository", "models"},
         "follow": {"repository"},
         "rehearsal": set(),
         "release": {"attestation", "quantize", "repository", "diff", "models"},

@@ -13,7 +13,7 @@ from bundle.console import print_lines, print_result
 PATH = click.Path(path_type=Path)
 
 
-@click.command("demo", short_help="Demonstrate the whole product on this machine.")
+@click.group("demo", short_help="Demonstrate the whole product on this machine.", invoke_without_command=True)
 @click.option(
     "--model",
     "models",
@@ -26,7 +26,10 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
-def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_json: bool) -> None:
+@click.pass_context
+def demo(
+    context: click.Context, models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_json: bool
+) -> None:
     """Demonstrate the whole product on this machine, in about a minute.
 
     A repository is created, a device enrolled, and two models are released, installed, updated, attacked and rolled
@@ -34,6 +37,8 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
 
     Exit status: 0 all checks passed, 2 invalid input, 4 the published models cannot be downloaded, 5 a check failed.
     """
+    if context.invoked_subcommand is not None:
+        return
     from packager.demo.demo_models import load_own_models, load_published_models
     from packager.demo.demo_report import table_lines
     from packager.demo.scenes import Scenes
@@ -55,6 +60,39 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
             demo_models = load_published_models(folder)
         report = Scenes(folder, demo_models, print_line).play_all()
     print_result(report.as_json(), as_json=as_json, text=table_lines(report))
+    if not report.has_passed:
+        failed = next((check for check in report.checks if not check.passed), None)
+        raise DemoFailed(
+            f"check failed: {failed.name}: {failed.observed}" if failed else "no check ran",
+            hint="run it again on an idle machine, with --keep FOLDER to keep the logs",
+        )
+
+
+@demo.command("fleet", short_help="Demonstrate a rollout that halts by itself.")
+@click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
+@click.option("--picture", type=PATH, help="Save the collector's page in this file; default: fleet.html in --keep.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
+def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> None:
+    """Demonstrate a fleet: twelve agents of two CPU classes, and a release that fails live on one of them.
+
+    The rollout is halted by itself from the devices' signed reports. The other class keeps its release, and no request
+    fails. Everything happens in one folder and on loopback addresses, in about two minutes.
+
+    Exit status: 0 all checks passed, 2 invalid input, 5 a check failed.
+    """
+    from dataclasses import asdict
+
+    from packager.demo.demo_report import check_line
+    from packager.demo.fleet_demo import FleetDemo
+    from packager.errors import DemoFailed
+
+    def print_line(line: str) -> None:
+        print_lines(line, stream=sys.stderr if as_json else sys.stdout)
+
+    with _demo_folder(keep) as folder:
+        report = FleetDemo(folder, print_line).play(picture or (None if keep is None else folder / "fleet.html"))
+    text = [check_line(check) for check in report.checks]
+    print_result({"ok": report.has_passed, **asdict(report)}, as_json=as_json, text=[*text, f"{report.seconds} s"])
     if not report.has_passed:
         failed = next((check for check in report.checks if not check.passed), None)
         raise DemoFailed(

@@ -6,10 +6,12 @@ Rules:
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,9 +52,11 @@ class DemoDevice:
     Args:
         folder: folder to create.
         settings: values of the configuration.
+        environment: further environment variables of the agent.
     """
 
-    def __init__(self, folder: Path, settings: DeviceSettings) -> None:
+    def __init__(self, folder: Path, settings: DeviceSettings, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self._folder = folder
         self._config = folder / "config.toml"
         self._socket = folder / "serve.sock"
@@ -94,6 +98,15 @@ class DemoDevice:
         """Run `device-agent enroll`, which writes the enrollment request to `request`."""
         return self._run_command("enroll", "--output", str(request))
 
+    def report_to(self, url: str) -> None:
+        """Configure the URL of a collector; call it before `start`."""
+        with self._config.open("a", encoding="utf-8") as config:
+            config.write(f'\n[reports]\nurl = "{url}"\n')
+
+    def send_reports(self) -> Report:
+        """Run `device-agent report send`, and return its object."""
+        return self._run_command("report", "send")
+
     def start(self) -> None:
         """Start `device-agent run`, and wait until its control socket responds.
 
@@ -103,7 +116,11 @@ class DemoDevice:
         log = (self._folder / "agent.log").open("ab")
         with log:
             self._daemon = subprocess.Popen(
-                [*self._agent_command(), "run"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*self._agent_command(), "run"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -149,6 +166,7 @@ class DemoDevice:
             text=True,
             timeout=COMMAND_TIMEOUT_S,
             check=False,
+            env=self._environment,
         )
         if done.returncode and not (any_exit and done.stdout):
             raise AgentUnavailable(f"device-agent {command} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
