@@ -1,4 +1,4 @@
-"""The preference among the variants that fit a device: expected latency, size or memory (adr/0018).
+"""The preference among the variants that fit a device: expected latency, size or memory (adr/0023).
 
 Theory of operation. Packager and device measure a variant relative to one fixed reference graph, with one thread.
 The manifest has the build machine's ratio. On this device the ratio can differ, because its processor lacks a feature
