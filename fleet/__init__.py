@@ -21,5 +21,6 @@ Reading order:
     census.py            who is exposed to a rollout, in which stratum, and what is known about them
     retention.py         deletes old lines, keeps daily sums
     rate_limit.py        a token bucket for each sender and device
+    mqtt.py              lines from an MQTT broker
     web/                 the HTTP server: lines come in; the page and the metrics go out
 """

@@ -75,6 +75,12 @@ class FleetStoreUnavailable(Unavailable):
     reason = "fleet-store-unavailable"
 
 
+class BrokerUnavailable(Unavailable):
+    """The MQTT broker cannot be reached. Check its address, its certificate and `--mqtt`."""
+
+    reason = "broker-unavailable"
+
+
 class LoginRequired(Invalid):
     """The server would listen on a public address without a login. Add a token or a trusted header."""
 

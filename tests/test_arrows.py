@@ -58,6 +58,7 @@ ONLY_IN = {
     "uvicorn": {"device_agent/front", "fleet/web/server.py"},
     "sqlalchemy": {"fleet"},
     "starlette": {"fleet/web"},
+    "paho": {"fleet/mqtt.py"},
 }
 HEAVY = (
     "numpy",

@@ -48,6 +48,9 @@ fleet.add_command(rehearse_command)
 @click.option("--listen", default=DEFAULT_LISTEN, show_default=True, help="HOST:PORT to listen on; port 0: a free one.")
 @click.option("--token-file", type=PATH, help="File with the token that operators log in with.")
 @click.option("--trust-header", metavar="NAME", help="Header that only your reverse proxy can set for logged-in users.")
+@click.option("--mqtt", metavar="URL", help="Also take lines from this broker: mqtts://HOST:PORT.")
+@click.option("--mqtt-ca-file", type=PATH, help="Certificate authorities of the broker, PEM.")
+@click.option("--mqtt-password-file", type=PATH, help="File of one line USER:PASSWORD for the broker.")
 @click.option("--certificate", type=PATH, help="TLS certificate with its chain, PEM.")
 @click.option("--certificate-key", type=PATH, help="Private key of the certificate, PEM.")
 @STORE_OPTION
@@ -57,6 +60,9 @@ def serve_command(
     listen: str,
     token_file: Path | None,
     trust_header: str | None,
+    mqtt: str | None,
+    mqtt_ca_file: Path | None,
+    mqtt_password_file: Path | None,
     certificate: Path | None,
     certificate_key: Path | None,
     store: str | None,
@@ -93,7 +99,8 @@ def serve_command(
         print_result(
             {"url": url, "store": database.name}, as_json=as_json, text=f"serving {url}, store {database.name}"
         )
-        create_server(state, certificate, certificate_key).run(sockets=[sock])
+        with _run_mqtt(database, mqtt, mqtt_ca_file, mqtt_password_file):
+            create_server(state, certificate, certificate_key).run(sockets=[sock])
 
 
 @fleet.command("ingest", short_help="Take lines from exported files.")
@@ -287,6 +294,27 @@ def forget_command(report_days: str, vital_days: str, store: str | None, repo: P
         found = forget(database, int(time.time()), **ages)
     text = f"deleted {found.reports} reports, {found.vitals} vitals, {found.forks} contradicting lines"
     print_result(found.as_json(), as_json=as_json, text=text)
+
+
+@contextmanager
+def _run_mqtt(
+    database: "Database", url: str | None, ca_file: Path | None, password_file: Path | None
+) -> "Iterator[None]":
+    from packager.errors import ExtraMissing
+
+    if url is None:
+        yield
+        return
+    if find_spec("paho") is None:
+        raise ExtraMissing("paho-mqtt is not installed", hint="install the extra `mqtt`")
+    from fleet.mqtt import MqttCollector
+
+    collector = MqttCollector(database, url, ca_file, password_file)
+    collector.start()
+    try:
+        yield
+    finally:
+        collector.stop()
 
 
 def default_store(repository: "Repository") -> str:

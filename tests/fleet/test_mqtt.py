@@ -1,0 +1,92 @@
+"""Lines from a broker count once, wait while the collector or the store is away, and are not believed."""
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from bundle.errors import InvalidUsage
+from fleet.errors import BrokerUnavailable
+from fleet.mqtt import TOPIC, MqttCollector
+from fleet.tables import REPORT, VITAL
+from tests.support.fleet_devices import SigningDevice, open_store
+
+BROKER = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
+
+pytestmark = pytest.mark.skipif(BROKER is None, reason="Mosquitto is not installed (Debian: mosquitto)")
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = tmp_path_factory.mktemp("broker") / "mosquitto.conf"
+    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    process = subprocess.Popen([str(BROKER), "-c", settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: is_open(port))
+        yield port
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def publish(port: int, *payloads: bytes) -> None:
+    from paho.mqtt.client import Client
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    for payload in payloads:
+        client.publish(TOPIC, payload, qos=1).wait_for_publish(20)
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_lines_from_a_broker_count_once_and_wait_while_the_collector_is_away(broker: int, tmp_path: Path) -> None:
+    device, stranger = SigningDevice("lamp"), SigningDevice("stranger")
+    store = open_store(tmp_path, [device])
+
+    def stored() -> int:
+        with store.read() as connection:
+            return sum(len(connection.execute(select(table.c.digest)).all()) for table in (REPORT, VITAL))
+
+    collector = MqttCollector(store, f"mqtt://127.0.0.1:{broker}")
+    collector.start()
+    first, second = device.report(), device.report(release="1.1.0", counter=2)
+    publish(broker, first, first, stranger.report(), b"nonsense", second)
+    wait_until(lambda: stored() == 2)
+    collector.stop()
+    publish(broker, device.report(release="1.2.0", counter=3), device.vital())
+    again = MqttCollector(store, f"mqtt://127.0.0.1:{broker}")
+    again.start()
+    wait_until(lambda: stored() == 4)
+    again.stop()
+
+
+def test_a_broker_that_is_away_or_a_wrong_url_is_one_line(tmp_path: Path) -> None:
+    store = open_store(tmp_path, [])
+    with pytest.raises(BrokerUnavailable, match="refused"):
+        MqttCollector(store, "mqtt://127.0.0.1:9").start()
+    for url in ("http://127.0.0.1", "mqtt://", "mqtts://user:secret@host", "nonsense"):
+        with pytest.raises(InvalidUsage, match="expected mqtt://HOST:PORT") as refused:
+            MqttCollector(store, url).start()
+        assert "secret" not in refused.value.message
