@@ -68,7 +68,7 @@ class MqttCollector:
         if self.password_file is not None:
             user, _, password = self.password_file.read_text().strip().partition(":")
             client.username_pw_set(user, password)
-        client.on_connect = lambda *_: client.subscribe(TOPIC, qos=1)
+        client.on_connect = _subscribe
         client.on_message = self._take
         try:
             client.connect(parts.hostname, parts.port or PORTS[parts.scheme])
@@ -85,7 +85,7 @@ class MqttCollector:
 
     def _take(self, client: Client, _: object, message: MQTTMessage) -> None:
         """Ingest the lines of a message, and acknowledge it when they are committed."""
-        lines = message.payload.splitlines()[:MAX_BATCH_LINES]
+        lines = bytes(message.payload).splitlines()[:MAX_BATCH_LINES]
         while True:
             try:
                 result = ingest(self.database, lines)
@@ -99,3 +99,7 @@ class MqttCollector:
         if result.refused:
             logger.info("lines from the broker refused", extra={"lines": len(result.refused)})
         client.ack(message.mid, message.qos)
+
+
+def _subscribe(client: Client, *_: object) -> None:
+    client.subscribe(TOPIC, qos=1)
