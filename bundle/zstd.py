@@ -1,4 +1,4 @@
-"""The zstd module of the standard library, or its copy for Pythons before 3.14, with what this project adds.
+"""The zstd module of the standard library, or its copy for Pythons before 3.14, with two rules.
 
 1. A frame is decompressed to a stated size at most, with a window that fits, and nothing may follow it.
 2. Frames are made with one set of parameters, so that the same input gives the same bytes.

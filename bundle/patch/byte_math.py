@@ -17,7 +17,12 @@ _WORD_TYPE: Final = "I" if array("I").itemsize == 4 else "L"
 
 
 def add_bytes(first: bytes | memoryview, second: bytes | memoryview) -> memoryview:
-    """Return the sums of two runs of bytes of one length, byte by byte, modulo 256."""
+    """Return the sums of two runs of bytes, byte by byte, modulo 256.
+
+    Args:
+        first: bytes.
+        second: as many bytes.
+    """
     if HAS_NUMPY:
         return np.add(np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)).data
     # bytes without their high bits cannot carry into each other; the high bits are added by an exclusive or

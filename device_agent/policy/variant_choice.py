@@ -162,7 +162,7 @@ def _expected_ratios(fitting: Sequence[tuple[str, Variant]], measured: VariantMe
 
 
 def _scores(fitting: Sequence[tuple[str, Variant]], measured: VariantMeasurements) -> tuple[dict[str, float], bool]:
-    """Return a number for each variant, of which the smallest is preferred, and whether it is the preference's."""
+    """Return a number for each variant (the least is preferred), and whether it follows the preference."""
     if measured.prefer == "memory":
         return {name: float(variant.requires.memory_bytes) for name, variant in fitting}, True
     ratios = _expected_ratios(fitting, measured) if measured.prefer == "latency" else None

@@ -34,7 +34,7 @@ class NoFront:
         """Drop the rules for requests: there are none."""
 
     def resident_bytes(self) -> int:
-        """Return 0."""
+        """Return 0: no process runs."""
         return 0
 
     def stop(self) -> None:
