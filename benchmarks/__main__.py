@@ -83,6 +83,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "end_to_end": lambda _pairs, _out: [],
     "patches": lambda pairs, _out: ["--peer-timeout", "1800", "--keep", str(pairs.parent / "peers")],
     "patch_memory": lambda _pairs, _out: ["--gib", "0.25", "--gib", "5"],
+    "wire": lambda _pairs, _out: [],
     "residual_entropy": lambda pairs, _out: ["--pairs", str(pairs)],
     "headline": lambda pairs, _out: ["--keep", str(pairs.parent / "peers")],
     "quantization_table": _model_arguments,
