@@ -158,7 +158,7 @@ class _FakeBackend:
 class PassingProbe:
     """A probe that every candidate passes."""
 
-    def probe(self, *_: object) -> ProbeReport:
+    def probe(self, *_: object, **_options: object) -> ProbeReport:
         """Pass the candidate."""
         return ProbeReport("pass")
 
