@@ -1,10 +1,10 @@
 """Other ways to bring a model to a device: HTTP with gzip, zstd with one signature, tufup.
 
 Every way is `publish(model, version)` and `poll()`, which brings the newest version to the device or finds that
-nothing is new. The result is compared with the published file, byte for byte. Plain HTTP is the least that a client
-can do: one conditional request for one file. The zstd way asks for a small document with an Ed25519 signature of its
-own, then for a patch from the version that the device has, or for the whole file. tufup is python-tuf with bsdiff4
-patches, its own defaults and its own Python; its version is pinned.
+nothing is new. The result is compared with the published file, byte for byte; that of zstd when
+it is published. Plain HTTP is the least that a client can do: one conditional request for one file. The zstd way asks
+for a small document with an Ed25519 signature of its own, then for a patch from the version that the device has, or for
+the whole file. tufup is python-tuf with bsdiff4 patches, its own defaults and its own Python; its version is pinned.
 """
 
 import base64
