@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from bundle.console import print_result
+from bundle.console import print_lines, print_result
 from packager.commands.options import JSON_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def rehearse_command(
 
     def report(run: "Run") -> None:
         if not is_quiet:
-            click.echo(f"{time.monotonic() - began:6.0f} s  {run.truth}, {run.rule}: {run.end}", err=True)
+            print_lines(f"{time.monotonic() - began:6.0f} s  {run.truth}, {run.rule}: {run.end}", stream=sys.stderr)
 
     is_quiet = as_json or not sys.stderr.isatty()
     found = rehearse(

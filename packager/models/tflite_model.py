@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
+from bundle.local_files import open_local_file
 from bundle.requirements import Runtime
 from bundle.tensor_types import SERVED_TYPES
 from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, TFLITE_IDENTIFIER, tensor_specs
@@ -57,9 +58,13 @@ class TfliteFacts:
 
 
 def is_tflite(path: Path) -> bool:
-    """Return whether a file is a TFLite model."""
+    """Return whether a file is a TFLite model.
+
+    Raises:
+        FileNotRegular: it is a FIFO, a device or a socket.
+    """
     try:
-        with path.open("rb") as stream:
+        with open_local_file(path) as stream:
             return stream.read(8)[4:] == TFLITE_IDENTIFIER
     except OSError:
         return False

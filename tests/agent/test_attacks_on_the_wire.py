@@ -16,7 +16,7 @@ def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
     missing = faulty_http_server.respond_with_status(404)
-    for needed in (("envelopes/", "metadata/archives/"), ("blobs/",)):  # archives have copies of envelopes
+    for needed in (("blobs/",), ("envelopes/", "metadata/archives/")):  # archives have copies of content keys
         site.faults = [faulty_http_server.only_below(folder, missing) for folder in needed]
         result = installed.update()
         assert result.outcome is Outcome.UNAVAILABLE, result

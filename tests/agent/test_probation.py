@@ -202,7 +202,7 @@ def test_the_log_says_what_an_inconclusive_phase_leads_to(
     serving.shadow_observation.return_value = ShadowObservation()
     serving.observation.return_value = ServingObservation()
     serving.repeat_observation.return_value = RepeatObservation()
-    candidate = Candidate(cast(Any, SimpleNamespace(config=config)), cast(Any, None))
+    candidate = Candidate(cast(Any, SimpleNamespace(config=config, on_probation=MagicMock())), cast(Any, None))
     candidate.publish(serving, generation, is_watched=True)
     serving.current = generation
     with caplog.at_level(logging.INFO, "device_agent"):

@@ -150,7 +150,7 @@ def test_a_signal_to_the_whole_group_interrupts_an_update_that_is_not_reported_a
     warnings = [line for line in installed.log if line["level"] != "info"]
     assert warnings == []
     ended = [line for line in installed.log if line["message"] == "update ended"]
-    assert [(line["outcome"], line["reason"]) for line in ended] == [("unavailable", "agent-stopping")]
+    assert [(line["outcome"], line["reason"]) for line in ended] == [("interrupted", "agent-stopping")]
     installed.start()
     assert installed.call("update")["release"] == "1.1.0"
 

@@ -27,6 +27,7 @@ MAY_PRINT = {
     "packager/models/peak_memory.py",
     "packager/models/random_inputs.py",
     "packager/models/sessions.py",
+    "packager/models/tflite_model.py",
     # click's own help of a group, without foreign strings
     "device_agent/commands/root.py",
     "packager/commands/root.py",
