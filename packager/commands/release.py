@@ -145,12 +145,13 @@ def release(
 
 
 def _reproduce(plan: "ReleasePlan", repository: "Repository", manifest_file: Path, *, as_json: bool) -> None:
-    from bundle.manifest import parse_manifest
+    from bundle.local_files import read_local_file
+    from bundle.manifest import MAX_MANIFEST_BYTES, parse_manifest
     from packager.errors import FileNotFound
     from packager.release.reproduce import reproduce_release
 
     try:
-        manifest = parse_manifest(manifest_file.read_bytes())
+        manifest = parse_manifest(read_local_file(manifest_file, MAX_MANIFEST_BYTES))
     except OSError as error:
         raise FileNotFound(f"{manifest_file}: {error.strerror}") from error
     report = reproduce_release(plan, repository, manifest, None if as_json else ConsoleReporter())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result, progress_bar
+from bundle.local_files import read_local_file
+from bundle.trust.updater import MAX_ROOT_BYTES
 from packager.commands.options import JSON_OPTION, REPO_OPTION, ROOT_OPTION
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def pull_command(url: str, dry_run: bool, is_replacing: bool, repo: Path, root: 
         report = pull(
             store,
             layout,
-            None if root is None else root.read_bytes(),
+            None if root is None else read_local_file(root, MAX_ROOT_BYTES),
             is_dry_run=dry_run,
             is_replacing=is_replacing,
             on_progress=None if as_json else progress_bar("pull"),

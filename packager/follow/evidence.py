@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import time
+import zlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import Refused
+from bundle.local_files import open_local_file
 from bundle.plan import Plan, parse_plan
 from bundle.rollout import Rollout, parse_rollout
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
@@ -108,13 +110,15 @@ def read_evidence(path: Path) -> tuple[Evidence, str]:
     """Return the statement of an evidence file, and the digest of its content.
 
     Raises:
+        FileNotRegular: it is a FIFO, a device or a socket.
         LinesMalformed: the file is not an evidence file.
     """
     hashed, last = hashlib.sha256(), b""
     try:
-        with gzip.open(path, "rb") as file:
-            for last in file:
-                hashed.update(last)
+        with open_local_file(path) as stream, gzip.open(stream) as file:
+            for line in iter(lambda: file.readline(MAX_STATEMENT_BYTES + 1), b""):
+                hashed.update(line)
+                last = line
         fields = StrictObject(strict_json.decode(last, what="evidence", max_bytes=MAX_STATEMENT_BYTES), "evidence")
         schema = fields.text("schema")
         if schema != SCHEMA:
@@ -130,7 +134,7 @@ def read_evidence(path: Path) -> tuple[Evidence, str]:
             counts=fields.value("counts"),
         )
         fields.reject_unknown()
-    except (Refused, OSError, EOFError) as error:
+    except (Refused, OSError, EOFError, zlib.error) as error:
         raise LinesMalformed(f"{path}: not an evidence file: {error}") from error
     return out, hashed.hexdigest()
 

@@ -6,14 +6,19 @@ the device sent it. Files that end in `.gz` are compressed. The statement of an 
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Final, Protocol
 
+from bundle.local_files import open_local_file
 from fleet.database import Database
 from fleet.line import ReceivedLine
 from fleet.queries import read_lines
 from packager.errors import LinesMalformed
+
+MAX_ROW_BYTES: Final = 128 * 1024 * 1024  # far more than a line of a device; the statement of evidence is the longest
 
 
 class LineSource(Protocol):
@@ -87,22 +92,39 @@ class FileLines:
                 yield ReceivedLine(received_s, line.encode())
 
 
+@contextmanager
+def open_lines(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of lines, compressed by gzip if its name ends in .gz, for a `with` block.
+
+    Raises:
+        FileNotRegular: it is a FIFO, a device or a socket.
+        OSError: it cannot be opened.
+    """
+    with open_local_file(path) as stream:
+        if path.suffix == ".gz":
+            with gzip.open(stream) as unpacked:
+                yield unpacked  # type: ignore[misc]  # has all methods of BinaryIO that are used
+        else:
+            yield stream
+
+
 def read_rows(path: Path) -> Iterator[dict[str, object]]:
     """Iterate over the JSON objects of a file, one on each line.
 
     Raises:
-        LinesMalformed: the file cannot be read, or a line is not a JSON object.
+        FileNotRegular: it is a FIFO, a device or a socket.
+        LinesMalformed: the file cannot be read, or a line is longer than MAX_ROW_BYTES or not a JSON object.
     """
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for data in file:
+        with open_lines(path) as file:
+            for data in iter(lambda: file.readline(MAX_ROW_BYTES), b""):
                 number += 1
                 row = json.loads(data)
                 if not isinstance(row, dict):
                     raise LinesMalformed(f"{path} line {number}: found no JSON object")
                 yield row
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise LinesMalformed(f"{path}: cannot be read: {error}") from error
     except ValueError as error:
         raise LinesMalformed(f"{path} line {number}: not JSON") from error

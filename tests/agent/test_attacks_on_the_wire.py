@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
@@ -12,19 +14,19 @@ from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
 from torture.in_process import InProcessWorkerPool
 
 
-def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
+@pytest.mark.parametrize("needed", [("blobs/",), ("envelopes/", "metadata/archives/")])  # archives have content keys
+def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site: Site, needed: tuple[str, ...]) -> None:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
     missing = faulty_http_server.respond_with_status(404)
-    for needed in (("blobs/",), ("envelopes/", "metadata/archives/")):  # archives have copies of content keys
-        site.faults = [faulty_http_server.only_below(folder, missing) for folder in needed]
-        result = installed.update()
-        assert result.outcome is Outcome.UNAVAILABLE, result
-        journal = installed.journal()
-        assert journal.pointers.active == publisher.digest("1.0.0")
-        assert journal.state is State.IDLE
-        journal.close()
-        assert BundleStore(installed.directory.root).digests() == {publisher.digest("1.0.0")}
+    site.faults = [faulty_http_server.only_below(folder, missing) for folder in needed]
+    result = installed.update()
+    assert result.outcome is Outcome.UNAVAILABLE, result
+    journal = installed.journal()
+    assert journal.pointers.active == publisher.digest("1.0.0")
+    assert journal.state is State.IDLE
+    journal.close()
+    assert BundleStore(installed.directory.root).digests() == {publisher.digest("1.0.0")}
     site.faults = []
     assert installed.update().outcome is Outcome.STAGED
 

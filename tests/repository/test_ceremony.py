@@ -42,7 +42,7 @@ class CommandRunner:
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         for key, signer in ((ci, "ci"), (engineer, "engineer")):
             shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{signer}/history")
-            assert f"new: bundles/vision/{version}.json: vision {version}, counter {counter}" in shown
+            assert f"release vision {version}, counter {counter}" in shown
             assert "UNSOUND" not in shown
             words = ["--key", key, "--history", f"{signer}/history", "-o", f"{signer}.signatures"]
             self.run("repo", "sign", "request.json", *words)

@@ -46,6 +46,6 @@ def test_the_plain_shell_recipe_publishes_a_release(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2" in done.stdout
+    assert "release-vision: release vision 1.1.0, counter 2, after 1.0.0" in done.stdout
     assert PASSPHRASE.value.decode() not in done.stdout + done.stderr
     assert device.check(publisher.published).manifest.version == "1.1.0"

@@ -104,4 +104,4 @@ def test_slots_are_for_their_owner_only(tmp_path: Path) -> None:
 
 def test_a_memory_of_another_schema_is_malformed() -> None:
     with pytest.raises(Malformed):
-        parse_trust_state(b'{"schema":"airweights.trust-memory/3"}')
+        parse_trust_state(b'{"schema":"airweights.memory/2"}')
