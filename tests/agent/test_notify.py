@@ -165,6 +165,18 @@ def test_the_units_and_the_manual_agree() -> None:
     assert all((PACKAGING.parent / source).exists() for source in shared["shared-data"])
 
 
+def test_package_and_container_have_what_runs_and_serves_models() -> None:
+    recipes = [PACKAGING / "debian" / "build", PACKAGING / "oci" / "Containerfile"]
+    installs = [
+        line
+        for path in recipes
+        for line in path.read_text().splitlines()
+        if " install --" in line and ".whl" not in line
+    ]
+    assert len(installs) == 2
+    assert all('[device]"' in line for line in installs)
+
+
 def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
