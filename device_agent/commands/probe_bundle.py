@@ -32,7 +32,7 @@ CHUNK_BYTES: Final = 1 << 20
 def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
     """Open the plain bundle in FOLDER as a device would.
 
-    It is opened from sealed memory and in the jail, and asked through the request parser.
+    The bundle is opened from sealed memory and in the jail, and run again through the request parser.
 
     REQUEST describes what is expected of it; `packager release` writes it, and runs this command before it signs. No
     configuration is read. If the kernel cannot confine the probe, it runs unjailed, and the result says so.

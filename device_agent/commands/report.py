@@ -73,7 +73,7 @@ def export_command(path: Path, after: int, family: str | None, output: Path, *, 
 @JSON_OPTION
 @click.pass_obj
 def show_command(path: Path, family: str | None, *, as_json: bool) -> None:
-    """Print the lines that would be sent next, exactly as they would be; nothing is sent.
+    """Print the lines that would be sent next, byte for byte; nothing is sent.
 
     Also the newest vital, which the daemon makes once in `reports.vital_interval_s`.
     """

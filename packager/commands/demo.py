@@ -68,19 +68,24 @@ def demo(
         )
 
 
-@demo.command("fleet", short_help="Demonstrate a rollout that halts by itself.")
+@demo.command("fleet", short_help="Demonstrate a rollout that the follower halts.")
 @click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
 @click.option("--picture", type=PATH, help="Save the collector's page in this file; default: fleet.html in --keep.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
 def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> None:
     """Demonstrate a fleet: twelve agents of two CPU classes, and a release that fails live on one of them.
 
-    The rollout is halted by itself from the devices' signed reports. The other class keeps its release, and no request
-    fails. Everything happens in one folder and on loopback addresses, in about two minutes.
+    The follower halts the rollout because of the devices' signed reports. The other class keeps its release, and no
+    request fails. Everything happens in one folder and on loopback addresses, in about two minutes. It needs the extra
+    `fleet`.
 
-    Exit status: 0 all checks passed, 2 invalid input, 5 a check failed.
+    Exit status: 0 all checks passed, 2 invalid input or a missing extra, 5 a check failed.
     """
     from dataclasses import asdict
+
+    from packager.commands.fleet import require_fleet_extra
+
+    require_fleet_extra()
 
     from packager.demo.demo_report import check_line
     from packager.demo.fleet_demo import FleetDemo

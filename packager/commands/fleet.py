@@ -79,7 +79,7 @@ def serve_command(
     """
     from packager.errors import InvalidUsage
 
-    _require_extra()
+    require_fleet_extra()
     from fleet.web.server import create_server, open_server, read_token
     from fleet.web.server import listen as open_socket
 
@@ -115,11 +115,11 @@ def ingest_command(files: tuple[Path, ...], store: str | None, repo: Path, as_js
 
     Each line is judged alone, and counts once. Refused lines are listed, and the others are stored.
 
-    Exit status: 0 lines were accepted, 2 invalid input, 3 every line was refused, 4 the store is unavailable.
+    Exit status: 0 done, 2 invalid input, 3 every line was refused, 4 the store is unavailable.
     """
     from packager.errors import InvalidUsage
 
-    _require_extra()
+    require_fleet_extra()
     from fleet.errors import LineRefused
     from fleet.ingest import BatchResult, ingest
     from fleet.line import MAX_BATCH_LINES
@@ -151,11 +151,11 @@ def ingest_command(files: tuple[Path, ...], store: str | None, repo: Path, as_js
 @REPO_OPTION
 @JSON_OPTION
 def status_command(family: str | None, store: str | None, repo: Path, as_json: bool) -> None:
-    """Show how many devices stand for each release, in which state, and on how many it failed.
+    """Show for each release how many devices stand for it, in which state, and on how many it failed.
 
     Exit status: 0 shown, 2 invalid input, 4 the store is unavailable.
     """
-    _require_extra()
+    require_fleet_extra()
     from fleet.queries import read_release_counts, read_totals
 
     with open_store(repo, store) as (_, database):
@@ -181,7 +181,7 @@ def show_command(label_or_id: str, store: str | None, repo: Path, as_json: bool)
     """
     from keys.errors import DeviceUnknown
 
-    _require_extra()
+    require_fleet_extra()
     from fleet.queries import find_device, read_forks, read_logs
 
     with open_store(repo, store) as (_, database):
@@ -208,20 +208,20 @@ def show_command(label_or_id: str, store: str | None, repo: Path, as_json: bool)
 
 
 @fleet.command("suspects", short_help="List devices whose lines contradict each other.")
-@click.option("--clear", metavar="DEVICE", help="Count this device again, after its disk was looked at.")
+@click.option("--clear", metavar="DEVICE", help="Count this device again; inspect its disk first.")
 @STORE_OPTION
 @REPO_OPTION
 @JSON_OPTION
 def suspects_command(clear: str | None, store: str | None, repo: Path, as_json: bool) -> None:
     """List the suspect devices.
 
-    Two disks sign with the keys of such a device, so that its lines count for nothing.
+    Two disks sign with the keys of such a device. It is in no count until it is cleared.
 
     Exit status: 0 listed or cleared, 2 no such device, 4 the store is unavailable.
     """
     from keys.errors import DeviceUnknown
 
-    _require_extra()
+    require_fleet_extra()
     from fleet.queries import find_device, read_devices
     from fleet.suspects import clear_suspect
 
@@ -238,7 +238,7 @@ def suspects_command(clear: str | None, store: str | None, repo: Path, as_json: 
 
 @fleet.command("export", short_help="Write counts, or the signed lines, to a file.")
 @click.option("--signed", is_flag=True, help="Write the signed lines as they came, instead of counts.")
-@click.option("--family", help="Only this family; needed with --signed.")
+@click.option("--family", help="Only this family; required with --signed.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
 @STORE_OPTION
 @REPO_OPTION
@@ -246,14 +246,14 @@ def suspects_command(clear: str | None, store: str | None, repo: Path, as_json: 
 def export_command(
     signed: bool, family: str | None, output: Path, store: str | None, repo: Path, as_json: bool
 ) -> None:
-    """Write counts without any group below 10 devices as JSON; with --signed, the lines of all devices.
+    """Write counts without any group below 10 devices; with --signed, the lines of a family's devices.
 
     Exit status: 0 written, 2 invalid input, 4 the store is unavailable.
     """
     from packager.errors import InvalidUsage
     from packager.repository.layout import write_file
 
-    _require_extra()
+    require_fleet_extra()
     from bundle.rendering import render_json
     from fleet.queries import read_lines, read_release_counts
     from fleet.web.privacy import without_small_groups
@@ -286,7 +286,7 @@ def forget_command(report_days: str, vital_days: str, store: str | None, repo: P
 
     Exit status: 0 deleted, 2 invalid input, 4 the store is unavailable.
     """
-    _require_extra()
+    require_fleet_extra()
     from fleet.retention import forget
 
     ages = {"report_days": _days(report_days, "--older"), "vital_days": _days(vital_days, "--vitals-older")}
@@ -338,7 +338,7 @@ def open_store(repo: Path, store: str | None) -> "Iterator[tuple[Repository, Dat
         RegistryUnsigned, RegistryDamaged: the registry cannot be used.
         FleetStoreInvalid, FleetStoreUnavailable: the store cannot be used.
     """
-    _require_extra()
+    require_fleet_extra()
     from fleet.database import Database
     from fleet.device_index import fill_devices
     from packager.repository.repository import Repository
@@ -369,7 +369,12 @@ def _site_reader(repository: "Repository") -> "Callable[[], Site]":
     return read
 
 
-def _require_extra() -> None:
+def require_fleet_extra() -> None:
+    """Check that the extra `fleet` is installed.
+
+    Raises:
+        ExtraMissing: a package of it is not installed.
+    """
     from packager.errors import ExtraMissing
 
     missing = [name for name in ("sqlalchemy", "starlette", "jinja2", "prometheus_client") if find_spec(name) is None]

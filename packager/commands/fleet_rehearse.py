@@ -21,7 +21,7 @@ MAX_PLAN_BYTES: Final = 256 * 1024
 @click.argument("plan")
 @click.option("--devices", type=click.IntRange(100, 5_000_000), default=20_000, show_default=True, help="Fleet size.")
 @click.option("--days", type=click.IntRange(1, 60), default=7, show_default=True, help="Length of each run.")
-@click.option("--truth", "names", multiple=True, help="What the release does; `all` or a name. Repeatable.")
+@click.option("--truth", "names", multiple=True, help="What the release does to devices: a name, or `all`. Repeatable.")
 @click.option("--rule", "rules", multiple=True, help="Rule to run; default: all of them. Repeatable.")
 @click.option("--runs", type=click.IntRange(1, 1_000), default=1, show_default=True, help="Runs with other devices.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the first run.")
@@ -40,11 +40,11 @@ def rehearse_command(
     repo: Path,
     as_json: bool,
 ) -> None:
-    """Simulate the rollout of PLAN on many devices, with the rule that decides for real.
+    """Simulate the rollout of PLAN on many devices, with the stopping rule of `rollout follow`.
 
     PLAN is a file with a plan or with the output of `packager rollout plan --json`, or FAMILY/CHANNEL of the
     repository. The stopping rule is compared with three simpler rules: time, success-percentage and abort-percentage.
-    The devices are selected as real ones; the delays of their reports are assumptions.
+    Devices are selected as real ones are; the delays of their reports are assumptions.
 
     Truths: good, edge, between, bad, very-bad, late, bricks, class-b, dark-site, hidden-control; default: good, bad,
     late, bricks and class-b.

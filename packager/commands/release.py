@@ -44,7 +44,7 @@ PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
 )
-@click.option("--executor", "executor_text", metavar="EXECUTOR", help="processes:N, or dask://HOST:PORT (mutual TLS).")
+@click.option("--executor", "executor_text", metavar="EXECUTOR", help="Run jobs in processes:N or dask://HOST:PORT.")
 @click.option("--inputs", metavar="URL", help="Store for sealed inputs, if the cluster's workers share no folder.")
 @click.option(
     "--reproduce", "manifest_file", type=PATH, help="Rebuild the release of this manifest, compare, and change nothing."

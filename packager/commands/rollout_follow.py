@@ -42,7 +42,7 @@ LINES_OPTION: Final = click.option("--lines", type=PATH, help="Read device lines
     "--interval", type=click.FloatRange(1, 86_400), default=5.0, show_default=True, help="Seconds between looks."
 )
 @click.option(
-    "--notify", "notify_target", metavar="COMMAND|URL", help="Notify people of halt, ask, no lines, due roles."
+    "--notify", "notify_target", metavar="COMMAND|URL", help="Notify people of decisions, no lines, and due roles."
 )
 @STORE_OPTION
 @LINES_OPTION

@@ -51,7 +51,7 @@ MAX_REPORT_BYTES: Final = 1024 * 1024
     "--new-repository", is_flag=True, help="Allow a repository that the key has not signed for on this machine."
 )
 @click.option(
-    "--rebuilt", type=PATH, multiple=True, help="Sign only if this `release --reproduce --json` covers each release."
+    "--rebuilt", type=PATH, multiple=True, help="Sign only if this `release --reproduce` result covers each release."
 )
 @RAW_OPTION
 @REPO_OPTION
