@@ -164,6 +164,22 @@ def test_a_stratum_halts_the_whole_and_is_named() -> None:
     assert "10 of 50 devices of cpu:cortex-a53" in found.text
 
 
+@pytest.mark.parametrize(("bad", "kind"), [(9, Wait), (10, Halt)])
+def test_the_fewest_failures_of_200_devices_that_halt_are_the_documented_ones(bad: int, kind: type) -> None:
+    assert isinstance(decide(PLAN, Counts(500, 0, Group(exposed=200, bad=bad, control=1_000))), kind)
+
+
+@pytest.mark.parametrize(("bad", "exposed", "kind"), [(2, 2, Wait), (3, 4, Halt), (3, 5, Wait)])
+def test_the_fewest_failures_of_a_stratum_that_halt_are_the_documented_ones(bad: int, exposed: int, kind: type) -> None:
+    part = Group(exposed=exposed, bad=bad, control=20)
+    whole = Group(exposed=200, bad=bad, control=1_000)
+    assert isinstance(decide(PLAN, Counts(500, 0, whole, {"variant:int8": part})), kind)
+
+
+def test_the_fewest_devices_that_allow_an_advance_are_the_documented_ones() -> None:
+    assert fewest_devices(0.05, E_VALUE_SHARE * 0.05) == 73
+
+
 def test_a_stratum_whose_devices_are_missing_holds_back_the_advance() -> None:
     part = Group(exposed=20, bad=0, complete=8, silent=0, control=400, control_silent=0)
     found = decide(PLAN, Counts(500, DAY, GOOD, {"variant:int8": part}))
