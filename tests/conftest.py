@@ -1,8 +1,7 @@
 """Markers by folder: `process` starts daemons or workers, `slow` takes long; `make test-fast` runs neither.
 
 Enumerations: of a test that tries many similar cases, `make test` runs a few, spread evenly (SAMPLED_CASES). `make
-torture`
-runs them all (`--all-cases -m enumeration`).
+torture` runs them all (`--all-cases -m enumeration`).
 
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
