@@ -176,7 +176,7 @@ class ShardTruncated(Malformed):
 
 
 class ShardUnsorted(Malformed):
-    """The names of an envelope shard are not in ascending order; the device asks the next mirror."""
+    """The names of an envelope shard are not in ascending order. The device asks the next mirror."""
 
     reason = "shard-unsorted"
 

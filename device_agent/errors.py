@@ -267,7 +267,7 @@ class JournalUnreadable(Unavailable):
 
 
 class JournalTooNew(JournalUnreadable):
-    """A newer agent wrote the journal. What is active serves; to update, install a version as new."""
+    """A newer agent wrote the journal. Install an agent that is at least as new."""
 
     reason = "journal-too-new"
 

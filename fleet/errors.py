@@ -58,7 +58,7 @@ class SenderTooFast(Unavailable):
 
 
 class RegistryUnsigned(Refused):
-    """The registry has not the digest that the fleet document signs. Restore it, or publish the change."""
+    """The registry differs from the digest in the fleet document. Restore it, or publish the change."""
 
     reason = "registry-unsigned"
 

@@ -9,7 +9,7 @@ from bundle.errors import InvalidUsage as InvalidUsage
 
 
 class ModelUnreadable(Invalid):
-    """The file is missing or is no model that the runtime loads. Name an ONNX or TFLite file."""
+    """The file is missing or is not a model that the runtime loads. Name an ONNX or TFLite file."""
 
     reason = "model-unreadable"
 

@@ -37,7 +37,7 @@ STORE_OPTION: Final = click.option(
 def fleet() -> None:
     """Collect the signed reports and vitals of devices, and show what they say.
 
-    The collector has no signing key. Whatever decides on its lines verifies them again.
+    The collector has no signing key. `packager rollout follow` verifies the lines again before it decides.
     """
 
 

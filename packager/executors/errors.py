@@ -4,7 +4,7 @@ from bundle.errors import Invalid, Refused, Unavailable
 
 
 class ExecutorInvalid(Invalid):
-    """The value of `--executor` is not one. Use `processes:N` or `dask://HOST:PORT`."""
+    """The value of `--executor` names no executor. Use `processes:N` or `dask://HOST:PORT`."""
 
     reason = "executor-invalid"
 
