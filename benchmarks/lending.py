@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import airweights
+from bundle.files import BundleDigest
 from device_agent.apps.access import FamilyAccess
 from device_agent.apps.app_socket import AppFamily, AppServer
 from device_agent.apps.client import AppClient
@@ -98,7 +99,7 @@ def measure_swap(publisher: Publisher, device: DeviceUnderTest, files: str) -> d
 
 def measure_notice(folder: Path) -> dict[str, float]:
     """Return the milliseconds from a change of the serving release to the event at a watching client."""
-    record = BundleRecord("a" * 64, FAMILY, "1.0.0", 1, 0, "all", "{}")  # type: ignore[arg-type]  # a digest by its form
+    record = BundleRecord(BundleDigest("a" * 64), FAMILY, "1.0.0", 1, 0, "all", "{}")
     numbers = [1]
     family = AppFamily(FAMILY, FamilyAccess(), FileLender(lambda _bundle, _paths: {}), lambda: (record, numbers[0]))
     server = AppServer(folder / "notice.sock", lambda: {FAMILY: family})
