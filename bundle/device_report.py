@@ -131,7 +131,7 @@ class DeviceReport:
             sequence=fields.integer("sequence", 1),
             previous=fields.optional_text("previous", SHA256_HEX_PATTERN),
             outcome=fields.choice("outcome", OUTCOMES),
-            reason=fields.text("reason", REASON_PATTERN),
+            reason=fields.text("reason", REASON_PATTERN, max_length=64),
             state=fields.choice("state", STATES),
             repository=fields.text("repository", SHA256_HEX_PATTERN),
             family=fields.text("family", NAME_PATTERN),

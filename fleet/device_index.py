@@ -7,24 +7,22 @@ Rules:
 """
 
 import hashlib
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, select
 
-from bundle import strict_json
 from fleet.batch_rows import BatchRows
 from fleet.database import Database
 from fleet.errors import RegistryUnsigned
 from fleet.tables import DEVICE, FACT
-from keys.registry import Device, read_devices
+from keys.registry import Device
+from keys.registry_index import hashed_devices, registry_stamp
 
 CHUNK: Final = 5_000
 DIGEST_FACT: Final = "registry"
 STAMP_FACT: Final = "registry-stamp"
-EMPTY_STAMP: Final = "no file"
 
 
 def fill_devices(database: Database, registry: Path, signed_digest: str) -> bool:
@@ -40,7 +38,7 @@ def fill_devices(database: Database, registry: Path, signed_digest: str) -> bool
         RegistryDamaged: the registry is damaged.
         FleetStoreUnavailable: the store cannot be written.
     """
-    stamp = _stamp(registry)
+    stamp = registry_stamp(registry)
     with database.read() as connection:
         facts = {row.name: row.value for row in connection.execute(select(FACT))}
     if facts.get(DIGEST_FACT) == signed_digest and facts.get(STAMP_FACT) == stamp:
@@ -50,7 +48,7 @@ def fill_devices(database: Database, registry: Path, signed_digest: str) -> bool
         names = (DEVICE.c.device_id, DEVICE.c.cohort, DEVICE.c.is_suspect, DEVICE.c.is_revoked)
         known = {r.device_id: (r.cohort, r.is_suspect, r.is_revoked) for r in connection.execute(select(*names))}
         revoked: dict[str, tuple[str, bool]] = {}
-        devices = _hashed(read_devices(registry), hashed)
+        devices = hashed_devices(registry, hashed)
         while chunk := tuple(islice(devices, CHUNK)):
             _store(connection, database, chunk)
             for device in chunk:
@@ -89,17 +87,3 @@ def _store(connection: Connection, database: Database, devices: tuple[Device, ..
     names = ("label", "cohort", "ed25519_public", "is_revoked")
     changed = {name: insert.excluded[name] for name in names}
     connection.execute(insert.on_conflict_do_update(index_elements=["device_id"], set_=changed), rows)
-
-
-def _hashed(devices: Iterator[Device], hashed: Any) -> Iterator[Device]:
-    for device in devices:
-        hashed.update(strict_json.encode(device.as_json()) + b"\n")
-        yield device
-
-
-def _stamp(registry: Path) -> str:
-    try:
-        found = registry.stat()
-    except FileNotFoundError:
-        return EMPTY_STAMP
-    return f"{found.st_size}:{found.st_mtime_ns}:{found.st_ino}"

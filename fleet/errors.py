@@ -57,6 +57,18 @@ class SenderTooFast(Unavailable):
     reason = "sender-too-fast"
 
 
+class BodyTooSlow(Unavailable):
+    """The lines of a request came too slowly. Send fewer lines at once."""
+
+    reason = "body-too-slow"
+
+
+class CollectorBusy(Unavailable):
+    """The collector receives as many lines as its memory allows. Wait, then send them again."""
+
+    reason = "collector-busy"
+
+
 class RegistryUnsigned(Refused):
     """The registry differs from the digest in the fleet document. Restore it, or publish the change."""
 

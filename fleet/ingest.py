@@ -3,10 +3,11 @@
 For each line, in this order:
 
 1. It is at most 16 KiB and follows its schema.
-2. It is a duplicate, byte for byte, of a stored line: known; nothing else is checked.
-3. Its device is registered and not revoked, and has not sent more than its share.
-4. It names this repository, and its signature is the device's.
-5. Its place in its log (fleet.judge) is new, late, known or a fork.
+2. Its device is registered and not revoked.
+3. It is a duplicate, byte for byte, of a stored line: known; nothing else is checked.
+4. Its device has not sent more than its share.
+5. It names this repository, and its signature is the device's.
+6. Its log is of its family, and its place in the log (fleet.judge) is new, late, known or a fork.
 
 Rules:
 - A line is judged alone. A refused line changes nothing but the count of refused lines; a fork makes its device
@@ -207,11 +208,11 @@ class _Batch:
             raise SenderTooFast(f"device {device['label']!r} sends more lines than its share")
         verify_line(line, device["ed25519_public"], self._database.repository_id)
         log = self._log_of(key, device["label"])
-        place = self._place(line, log)
+        place = Place.FORK if log is None else self._place(line, log)
         self._touched.add(key)
         device["seen_s"] = max(device["seen_s"], self._now_s)
         device["is_changed"] = True
-        if place is Place.FORK:
+        if log is None or place is Place.FORK:
             self._mark_suspect(line, data, number)
             raise LineForked(
                 f"device {device['label']!r} signed another line with number {number}, or one that does not follow it",
@@ -253,9 +254,12 @@ class _Batch:
         where = (VITAL.c.device_id == device_id) & (VITAL.c.log == log) & (VITAL.c.number == number)
         return self._connection.execute(select(VITAL.c.digest).where(where)).scalar()
 
-    def _log_of(self, key: LogKey, label: str) -> LogState:
+    def _log_of(self, key: LogKey, label: str) -> LogState | None:
+        """Return the state of a log, new if it has no line yet; None if it is the log of another family."""
         log = self._logs.get(key)
         if log is None:
+            if any((device, name) == key[:2] for device, name, _ in self._logs):
+                return None
             if sum(1 for device, _, family in self._logs if (device, family) == (key[0], key[2])) >= MAX_LOGS:
                 raise LogLimitReached(f"device {label!r} has {MAX_LOGS} logs already")
             log = self._logs[key] = LogState(started_s=self._now_s)

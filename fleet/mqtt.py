@@ -4,6 +4,7 @@ Rules:
 - QoS 1, acknowledged after the commit: what the store could not take stays with the broker and comes again.
 - The broker is not believed: each line proves its sender, as over HTTP. It can delay, repeat or drop.
 - The session is kept (`clean_session` false), so that messages wait while the collector is away.
+- A message may have any number of lines; they are stored MAX_BATCH_LINES at a time.
 """
 
 import logging
@@ -15,11 +16,13 @@ from urllib.parse import urlsplit
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
 from bundle.errors import AirweightsError, InvalidUsage
+from bundle.local_files import check_regular_file, read_local_file
 from fleet.database import Database
 from fleet.errors import BrokerUnavailable
-from fleet.ingest import ingest
+from fleet.ingest import BatchResult, ingest
 from fleet.line import MAX_BATCH_LINES
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ TOPIC: Final = "airweights/lines"
 CLIENT_ID: Final = "airweights-collector"
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 RETRY_S: Final = 5.0
+MAX_PASSWORD_BYTES: Final = 4096
 
 
 @dataclass(slots=True)
@@ -52,27 +56,23 @@ class MqttCollector:
         """Connect, subscribe, and take lines in a thread until `stop`.
 
         Raises:
-            InvalidUsage: the URL has another form.
+            InvalidUsage: the URL or the password file has another form.
+            FileNotRegular: a named file is a FIFO, a device or a socket.
             BrokerUnavailable: the broker cannot be reached.
         """
-        parts = urlsplit(self.url)
-        if parts.scheme not in PORTS or not parts.hostname or parts.username or parts.query:
-            found = "a user name" if parts.username else repr(self.url)
-            raise InvalidUsage(
-                f"--mqtt: found {found}, expected mqtt://HOST:PORT or mqtts://HOST:PORT",
-                hint="name user and password in a file: --mqtt-password-file",
-            )
+        is_secure, host, port = _parse_url(self.url)
         client = Client(CallbackAPIVersion.VERSION2, client_id=CLIENT_ID, clean_session=False, manual_ack=True)
-        if parts.scheme == "mqtts":
+        if is_secure:
+            if self.ca_file is not None:
+                check_regular_file(self.ca_file)
             client.tls_set(None if self.ca_file is None else str(self.ca_file))
         if self.password_file is not None:
-            user, _, password = self.password_file.read_text().strip().partition(":")
-            client.username_pw_set(user, password)
+            client.username_pw_set(*_read_login(self.password_file))
         client.on_connect = _subscribe
         client.on_message = self._take
         try:
-            client.connect(parts.hostname, parts.port or PORTS[parts.scheme])
-        except OSError as error:
+            client.connect(host, port)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no host can have
             raise BrokerUnavailable(f"{self.url}: {error}") from error
         client.loop_start()
         self._client = client
@@ -85,21 +85,58 @@ class MqttCollector:
 
     def _take(self, client: Client, _: object, message: MQTTMessage) -> None:
         """Ingest the lines of a message, and acknowledge it when they are committed."""
-        lines = bytes(message.payload).splitlines()[:MAX_BATCH_LINES]
-        while True:
-            try:
-                result = ingest(self.database, lines)
-            except AirweightsError as error:
-                logger.warning("lines from the broker wait: %s", error.message)
-                if self._is_stopping:
-                    return  # not acknowledged: it comes again
-                time.sleep(RETRY_S)
-                continue
-            break
-        if result.refused:
-            logger.info("lines from the broker refused", extra={"lines": len(result.refused)})
+        lines, refused = bytes(message.payload).splitlines(), 0
+        for start in range(0, len(lines), MAX_BATCH_LINES):
+            result = self._store(lines[start : start + MAX_BATCH_LINES])
+            if result is None:
+                return  # not acknowledged: it comes again
+            refused += len(result.refused)
+        if refused:
+            logger.info("lines from the broker refused", extra={"lines": refused})
         client.ack(message.mid, message.qos)
 
+    def _store(self, lines: list[bytes]) -> BatchResult | None:
+        """Ingest a batch, again until the store takes it; return None if the collector stops before."""
+        while True:
+            try:
+                return ingest(self.database, lines)
+            except AirweightsError as error:
+                logger.warning("lines from the broker wait: %s", error.message)
+            if self._is_stopping:
+                return None
+            time.sleep(RETRY_S)
 
-def _subscribe(client: Client, *_: object) -> None:
+
+def _parse_url(url: str) -> tuple[bool, str, int]:
+    """Return whether a broker's URL asks for TLS, its host and its port."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a port above 65535, or half an IPv6 address
+        parts = urlsplit("")
+        host = port = None
+    if parts.scheme not in PORTS or not host or parts.username is not None or parts.query:
+        found = "a user name" if "@" in url else repr(url)
+        raise InvalidUsage(
+            f"--mqtt: found {found}, expected mqtt://HOST:PORT or mqtts://HOST:PORT",
+            hint="name user and password in a file: --mqtt-password-file",
+        )
+    return parts.scheme == "mqtts", host, port or PORTS[parts.scheme]
+
+
+def _read_login(path: Path) -> tuple[str, str]:
+    """Return user and password of a file of one line."""
+    try:
+        user, colon, password = read_local_file(path, MAX_PASSWORD_BYTES).decode().strip().partition(":")
+    except UnicodeDecodeError as error:
+        raise InvalidUsage(f"{path}: expected one line USER:PASSWORD in UTF-8") from error
+    if not colon or "\n" in password:
+        raise InvalidUsage(f"{path}: expected one line USER:PASSWORD")
+    return user, password
+
+
+def _subscribe(client: Client, _: object, __: object, reason: ReasonCode, ___: object) -> None:
+    if reason.is_failure:
+        logger.warning("the broker refuses the connection: %s", reason)
+        return
     client.subscribe(TOPIC, qos=1)

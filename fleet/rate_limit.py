@@ -42,10 +42,23 @@ class TokenBuckets:
             device_id: the device that the line names, or "" for another limit.
         """
         key, now = (sender, device_id), self._now_s()
-        tokens, at = self._buckets.pop(key, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - at) * self._per_second)
+        tokens = self._tokens(key, now)
         is_allowed = tokens >= 1
         self._buckets[key] = (tokens - 1 if is_allowed else tokens, now)
+        self._buckets.move_to_end(key)
         if len(self._buckets) > self._max:
             self._buckets.popitem(last=False)
         return is_allowed
+
+    def has_token(self, sender: str, device_id: str) -> bool:
+        """Return whether there is a token, without taking it.
+
+        Args:
+            sender: address of the sender.
+            device_id: the device that the line names, or "" for another limit.
+        """
+        return self._tokens((sender, device_id), self._now_s()) >= 1
+
+    def _tokens(self, key: tuple[str, str], now: float) -> float:
+        tokens, at = self._buckets.get(key, (self._burst, now))
+        return min(self._burst, tokens + (now - at) * self._per_second)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from bundle import strict_json
-from keys.registry import Device, read_devices
+from keys.errors import RegistryDamaged
+from keys.registry import RESTORE_HINT, Device, read_devices
 
 SCHEMA_VERSION: Final = "1"
 SUFFIX: Final = ".index"
@@ -97,7 +98,7 @@ def open_index(registry: Path) -> Iterator[RegistryIndex]:
         RegistryDamaged: the registry is damaged.
     """
     path = registry.with_name(registry.name + SUFFIX)
-    connection = _open_current(path, _stamp(registry))
+    connection = _open_current(path, registry_stamp(registry))
     if connection is None:
         connection = _build(registry, path)
     with closing(connection):
@@ -110,7 +111,7 @@ def _open_current(path: Path, stamp: str) -> sqlite3.Connection | None:
         return None
     connection = None
     try:
-        connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
+        connection = _connect(path)
         facts = dict(connection.execute("SELECT name, value FROM fact"))
         if facts.get("schema") == SCHEMA_VERSION and facts.get("stamp") == stamp:
             return connection
@@ -123,7 +124,7 @@ def _open_current(path: Path, stamp: str) -> sqlite3.Connection | None:
 
 def _build(registry: Path, path: Path) -> sqlite3.Connection:
     """Build the index, and return a connection to it; one in memory if the folder cannot be written."""
-    stamp = _stamp(registry)
+    stamp = registry_stamp(registry)
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".index-")
         os.close(descriptor)
@@ -144,7 +145,12 @@ def _build(registry: Path, path: Path) -> sqlite3.Connection:
         with suppress(OSError):
             Path(name).unlink()
         raise
-    return sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
+    return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # as_uri, because a path can contain the characters ? # %
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
 
 def _fill(connection: sqlite3.Connection, registry: Path, stamp: str) -> None:
@@ -155,23 +161,37 @@ def _fill(connection: sqlite3.Connection, registry: Path, stamp: str) -> None:
     )
     hashed = hashlib.sha256()
     with connection:
-        connection.executemany("INSERT INTO device VALUES (?, ?, ?, ?, ?)", _rows(registry, hashed))
-        connection.execute("CREATE UNIQUE INDEX device_label ON device (label)")
+        try:
+            connection.executemany("INSERT INTO device VALUES (?, ?, ?, ?, ?)", _rows(registry, hashed))
+            connection.execute("CREATE UNIQUE INDEX device_label ON device (label)")
+        except sqlite3.IntegrityError as error:
+            raise RegistryDamaged(f"{registry}: a label is listed twice", hint=RESTORE_HINT) from error
         facts = {"schema": SCHEMA_VERSION, "stamp": stamp, "digest": hashed.hexdigest()}
         connection.executemany("INSERT INTO fact VALUES (?, ?)", facts.items())
 
 
 def _rows(registry: Path, hashed: "hashlib._Hash") -> Iterator[tuple[bytes, str, str, bytes, bool]]:
-    for device in read_devices(registry):
-        hashed.update(_line_of(device))
+    for device in hashed_devices(registry, hashed):
         yield bytes.fromhex(device.device_id), device.label, device.cohort, device.ed25519_public, device.is_revoked
 
 
-def _line_of(device: Device) -> bytes:
-    return strict_json.encode(device.as_json()) + b"\n"
+def hashed_devices(registry: Path, hashed: "hashlib._Hash") -> Iterator[Device]:
+    """Iterate over the devices of a registry, and hash them as the fleet document signs their digest.
+
+    Args:
+        registry: the registry file; a missing file is an empty registry.
+        hashed: SHA-256 of the devices so far.
+
+    Raises:
+        RegistryDamaged: the registry is damaged.
+    """
+    for device in read_devices(registry):
+        hashed.update(strict_json.encode(device.as_json()) + b"\n")
+        yield device
 
 
-def _stamp(registry: Path) -> str:
+def registry_stamp(registry: Path) -> str:
+    """Return size, time of change and inode of a registry: while they are equal, it is not read again."""
     try:
         found = registry.stat()
     except FileNotFoundError:

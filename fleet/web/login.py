@@ -6,7 +6,7 @@ Rules:
 - Without a login, a server that listens on loopback shows sums of large groups; one that listens elsewhere shows
   nothing but the login page, and accepts lines, which prove their sender themselves.
 - The cookie contains an expiry and a MAC under a key of this process: it ends with the process, or after a day.
-- Wrong tokens are limited by address.
+- Wrong tokens are limited by address: after ATTEMPTS of them, no token of that address is looked at until it waited.
 """
 
 import hashlib
@@ -64,13 +64,16 @@ class Login:
         """
         if self.token is None:
             return False
+        if self.is_blocked(request):
+            return False
         is_right = hmac.compare_digest(_digest(text), _digest(self.token))
-        address = request.client.host if request.client else ""
-        return is_right if is_right else self._attempts.take(address, "") and False
+        if not is_right:
+            self._attempts.take(_address(request), "")
+        return is_right
 
     def is_blocked(self, request: Request) -> bool:
         """Return whether an address sent too many wrong tokens."""
-        return not self._attempts.take(request.client.host if request.client else "", "")
+        return not self._attempts.has_token(_address(request), "")
 
     def set_cookie(self, request: Request, response: Response) -> None:
         """Add the session's cookie to a response.
@@ -91,12 +94,18 @@ class Login:
 
     def _is_session(self, cookie: str) -> bool:
         expires, _, mac = cookie.partition(".")
-        if not expires.isdecimal() or len(expires) > 12 or not hmac.compare_digest(mac, self._mac(expires)):
+        if not expires.isdecimal() or len(expires) > 12:
+            return False
+        if not hmac.compare_digest(_digest(mac), _digest(self._mac(expires))):  # texts may only be compared in ASCII
             return False
         return int(expires) > time.time()
 
     def _mac(self, expires: str) -> str:
         return hmac.new(self._key, expires.encode(), hashlib.sha256).hexdigest()
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _digest(text: str) -> bytes:

@@ -146,7 +146,9 @@ async def show_login(request: Request) -> Response:
         return _render("login.html", request, message="")
     body = bytearray()
     async for chunk in request.stream():
-        body += chunk[: MAX_FORM_BYTES - len(body)]
+        body += chunk
+        if len(body) > MAX_FORM_BYTES:
+            return _render("login.html", request, status_code=413, message="the form is too long")
     token = dict(parse_qsl(body.decode(errors="replace"))).get("token", "")
     if state.login.is_token(request, token.strip()):
         response: Response = RedirectResponse("/", status_code=303)

@@ -8,6 +8,7 @@ from typing import Final
 import uvicorn
 
 from bundle.errors import InvalidUsage
+from bundle.local_files import check_regular_file, decode_text, read_local_file
 from fleet.database import Database
 from fleet.device_index import fill_devices
 from fleet.errors import LoginRequired
@@ -19,16 +20,22 @@ from fleet.web.state import ServerState
 BACKLOG: Final = 1024
 MAX_CONNECTIONS: Final = 1_000
 KEEP_ALIVE_S: Final = 20
+MAX_TOKEN_BYTES: Final = 4096
 
 
 def read_token(path: Path) -> str:
     """Return the token in the first line of a file.
 
     Raises:
-        InvalidUsage: the token is shorter than MIN_TOKEN_CHARACTERS.
+        InvalidUsage: the file is not UTF-8, or the token is shorter than MIN_TOKEN_CHARACTERS.
+        FileNotRegular: the file is a FIFO, a device or a socket.
+        TooLarge: the file is longer than MAX_TOKEN_BYTES.
         OSError: the file cannot be read.
     """
-    token = path.read_text(encoding="utf-8").split("\n")[0].strip()
+    try:
+        token = decode_text(read_local_file(path, MAX_TOKEN_BYTES), where=str(path)).split("\n")[0].strip()
+    except UnicodeDecodeError as error:
+        raise InvalidUsage(f"{path}: expected a token in UTF-8") from error
     if len(token) < MIN_TOKEN_CHARACTERS:
         raise InvalidUsage(
             f"{path}: found a token of {len(token)} characters, expected at least {MIN_TOKEN_CHARACTERS}",
@@ -72,10 +79,14 @@ def listen(host: str, port: int) -> socket.socket:
         port: port; 0 for a free one.
 
     Raises:
+        InvalidUsage: no host can have this name.
         OSError: the address is in use or not allowed.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except UnicodeError as error:
+        raise InvalidUsage(f"--listen: {host!r} is not the name of a host") from error
 
 
 def create_server(state: ServerState, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
@@ -85,7 +96,14 @@ def create_server(state: ServerState, certificate: Path | None = None, key: Path
         state: the state of the server.
         certificate: the TLS certificate with its chain, or None for plain HTTP.
         key: its private key.
+
+    Raises:
+        FileNotRegular: one of the two is a FIFO, a device or a socket.
+        OSError: one of the two cannot be read.
     """
+    for path in (certificate, key):
+        if path is not None:
+            check_regular_file(path)
     config = uvicorn.Config(
         create_app(state),
         log_level="warning",

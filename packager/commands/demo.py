@@ -83,7 +83,7 @@ def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> Non
     """
     from dataclasses import asdict
 
-    from packager.commands.fleet import require_fleet_extra
+    from packager.commands.fleet_store import require_fleet_extra
 
     require_fleet_extra()
 

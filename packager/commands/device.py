@@ -262,7 +262,7 @@ def rotate_cohort_command(
 
 def _read_standings(repo: Path, store: str) -> dict[str, dict[str, object]]:
     """Return last line, suspicion and standings of the devices in a store, by device id."""
-    from packager.commands.fleet import open_store
+    from packager.commands.fleet_store import open_store
 
     with open_store(repo, store) as (_, database):
         from fleet.queries import read_devices

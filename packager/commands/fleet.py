@@ -12,6 +12,7 @@ import click
 from bundle.console import print_result
 from bundle.local_files import normalize_text, read_local_file
 from packager.commands.fleet_rehearse import rehearse_command
+from packager.commands.fleet_store import STORE_OPTION, open_store, require_fleet_extra
 from packager.commands.options import JSON_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
 DEFAULT_LISTEN: Final = "127.0.0.1:8600"
 MAX_REPORTS_BYTES: Final = 256 * 1024**2
 DAY_S: Final = 86_400
-STORE_NAME: Final = "fleet.db"
-STORE_OPTION: Final = click.option(
-    "--store",
-    envvar="PACKAGER_FLEET_STORE",
-    metavar="URL",
-    help="sqlite:PATH or postgresql://USER@HOST/NAME; default: $PACKAGER_FLEET_STORE, else private/fleet.db of the"
-    " repository.",
-)
 
 
 @click.group("fleet", short_help="Collect the devices' reports, and show the fleet.")
@@ -317,41 +310,6 @@ def _run_mqtt(
         collector.stop()
 
 
-def default_store(repository: "Repository") -> str:
-    """Return the URL of the store beside a repository."""
-    from packager.repository.workspace import PRIVATE_FOLDER
-
-    folder = repository.root.absolute() / PRIVATE_FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    return f"sqlite:{folder / STORE_NAME}"
-
-
-@contextmanager
-def open_store(repo: Path, store: str | None) -> "Iterator[tuple[Repository, Database]]":
-    """Open a repository and its store, with the devices of the registry.
-
-    Args:
-        repo: folder of the repository.
-        store: URL of the store, or None for the one beside the repository.
-
-    Raises:
-        RegistryUnsigned, RegistryDamaged: the registry cannot be used.
-        FleetStoreInvalid, FleetStoreUnavailable: the store cannot be used.
-    """
-    require_fleet_extra()
-    from fleet.database import Database
-    from fleet.device_index import fill_devices
-    from packager.repository.repository import Repository
-
-    repository = Repository.open(repo)
-    database = Database(store or default_store(repository), repository.repository_id)
-    try:
-        fill_devices(database, repository.registry_path, repository.fleet().registry_digest)
-        yield repository, database
-    finally:
-        database.close()
-
-
 def _site_reader(repository: "Repository") -> "Callable[[], Site]":
     def read() -> "Site":
         from fleet.site import Site
@@ -367,19 +325,6 @@ def _site_reader(repository: "Repository") -> "Callable[[], Site]":
         )
 
     return read
-
-
-def require_fleet_extra() -> None:
-    """Check that the extra `fleet` is installed.
-
-    Raises:
-        ExtraMissing: a package of it is not installed.
-    """
-    from packager.errors import ExtraMissing
-
-    missing = [name for name in ("sqlalchemy", "starlette", "jinja2", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise ExtraMissing(f"{missing[0]} is not installed", hint="install the extra `fleet`")
 
 
 def _days(text: str, option: str) -> int:

@@ -1,12 +1,14 @@
 """`packager rollout follow` and `why`: halt and advance planned rollouts, and show why."""
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from bundle.console import print_result
+from bundle.console import print_lines, print_result
+from packager.commands.fleet_store import STORE_OPTION, default_store, require_fleet_extra
 from packager.commands.options import (
     JSON_OPTION,
     KEY_OPTION,
@@ -23,13 +25,6 @@ if TYPE_CHECKING:
     from packager.repository.repository import Repository
 
 SHOWN_DEVICES: Final = 20
-STORE_OPTION: Final = click.option(
-    "--store",
-    envvar="PACKAGER_FLEET_STORE",
-    metavar="URL",
-    help="The collector's store, sqlite:PATH or postgresql://USER@HOST/NAME; default: $PACKAGER_FLEET_STORE, else"
-    " private/fleet.db of the repository.",
-)
 LINES_OPTION: Final = click.option("--lines", type=PATH, help="Read device lines from this file instead of a store.")
 
 
@@ -78,6 +73,8 @@ def follow_command(
     from bundle.errors import Unavailable
     from packager.commands.options import load_signers
     from packager.errors import InvalidUsage, PublishConflict
+
+    require_fleet_extra()
     from packager.follow.follower import Follower
     from packager.repository.repository import Repository
 
@@ -90,9 +87,10 @@ def follow_command(
     while True:
         try:
             actions = follower.step(channels)
-        except Unavailable:
+        except Unavailable as error:
             if once:
                 raise
+            print_lines(f"{error.reason}: {error.message}", stream=sys.stderr)
             actions = []
         result = {"actions": [action.as_json() for action in actions]}
         if once or as_json or any(_is_notable(action) for action in actions):
@@ -134,6 +132,7 @@ def why_command(
     from packager.errors import InvalidUsage
     from packager.repository.repository import Repository
 
+    require_fleet_extra()
     repository = Repository.open(repo)
     digest: str | None = None
     if evidence is not None:
@@ -147,8 +146,9 @@ def why_command(
 
         plan, rollout = planned_rollout(repository, family, channel)
         view = open_view(repository, plan, rollout)
-        view.add(_open_source(repository, store, lines))
-        look = view.look(rollout, int(time.time()))
+        now_s = int(time.time())
+        view.add(_open_source(repository, store, lines), now_s)
+        look = view.look(rollout, now_s)
     note = _published_note(repository, look) if digest is not None else ""
     result = {**look.as_json(), "evidence": digest, "is_named_by_rollout": digest is not None and digest in note}
     text = _explain(look)
@@ -163,8 +163,7 @@ def _open_source(repository: "Repository", store: str | None, lines: Path | None
 
     if lines is not None:
         return FileLines(lines)
-    url = store or f"sqlite:{repository.layout.root / 'private' / 'fleet.db'}"
-    return StoreLines(url, repository.repository_id)
+    return StoreLines(store or default_store(repository), repository.repository_id)
 
 
 def _published_note(repository: "Repository", look: "Look") -> str:

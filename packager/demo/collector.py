@@ -55,6 +55,7 @@ class Collector:
             except ValueError:
                 more = self._process.stdout.readline()
                 if not more:
+                    self.stop()
                     raise AgentUnavailable(f"the collector printed {text[:200]!r}, expected JSON") from None
                 text += more
         self._drain = threading.Thread(target=self._process.stdout.read, daemon=True)

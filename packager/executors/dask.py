@@ -34,6 +34,7 @@ from packager.stores.open_store import open_store
 GATEWAY: Final = "packager.executors.dask_gateway"
 JOBS_PER_THREAD: Final = 3
 PRIVATE_PREFIXES: Final = ("PACKAGER_",)  # variables with a passphrase
+LOST: Final = b"E" + json.dumps({"reason": WorkerLost.reason, "message": "dask: the connection ended"}).encode()
 ERRORS: Final[dict[str, type[AirweightsError]]] = {
     error.reason: error
     for error in (SourceMismatch, SourceMissing, ExecutorInvalid, WorkerIncompatible, WorkerLost, WorkerOutOfMemory)
@@ -118,18 +119,24 @@ class DaskExecutor(JobExecutor):
 
     def _read(self) -> tuple[int, bytes]:
         assert self._process.stdout is not None
-        message = read_message(self._process.stdout)
+        try:
+            message = read_message(self._process.stdout)
+        except (MemoryError, OverflowError):  # no message is so long
+            message = b""
         if len(message) <= NUMBER.size:
-            return 0, b"E" + json.dumps({"reason": WorkerLost.reason, "message": "dask: the connection ended"}).encode()
+            return 0, LOST
         return NUMBER.unpack(message[: NUMBER.size])[0], message[NUMBER.size :]
 
     def _receive(self) -> None:
         while True:
             number, answer = self._read()
             with self._lock:
+                if number not in self._futures:  # 0: the connection ended; another: no answer to a job
+                    number, answer = 0, LOST
                 ended = list(self._futures.values()) if number == 0 else [self._futures.pop(number)]
                 if number == 0:
                     self._futures.clear()
+                    self._process.kill()
             for future in ended:
                 try:
                     future.set_result(_open_answer(answer))
@@ -146,5 +153,5 @@ def _open_answer(answer: bytes) -> object:
         found = json.loads(answer[1:])
         error = ERRORS.get(str(found["reason"]), WorkerLost)
         raise error(str(found["message"]), hint=found.get("hint"))
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WorkerLost("the connection to the cluster ended") from error

@@ -54,7 +54,7 @@ def decode_result(data: bytes) -> object:
             return base64.b64decode(value["value"], validate=True)
         build: Any = KINDS[kind]
         return build(**{one.name: _from_json(one.type, value["fields"][one.name]) for one in fields(build)})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WorkerLost("a worker returned something that is no result") from error
 
 

@@ -24,7 +24,7 @@ from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from fleet.census import Census, CensusDevice
 from keys.registry_index import open_index
 from packager.errors import EvidenceMismatch, LinesMalformed
-from packager.follow.lines import FileLines, LineSource
+from packager.follow.lines import FileLines, LineSource, is_utf8
 from packager.follow.look import ChannelView, Look
 from packager.repository.layout import RepositoryLayout, sync_directory
 
@@ -87,8 +87,11 @@ def write_evidence(
                     hashed.update(data)
                     packed.write(data)
 
+                # the census refuses bytes that are no UTF-8, and the file could not hold them
                 lines = (
-                    line for line in source.read(view.plan.family, view.census.since_s) if line.received_s <= now_s
+                    line
+                    for line in source.read(view.plan.family, view.census.since_s)
+                    if line.received_s <= now_s and is_utf8(line.data)
                 )
                 while chunk := list(islice(lines, LINES_AT_ONCE)):
                     for line in chunk:
@@ -162,7 +165,7 @@ def recompute(path: Path, registry: Path) -> tuple[Look, str]:
     view = ChannelView(
         evidence.plan, evidence.rollout.began_s, evidence.registry_digest, census, evidence.repository, evidence.revoked
     )
-    view.add(FileLines(path))
+    view.add(FileLines(path), evidence.now_s)
     look = view.look(evidence.rollout, evidence.now_s)
     if look.counts.as_json() != evidence.counts or look.decision.as_json() != evidence.decision:
         raise EvidenceMismatch(

@@ -5,7 +5,8 @@ Rules, for each channel whose published rollout follows its plan:
 2. On halt, go and grow: write the evidence, then sign and publish the changed rollout. Its note names the evidence.
 3. The rollout is published only if it is still the one that was looked at. Otherwise another publisher was first: that
    is reported, and the next look begins from what is published then.
-4. A person is called once for each cause: halt, ask, no line for a day, roles that are due for renewal.
+4. A person is called once for each cause: halt, ask, no line for a day, roles that are due for renewal. When lines
+   come again, the next silence is a new cause.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Final
 from securesystemslib.signer import Signer
 
 from bundle.errors import AirweightsError, Unavailable
+from bundle.plan import Plan
 from bundle.rollout import Rollout
 from bundle.stopping.decisions import Ask, Go, Grow, Halt, Wait
 from bundle.strict_json import JSON
@@ -107,17 +109,19 @@ class Follower:
         return out
 
     def _step(self, family: str, channel: str, now_s: int) -> Action:
-        _, rollout = planned_rollout(self._repository, family, channel)
-        view = self._view(family, channel)
+        plan, rollout = planned_rollout(self._repository, family, channel)
+        view = self._view(plan, rollout)
         try:
-            view.add(self._source)
+            view.add(self._source, now_s)
         except Unavailable as error:
             self._tell(f"{family}/{channel}/source", "stale-collector", now_s, family, channel, error.message)
             return Action(family, channel, None, problem=error.message)
+        self._forget(f"{family}/{channel}/source")
         look = view.look(rollout, now_s)
         if look.newest_s is None or now_s - look.newest_s > STALE_S:
             text = "no line was received for a day"
-            self._tell(f"{family}/{channel}/stale", "stale-collector", now_s, family, channel, text)
+            cause = f"{text} since {look.newest_s}"
+            self._tell(f"{family}/{channel}/stale", "stale-collector", now_s, family, channel, text, cause)
         if rollout.halted:
             return Action(family, channel, look)
         decision = look.decision
@@ -126,7 +130,8 @@ class Follower:
                 return Action(family, channel, look)
             case Ask():
                 key = f"{family}/{channel}/ask"
-                self._tell(key, "ask", now_s, family, channel, decision.text, f"{decision.reason}@{rollout.percent_bp}")
+                cause = f"{decision.reason}@{rollout.percent_bp} of {look.plan.digest()}"
+                self._tell(key, "ask", now_s, family, channel, decision.text, cause)
                 return Action(family, channel, look)
             case Halt() | Go() | Grow():
                 return self._publish(look)
@@ -155,12 +160,11 @@ class Follower:
         )
         return Action(family, channel, look, report.timestamp_version, changed, digest)
 
-    def _view(self, family: str, channel: str) -> ChannelView:
-        plan, rollout = planned_rollout(self._repository, family, channel)
+    def _view(self, plan: Plan, rollout: Rollout) -> ChannelView:
         signed = self._repository.published_fleet().registry_digest
-        view = self._views.get((family, channel))
+        view = self._views.get((plan.family, plan.channel))
         if view is None or (view.plan, view.began_s, view.registry_digest) != (plan, rollout.began_s, signed):
-            view = self._views[family, channel] = open_view(self._repository, plan, rollout)
+            view = self._views[plan.family, plan.channel] = open_view(self._repository, plan, rollout)
         return view
 
     def _notify_of_roles(self, now_s: int) -> None:
@@ -193,8 +197,15 @@ class Follower:
         except AirweightsError as error:
             logger.warning("%s", error.message)
             return
-        path = self._repository.layout.root / STATE_NAME
-        write_file(path, json.dumps({**state, key: cause}, sort_keys=True).encode())
+        self._write_state({**state, key: cause})
+
+    def _forget(self, key: str) -> None:
+        """Forget a cause that has passed, so that the next one like it is notified."""
+        if self._target is None or self._signers is None:
+            return
+        state = self._read_state()
+        if state.pop(key, None) is not None:
+            self._write_state(state)
 
     def _read_state(self) -> dict[str, str]:
         try:
@@ -202,6 +213,9 @@ class Follower:
             return {str(key): str(value) for key, value in found.items()}
         except (OSError, ValueError, AttributeError):
             return {}
+
+    def _write_state(self, state: dict[str, str]) -> None:
+        write_file(self._repository.layout.root / STATE_NAME, json.dumps(state, sort_keys=True).encode())
 
 
 def _changed(look: Look) -> Rollout | None:

@@ -89,7 +89,11 @@ class FileLines:
             if set(row) != {"received_s", "line"} or type(received_s) is not int or not isinstance(line, str):
                 raise LinesMalformed(f"{self._path} line {number}: expected an object of received_s and line")
             if received_s >= since_s and f'"family":"{family}"' in line:
-                yield ReceivedLine(received_s, line.encode())
+                try:
+                    data = line.encode()
+                except UnicodeEncodeError as error:  # half of a surrogate pair
+                    raise LinesMalformed(f"{self._path} line {number}: expected text") from error
+                yield ReceivedLine(received_s, data)
 
 
 @contextmanager
@@ -126,5 +130,14 @@ def read_rows(path: Path) -> Iterator[dict[str, object]]:
                 yield row
     except (OSError, EOFError, zlib.error) as error:
         raise LinesMalformed(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LinesMalformed(f"{path} line {number}: not JSON") from error
+
+
+def is_utf8(data: bytes) -> bool:
+    """Return whether bytes are UTF-8, as every signed line is."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

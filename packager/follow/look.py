@@ -95,19 +95,30 @@ class ChannelView:
     newest_s: int | None = None
     refused: Counter[str] = field(default_factory=Counter)
     _recent: dict[tuple[int, bytes], None] = field(default_factory=dict)
+    _read_s: int | None = None  # lines that were received before this were read
 
-    def add(self, source: LineSource) -> list[ReceivedLine]:
-        """Add the lines that arrived since the last look, and return them."""
-        since_s = self.census.since_s if self.newest_s is None else self.newest_s - OVERLAP_S
+    def add(self, source: LineSource, now_s: int) -> list[ReceivedLine]:
+        """Add the lines that arrived since the last look, and return them.
+
+        Args:
+            source: where the lines come from.
+            now_s: the time, Unix seconds; a collector whose clock was ahead does not hide the lines until then.
+        """
         fresh = [
-            line for line in source.read(self.plan.family, since_s) if (line.received_s, line.data) not in self._recent
+            line
+            for line in source.read(self.plan.family, self._since_s())
+            if (line.received_s, line.data) not in self._recent
         ]
         self.add_lines(fresh)
         for line in fresh:
             self._recent[line.received_s, line.data] = None
         if self.newest_s is not None:
-            self._recent = {key: None for key in self._recent if key[0] >= self.newest_s - OVERLAP_S}
+            self._read_s = min(self.newest_s, now_s)
+            self._recent = {key: None for key in self._recent if key[0] >= self._since_s()}
         return fresh
+
+    def _since_s(self) -> int:
+        return self.census.since_s if self._read_s is None else self._read_s - OVERLAP_S
 
     def add_lines(self, lines: Sequence[ReceivedLine]) -> None:
         """Add lines that were not added before."""

@@ -5,6 +5,7 @@ Rules:
 - Unknown keys are reported before missing ones, with the nearest known key.
 - Paths are relative to the folder of the file, and every named file must exist.
 - Defaults are defined in packager.release.release_plan only.
+- What depends on several keys, and on other files, is checked in packager.release.release_file_checks.
 """
 
 import tomllib
@@ -24,9 +25,10 @@ from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
 from bundle.variant import AT_REST
-from packager.errors import InputFileMissing, ReleaseFileInvalid
-from packager.models.model_package import FILE_ROLES, FILES_ONLY_ROLES, ExtraFile
+from packager.errors import ReleaseFileInvalid
+from packager.models.model_package import FILES_ONLY_ROLES, ExtraFile
 from packager.quantize.targets import ANY, TARGETS
+from packager.release.release_file_checks import check_files, check_runtime
 from packager.release.release_plan import (
     AUTO_SCHEME,
     DEFAULT_BASES,
@@ -131,7 +133,7 @@ def plan_from_document(document: Mapping[str, object], folder: Path, *, where: s
         plan = _parse_plan(_Table(dict(document), where), folder)
     except Malformed as error:
         raise ReleaseFileInvalid(error.message) from error
-    _check_files(plan, where)
+    check_files(plan, where)
     return plan
 
 
@@ -231,7 +233,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     table.reject_unknown()
     if not out.variants:
         raise Malformed(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
-    _check_runtime(out, table.where)
+    check_runtime(out, table.where)
     if out.override_gate == "":
         raise Malformed(f"{table.where}: override_gate: found '', expected the reason for the override")
     if out.drill == "live-nan" and not out.golden:
@@ -247,51 +249,6 @@ def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:
     if twice is not None:
         raise Malformed(f"{table.where}: variants: found {twice!r} twice, once from scheme {AUTO_SCHEME!r}")
     return out
-
-
-def _check_runtime(plan: ReleasePlan, where: str) -> None:
-    """Check what depends on the runtime. Raises Malformed: a key is missing, or has no effect."""
-    if plan.is_run_by_agent:
-        if plan.model is None:
-            raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
-        if plan.runtime == "litert":
-            _check_litert(plan, where)
-        for extra in plan.files:
-            if extra.role not in FILE_ROLES:
-                raise Malformed(f"{where}: files {extra.name!r}: role {extra.role!r} needs runtime 'app' or 'none'")
-        return
-    if plan.model is not None:
-        raise Malformed(
-            f"{where}: model: found one for runtime {plan.runtime!r}, expected a [[files]] entry with role = 'model'"
-        )
-    if not plan.files:
-        raise Malformed(f"{where}: files: found none for runtime {plan.runtime!r}, expected at least one [[files]]")
-    for key in ("inputs", "metric", "drill", "override_gate"):
-        if getattr(plan, key) is not None:
-            raise Malformed(f"{where}: {key}: has no effect for runtime {plan.runtime!r}, expected no such key")
-    for variant in plan.variants:
-        if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
-            raise Malformed(
-                f"{where}: variants.{variant.name}: model, scheme and gate have no effect for runtime {plan.runtime!r}"
-            )
-        given = next((name for name, _ in variant.requires if name in RUNTIME_KEYS), None)
-        if given is not None:
-            raise Malformed(
-                f"{where}: variants.{variant.name}: requires.{given}: runtime {plan.runtime!r} has no versions"
-            )
-
-
-def _check_litert(plan: ReleasePlan, where: str) -> None:
-    """Check that nothing is to be done to a TFLite model. Raises Malformed: a key has no effect."""
-    for key in ("metric", "drill", "override_gate"):
-        if getattr(plan, key) is not None:
-            raise Malformed(f"{where}: {key}: has no effect for runtime 'litert', expected no such key")
-    for variant in plan.variants:
-        if variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
-            raise Malformed(
-                f"{where}: variants.{variant.name}: TFLite models are released unchanged, expected no scheme and no "
-                "gate; quantize the model with your converter, and name the file as the variant's model"
-            )
 
 
 def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
@@ -404,28 +361,3 @@ def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
         if not FEATURE_PATTERN.fullmatch(name):
             raise Malformed(f"{row.where}: found {name[:SHOWN_CHARACTERS]!r}, expected {FEATURE_PATTERN.pattern}")
     return out
-
-
-def _check_files(plan: ReleasePlan, where: str) -> None:
-    """Check that all named files exist. Raises InputFileMissing."""
-    named: list[tuple[str, Path | None]] = [("model", plan.model)]
-    named += [(f"variants.{v.name}.model", v.model) for v in plan.variants]
-    named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
-    for key, path in named:
-        if path is not None and not _exists(path, f"{where}: {key}", is_file=True):
-            raise InputFileMissing(
-                f"{where}: {key}: {path} does not exist", hint="name a path relative to the release file"
-            )
-    if plan.inputs is not None and not _exists(plan.inputs, f"{where}: inputs"):
-        raise InputFileMissing(
-            f"{where}: inputs: {plan.inputs} does not exist",
-            hint="name an .npz or a folder of .npz files",
-        )
-
-
-def _exists(path: Path, where: str, *, is_file: bool = False) -> bool:
-    """Return whether a file or folder exists. Raises InputFileMissing: the system cannot look it up."""
-    try:
-        return path.is_file() if is_file else path.exists()
-    except OSError as error:
-        raise InputFileMissing(f"{where}: {path} cannot be read: {error.strerror}") from error

@@ -12,6 +12,7 @@ a publication that was decided elsewhere, in a folder or an object store, and ne
 
 Rules:
 - The registry itself refuses a manifest that names a missing blob, so the order is also enforced there.
+- The registry's timestamp is read again before the first tag is written: another publisher may have been first.
 - An unchanged repository costs three requests: the timestamp, the tags, and the newest publication.
 """
 
@@ -103,6 +104,7 @@ def push_to_registry(
     _run(lambda layer: _send_blob(client, layer), blobs.values(), on_progress)
     if digest_of(EMPTY) not in known and not client.has_blob(digest_of(EMPTY)):
         client.put_blob(digest_of(EMPTY), EMPTY)
+    _check_follows(layout, client, timestamps, _read_inline(client, TIMESTAMP))
     for is_root in (False, True):  # a root is found without the timestamp, so it comes after everything else
         tagged = [layer for layer in to_send if layer.tag and layer.path.endswith(".root.json") is is_root]
         _run(lambda layer: client.put_manifest(layer.tag, _manifest([layer], is_inline=True)), tagged, None)

@@ -17,7 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from bundle.local_files import read_local_file
 from bundle.repository_paths import blob_path
+from bundle.trust.updater import MAX_ROOT_BYTES
 from packager.errors import InvalidUsage, PublishConflict, RepositoryDamaged
 from packager.remote.publications import PUBLISHERS, RECORDS, read_publications, record_publication
 from packager.remote.pull import pull_documents
@@ -47,6 +49,8 @@ def open_repository(repo: Path | str, root: Path | None = None, *, is_signing: b
     Raises:
         RepositoryMissing: there is no repository.
         InvalidUsage: a command that signs has no trusted root.
+        FileNotRegular: the trusted root is a FIFO, a device or a socket.
+        TooLarge: the trusted root is longer than MAX_ROOT_BYTES.
         AirweightsError: the store failed, or its publication is not to be trusted.
     """
     if isinstance(repo, Path):
@@ -57,7 +61,7 @@ def open_repository(repo: Path | str, root: Path | None = None, *, is_signing: b
     store = open_store(repo)
     with TemporaryDirectory(prefix="airweights-repository-") as folder:
         repository = Repository(Path(folder))
-        pull_documents(store, repository.layout, None if root is None else root.read_bytes())
+        pull_documents(store, repository.layout, None if root is None else read_local_file(root, MAX_ROOT_BYTES))
         publish_to(repository, store)
         yield repository
 

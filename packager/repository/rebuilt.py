@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bundle.manifest import Manifest, parse_manifest
+from bundle.trust.role_names import is_plan_target
 from packager.errors import InvalidUsage, NotReproduced
 from packager.repository.signing_request import SigningRequest
 
@@ -44,7 +45,7 @@ def _new_releases(request: SigningRequest) -> Iterator[Manifest]:
     }
     for document in request.new_documents.values():
         for name, target in getattr(document.signed, "targets", {}).items():
-            if name.startswith(RELEASES) and listed.get(name) != target:
+            if name.startswith(RELEASES) and not is_plan_target(name) and listed.get(name) != target:
                 yield parse_manifest(request.new_contents[name])
 
 
@@ -54,7 +55,7 @@ def _rebuilt_digests(report: bytes) -> Iterator[str]:
         variants = value["variants"]
         is_equal = all(one["digest"] == one["rebuilt"] and not one["differences"] for one in variants)
         digest = str(value["manifest_digest"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise InvalidUsage("--rebuilt: a file is no report of `packager release --reproduce --json`") from error
     if variants and is_equal:
         yield digest

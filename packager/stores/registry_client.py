@@ -36,6 +36,8 @@ URL_PATTERN: Final = re.compile(
     r"(oci|oci\+http)://([A-Za-z0-9.-]+(?::[0-9]{1,5})?)/([a-z0-9]+(?:[._-]+[a-z0-9]+)*(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*)/?"
 )
 AUTH_VARIABLE: Final = "AIRWEIGHTS_REGISTRY_AUTH"
+TOKEN_PATTERN: Final = re.compile(r"[\x21-\x7e]+")  # what a header field can carry
+UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # JSON of another form
 CHALLENGE_PATTERN: Final = re.compile(r'([a-z]+)="([^"]*)"')
 MAX_TRIES: Final = 5
 FIRST_PAUSE_S: Final = 0.2
@@ -81,7 +83,7 @@ class RegistryClient:
         self._check(response, reference, (200,))
         try:
             manifest = json.loads(response.data[:MAX_MANIFEST_BYTES])
-        except ValueError as error:
+        except UNREADABLE as error:
             raise StoreRejected(f"{self.url}: {reference} is not a manifest") from error
         return manifest if isinstance(manifest, dict) else None
 
@@ -94,7 +96,10 @@ class RegistryClient:
             if response.status == 404:
                 return found
             self._check(response, "tags", (200,))
-            found.update(json.loads(response.data).get("tags") or ())
+            try:
+                found.update(map(str, json.loads(response.data).get("tags") or ()))
+            except UNREADABLE as error:
+                raise StoreRejected(f"{self.url}: the list of tags is not JSON as registries send it") from error
             link = re.match(r"<([^>]+)>", response.headers.get("Link", ""))
             path = urljoin(f"{self._origin}/v2/{self._name}/tags/list", link[1]) if link else ""
         return found
@@ -208,15 +213,21 @@ class RegistryClient:
             raise StoreUnavailable(f"{self.url}: {urlsplit(realm).hostname} gives no token")
         if response.status != 200:
             raise self._refused(f"HTTP {response.status} from {urlsplit(realm).hostname}")
-        answer = json.loads(response.data)
-        return f"Bearer {answer.get('token') or answer.get('access_token')}"
+        try:
+            answer = json.loads(response.data)
+            token = answer.get("token") or answer.get("access_token")
+        except UNREADABLE:
+            token = None
+        if not isinstance(token, str) or not TOKEN_PATTERN.fullmatch(token):
+            raise StoreRejected(f"{self.url}: {urlsplit(realm).hostname} answers without a token")
+        return f"Bearer {token}"
 
     def _check(self, response: Any, what: str, expected: tuple[int, ...]) -> None:
         if response.status in expected:
             return
         try:
             code = str(json.loads(response.data)["errors"][0]["code"])
-        except (ValueError, LookupError, TypeError):
+        except UNREADABLE:
             code = ""
         text = f"{self.url}: {what}: HTTP {response.status} {code}".rstrip()
         if response.status == 401:

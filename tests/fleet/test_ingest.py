@@ -281,3 +281,19 @@ def test_two_lines_of_one_device_may_be_of_two_families(store: Database, camera:
     with store.read() as connection:
         assert len(connection.execute(select(REPORT.c.family).distinct()).all()) == 2
         assert connection.execute(select(VITAL.c.number)).all() == []
+
+
+def test_a_log_belongs_to_one_family(store: Database, camera: SigningDevice, microphone: SigningDevice) -> None:
+    """A device that signs reports of two families in one log is suspect; the lines of others are stored."""
+    first = camera.report()
+    camera.reports.clear()
+    same_number, other = camera.report(family="wakeword"), microphone.report()
+    result = ingest(store, [first, same_number, other])
+    assert (result.new, reasons(result)) == (2, ["line-forked"])
+    assert ingest(store, [same_number]).forks == 1
+    assert tally(store, "suspect") == {("1.0.0", "suspect"): 1}
+
+
+def test_a_reason_that_no_store_has_room_for_is_refused(store: Database, camera: SigningDevice) -> None:
+    changes = {"outcome": "rolled-back", "state": "probation"}
+    assert reasons(ingest(store, [camera.report(**changes, reason="a" * 65)])) == ["malformed"]

@@ -1,5 +1,6 @@
 """Lines from a broker count once, wait while the collector or the store is away, and are not believed."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from bundle.errors import InvalidUsage
+from bundle.errors import AirweightsError, InvalidUsage
 from fleet.errors import BrokerUnavailable
+from fleet.line import MAX_BATCH_LINES
 from fleet.mqtt import TOPIC, MqttCollector
 from fleet.tables import REPORT, VITAL
 from tests.support.fleet_devices import SigningDevice, open_store
@@ -86,7 +88,36 @@ def test_a_broker_that_is_away_or_a_wrong_url_is_one_line(tmp_path: Path) -> Non
     store = open_store(tmp_path, [])
     with pytest.raises(BrokerUnavailable, match="refused"):
         MqttCollector(store, "mqtt://127.0.0.1:9").start()
-    for url in ("http://127.0.0.1", "mqtt://", "mqtts://user:secret@host", "nonsense"):
+    wrong = ("http://127.0.0.1", "mqtt://", "mqtts://user:secret@host", "nonsense", "mqtt://host:99999", "mqtt://[::1")
+    for url in (*wrong, "mqtt://:secret@host", "mqtt://user:secret@host:x"):
         with pytest.raises(InvalidUsage, match="expected mqtt://HOST:PORT") as refused:
             MqttCollector(store, url).start()
         assert "secret" not in refused.value.message
+
+
+def test_every_line_of_a_long_message_is_stored(broker: int, tmp_path: Path) -> None:
+    device = SigningDevice("talkative")
+    store = open_store(tmp_path, [device])
+    collector = MqttCollector(store, f"mqtt://127.0.0.1:{broker}")
+    collector.start()
+    last = device.report()
+    publish(broker, b"nonsense\n" * MAX_BATCH_LINES + last)
+
+    def is_stored() -> bool:
+        with store.read() as connection:
+            return len(connection.execute(select(REPORT.c.digest)).all()) == 1
+
+    wait_until(is_stored)
+    collector.stop()
+
+
+def test_the_password_is_read_from_a_regular_file_of_one_line(broker: int, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "binary").write_bytes(b"\xff:secret")
+    (tmp_path / "user").write_text("user")
+    for name, words in (("fifo", "FIFO"), ("binary", "UTF-8"), ("user", "USER:PASSWORD")):
+        collector = MqttCollector(open_store(tmp_path, []), f"mqtt://127.0.0.1:{broker}", None, tmp_path / name)
+        with pytest.raises(AirweightsError, match=words):
+            collector.start()
+    with pytest.raises(AirweightsError, match="FIFO"):
+        MqttCollector(open_store(tmp_path, []), f"mqtts://127.0.0.1:{broker}", tmp_path / "fifo").start()

@@ -1,18 +1,22 @@
 """The collector's server takes lines, and shows small groups and single devices only after a login."""
 
 import json
+import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from bundle.errors import AirweightsError, InvalidUsage
 from bundle.rollout import Rollout
-from fleet.errors import LoginRequired
+from fleet.errors import BodyTooSlow, CollectorBusy, LoginRequired
 from fleet.line import MAX_BATCH_LINES
 from fleet.rate_limit import TokenBuckets
 from fleet.site import Site
-from fleet.web.server import open_server
+from fleet.web import lines
+from fleet.web.server import listen, open_server, read_token
 from tests.support.fleet_devices import SigningDevice
 from tests.support.fleet_server import FleetServer, run_fleet_server
 from tests.support.json_schemas import check_schema
@@ -78,7 +82,7 @@ def test_the_login_page_sets_a_cookie_that_scripts_and_other_sites_cannot_use(se
     assert "SameSite=strict" in cookie
     assert server.request("/devices", Cookie=cookie.split(";")[0]).status == 200
     expires, _, mac = cookie.split(";")[0].split("=")[1].partition(".")
-    for forged in (f"{int(expires) + 9}.{mac}", f"{expires}.", f".{mac}", "x", f"1.{mac}"):
+    for forged in (f"{int(expires) + 9}.{mac}", f"{expires}.", f".{mac}", "x", f"1.{mac}", f"{expires}.é"):
         assert server.request("/devices", Cookie=f"airweights_fleet={forged}").status == 303
 
 
@@ -86,6 +90,7 @@ def test_wrong_tokens_are_limited(tmp_path: Path) -> None:
     with run_fleet_server(tmp_path, [], token=TOKEN) as server:
         texts = [server.request("/login", b"token=wrong").text for _ in range(12)]
         assert "too many wrong tokens" in texts[-1]
+        assert server.request("/devices", Authorization=BEARER).status == 303, "the right one is not looked at either"
 
 
 def test_a_trusted_header_logs_in_only_if_it_is_configured(server: FleetServer, tmp_path: Path) -> None:
@@ -111,6 +116,9 @@ def test_a_server_that_others_reach_needs_a_login(server: FleetServer, tmp_path:
 
 def test_a_batch_that_is_too_large_is_refused_whole(server: FleetServer) -> None:
     assert server.request("/v1/lines", b"x\n" * (MAX_BATCH_LINES + 1)).status == 413
+    assert server.request("/v1/lines", b"\n" * 1_000_000).status == 413
+    assert server.request("/v1/lines", b"\r" * (MAX_BATCH_LINES + 1)).status == 413
+    assert server.request("/login", b"token=" + b"x" * 5_000).status == 413
     assert server.request("/v1/lines").status == 405
     reply = server.request("/v1/lines", b"x\n" * MAX_BATCH_LINES)
     assert reply.status == 200
@@ -132,3 +140,42 @@ def test_the_alert_rules_use_metrics_that_exist(server: FleetServer) -> None:
     names = set(re.findall(r"airweights_fleet_\w+", rules))
     assert len(names) >= 6
     assert {name for name in names if f"\n{name}" not in text} == set()
+
+
+def test_a_body_that_does_not_come_is_answered(server: FleetServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BODY_S", 0.2)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), 20) as slow:
+        slow.sendall(b"POST /v1/lines HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
+        answer = slow.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert BodyTooSlow.reason.encode() in answer
+
+
+def test_all_bodies_together_are_bounded_and_a_device_comes_again(
+    server: FleetServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(lines, "MAX_BODIES_BYTES", 10)
+        busy = server.request("/v1/lines", b"x" * 11)
+    assert (busy.status, json.loads(busy.body)["reason"]) == (503, CollectorBusy.reason)
+    assert int(busy.headers["Retry-After"]) > 0
+    monkeypatch.setattr(lines, "MAX_BODIES_BYTES", 11)
+    assert [server.request("/v1/lines", b"x" * 11).status for _ in range(3)] == [200, 200, 200]
+
+
+def test_a_token_is_read_from_a_regular_file_of_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "binary").write_bytes(b"\xff" * 40)
+    (tmp_path / "short").write_text("short\n")
+    (tmp_path / "long").write_bytes(b"x" * 10_000)
+    for name, words in (("fifo", "FIFO"), ("binary", "UTF-8"), ("short", "5 characters"), ("long", "10,000 bytes")):
+        with pytest.raises(AirweightsError, match=words):
+            read_token(tmp_path / name)
+    (tmp_path / "good").write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\nsecond line")
+    assert read_token(tmp_path / "good") == TOKEN
+
+
+def test_a_name_that_no_host_can_have_is_invalid() -> None:
+    with pytest.raises(InvalidUsage, match="is not the name of a host"):
+        listen("a..b", 0)

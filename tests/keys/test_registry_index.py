@@ -1,6 +1,7 @@
 """The index of the registry has its devices and its digest, and never outlives its content."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,21 @@ def test_a_damaged_registry_leaves_no_index(path: Path) -> None:
 def test_no_registry_is_an_empty_one(tmp_path: Path) -> None:
     with open_index(tmp_path / "registry.jsonl") as index:
         assert (index.count(), index.digest) == (0, Registry(tmp_path / "none").digest())
+
+
+def test_a_label_that_is_listed_twice_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "registry.jsonl"
+    twins = [replace(device.registered(), label="twin") for device in DEVICES[:2]]
+    write_registry(path, twins)
+    with pytest.raises(RegistryDamaged, match="a label is listed twice"), open_index(path):
+        pass
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of #1?"
+    folder.mkdir()
+    write_registry(folder / "registry.jsonl", [device.registered() for device in DEVICES])
+    for _ in range(2):
+        with open_index(folder / "registry.jsonl") as index:
+            assert index.count() == len(DEVICES)

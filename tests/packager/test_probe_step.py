@@ -96,6 +96,8 @@ def test_the_ratio_to_the_reference_graph_is_signed(site: ReleaseSite) -> None:
         ('echo \'{"error": {"reason": "os-failure", "message": "no space"}}\' >&2; exit 4', False, BundleNotProbed,
          "no space"),
         ("kill -9 $$", False, BundleNotProbed, "exit code -9"),
+        ("echo nonsense", False, BundleNotProbed, "something else than a probe's result"),
+        ("echo []", False, BundleNotProbed, "something else than a probe's result"),
     ],
 )  # fmt: skip
 def test_an_agent_that_refuses_or_breaks_ends_before_anything_is_written(

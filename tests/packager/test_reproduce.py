@@ -59,9 +59,10 @@ def test_the_manifest_of_another_release_is_refused(released: ReleaseSite) -> No
 
 
 def test_only_what_was_rebuilt_is_signed(released: ReleaseSite, tmp_path: Path) -> None:
-    """The next release is staged; the ceremony signs it with a report of its own, and with no other."""
+    """The next release and its plan are staged; the ceremony signs them with a report of the release, and no other."""
     repo, here = ("--repo", released.folder / "repo"), released.folder
     assert released.release("1.1.0.toml", "--until", "sign").code == 0
+    assert run_packager("rollout", "plan", "kws", "stable", "1.1.0", *repo, "--json").code == 0
     request, out = tmp_path / "request.json", tmp_path / "signatures.json"
     assert run_packager("repo", "prepare", "-o", request, *repo, "--json").code == 0
     staged = here / "repo" / "staging" / "targets" / "bundles" / "kws" / "1.1.0.json"

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 
 from bundle.rollout import Rollout, bucket
 from fleet.line import ReceivedLine
-from packager.errors import EvidenceMismatch, LinesMalformed, NoPlan
+from packager.errors import EvidenceMismatch, LinesMalformed, NoPlan, NotificationFailed
 from packager.follow.evidence import recompute
 from packager.follow.follower import Follower
 from packager.follow.lines import FileLines
+from packager.follow.notify import notify
 from packager.repository.planned_rollout import make_plan, next_rollout
 from packager.repository.repository import Repository
 from tests.support.fleet_devices import SigningDevice, write_registry
@@ -218,6 +221,71 @@ def test_people_are_called_once_for_each_cause(fleet: Fleet, tmp_path: Path) -> 
     assert events == ["stale-collector", "ask", "halt"]
 
 
+def test_a_collector_that_is_silent_again_is_a_new_cause(fleet: Fleet, tmp_path: Path) -> None:
+    out = tmp_path / "calls"
+    (tmp_path / "call.py").write_text(f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read())")
+    follower = fleet.follower(target=f"{sys.executable} {tmp_path / 'call.py'}")
+    for at in (2 * DAY, 2 * DAY + 60):
+        follower.step(now_s=BEGAN + at)
+    fleet.serve_on(2 * DAY + 120)
+    for at in (2 * DAY + 180, 4 * DAY, 4 * DAY + 60):
+        follower.step(now_s=BEGAN + at)
+    events = [json.loads(line)["event"] for line in out.read_text().splitlines()]
+    assert events.count("stale-collector") == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("http://127.0.0.1:9/hooks/s3cret?key=s3cret", "127.0.0.1"),
+        ("http://user:s3cret@127.0.0.1:9/", "127.0.0.1"),
+        ("http://127.0.0.1:9/ s3cret", "InvalidURL"),
+        ("http://[s3cret", "ValueError"),
+        ("false --password s3cret", "status 1"),
+        ("/nonexistent/program s3cret", "No such file"),
+        ("'s3cret", "ValueError"),
+        ("", "empty command"),
+    ],
+)
+def test_a_notification_that_fails_names_no_secret(target: str, words: str) -> None:
+    with pytest.raises(NotificationFailed, match=words) as failed:
+        notify(target, {"event": "halt"})
+    assert "s3cret" not in failed.value.message
+
+
+def test_an_answer_that_is_no_http_is_a_failed_notification() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"nonsense\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(NotificationFailed, match="BadStatusLine"):
+            notify(f"http://127.0.0.1:{server.getsockname()[1]}/", {"event": "halt"})
+        thread.join(20)
+
+
+def test_a_line_from_the_future_hides_no_later_ones(fleet: Fleet) -> None:
+    follower = fleet.follower()
+    fleet.send(30 * DAY, fleet.control[0].vital(**OLD, **fleet.common))  # the collector's clock was ahead
+    assert follower.step(now_s=BEGAN + 500)[0].published is None
+    fleet.fail(fleet.exposed[:14])
+    assert follower.step(now_s=BEGAN + 7_000)[0].published is not None
+    assert fleet.current.halted
+
+
+def test_bytes_that_are_no_text_in_the_store_do_not_stop_a_halt(fleet: Fleet) -> None:
+    fleet.fail(fleet.exposed[:14])
+    fleet.send(600, b"\xff\xfe")
+    found = fleet.follower().step(now_s=BEGAN + 700)[0]
+    assert found.published is not None
+    assert recompute(evidence_files(fleet)[0], fleet.repository.registry_path)[0].decision.word == "halt"
+
+
 def test_a_channel_without_a_plan_is_not_followed(publisher: MetadataPublisher) -> None:
     publisher.release("1.1.0", 2)
     follower = Follower(publisher.repository, FileLines(Path("/nonexistent")), publisher.signers)
@@ -255,7 +323,9 @@ def _passphrase(folder: Path) -> Path:
 
 def test_a_damaged_file_of_lines_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    for text in ("nonsense\n", "[]\n", '{"received_s":1.5,"line":""}\n', '{"received_s":1}\n'):
+    surrogate = f'{{"received_s":1,"line":"\\"family\\":\\"{FAMILY}\\"\\ud800"}}\n'
+    nested = "[" * 200_000 + "\n"
+    for text in ("nonsense\n", "[]\n", '{"received_s":1.5,"line":""}\n', '{"received_s":1}\n', surrogate, nested):
         path.write_text(text)
         with pytest.raises(LinesMalformed):
             list(FileLines(path).read(FAMILY, 0))

@@ -217,3 +217,21 @@ def test_other_urls_are_refused_without_their_secrets(url: str) -> None:
     with pytest.raises(errors.StoreUrlInvalid) as found:
         RegistryClient(url)
     assert "secret" not in str(found.value)
+
+
+def test_a_publisher_that_was_first_during_the_upload_stays(
+    publisher: MetadataPublisher, device: CheckClient, registry: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old = copy_publisher(publisher, tmp_path / "old")
+    set_percent(publisher, 1000)
+    put_blob, others = RegistryClient.put_blob, [publisher]
+
+    def put_after_the_other(client: RegistryClient, digest: str, source: bytes | Path) -> None:
+        if others:
+            push_all(others.pop(), registry)
+        put_blob(client, digest, source)
+
+    monkeypatch.setattr(RegistryClient, "put_blob", put_after_the_other)
+    with pytest.raises(PublishConflict):
+        push_all(old, registry)
+    assert percent_seen_by(device, registry) == 1000

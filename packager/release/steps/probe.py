@@ -104,8 +104,14 @@ def _probe(agent: tuple[str, ...], variant: AssembledVariant, request: Path) -> 
     except subprocess.TimeoutExpired as error:
         raise BundleNotProbed(f"variant {variant.name!r}: the agent took longer than {timeout_s} s") from error
     if done.returncode == 0:
-        found = json.loads(done.stdout)
-        return ProbeResult(found["reference_ratio_ppm"], tuple(found["missing_restrictions"]))
+        try:
+            found = json.loads(done.stdout)
+            return ProbeResult(found["reference_ratio_ppm"], tuple(found["missing_restrictions"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise BundleNotProbed(
+                f"variant {variant.name!r}: {' '.join(agent)} printed something else than a probe's result",
+                hint="install a device-agent of this version",
+            ) from error
     reason, message = _error_of(done.stderr)
     if done.returncode == Unfit.exit_code:
         raise BundleUnfit(f"variant {variant.name!r}: devices would refuse it: {reason}: {message}")
