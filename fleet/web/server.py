@@ -85,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except UnicodeError as error:
+    except (UnicodeError, socket.gaierror) as error:
         raise InvalidUsage(f"--listen: {host!r} is not the name of a host") from error
 
 

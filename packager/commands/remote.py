@@ -7,7 +7,6 @@ import click
 
 from bundle.console import print_result, progress_bar
 from bundle.local_files import read_local_file
-from bundle.trust.updater import MAX_ROOT_BYTES
 from packager.commands.options import JSON_OPTION, REPO_OPTION, ROOT_OPTION
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ def pull_command(url: str, dry_run: bool, is_replacing: bool, repo: Path, root: 
     Exit status: 0 fetched, 2 invalid URL or credentials, 3 a file is missing, damaged or not signed as it must be, 4
     the folder has another publication, or the store is unavailable.
     """
+    from bundle.trust.updater import MAX_ROOT_BYTES
     from packager.remote.pull import pull
     from packager.repository.layout import RepositoryLayout, lock_repository
     from packager.stores.open_store import open_store

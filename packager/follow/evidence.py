@@ -87,7 +87,7 @@ def write_evidence(
                     hashed.update(data)
                     packed.write(data)
 
-                # the census refuses bytes that are no UTF-8, and the file could not hold them
+                # the census refuses bytes that are no UTF-8, which a file of text cannot contain
                 lines = (
                     line
                     for line in source.read(view.plan.family, view.census.since_s)
