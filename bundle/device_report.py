@@ -15,16 +15,14 @@ Rules:
 Pure: the supervisor loads this module without a cryptographic library.
 """
 
-import hashlib
-import re
 from dataclasses import dataclass
 from typing import Final
 
-from bundle import strict_json
 from bundle.errors import Malformed
 from bundle.files import BundleDigest
 from bundle.report_weights import Weight, weigh_reason
-from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
+from bundle.signed_line import LOG_ID_PATTERN, REASON_PATTERN, LineContent, open_line
+from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.report/2"
 SIGNATURE_LABEL: Final = b"airweights device report v2\0"
@@ -34,13 +32,10 @@ STATES: Final = (
     *("checking", "fetching", "patching", "probing", "staged", "swapping", "probation", "committing", "rolling-back"),
 )
 MAX_REPORT_BYTES: Final = 16 * 1024
-LOG_ID_PATTERN: Final = re.compile(r"[0-9a-f]{32}")
-REASON_PATTERN: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*|")
-SIGNATURE_PATTERN: Final = re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceReport:
+class DeviceReport(LineContent):
     """One outcome in a log.
 
     Attributes:
@@ -90,33 +85,13 @@ class DeviceReport:
     agent: str
     runtime: str
 
+    schema = SCHEMA
+    label = SIGNATURE_LABEL
+
     @property
     def is_failure(self) -> bool:
         """Return whether the report counts against its release (bundle.report_weights)."""
         return self.outcome != UPDATED and weigh_reason(self.reason, self.state) is Weight.COUNTS
-
-    def as_json(self) -> dict[str, JSON]:
-        """Return the outcome's fields as a JSON object."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def digest(self) -> str:
-        """Return the digest for the chain: SHA-256 of the canonical fields, in hexadecimal."""
-        return hashlib.sha256(strict_json.encode(self.as_json())).hexdigest()
-
-    def signed_bytes(self, device_id: str) -> bytes:
-        """Return the bytes that the device signs; `device_id` is 64 hexadecimal digits."""
-        return SIGNATURE_LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
-
-    def encode(self, device_id: str, signature: bytes) -> bytes:
-        """Return the report as the device sends it: one line of canonical JSON.
-
-        Args:
-            device_id: id of the device, 64 hexadecimal digits.
-            signature: Ed25519 signature of `signed_bytes`, 64 bytes.
-        """
-        return strict_json.encode(
-            {"schema": SCHEMA, "device_id": device_id, **self.as_json(), "signature": signature.hex()}
-        )
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "DeviceReport":
@@ -180,11 +155,7 @@ def parse_report(data: bytes) -> SignedReport:
         Malformed: the document does not follow its schema.
         TooLarge: the document is longer than MAX_REPORT_BYTES.
     """
-    fields = StrictObject(strict_json.decode(data, what="report", max_bytes=MAX_REPORT_BYTES), "report")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"report.schema: found {schema!r}, expected {SCHEMA!r}")
-    device_id, signature = fields.text("device_id", SHA256_HEX_PATTERN), fields.text("signature", SIGNATURE_PATTERN)
+    fields, device_id, signature = open_line(data, "report", SCHEMA, MAX_REPORT_BYTES)
     report = DeviceReport.parse(fields)
     fields.reject_unknown()
-    return SignedReport(device_id, report, bytes.fromhex(signature))
+    return SignedReport(device_id, report, signature)

@@ -14,14 +14,12 @@ Rules:
 Pure: the supervisor loads this module without a cryptographic library.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from bundle import strict_json
-from bundle.device_report import LOG_ID_PATTERN, REASON_PATTERN, SIGNATURE_PATTERN
 from bundle.errors import Malformed
-from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
+from bundle.signed_line import LOG_ID_PATTERN, REASON_PATTERN, LineContent, open_line
+from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.vital/1"
 SIGNATURE_LABEL: Final = b"airweights device vital v1\0"
@@ -41,7 +39,7 @@ PROBATIONS: Final = ("none", "passed", "untried", "inconclusive")
 
 
 @dataclass(frozen=True, slots=True)
-class Vital:
+class Vital(LineContent):
     """One vital of a device and family.
 
     Attributes:
@@ -96,33 +94,13 @@ class Vital:
     agent: str
     runtime: str
 
+    schema = SCHEMA
+    label = SIGNATURE_LABEL
+
     @property
     def is_failing(self) -> bool:
         """Return whether the release that serves fails: its process ends again and again, or it stopped."""
         return self.release is not None and (self.restarts >= FAILING_RESTARTS or self.state == STOPPED)
-
-    def as_json(self) -> dict[str, JSON]:
-        """Return the vital's fields as a JSON object."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the canonical fields, hexadecimal."""
-        return hashlib.sha256(strict_json.encode(self.as_json())).hexdigest()
-
-    def signed_bytes(self, device_id: str) -> bytes:
-        """Return the bytes that the device signs; `device_id` is 64 hexadecimal digits."""
-        return SIGNATURE_LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
-
-    def encode(self, device_id: str, signature: bytes) -> bytes:
-        """Return the vital as the device sends it: one line of canonical JSON.
-
-        Args:
-            device_id: id of the device, 64 hexadecimal digits.
-            signature: Ed25519 signature of `signed_bytes`, 64 bytes.
-        """
-        return strict_json.encode(
-            {"schema": SCHEMA, "device_id": device_id, **self.as_json(), "signature": signature.hex()}
-        )
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Vital":
@@ -193,11 +171,7 @@ def parse_vital(data: bytes) -> SignedVital:
         Malformed: the document does not follow its schema.
         TooLarge: the document is longer than MAX_VITAL_BYTES.
     """
-    fields = StrictObject(strict_json.decode(data, what="vital", max_bytes=MAX_VITAL_BYTES), "vital")
-    schema = fields.text("schema")
-    if schema != SCHEMA:
-        raise Malformed(f"vital.schema: found {schema!r}, expected {SCHEMA!r}")
-    device_id, signature = fields.text("device_id", SHA256_HEX_PATTERN), fields.text("signature", SIGNATURE_PATTERN)
+    fields, device_id, signature = open_line(data, "vital", SCHEMA, MAX_VITAL_BYTES)
     vital = Vital.parse(fields)
     fields.reject_unknown()
-    return SignedVital(device_id, vital, bytes.fromhex(signature))
+    return SignedVital(device_id, vital, signature)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from bundle.device_report import LOG_ID_PATTERN, DeviceReport
+from bundle.device_report import DeviceReport
 from bundle.errors import Malformed
+from bundle.signed_line import LOG_ID_PATTERN
 from bundle.strict_json import JSON, StrictObject
 
 if TYPE_CHECKING:
