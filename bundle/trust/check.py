@@ -33,20 +33,19 @@ not synced to the disk, and accepts older metadata after both timestamp and snap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from tuf.api.metadata import Root, Signed, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Root, Signed, Timestamp
 
 from bundle.acceptance import CheckContext, VerifiedRelease, accept
 from bundle.errors import (
     Malformed,
-    NoRollout,
     ReleaseWithdrawn,
     TrustStateLost,
     UntrustedMetadata,
 )
-from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
-from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from bundle.plan import MAX_PLAN_BYTES, Plan, parse_plan
-from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
+from bundle.fleet import Fleet
+from bundle.manifest import Manifest
+from bundle.plan import Plan
+from bundle.rollout import Rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.cache_lock import lock_cache
 from bundle.trust.check_request import CheckRequest as CheckRequest
@@ -60,14 +59,10 @@ from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
     REPOSITORY_ID_FIELD,
-    plan_target,
     release_role,
-    release_target,
     rollout_role,
-    rollout_target,
 )
 from bundle.trust.role_versions import (
-    channel_unknown,
     check_not_older,
     family_unknown,
     find_delegation,
@@ -75,6 +70,7 @@ from bundle.trust.role_versions import (
     role_version,
 )
 from bundle.trust.sightings import update_sightings
+from bundle.trust.signed_documents import SignedDocuments
 from bundle.trust.trust_state import TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 from bundle.trust.validators import FetchIfChanged
@@ -182,6 +178,7 @@ class TrustSession:
             self._current_time,
             on_timestamp,
         )
+        self._documents = SignedDocuments(self._updater, request)
         self._repository_id = ""
         self._time_floor = self.trust_state.time_floor
 
@@ -235,16 +232,16 @@ class TrustSession:
             OSError: the trust state cannot be written.
         """
         self._require_delegations()
-        rollout = self._read_rollout()
-        manifest_target = self._find_manifest(rollout)
-        fleet = self._read_fleet()
+        rollout = self._documents.read_rollout()
+        manifest_target = self._documents.find_manifest(rollout)
+        fleet = self._documents.read_fleet()
         times = self._signed_times()
         self._time_floor = raise_floor(self._time_floor, times.issued_at_s, times.floor_limits_s, self._request.clock)
         self._save_metadata(self._delegated_roles)
         if manifest_target is None:
             raise _release_withdrawn(rollout, self._request)
-        manifest = self._read_manifest(manifest_target)
-        return self._accept(manifest, rollout, fleet, self._read_plan(), times.expires_at_s)
+        manifest = self._documents.read_manifest(manifest_target)
+        return self._accept(manifest, rollout, fleet, self._documents.read_plan(), times.expires_at_s)
 
     def verify_fleet(self) -> Fleet:
         """Return the verified fleet document, for a repository that has no rollout yet. Call `refresh` first.
@@ -254,7 +251,7 @@ class TrustSession:
             Refused: the document or its role is wrong, as in `verify_release`.
             Unavailable: the document or its role cannot be fetched, or has expired.
         """
-        return self._read_fleet()
+        return self._documents.read_fleet()
 
     @property
     def expected_repository_id(self) -> str:
@@ -345,56 +342,8 @@ class TrustSession:
                 "both copies of the trust state are lost, and the repository is not an online one",
                 hint="run one check against the online repository, or restore the device directory from a backup",
             )
-        self._check_pack_role("timestamp")
-        self._check_pack_role("snapshot")
-
-    def _check_pack_role(self, role: str) -> None:
-        check_pack_role(role, self._updater.verified_document(role), self._updater.root, self._request.metadata_url)
-
-    def _read_rollout(self) -> Rollout:
-        request = self._request
-        target = self._find_target(rollout_role(request.family), rollout_target(request.family, request.channel))
-        if target is None:
-            raise channel_unknown(self._updater, rollout_role(request.family), request.family, request.channel)
-        data = self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
-        rollout = parse_rollout(data)
-        self._check_pack_role(rollout_role(request.family))
-        return rollout
-
-    def _find_manifest(self, rollout: Rollout) -> TargetFile | None:
-        """Return the target of the release that the rollout names, or None if it is not listed."""
-        family = self._request.family
-        return self._find_target(release_role(family), release_target(family, rollout.version))
-
-    def _read_manifest(self, target: TargetFile) -> Manifest:
-        return parse_manifest(self._read_target(target, f"{self._request.family}.manifest.json", MAX_MANIFEST_BYTES))
-
-    def _read_plan(self) -> Plan | None:
-        """Return the plan that the release role lists for the channel, or None."""
-        family, channel = self._request.family, self._request.channel
-        target = self._find_target(release_role(family), plan_target(family, channel))
-        if target is None:
-            return None
-        return parse_plan(self._read_target(target, f"{family}.{channel}.plan.json", MAX_PLAN_BYTES))
-
-    def _read_fleet(self) -> Fleet:
-        target = self._find_target(FLEET_ROLE, FLEET_TARGET)
-        if target is None:
-            raise NoRollout("the repository has no fleet document yet")
-        return parse_fleet(self._read_target(target, "fleet.json", MAX_FLEET_BYTES))
-
-    def _find_target(self, role: str, name: str) -> TargetFile | None:
-        with translate_errors(self._updater):
-            found = self._updater.get_targetinfo(name)
-            self._updater.load_delegated(role)
-        listed = self._updater.verified_document(role)
-        assert isinstance(listed, Targets)
-        if found is not None and listed.targets.get(name) != found:
-            raise UntrustedMetadata(f"{name!r} is listed by another role than {role!r}")
-        return found
-
-    def _read_target(self, target: TargetFile, name: str, max_bytes: int) -> bytes:
-        return self._updater.read_target(target, self._request.cache_dir / "documents" / name, max_bytes)
+        for role in ("timestamp", "snapshot"):
+            check_pack_role(role, self._updater.verified_document(role), self._updater.root, self._request.metadata_url)
 
     def _read_counter_epoch(self) -> int:
         delegation = find_delegation(self._updater, release_role(self._request.family))
