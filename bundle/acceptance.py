@@ -21,9 +21,8 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from bundle.envelope_shard import MAX_RECORD_ENVELOPE_BYTES
 from bundle.errors import (
     AgentTooOld,
     Bug,
@@ -34,12 +33,15 @@ from bundle.errors import (
     WrongChannel,
 )
 from bundle.fleet import Fleet, parse_fleet
+from bundle.key_sizes import MAX_ENVELOPE_BYTES
 from bundle.manifest import Manifest, parse_manifest
-from bundle.plan import Plan, check_inside_plan, parse_plan
 from bundle.ramp import allowed_share, describe_wait, ramp_bucket
 from bundle.rollout import Rollout, bucket, parse_rollout
 from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObject, decode, encode
 from bundle.version import parse_dotted_version
+
+if TYPE_CHECKING:
+    from bundle.plan import Plan  # most channels have none: loaded with the first one
 
 MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the context
 
@@ -110,7 +112,7 @@ class VerifiedRelease:
     rollout: Rollout
     fleet: Fleet
     context: CheckContext
-    plan: Plan | None
+    plan: "Plan | None"
     floor: ReleaseCounter
     _proof: object = field(repr=False, compare=False)
     content_envelope: str = ""
@@ -178,12 +180,10 @@ class VerifiedRelease:
                 timestamp_version=facts.integer("timestamp_version"),
                 seen_s=facts.integer("seen_s"),
             ),
-            plan=None if plan is None else parse_plan(encode(plan)),
+            plan=None if plan is None else _parse_plan(plan),
             floor=parse_counter(fields.object("floor")),
             _proof=_ACCEPTANCE_PROOF,
-            content_envelope=fields.text(
-                "content_envelope", ENVELOPE_PATTERN, max_length=2 * MAX_RECORD_ENVELOPE_BYTES
-            ),
+            content_envelope=fields.text("content_envelope", ENVELOPE_PATTERN, max_length=2 * MAX_ENVELOPE_BYTES),
         )
         facts.reject_unknown()
         fields.reject_unknown()
@@ -219,7 +219,7 @@ def accept(
     floor: ReleaseCounter,
     known_releases: Mapping[ReleaseCounter, str],
     agent_version: str,
-    plan: Plan | None = None,
+    plan: "Plan | None" = None,
 ) -> VerifiedRelease:
     """Apply the acceptance rules to authentic documents and return the proof.
 
@@ -270,6 +270,8 @@ def accept(
             hint="update the agent, then retry",
         )
     if plan is not None:
+        from bundle.plan import check_inside_plan
+
         check_inside_plan(plan, rollout)
     risen = max(floor, ReleaseCounter(context.counter_epoch, manifest.min_counter))
     return VerifiedRelease(manifest, rollout, fleet, context, plan, risen, _ACCEPTANCE_PROOF)
@@ -315,6 +317,12 @@ def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now
 
 def _utc(unix_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(unix_s))
+
+
+def _parse_plan(value: JSON) -> "Plan":
+    from bundle.plan import parse_plan
+
+    return parse_plan(encode(value))
 
 
 def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel: str) -> None:

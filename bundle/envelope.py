@@ -26,14 +26,13 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from bundle import strict_json
 from bundle.errors import KeyCommitmentMismatch, Malformed, NotAuthentic
 from bundle.frames import KEY_BYTES, Secret
-from bundle.key_sizes import MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
+from bundle.key_sizes import MAX_ENVELOPE_BYTES, MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
 from bundle.key_sizes import MLKEM_SEED_BYTES as MLKEM_SEED_BYTES
 from bundle.key_sizes import PUBLIC_BYTES as PUBLIC_BYTES
 from bundle.repository_paths import envelope_name as envelope_name
 
 MAGIC: Final = b"AWENVEL1"
 ENCAPSULATION_BYTES: Final = 1120
-MAX_ENVELOPE_BYTES: Final = 4096
 
 CONTENT_KEY_PURPOSE: Final = "airweights content key v1"
 COHORT_KEY_PURPOSE: Final = "airweights cohort key v1"

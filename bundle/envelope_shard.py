@@ -20,12 +20,12 @@ from itertools import pairwise
 from typing import Final
 
 from bundle.errors import NotFound, ShardMalformed, ShardMismatch, ShardTooLarge, ShardTruncated, ShardUnsorted
+from bundle.key_sizes import MAX_ENVELOPE_BYTES
+from bundle.repository_paths import SORT_KEY_BYTES, key_of
 
 MAGIC: Final = b"AWSHARD1"
 MAX_SHARD_BYTES: Final = 512 * 1024
-MAX_RECORD_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 NAME_BYTES: Final = 32
-KEY_BYTES: Final = 8
 HEAD_BYTES: Final = 3328  # first range: header and index of the fullest shard of cohort envelopes, 409 records
 _HEADER: Final = struct.Struct(">8sII")
 _KEY: Final = struct.Struct(">Q")
@@ -66,7 +66,7 @@ class ShardIndex:
             position = self.keys.index(key_of(name))
         except ValueError as error:
             raise NotFound(f"envelope shard: none of {len(self.keys)} records is {name[:16]}…") from error
-        return _HEADER.size + KEY_BYTES * len(self.keys) + position * self.record_bytes
+        return _HEADER.size + SORT_KEY_BYTES * len(self.keys) + position * self.record_bytes
 
     def check_total(self, found_bytes: int) -> None:
         """Check the size of the shard's file.
@@ -85,24 +85,9 @@ class ShardIndex:
             raise ShardMalformed(text)
 
 
-def key_of(name: str) -> int:
-    """Return the first 8 bytes of an envelope's name, in hexadecimal, as an integer."""
-    return int(name[: 2 * KEY_BYTES], 16)
-
-
-def shard_of(name: str, shards: int) -> int:
-    """Return the number of the shard that contains a name.
-
-    Args:
-        name: name of the envelope, in hexadecimal.
-        shards: number of shards.
-    """
-    return key_of(name) * shards >> 64
-
-
 def max_records(envelope_bytes: int) -> int:
     """Return how many records a shard has at most."""
-    return (MAX_SHARD_BYTES - _HEADER.size) // (KEY_BYTES + NAME_BYTES + envelope_bytes)
+    return (MAX_SHARD_BYTES - _HEADER.size) // (SORT_KEY_BYTES + NAME_BYTES + envelope_bytes)
 
 
 def encode_shard(envelopes: Mapping[str, bytes]) -> bytes:
@@ -144,7 +129,7 @@ def parse_index(head: bytes) -> ShardIndex:
     if len(head) < _HEADER.size:
         raise ShardTruncated(f"envelope shard: ends at byte {len(head)}, within its header")
     magic, count, envelope_bytes = _HEADER.unpack_from(head)
-    if magic != MAGIC or not 0 < envelope_bytes <= MAX_RECORD_ENVELOPE_BYTES or not count:
+    if magic != MAGIC or not 0 < envelope_bytes <= MAX_ENVELOPE_BYTES or not count:
         raise ShardMalformed(
             f"envelope shard: found {magic!r}, {count} records of {envelope_bytes} bytes, expected {MAGIC!r}"
         )
@@ -152,7 +137,7 @@ def parse_index(head: bytes) -> ShardIndex:
         raise ShardTooLarge(
             f"envelope shard: {count} records of {envelope_bytes} bytes, at most {MAX_SHARD_BYTES} bytes are allowed"
         )
-    end = _HEADER.size + KEY_BYTES * count
+    end = _HEADER.size + SORT_KEY_BYTES * count
     if len(head) < end:
         raise ShardTruncated(f"envelope shard: ends at byte {len(head)}, its index ends at {end}")
     keys = tuple(row[0] for row in _KEY.iter_unpack(head[_HEADER.size : end]))
@@ -202,7 +187,7 @@ def decode_shard(shard: bytes) -> dict[str, bytes]:
     index = parse_index(shard)
     index.check_total(len(shard))
     out = {}
-    position = _HEADER.size + KEY_BYTES * len(index.keys)
+    position = _HEADER.size + SORT_KEY_BYTES * len(index.keys)
     for key in index.keys:
         record = shard[position : position + index.record_bytes]
         name = record[:NAME_BYTES].hex()
@@ -214,7 +199,7 @@ def decode_shard(shard: bytes) -> dict[str, bytes]:
 
 
 def _shard_bytes(count: int, envelope_bytes: int) -> int:
-    return _HEADER.size + count * (KEY_BYTES + NAME_BYTES + envelope_bytes)
+    return _HEADER.size + count * (SORT_KEY_BYTES + NAME_BYTES + envelope_bytes)
 
 
 def _check_ascending(keys: tuple[int, ...]) -> None:

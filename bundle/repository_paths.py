@@ -6,12 +6,11 @@ Pure: the device's supervisor builds these paths without loading a cryptographic
 import hashlib
 from typing import Final
 
-from bundle.envelope_shard import shard_of
-
 METADATA_FOLDER: Final = "metadata"
 TARGETS_FOLDER: Final = "targets"
 SHARDS_FOLDER: Final = "envelopes/"
 NAME_LABEL: Final = b"airweights envelope name v1"
+SORT_KEY_BYTES: Final = 8  # of an envelope's name, by which shards and their records are sorted
 
 
 def blob_path(sha256: str) -> str:
@@ -39,6 +38,21 @@ def cohort_shard_path(cohort: str, epoch: int, shards: int, name: str) -> str:
         name: name of the envelope, from `envelope_name`.
     """
     return f"envelopes/cohorts/{cohort}/{epoch}/{shards}-{shard_of(name, shards)}"
+
+
+def key_of(name: str) -> int:
+    """Return the first 8 bytes of an envelope's name, in hexadecimal, as an integer."""
+    return int(name[: 2 * SORT_KEY_BYTES], 16)
+
+
+def shard_of(name: str, shards: int) -> int:
+    """Return the number of the shard that contains a name.
+
+    Args:
+        name: name of the envelope, in hexadecimal.
+        shards: number of shards.
+    """
+    return key_of(name) * shards >> 64
 
 
 def family_archive_path(family: str, snapshot: int, base: int) -> str:

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from bundle.key_sizes import MAX_ENVELOPE_BYTES
+
 FOLDER_NAME: Final = "envelopes"
-MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 
 
 class CohortEnvelopes:

@@ -21,15 +21,13 @@ from bundle.envelope_shard import (
     MAX_SHARD_BYTES,
     decode_shard,
     encode_shard,
-    key_of,
     max_records,
     parse_index,
-    shard_of,
 )
 from bundle.errors import AirweightsError
 from bundle.fleet import MAX_SHARDS, Cohort
 from bundle.key_sizes import PRIVATE_BYTES
-from bundle.repository_paths import cohort_shard_path
+from bundle.repository_paths import cohort_shard_path, key_of, shard_of
 from packager.errors import RepositoryDamaged, StagingInvalid
 from packager.repository.repository import Repository
 
