@@ -44,7 +44,8 @@ def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
     from device_agent.errors import ConfigInvalid, ProbeInconclusive
     from device_agent.process.jail import JailPolicy
     from device_agent.process.worker_process import missing_restrictions
-    from device_agent.runtime.handles import BundleFds, run_probe_process
+    from device_agent.runtime.bundle_fds import BundleFds
+    from device_agent.runtime.probe_runner import run_probe_process
     from device_agent.update.probe_client import probe_error
 
     try:

@@ -6,11 +6,13 @@ only grows. Durations of phases are summaries without quantiles: a device update
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from device_agent.policy.attempt import DOWNTIME, Outcome, UpdateResult
 from device_agent.policy.download_bytes import DownloadKind
-from device_agent.runtime.probe_runner import ProbeReport
+
+if TYPE_CHECKING:
+    from device_agent.runtime.probe_runner import ProbeReport  # not in memory at rest
 
 METRIC_PREFIX: Final = "airweights_"
 SWAP_RESULTS: Final = {Outcome.UPDATED: "committed", Outcome.ROLLED_BACK: "rolled-back"}
@@ -57,7 +59,7 @@ class UpdateMetrics:
         if attempt.swap_us is not None:
             self._last_switch_us = attempt.swap_us
 
-    def record_probe(self, report: ProbeReport | None) -> None:
+    def record_probe(self, report: "ProbeReport | None") -> None:
         """Store the fidelity of the last candidate whose probe passed; None is ignored."""
         if report is not None and report.worst_relative_rms_ppm is not None:
             self._fidelity_ppm = report.worst_relative_rms_ppm

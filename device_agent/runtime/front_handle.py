@@ -4,7 +4,7 @@ import os
 import select
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from device_agent.errors import DrainTimeout
 from device_agent.host.meters import ProcessMeter
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
+from device_agent.runtime.front_counters import RepeatStats, ShadowStats, WindowStats
 from device_agent.runtime.listening_socket import listen_on
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
 from device_agent.runtime.oip import PLATFORMS, max_request_bytes, model_metadata
@@ -59,83 +60,6 @@ class ServeConfig:
     wait_s: float = 10.0
     response_deadline_s: float = 60.0
     jail: JailPolicy = field(default_factory=JailPolicy)
-
-
-@dataclass(frozen=True, slots=True)
-class WindowStats:
-    """Counters of one generation since it became the current one.
-
-    Attributes:
-        seconds: time since then.
-        requests: requests with a response of any status.
-        client_errors: responses with a 4xx status, which are not the model's fault.
-        errors: responses with a 5xx status: inference failed, took too long, or crashed the process twice.
-        nan: responses with NaN or infinity, if neither the inputs nor the golden outputs have any.
-        crashes: crashes of its process.
-        p50_us, p95_us: microseconds in the model process, of successful requests; None if there were none.
-        total_p50_us, total_p95_us: microseconds since the request's arrival at the front, waiting included.
-        in_flight: requests that the process has now.
-        oldest_in_flight_s: seconds since the oldest of them was sent to the process.
-    """
-
-    seconds: float = 0.0
-    requests: int = 0
-    client_errors: int = 0
-    errors: int = 0
-    nan: int = 0
-    crashes: int = 0
-    p50_us: int | None = None
-    p95_us: int | None = None
-    total_p50_us: int | None = None
-    total_p95_us: int | None = None
-    in_flight: int = 0
-    oldest_in_flight_s: float = 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the counters for `status` and the journal."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class ShadowStats:
-    """Counters of a candidate in shadow mode.
-
-    Attributes:
-        compared: requests that both models completed.
-        agreed: those with agreeing outputs (device_agent.runtime.comparison).
-        errors: requests that failed on the candidate only.
-        nan: responses of the candidate with NaN or infinity.
-        worst_ppm: largest relative RMS difference, in parts per million.
-        crashes: 1 after its process has ended.
-    """
-
-    compared: int = 0
-    agreed: int = 0
-    errors: int = 0
-    nan: int = 0
-    worst_ppm: int = 0
-    crashes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RepeatStats:
-    """Counters of the bad responses of a generation (device_agent.front.repeats).
-
-    Attributes:
-        kinds: [seen, repeated, confirmed, distinct inputs among the confirmed] by kind.
-        waiting: requests that were not repeated yet.
-        needs_process: a repeat is due, and no process for it is connected.
-        is_hung: the process of the generation hangs and should be ended.
-        losses: ends of the process.
-        crashes_without_request: those without a request that could be to blame.
-    """
-
-    kinds: dict[str, list[int]] = field(default_factory=dict)
-    waiting: int = 0
-    needs_process: bool = False
-    is_hung: bool = False
-    losses: int = 0
-    crashes_without_request: int = 0
 
 
 class FrontHandle:

@@ -6,53 +6,32 @@ Rules:
 - The intent is recorded before the action, and a rejection before anything is undone. If a record cannot be written,
   the decision was not made: recovery continues from the last durable state.
 - The process that has the lock of the device directory is the only writer: its main thread, and threads of the control
-  socket, which write the pause flag and clear the quarantine. Other processes open the journal for
-  reading, also while the daemon runs.
+  socket, which write the pause flag and clear the quarantine. Other processes open the journal for reading, also while
+  the daemon runs.
+- device_agent.storage.device_records writes the records that belong to no attempt.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
 `machine/metered`, `machine/variant-measurements`, `machine/log`, `machine/vital`, `machine/sent`, `bundle/DIGEST`,
-`quarantine/DIGEST:RUNTIME`,
-`crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
+`quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
 from device_agent.errors import CrashLoop, system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
 from device_agent.policy.followed_rollout import FollowedRollout
-from device_agent.policy.journal_records import (
-    BundlePointers,
-    BundleRecord,
-    MeteredRecord,
-    PersistentState,
-    QuarantineRecord,
-    TpmCounterRecord,
-)
-from device_agent.policy.outcome_report import MAX_REPORTS, next_report
-from device_agent.policy.sent_position import SentPosition
+from device_agent.policy.journal_records import BundlePointers, BundleRecord, QuarantineRecord
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State, next_state, recovery_state
-from device_agent.policy.variant_choice import VariantMeasurements
 from device_agent.storage.device_directory import DeviceDirectory
-from device_agent.storage.journal_reader import MAX_HISTORY_ROWS, JournalReader
-
-if TYPE_CHECKING:
-    from bundle.vital import Vital  # not in memory at rest
+from device_agent.storage.device_records import DeviceRecords
+from device_agent.storage.journal_reader import MAX_HISTORY_ROWS
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class Journal(JournalReader):
+class Journal(DeviceRecords):
     """The open journal of one family.
 
     Args:
@@ -64,10 +43,6 @@ class Journal(JournalReader):
         JournalDamaged: a record or the file is damaged. Any method can raise it.
         JournalUnreadable: the file cannot be opened or written, or has another schema. Any method can raise it.
     """
-
-    def __init__(self, path: Path, *, read_only: bool = False, now_ms: Callable[[], int] = _now_ms) -> None:
-        super().__init__(path, read_only=read_only)
-        self._now_ms = now_ms
 
     def begin_attempt(self, trigger: str) -> Attempt:
         """Start an attempt in CHECKING; `trigger` is "poll", "operator" or "start"."""
@@ -144,12 +119,6 @@ class Journal(JournalReader):
         with self._records.transaction():
             return self._move(replace(attempt, rejection=rejection), event)
 
-    def store_bundle(self, bundle: BundleRecord) -> None:
-        """Record a bundle if its record changed: patches were added, or a newer release has the same bundle."""
-        if self.bundle(bundle.digest) != bundle:
-            with self._records.transaction():
-                self._records.put("bundle", bundle.digest, bundle.as_json())
-
     def stage(self, attempt: Attempt) -> UpdateResult:
         """Record the probed candidate as STAGED; the attempt stays open until the daemon starts."""
         with self._records.transaction():
@@ -178,7 +147,7 @@ class Journal(JournalReader):
             if pointers.candidate is not None:
                 before = pointers.active if pointers.active != pointers.candidate else pointers.previous
                 self._records.put("machine", "pointers", BundlePointers(pointers.candidate, before, None).as_json())
-                self._delete_crash_counts(pointers.candidate)
+                self.delete_crash_counts(pointers.candidate)
                 self._clear_older_quarantine(attempt.counter)
             probation = attempt.probation
             reason = "" if probation is None or probation.is_passed else probation.verdict.value
@@ -203,7 +172,7 @@ class Journal(JournalReader):
             if attempt.target is not None and rejection is not None and rejection.quarantines:
                 row = QuarantineRecord(attempt.target, runtime, attempt.counter, rejection.reason, self._now_ms())
                 self._records.put("quarantine", f"{attempt.target}:{runtime}", row.as_json())
-                self._delete_crash_counts(attempt.target)
+                self.delete_crash_counts(attempt.target)
                 pointers = replace(pointers, candidate=None)
             self._records.put("machine", "pointers", pointers.as_json())
             if rejection is None:
@@ -253,84 +222,6 @@ class Journal(JournalReader):
                 self._records.put("machine", "state", {"state": now.value})
             return found, now
 
-    def update_persistent_state(self, change: Callable[[PersistentState], PersistentState]) -> PersistentState:
-        """Change the persistent state and return it; an equal state is not written.
-
-        Another thread may change another part of it at the same time, with a connection of its own.
-        """
-        before = self.persistent_state
-        if change(before) == before:
-            return before
-        with self._records.transaction():
-            after = change(self.persistent_state)
-            self._records.put("machine", "persistent-state", after.as_json())
-        return after
-
-    def record_tpm_counter(self, tpm_counter: TpmCounterRecord) -> None:
-        """Record the expected TPM counter; an equal record is not written."""
-        if tpm_counter != self.tpm_counter:
-            with self._records.transaction():
-                self._records.put("machine", "tpm-counter", tpm_counter.as_json())
-
-    def record_metered(self, metered: MeteredRecord) -> None:
-        """Record the bytes that attempts received for a candidate; an equal record is not written."""
-        if metered != self.metered:
-            with self._records.transaction():
-                self._records.put("machine", "metered", metered.as_json())
-
-    def record_variant_measurements(self, measured: VariantMeasurements) -> None:
-        """Record what the device measured of the family's variants; an equal record is not written."""
-        if measured != self.variant_measurements:
-            with self._records.transaction():
-                self._records.put("machine", "variant-measurements", measured.as_json())
-
-    def open_log(self) -> str:
-        """Return the log of reports and vitals; the first call begins it."""
-        found = self.log_id()
-        if found is not None:
-            return found
-        with self._records.transaction():
-            return self._begin_log()
-
-    def record_vital(self, vital: "Vital") -> None:
-        """Record the newest vital, which is sent until the collector has it or a newer one is made."""
-        with self._records.transaction():
-            self._records.put("machine", "vital", {"vital": vital.as_json(), "made_ms": self._now_ms()})
-
-    def record_sent(self, position: SentPosition) -> None:
-        """Record what the collector has; an equal record is not written."""
-        if position != self.sent_position:
-            with self._records.transaction():
-                self._records.put("machine", "sent", position.as_json())
-
-    def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
-        """Fill an empty journal with the bundles found in the store.
-
-        Args:
-            bundles: records read from the sealed bundles.
-            pointers: the pointers to record.
-        """
-        with self._records.transaction():
-            for bundle in bundles:
-                self._records.put("bundle", bundle.digest, bundle.as_json())
-            self._records.put("machine", "pointers", pointers.as_json())
-
-    def clear_quarantine(self, digest: BundleDigest | None = None) -> int:
-        """Clear the quarantine of one bundle, or of all if `digest` is None; return the number of rows."""
-        with self._records.transaction():
-            rows = [q for q in self.quarantine_records() if digest in (None, q.digest)]
-            for row in rows:
-                self._records.delete("quarantine", f"{row.digest}:{row.runtime}")
-                self._delete_crash_counts(row.digest)
-            return len(rows)
-
-    def delete_unreferenced(self, keep: frozenset[BundleDigest]) -> None:
-        """Delete the records of all bundles that are not in `keep`."""
-        with self._records.transaction():
-            for bundle in self.bundles():
-                if bundle.digest not in keep:
-                    self._records.delete("bundle", bundle.digest)
-
     # parts of a transaction
 
     def _move(self, attempt: Attempt, event: Event) -> Attempt:
@@ -365,17 +256,15 @@ class Journal(JournalReader):
         return result
 
     def _append_report(self, result: UpdateResult) -> None:
+        from bundle.device_report import DeviceReport  # not in memory at rest
+        from device_agent.policy.outcome_report import MAX_REPORTS, next_report
+
         newest = self._records.last("report", 1)
         before = DeviceReport.parse(newest[0]) if newest else None
-        report = next_report(result, before, runtime_version(), lambda: self.log_id() or self._begin_log())
+        report = next_report(result, before, runtime_version(), lambda: self.log_id() or self.begin_log())
         if report is not None:
             self._records.put("report", f"{report.sequence:012d}", report.as_json())
             self._records.keep_last("report", MAX_REPORTS)
-
-    def _begin_log(self) -> str:
-        log = os.urandom(16).hex()
-        self._records.put("machine", "log", {"log": log})
-        return log
 
     def _find_same_kind(self, result: UpdateResult) -> UpdateResult | None:
         """Find the row that failed in the same way since the last change of what serves.
@@ -407,9 +296,6 @@ class Journal(JournalReader):
         for row in self.quarantine_records():
             if row.counter < counter:
                 self._records.delete("quarantine", f"{row.digest}:{row.runtime}")
-
-    def _delete_crash_counts(self, digest: BundleDigest) -> None:
-        self._records.delete_prefix("crashes", f"{digest}:")
 
 
 @contextmanager

@@ -6,8 +6,8 @@ Each property reads the record anew. device_agent.storage.journal lists the reco
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bundle.device_report import LOG_ID_PATTERN, DeviceReport
 from bundle.files import BundleDigest
+from bundle.signed_line import LOG_ID_PATTERN
 from device_agent.policy.attempt import Attempt, UpdateResult
 from device_agent.policy.journal_records import (
     BundlePointers,
@@ -17,13 +17,14 @@ from device_agent.policy.journal_records import (
     QuarantineRecord,
     TpmCounterRecord,
 )
-from device_agent.policy.sent_position import SentPosition
 from device_agent.policy.state_machine import State
 from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements
 from device_agent.storage.database import RecordDatabase
 
 if TYPE_CHECKING:
-    from bundle.vital import Vital  # not in memory at rest
+    from bundle.device_report import DeviceReport  # these are not in memory at rest
+    from bundle.vital import Vital
+    from device_agent.policy.sent_position import SentPosition
 
 MAX_HISTORY_ROWS: Final = 200
 
@@ -106,8 +107,10 @@ class JournalReader:
         return None if row is None else (Vital.parse(row.object("vital")), row.integer("made_ms"))
 
     @property
-    def sent_position(self) -> SentPosition | None:
+    def sent_position(self) -> "SentPosition | None":
         """Return what the collector has, as its last answer said, or None before the first answer."""
+        from device_agent.policy.sent_position import SentPosition  # not in memory at rest
+
         row = self._records.get("machine", "sent")
         return None if row is None else SentPosition.parse(row)
 
@@ -118,6 +121,8 @@ class JournalReader:
 
     def unsent_lines(self) -> "tuple[SentPosition, list[DeviceReport], Vital | None]":
         """Return what the collector has, and the reports and the vital that it does not have."""
+        from device_agent.policy.sent_position import SentPosition  # not in memory at rest
+
         log, position, newest = self.log_id(), self.sent_position, self.newest_vital
         if log is None:
             return SentPosition("0" * 32), [], None
@@ -163,6 +168,8 @@ class JournalReader:
         """Return up to `limit` finished attempts, the newest first."""
         return tuple(UpdateResult.parse(row) for row in self._records.last("history", limit))
 
-    def reports(self) -> tuple[DeviceReport, ...]:
+    def reports(self) -> "tuple[DeviceReport, ...]":
         """Return the stored reports of the device, the oldest first."""
+        from bundle.device_report import DeviceReport  # not in memory at rest
+
         return tuple(DeviceReport.parse(row) for row in self._records.all("report"))

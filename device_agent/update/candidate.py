@@ -49,7 +49,6 @@ from device_agent.policy.probation import (
     judge_probation,
     summarize_probation,
 )
-from device_agent.policy.probation_progress import ProbationProgress
 from device_agent.policy.serving_counts import ProbationSummary, ServingObservation
 from device_agent.policy.shadow_judge import judge_shadow
 from device_agent.runtime.admission import Admission, decide_admission
@@ -356,6 +355,8 @@ class Candidate:
         needed_requests: int,
         unit: str = "requests",
     ) -> None:
+        from device_agent.policy.probation_progress import ProbationProgress  # not in memory at rest
+
         left_s = max(0, ceil(limits.window_s - elapsed_s))
         self._context.on_probation(ProbationProgress(candidate.bundle.version, requests, needed_requests, left_s, unit))
 

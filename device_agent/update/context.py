@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
@@ -15,13 +15,15 @@ from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollba
 from device_agent.policy.app_verdicts import AppVerdicts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
-from device_agent.policy.probation_progress import ProbationProgress
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal
 from device_agent.update.probe_client import ProbeClient
 from device_agent.workers.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from device_agent.policy.probation_progress import ProbationProgress  # not in memory at rest
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class UpdateContext:
     other_families: Callable[[], Sequence[FamilyServing]] = lambda: ()
     app_verdicts: AppVerdicts = field(default_factory=lambda: AppVerdicts(()))
     interruption: Interruption = field(default_factory=Interruption)
-    on_probation: Callable[[ProbationProgress | None], None] = lambda _progress: None
+    on_probation: "Callable[[ProbationProgress | None], None]" = lambda _progress: None
 
     @property
     def device_journal(self) -> Journal:

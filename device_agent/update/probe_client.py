@@ -10,7 +10,7 @@ Rules:
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundle.contract import Contract
 from bundle.errors import Unfit
@@ -18,10 +18,12 @@ from bundle.files import BundleDigest
 from bundle.variant import Variant
 from device_agent.errors import ProbeInconclusive, TooMuchMemory, TooSlow, unfit_class
 from device_agent.process.jail import JailPolicy
-from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, run_probe_process
-from device_agent.runtime.probe_runner import PROBE_NICENESS
+from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import Generation
 from device_agent.workers.worker_pool import WorkerPool
+
+if TYPE_CHECKING:
+    from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport  # not in memory at rest
 
 RELATIVE_REASONS: Final = (TooSlow.reason, TooMuchMemory.reason)
 
@@ -42,7 +44,7 @@ class ProbeClient:
     def __init__(self, threads: int, *, allow_unjailed: bool, on_idle: Callable[[], None] | None = None) -> None:
         self._on_idle = on_idle
         self.threads = threads
-        self._jail = JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=allow_unjailed)
+        self._allow_unjailed = allow_unjailed
         self._baselines: dict[BundleDigest, ProbeBaseline] = {}
         self.last_report: ProbeReport | None = None
 
@@ -54,7 +56,7 @@ class ProbeClient:
         workers: WorkerPool,
         *,
         measures_ratio: bool = False,
-    ) -> ProbeReport:
+    ) -> "ProbeReport":
         """Probe a candidate against the running model.
 
         Args:
@@ -105,17 +107,19 @@ class ProbeClient:
         self,
         fds: BundleFds,
         variant: Variant,
-        baseline: ProbeBaseline | None,
+        baseline: "ProbeBaseline | None",
         *,
         compares_outputs: bool = True,
         measures_ratio: bool = False,
-    ) -> ProbeReport:
+    ) -> "ProbeReport":
+        from device_agent.runtime.probe_runner import PROBE_NICENESS, run_probe_process  # not in memory at rest
+
         return run_probe_process(
             fds,
             variant.require_model().contract,
             variant.health,
             baseline,
-            self._jail,
+            JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=self._allow_unjailed),
             threads=self.threads,
             compares_outputs=compares_outputs,
             measures_ratio=measures_ratio,
@@ -124,7 +128,7 @@ class ProbeClient:
 
     def _measure_running(
         self, running: Generation, workers: WorkerPool, candidate_fds: BundleFds, candidate: Variant
-    ) -> ProbeBaseline | None:
+    ) -> "ProbeBaseline | None":
         fds = workers.patcher.unseal(running.bundle)
         try:
             same_inputs, compares_outputs = fds, True
@@ -144,7 +148,7 @@ def _contracts(variant: Variant) -> tuple[Contract, ...]:
     return tuple(model.contract for model in variant.models)
 
 
-def probe_error(report: ProbeReport) -> Unfit:
+def probe_error(report: "ProbeReport") -> Unfit:
     """Return the error of a failed probe: the written class with the report's reason.
 
     Raises:

@@ -18,7 +18,6 @@ from device_agent.process.channel import Message
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.probe_runner import PROBE_NICENESS
 from device_agent.storage.adapter_store import ADAPTER_DIRECTORY_NAME
 
 PROBE_MODULE: Final = "device_agent.workers.probe"
@@ -74,6 +73,8 @@ def check_adapter(
 def _call_probe(
     fds: BundleFds, variant: Variant, golden: tuple[int, ...], tolerance_ppm: int, allow_unjailed: bool
 ) -> Message:
+    from device_agent.runtime.probe_runner import PROBE_NICENESS  # not in memory at rest
+
     deadline_s = variant.health.probe_deadline_s
     jail = JailPolicy("probe", nice=PROBE_NICENESS, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
     value, files = fds.to_message()

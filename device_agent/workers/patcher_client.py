@@ -12,14 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
 from device_agent.config.config import Config
 from device_agent.errors import StoreDamaged
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import MAX_FDS, Message
-from device_agent.process.worker_process import parse_reply
+from device_agent.process.replies import parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
 from device_agent.storage.bundle_store import BundleStore, sync_directory
@@ -35,7 +34,8 @@ from device_agent.workers.adapter_check import with_adapter
 from device_agent.workers.worker_processes import WorkerProcesses
 
 if TYPE_CHECKING:
-    from bundle.vital import Vital  # not in memory at rest
+    from bundle.device_report import DeviceReport  # these are not in memory at rest
+    from bundle.vital import Vital
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ class PatcherClient:
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
             return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
 
-    def sign_lines(self, device_id: str, reports: Sequence[DeviceReport], vitals: "Sequence[Vital]") -> list[bytes]:
+    def sign_lines(self, device_id: str, reports: "Sequence[DeviceReport]", vitals: "Sequence[Vital]") -> list[bytes]:
         """Return the signed lines of reports and vitals, in this order.
 
         Args:
