@@ -1,9 +1,10 @@
 """A worker process from the supervisor's side: start, call, stop.
 
 Rules:
-1. A worker is `python -m MODULE` with one Unix socket. It inherits no other descriptor, only the environment variables
-   in INHERITED_VARIABLES, and no secret in its arguments. It has a session of its own, and HELD_SIGNALS do not reach
-   it: only the supervisor ends it, also if a signal was sent to the whole process group or control group.
+1. A worker is `python -m MODULE` with one Unix socket. It inherits a few environment variables
+   (device_agent.process.inheritance), no other descriptor, and no secret in its arguments. It has a session of its own,
+   and HELD_SIGNALS do not reach it: only the supervisor ends it, also if a signal was sent to the whole process group
+   or control group.
 2. `WorkerProcess.start` returns after the worker has imported its modules and entered its jail.
 3. Calls are made one at a time, under a lock, with a deadline on the monotonic clock. If the deadline passes, the
    worker is killed and reaped, and the call raises WorkerTimeout. If the worker ends or breaks the protocol, the call
@@ -28,7 +29,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 from weakref import WeakValueDictionary
@@ -37,8 +38,10 @@ from bundle.errors import AirweightsError, Bug
 from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
 from device_agent.process import channel
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
+from device_agent.process.inheritance import hold_signals, worker_environment
 from device_agent.process.jail import JailPolicy, JailStatus
-from device_agent.process.worker import CHANNEL_OPTION, HELD_SIGNALS
+from device_agent.process.replies import parse_reply
+from device_agent.process.worker import CHANNEL_OPTION
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +51,6 @@ IDLE_INTERVAL_S: Final = 0.5
 MAX_LINE_BYTES: Final = 2000
 MAX_LINES_LOGGED: Final = 1000  # per worker: a broken model must not fill the disk with its log
 STDERR_TAIL_LINES: Final = 5
-INHERITED_VARIABLES: Final = (
-    *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH"),
-)
-# one thread: a second thread started before the jail would escape Landlock; few arenas: arenas cost resident memory
-FIXED_VARIABLES: Final = {
-    "ORT_DISABLE_TELEMETRY": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",
-    "PYTHONFAULTHANDLER": "1",
-}
-
 OnEvent = Callable[[JsonObject], None]
 OnRequest = Callable[[Message], tuple[Mapping[str, Any], Sequence[int]]]
 
@@ -115,7 +106,7 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with _hold_signals():
+            with hold_signals():
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", module, CHANNEL_OPTION, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
@@ -123,7 +114,7 @@ class WorkerProcess:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     cwd="/",
-                    env=_worker_environment(environment or {}),
+                    env=worker_environment(environment or {}),
                     start_new_session=True,
                 )
         except BaseException:
@@ -393,36 +384,3 @@ def is_worker(pid: int) -> bool:
     """Return whether a process is a running worker of this process. Any thread may call it."""
     worker = _workers.get(pid)
     return worker is not None and worker.is_alive()
-
-
-@contextlib.contextmanager
-def parse_reply(name: str, reply: Message | None = None) -> Iterator[None]:
-    """Raise WorkerFailed if code in the `with` block finds a malformed message of a worker.
-
-    Args:
-        name: the worker's name, for the error message.
-        reply: a message whose descriptors the block takes over; after an error they are closed.
-    """
-    try:
-        with contextlib.ExitStack() as stack:
-            if reply is not None:
-                stack.callback(reply.close)
-            yield
-            stack.pop_all()
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise WorkerFailed(f"{name} sent a malformed message ({type(error).__name__}: {str(error)[:200]})") from error
-
-
-@contextlib.contextmanager
-def _hold_signals() -> Iterator[None]:
-    """Block HELD_SIGNALS in this thread: a process that is started meanwhile begins with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    return {**inherited, **FIXED_VARIABLES, **extra}

@@ -9,7 +9,8 @@ from typing import Any, Final
 from bundle.contract import Contract
 from device_agent.errors import ModelProcessCrashed, WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.jail import JailPolicy
-from device_agent.process.worker_process import WorkerProcess, parse_reply
+from device_agent.process.replies import parse_reply
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds
 
 MODULE: Final = "device_agent.workers.model_process"

@@ -33,11 +33,10 @@ Rules:
 """
 
 import os
-import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,7 @@ from bundle.tflite_interface import TFLITE_IDENTIFIER
 from device_agent.errors import NothingToRollBack
 from device_agent.process.throttle import Throttle
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds, create_sealed_memfd
+from device_agent.runtime.generations import DestroyThread, Generation
 from device_agent.runtime.loaded_model import read_golden_samples, trim_heap
 from device_agent.runtime.model_backends import load_model
 from device_agent.runtime.model_runners import InProcessRunner, Runner, WorkerRunner
@@ -96,7 +96,7 @@ class Lease:
 
     __slots__ = ("_generation",)
 
-    def __init__(self, generation: "_Generation") -> None:
+    def __init__(self, generation: Generation) -> None:
         self._generation = generation
 
     @property
@@ -160,9 +160,9 @@ class ModelRuntime:
         self._tolerance_ppm = tolerance_ppm
         self._lock = threading.Lock()  # protects C, P and the lease counts; locked for a few assignments only
         self._change_lock = threading.Lock()  # serializes swap, rollback, discard_previous and close
-        self._current: _Generation | None = None
-        self._previous: _Generation | None = None
-        self._destroy_thread: _DestroyThread | None = None
+        self._current: Generation | None = None
+        self._previous: Generation | None = None
+        self._destroy_thread: DestroyThread | None = None
         self._last_number = 0
 
     @property
@@ -227,12 +227,12 @@ class ModelRuntime:
         """
         with self._change_lock, _shorten_switch_interval():
             if self._destroy_thread is None:
-                self._destroy_thread = _DestroyThread(self._destroy)
+                self._destroy_thread = DestroyThread(self._destroy)
             self._destroy_thread.wait_until_empty()
             throttle = Throttle(is_paced=self._current is not None)
             started = time.perf_counter()
             self._last_number += 1
-            generation = _Generation(self._last_number, self._load(bundle, contract), self._lock)
+            generation = Generation(self._last_number, self._load(bundle, contract), self._lock)
             throttle.wait()
             loaded = time.perf_counter()
             try:
@@ -322,7 +322,7 @@ class ModelRuntime:
             model.check_contract(contract)
         return InProcessRunner(model)
 
-    def _destroy(self, generation: "_Generation | None") -> tuple[float, float]:
+    def _destroy(self, generation: Generation | None) -> tuple[float, float]:
         if generation is None:
             return 0.0, 0.0
         started = time.perf_counter()
@@ -355,59 +355,6 @@ def _shorten_switch_interval() -> Iterator[None]:
             _running_swaps -= 1
             if not _running_swaps:
                 sys.setswitchinterval(_original_interval_s)
-
-
-class _Generation:
-    __slots__ = ("_drained", "_lock", "leases", "number", "runner")
-
-    def __init__(self, number: int, runner: Runner, lock: threading.Lock) -> None:
-        self.number = number
-        self.runner = runner
-        self.leases = 0
-        self._lock = lock
-        self._drained: threading.Event | None = None
-
-    def release(self) -> None:
-        with self._lock:
-            self.leases -= 1
-            if self.leases == 0 and self._drained is not None:
-                self._drained.set()
-
-    def wait_until_drained(self) -> None:
-        with self._lock:
-            if self.leases == 0:
-                return
-            self._drained = threading.Event()
-        self._drained.wait()
-
-
-class _DestroyThread:
-    """Destroys generations in a thread that already runs: starting one would delay the caller by milliseconds."""
-
-    def __init__(self, destroy: Callable[[_Generation], object]) -> None:
-        self._destroy = destroy
-        self._queue: queue.SimpleQueue[_Generation | threading.Event | None] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="destroy-generations", daemon=True).start()
-
-    def enqueue(self, generation: _Generation) -> None:
-        self._queue.put(generation)
-
-    def wait_until_empty(self) -> None:
-        """Wait until all enqueued generations are destroyed."""
-        reached = threading.Event()
-        self._queue.put(reached)
-        reached.wait()
-
-    def stop(self) -> None:
-        self.wait_until_empty()
-        self._queue.put(None)
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-            else:
-                self._destroy(item)
 
 
 def bundle_from_files(model: Path, golden: Path | None = None, external: Sequence[Path] = ()) -> BundleFds:

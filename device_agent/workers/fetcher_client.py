@@ -18,7 +18,7 @@ from device_agent.errors import ProxyAuthRequired, RepositoryAuthRequired
 from device_agent.policy.download_bytes import DownloadKind, ReceivedCount
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
-from device_agent.process.worker_process import parse_reply
+from device_agent.process.replies import parse_reply
 from device_agent.workers.repository_access import RepositoryAccess
 from device_agent.workers.worker_processes import WorkerProcesses
 

@@ -29,7 +29,7 @@ from device_agent.policy.download_bytes import DownloadKind
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
-from device_agent.process.worker_process import parse_reply
+from device_agent.process.replies import parse_reply
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.cohort_envelopes import CohortEnvelopes
 from device_agent.storage.device_directory import DeviceDirectory

@@ -11,7 +11,7 @@ from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.errors import AgentStopping, WorkerFailed
 from device_agent.policy.journal_records import PersistentState
 from device_agent.process.channel import Message
-from device_agent.process.worker_process import parse_reply
+from device_agent.process.replies import parse_reply
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.workers.worker_pool import WorkerPool
