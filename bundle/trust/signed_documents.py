@@ -1,6 +1,7 @@
 """The documents that the delegated roles list: rollout, manifest, plan and fleet.
 
-This is step 5 of the theory of operation in bundle.trust.check: a document counts only if the role that owns its kind lists it. Its length and digest are those of the metadata.
+This is step 5 of the theory of operation in bundle.trust.check: a document counts only if the role that owns its kind
+lists it. Its length and digest are those of the metadata.
 """
 
 from tuf.api.metadata import TargetFile, Targets

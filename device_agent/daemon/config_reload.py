@@ -8,11 +8,14 @@ Rules:
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bundle.errors import AirweightsError
 from device_agent.config.config import Config
-from device_agent.config.reload import merge_configs
 from device_agent.host.systemd import SystemdNotifier
+
+if TYPE_CHECKING:
+    from device_agent.config.reload import ConfigChange
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,8 @@ def reload_config(
     apply: Callable[[Config], None],
     notifier: SystemdNotifier,
     status: str,
-) -> tuple[str, ...]:
-    """Read the configuration, apply it, and return the keys that need a restart.
+) -> "ConfigChange | None":
+    """Read the configuration, apply it, and return the change, or None if nothing was applied.
 
     Args:
         running: the configuration that the daemon uses.
@@ -33,11 +36,14 @@ def reload_config(
         notifier: reports to systemd that the daemon reloads, and that it has done so.
         status: systemd's status line, to which what was not applied is added.
     """
+    from device_agent.config.reload import merge_configs  # not in memory at rest
+
     notifier.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-    needs_restart: tuple[str, ...] = ()
+    applied: ConfigChange | None = None
     try:
         change = merge_configs(running, read_config())
         apply(change.config)
+        applied = change
     except AirweightsError as error:
         status += "; the configuration was not reloaded"
         logger.error("the configuration was not reloaded: %s", error.message, extra={"error": error.as_dict()})
@@ -46,7 +52,6 @@ def reload_config(
         logger.info("configuration reloaded", extra=fields)
         if change.needs_restart:
             status += f"; restart to change {', '.join(change.needs_restart)}"
-            needs_restart = change.needs_restart
             logger.warning("restart the daemon to change %s", ", ".join(change.needs_restart))
     notifier.send("READY=1", f"STATUS={status}")
-    return needs_restart
+    return applied

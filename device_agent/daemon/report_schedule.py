@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from bundle.errors import AirweightsError, Unavailable
 from device_agent.config.config import Config
+from device_agent.errors import system_error
 from device_agent.policy.poll_schedule import next_poll_delay_s
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.update.context import UpdateContext
@@ -103,7 +104,7 @@ class ReportSchedule:
             is_forced: make a vital even if none is due.
 
         Raises:
-            Unavailable: the collector cannot be reached, or the journal cannot be used.
+            Unavailable: the collector cannot be reached, the journal cannot be used, or the system refuses a file.
         """
         from device_agent.update.report_sender import make_vital, send_lines  # not in memory at rest
 
@@ -113,8 +114,13 @@ class ReportSchedule:
         if settings.vital_interval_s:
             counts, base = self._count()
             is_paused = self._is_paused()
-            if make_vital(context, settings.vital_interval_s, counts, is_forced=is_forced, is_paused=is_paused):
-                self._base = base
+            try:
+                is_made = make_vital(
+                    context, settings.vital_interval_s, counts, is_forced=is_forced, is_paused=is_paused
+                )
+            except OSError as error:
+                raise system_error(error) from error
+            self._base = base if is_made else self._base
         with context.open_workers() as workers:
             return send_lines(context.journal, workers, settings.url, context.identity.device_id)
 

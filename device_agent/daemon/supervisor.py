@@ -5,13 +5,12 @@ Rules:
    a message arrives or a poll or restart is due, so that an idle daemon needs no CPU time.
 2. Start: recover the journals, serve the active bundles, activate staged ones, then poll. Serving comes first, because
    it needs no network.
-3. Families are updated one after the other, and an error of one does not stop the others. During an update, some
-   messages are handled at once and the others are deferred (`Supervisor.handle_during_update`).
+3. During an update, some messages are handled at once and the others are deferred (`Supervisor.handle_during_update`).
+   The work on the families is in device_agent.daemon.family_work.
 4. Polls are jittered, so that a fleet does not poll all at once, and back off after failures.
 5. The records of the whole device (pause flag, TPM counter) are in the first family's journal.
 """
 
-import contextlib
 import logging
 import os
 import queue
@@ -20,14 +19,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import assert_never
 
-from bundle.errors import Unavailable
 from device_agent.apps.app_socket import AppServer
 from device_agent.config.config import Config
-from device_agent.config.families import FamilyResults, per_family
 from device_agent.daemon.config_reload import reload_config
 from device_agent.daemon.control_socket import ControlServer
 from device_agent.daemon.error_log import log_errors
 from device_agent.daemon.family_service import FamilyService
+from device_agent.daemon.family_work import FamilyWork
 from device_agent.daemon.messages import (
     AdapterRequest,
     DaemonMessage,
@@ -43,15 +41,12 @@ from device_agent.daemon.messages import (
     UpdateRequest,
     cancel_replies,
 )
-from device_agent.daemon.poll_round import join_polls, services_to_poll
 from device_agent.daemon.request_handler import RequestHandler
 from device_agent.daemon.service_registry import ServiceRegistry
-from device_agent.daemon.update_metrics import render_update_metrics
 from device_agent.daemon.worker_pools import WorkerPools
-from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback, UpdatesPaused
+from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback
 from device_agent.host.idle_memory import release_memory
 from device_agent.host.systemd import SystemdNotifier
-from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
 from device_agent.storage.device_directory import DeviceDirectory
@@ -103,11 +98,12 @@ class Supervisor:
         self.runtime = ServingRuntime(config)
         self._watch_front()
         self._registry = ServiceRegistry(config, lambda one, journal: FamilyService(one, self, journal))
+        self._work = FamilyWork(self, self._registry)
         try:
             self._registry.open(config.family)
             for family in self._registry.unopened_families():
                 log_errors(partial(self._registry.open, family))
-            self._push_metrics()
+            self._work.push_metrics()
             self._control = ControlServer(
                 device.control_path,
                 RequestHandler(self.enqueue, self._registry.open_service, config.families).handle_request,
@@ -130,7 +126,7 @@ class Supervisor:
         try:
             self._announce("serving", self.runtime.address)
             self._start_services()
-            self._push_metrics()
+            self._work.push_metrics()
             self._announce("started", self.runtime.address)
             self._notifier.send("READY=1", f"STATUS=serving at {self.runtime.address}")
             self._notifier.start_watchdog(self.runtime.is_responding)
@@ -139,9 +135,9 @@ class Supervisor:
                 message = self._next_message()
                 if message is not None:
                     self.handle(message)
-                elif not self._restart_due():
-                    self._run_due_polls()
-                    self._send_due_reports()
+                elif not self._work.restart_due():
+                    self._work.run_due_polls()
+                    self._work.send_due_reports()
                 self._ensure_standbys()
         finally:
             self.is_stopping = True
@@ -174,7 +170,7 @@ class Supervisor:
         """
         for message in self._pending_messages():
             self.handle_during_update(message, busy)
-        self._restart_due(busy)
+        self._work.restart_due(busy)
         if busy is not None and self.is_stopping:
             raise AgentStopping("the agent is stopping")
         if busy is not None:
@@ -197,7 +193,7 @@ class Supervisor:
         try:
             return self.handle_during_update(self._messages.get(timeout=timeout_s), service, is_interruptible=True)
         except queue.Empty:
-            self._restart_due(service)
+            self._work.restart_due(service)
             return None
 
     # While family `busy` updates (rows top to bottom, the first that applies wins):
@@ -279,24 +275,11 @@ class Supervisor:
         if self._deferred_messages:
             return self._deferred_messages.pop(0)
         release_memory()
-        due = [at for service in self.services if (at := service.watchdog.next_restart_at()) is not None]
-        due += [at for service in self.services if (at := service.reports.next_at_s) is not None]
-        if self._config.update.automatic and not self.is_paused():
-            due += [service.next_poll_at_s for service in self.services]
+        at = self._work.next_at_s()
         try:
-            return self._messages.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
+            return self._messages.get(timeout=None if at is None else max(0.0, at - time.monotonic()))
         except queue.Empty:
             return None
-
-    def _restart_due(self, busy: FamilyService | None = None) -> bool:
-        """Restart model processes whose pause is over, but not of `busy`; return whether there was any."""
-        is_any = False
-        for service in self.services:
-            at = None if service is busy or self.is_stopping else service.watchdog.next_restart_at()
-            if at is not None and at <= time.monotonic():
-                is_any = True
-                log_errors(service.watchdog.retry_serving)
-        return is_any
 
     def handle(self, message: DaemonMessage) -> None:
         """Handle one message. An error is the reply to a request; without a request it is logged.
@@ -309,25 +292,22 @@ class Supervisor:
                 self.is_stopping = True
             case Reload():
                 status = f"serving at {self.runtime.address}"
-                self.needs_restart = reload_config(
-                    self._config, self._read_config, self._reconfigure, self._notifier, status
-                )
+                change = reload_config(self._config, self._read_config, self._reconfigure, self._notifier, status)
+                self.needs_restart = self.needs_restart if change is None else change.needs_restart
             case FrontCrashed():
                 log_errors(self._restart_front)
             case ModelCrashed():
                 log_errors(partial(self._registry.open_service(message.family).watchdog.restart, message.generation))
             case UpdateRequest():
-                message.reply.resolve(partial(self._update_all, message.families))
+                message.reply.resolve(partial(self._work.update, message.families))
             case RollbackRequest():
-                message.reply.resolve(partial(self._roll_back, message.family))
+                message.reply.resolve(partial(self._work.roll_back, message.family))
             case ReportProbation():
-                message.request.reply.resolve(partial(self._report_probation, message.request.family))
+                message.request.reply.resolve(partial(self._work.end_probation, message.request.family))
             case PauseChanged():
                 pass  # the main loop looks into the journal
             case PlanRequest():
-                message.reply.resolve(
-                    lambda: per_family(message.families, lambda family: self._registry.open_and_start(family).plan())
-                )
+                message.reply.resolve(partial(self._work.plan, message.families))
             case AdapterRequest():
                 message.reply.resolve(
                     lambda: self._registry.open_and_start(message.family).change_adapter(
@@ -335,68 +315,9 @@ class Supervisor:
                     )
                 )
             case SendReportsRequest():
-                message.reply.resolve(partial(self._send_reports, message.families))
+                message.reply.resolve(partial(self._work.send_reports, message.families))
             case _:
                 assert_never(message)
-
-    def _push_metrics(self) -> None:
-        with contextlib.suppress(Unavailable):  # a front that has crashed gets them after its restart
-            self.runtime.front.push_metrics(render_update_metrics(service.update_metrics for service in self.services))
-
-    def _send_due_reports(self) -> None:
-        for service in self.services:
-            at = service.reports.next_at_s
-            if at is not None and at <= time.monotonic() and not self.is_stopping:
-                log_errors(service.reports.run)
-                self.handle_pending()
-
-    def _send_reports(self, families: tuple[str, ...]) -> FamilyResults[int]:
-        return per_family(families, lambda one: self._registry.open_and_start(one).reports.send(is_forced=True))
-
-    def _run_due_polls(self) -> None:
-        for family in self._registry.unopened_families():
-            log_errors(partial(self._registry.open_and_start, family))
-        polled = services_to_poll(self.services, time.monotonic())
-        self.worker_pools.checked_sources.clear()
-        for service in polled:
-            if not self.is_stopping and not self.is_paused():
-                log_errors(partial(self._update_service, service, "poll"))
-                self.handle_pending()
-        join_polls(polled)
-
-    def _update_all(self, families: tuple[str, ...]) -> FamilyResults[UpdateResult]:
-        self._check_not_paused()
-        self.worker_pools.checked_sources.clear()
-
-        def update(family: str) -> UpdateResult:
-            self.handle_pending()
-            if self.is_stopping:
-                raise AgentStopping("the agent is stopping")
-            self._check_not_paused()
-            return self._update_service(self._registry.open_and_start(family), "operator")
-
-        return per_family(families, update)
-
-    def _check_not_paused(self) -> None:
-        if self.is_paused():
-            raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
-
-    def _update_service(self, service: FamilyService, trigger: str) -> UpdateResult:
-        try:
-            return service.update(trigger)
-        finally:
-            service.schedule_next_poll()
-            self._push_metrics()
-
-    def _report_probation(self, family: str) -> UpdateResult:
-        result = self._registry.open_and_start(family).last_result()
-        # the probation may have passed in the moment of the request
-        return self._roll_back(family) if result.outcome is Outcome.UPDATED else result
-
-    def _roll_back(self, family: str) -> UpdateResult:
-        result = self._registry.open_and_start(family).roll_back()
-        self._push_metrics()
-        return result
 
     def _reconfigure(self, config: Config) -> None:
         self._config = config
@@ -420,7 +341,12 @@ class Supervisor:
         logger.error("front process crashed, restarting it; its open requests are lost")
         self.runtime.restart_front()
         self._watch_front()
-        self._push_metrics()
+        self._work.push_metrics()
+
+    @property
+    def is_polling(self) -> bool:
+        """Return whether the families poll by themselves: updates are automatic, and not paused."""
+        return self._config.update.automatic and not self.is_paused()
 
     def is_paused(self) -> bool:
         """Return whether an operator paused updates; False if the journal cannot be read."""

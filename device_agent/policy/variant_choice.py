@@ -26,6 +26,7 @@ from bundle.strict_json import JSON, NAME_PATTERN, StrictObject
 from bundle.variant import Variant
 
 MIN_GAIN: Final = 0.15  # of a change of choice; smaller differences are not worth a download
+MAX_FACTOR_PPM: Final = 1_000_000 * PPM  # the figures come from a process that runs the model
 WARNED_FACTOR_PPM: Final = 2 * PPM  # a variant this much slower here than on the build machine is reported
 CHEAP_SHARE_PERCENT: Final = 20  # of the update's bytes, for a variant that is fetched only to be measured
 
@@ -57,9 +58,10 @@ class VariantMeasurements:
 
         Args:
             name: name of the variant.
-            factor_ppm: its ratio here over that in its manifest, in parts per million.
+            factor_ppm: its ratio here over that in its manifest, in parts per million; from 1 to MAX_FACTOR_PPM.
         """
-        return replace(self, factors={**(self.factors or {}), name: factor_ppm})
+        bounded = min(max(factor_ppm, 1), MAX_FACTOR_PPM)
+        return replace(self, factors={**(self.factors or {}), name: bounded})
 
     def with_change(self) -> "VariantMeasurements":
         """Return the measurements after a change of choice."""

@@ -36,7 +36,8 @@ from device_agent.errors import (
 )
 from device_agent.process.channel import JsonObject
 from device_agent.process.jail import JailPolicy
-from device_agent.process.worker_process import WorkerProcess, parse_reply
+from device_agent.process.replies import parse_reply
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.probe"
@@ -158,7 +159,8 @@ def run_probe_process(
         }
         report = _judge_bundle(worker, bundle, request, health, baseline, started, on_idle)
         if measures_ratio and report.verdict == "pass":
-            report = replace(report, reference_ratio_ppm=_measure_ratio(worker, bundle, contract, health))
+            ratio_ppm = _measure_ratio(worker, bundle, contract, health, on_idle)
+            report = replace(report, reference_ratio_ppm=ratio_ppm)
         return report
 
 
@@ -225,13 +227,20 @@ def _judge_bundle(
         return _create_report("fail", ProbeCrashed.reason, error.message, started)
 
 
-def _measure_ratio(worker: WorkerProcess, bundle: BundleFds, contract: Contract, health: Health) -> int | None:
+def _measure_ratio(
+    worker: WorkerProcess,
+    bundle: BundleFds,
+    contract: Contract,
+    health: Health,
+    on_idle: Callable[[], None] | None,
+) -> int | None:
     """Return the ratio to the reference graph, or None if it cannot be measured."""
     value, fds = bundle.to_message()
     request = {"contract": contract.as_json(), "bundle": value}
     try:
-        found = worker.call("measure", request, fds, deadline_s=health.probe_deadline_s).value["ratio"]
+        reply = worker.call("measure", request, fds, deadline_s=health.probe_deadline_s, on_idle=on_idle)
         with parse_reply(MODULE):
+            found = reply.value["ratio"]
             return None if found is None else int(found["ratio_ppm"])
     except (WorkerTimeout, WorkerFailed, WorkerCrashed, Refused, Unfit):
         return None

@@ -22,6 +22,21 @@ from device_agent.storage.journal_schema import MAX_RECORD_BYTES, MIGRATIONS, SC
 BUSY_TIMEOUT_S: Final = 10.0  # far longer than a transaction of a few milliseconds
 
 
+def open_database(path: Path, mode: str) -> sqlite3.Connection:
+    """Open a database file in autocommit mode.
+
+    Args:
+        path: the file.
+        mode: "rw", or "rwc" to create a missing file. Reading also needs "rw": after a power cut SQLite has to roll
+            back its own journal.
+
+    Raises:
+        sqlite3.Error: the file cannot be opened.
+    """
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+
+
 class RecordDatabase:
     """An open file of records.
 
@@ -37,7 +52,6 @@ class RecordDatabase:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        # open for writing in both cases: after a power cut SQLite has to roll back its own journal
         self._mode = "rw" if read_only else "rwc"
         self._needs_reconnect = False
         try:
@@ -206,8 +220,7 @@ class RecordDatabase:
             self._db.close()
 
     def _connect(self) -> sqlite3.Connection:
-        uri = f"file:{self._path.absolute().as_posix().replace('?', '%3f').replace('#', '%23')}?mode={self._mode}"
-        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+        db = open_database(self._path, self._mode)
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA cell_size_check = ON")
         return db

@@ -5,7 +5,8 @@ Rules:
   created anew at each start. Fields that this agent does not know are ignored.
 - A first release that the newer agent verified, probed and staged, but did not activate yet, is active in the copy.
 - If they cannot be read, the copy is empty, and nothing serves.
-- The newer journal and the bundle store stay as they are: no update, rollback, pause or garbage collection.
+- The newer journal and the bundle store stay as they are: no update, rollback, pause or garbage collection. Only
+  SQLite rolls back a transaction that a power cut ended.
 """
 
 import logging
@@ -15,8 +16,10 @@ from bundle import strict_json
 from bundle.errors import AirweightsError, Malformed
 from bundle.files import BundleDigest
 from bundle.strict_json import StrictObject
+from device_agent.errors import system_error
 from device_agent.policy.journal_records import BundlePointers, BundleRecord
 from device_agent.policy.state_machine import State
+from device_agent.storage.database import open_database
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
 from device_agent.storage.journal_schema import MAX_RECORD_BYTES
@@ -42,15 +45,18 @@ def copy_newer_journal(device: DeviceDirectory) -> Journal:
         device: directory of the family, of which this object is used for nothing else.
 
     Raises:
-        JournalUnreadable: the copy cannot be written.
+        JournalUnreadable, OsFailure: the copy cannot be written.
     """
     newer = device.journal_path
     device.journal_path = newer.with_name(COPY_NAME)
-    for path in (device.journal_path, device.journal_path.with_name(COPY_NAME + "-journal")):
-        path.unlink(missing_ok=True)
+    try:
+        for path in (device.journal_path, device.journal_path.with_name(COPY_NAME + "-journal")):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise system_error(error) from error
     journal = Journal(device.journal_path)
     try:
-        db = sqlite3.connect(f"file:{newer.absolute().as_posix()}?mode=ro", uri=True)
+        db = open_database(newer, "rw")
         try:
             found = BundlePointers.parse(_read(db, "machine", "pointers"))
             active = found.active

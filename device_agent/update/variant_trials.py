@@ -7,7 +7,8 @@ Rules:
 - A change of choice is confirmed before the candidate serves: the active bundle is measured, too. If the gain is not
   there, the attempt ends, and the next one keeps the active variant.
 - Other variants are measured if their bundle is in the store, or cheap to fetch: at most CHEAP_SHARE_PERCENT of the
-  update's bytes, and never on a metered connection. No failure there has an effect on the update.
+  update's bytes, and never on a metered connection. No failure there has an effect on the update. A stop of the agent,
+  or an operator's request, ends it there as everywhere.
 """
 
 import logging
@@ -17,7 +18,7 @@ from bundle.acceptance import VerifiedRelease
 from bundle.contract import PPM
 from bundle.errors import Invalid, Refused, Unavailable, Unfit
 from bundle.variant import Variant
-from device_agent.errors import NotFaster, TooSlow
+from device_agent.errors import AgentStopping, NotFaster, StoreDamaged, TooSlow, UpdateInterrupted
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
 from device_agent.policy.variant_choice import CHEAP_SHARE_PERCENT, WARNED_FACTOR_PPM, VariantMeasurements
@@ -106,7 +107,10 @@ class VariantTrials:
         kept = release.manifest.variant(active.variant)
         if kept is None or unmet_requirement(kept, self._facts):
             return  # the device has to change
-        self._measure_stored(active)
+        try:
+            self._measure_stored(active)
+        except StoreDamaged:
+            return  # it cannot be loaded again: the device has to change
         measured = read_measurements(self._context, self._facts)
         chosen, _ = choose_variant(release.manifest, AUTO, self._facts, active.variant, measured)
         if chosen != name:
@@ -142,13 +146,13 @@ class VariantTrials:
         for name, variant in release.manifest.variants:
             if name != chosen and not unmet_requirement(variant, self._facts):
                 limit = update_bytes * CHEAP_SHARE_PERCENT // 100
-                self._try_to_measure(BundleRecord.from_manifest(release.manifest, name, release.counter_epoch), limit,
-                                     release)  # fmt: skip
+                bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
+                self._try_to_measure(bundle, limit, release)
 
     def _try_to_measure(
         self, bundle: BundleRecord, max_bytes: int | None, release: VerifiedRelease | None = None
     ) -> None:
-        """Measure a bundle that is stored or can be fetched with `max_bytes`; ignore any failure."""
+        """Measure a bundle that is stored or can be fetched with `max_bytes`; ignore any failure of it."""
         _, variant = bundle.parse_manifest()
         if is_measured(self._context, self._facts, bundle.variant, variant):
             return
@@ -158,6 +162,8 @@ class VariantTrials:
                 is_stored = self._fetch(bundle, release, max_bytes)
             if is_stored:
                 self._measure_stored(bundle)
+        except (AgentStopping, UpdateInterrupted):
+            raise
         except (Refused, Unavailable, Unfit, Invalid, OSError) as error:
             logger.info("variant not measured", extra={"variant": bundle.variant, "detail": str(error)[:200]})
 
@@ -168,7 +174,7 @@ class VariantTrials:
         self._context.store.check_space(path.storage_bytes)
         key = self._context.identity.x_wing_public
         for edge in path.steps:
-            self._workers.fetch_blob(edge, lambda _done, _total: None, None)
+            self._workers.fetch_blob(edge)
             self._workers.load_content_key(release, edge, key)
         for edge in path.steps:
             self._workers.patcher.apply_patch(edge)

@@ -222,15 +222,11 @@ def post_document(supervisor: SupervisorChannel, message: Message) -> Message:
         body = os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
     finally:
         message.close()
-    max_bytes, answer = int(value["max_bytes"]), bytearray()
     try:
         with client.watchdog.watch(client.settings.min_rate_bytes_s):
             response = client.post(str(value["url"]), {"Content-Type": LINES_TYPE}, body)
             try:
-                for data in response.chunks(CHUNK_BYTES):
-                    answer += data
-                    if len(answer) > max_bytes:
-                        raise TooLarge(f"{response.url}: more than the allowed {max_bytes} bytes")
+                answer = response.read(int(value["max_bytes"]))
             finally:
                 response.close()
     finally:

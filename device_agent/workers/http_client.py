@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError
 
-from bundle.errors import DownloadFailed, NotFound, UnexpectedNotModified
+from bundle.errors import DownloadFailed, NotFound, TooLarge, UnexpectedNotModified
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
 from device_agent.policy.proxy_choice import choose_proxy
@@ -50,6 +50,7 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 RANGE_NOT_SATISFIABLE: Final = 416
+READ_BYTES: Final = 64 * 1024
 NO_CODINGS: Final = ("", "identity", "none", "aws-chunked")  # stores play back what the upload said over plain bytes
 CERTIFICATE_PAGE_BYTES: Final = 1024  # how nginx says that a client certificate is missing: a page with status 400
 
@@ -148,6 +149,20 @@ class HttpResponse:
                 return
             self._watchdog.record_body(len(data))
             yield data
+
+    def read(self, max_bytes: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            TooLarge: it is longer than `max_bytes`.
+            DownloadFailed, ServerTooSlow: as `chunks`.
+        """
+        body = bytearray()
+        for data in self.chunks(READ_BYTES):
+            body += data
+            if len(body) > max_bytes:
+                raise TooLarge(f"{self.url}: more than the allowed {max_bytes} bytes")
+        return bytes(body)
 
     def close(self) -> None:
         """Close the response; its connection is kept only if the body was read to its end."""

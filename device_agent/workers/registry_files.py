@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote
 
-from bundle.errors import DownloadFailed, NotFound, TooLarge
+from bundle.errors import DownloadFailed, NotFound
 from bundle.registry_paths import DIGEST_PATTERN, MANIFEST_TYPE, place_of
 from device_agent.config.repository import redact_url
 from device_agent.workers.http_client import HttpClient, HttpResponse
@@ -28,7 +28,6 @@ from device_agent.workers.registry_login import open_registry_url
 
 MAX_MANIFEST_BYTES: Final = 256 * 1024  # of one file
 MAX_NAME_CHARACTERS: Final = 255
-CHUNK_BYTES: Final = 64 * 1024
 URL_PATTERN: Final = re.compile(r"oci(\+http)?://([^/]+)/(.+)")
 RANGE_PATTERN: Final = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
 
@@ -99,6 +98,7 @@ def open_registry_file(client: HttpClient, url: str, headers: dict[str, str]) ->
         NotFound: there is no such file.
         RepositoryAuthRequired: the registry wants credentials, or does not accept those that there are.
         DownloadFailed: the request failed, or the manifest is malformed.
+        TooLarge: the manifest is longer than MAX_MANIFEST_BYTES.
     """
     file = parse_registry_url(url)
     place = place_of(file.path)
@@ -121,11 +121,7 @@ def _read_manifest(
         etag, last_modified = response.header("ETag"), response.header("Last-Modified")
         if response.status == 304:
             return InlineFile(b"", None, 0, False, etag, last_modified)
-        text = b""
-        for data in response.chunks(CHUNK_BYTES):
-            text += data
-            if len(text) > MAX_MANIFEST_BYTES:
-                raise TooLarge(f"{response.url}: more than the allowed {MAX_MANIFEST_BYTES} bytes")
+        text = response.read(MAX_MANIFEST_BYTES)
         received.body_bytes += len(text)
     finally:
         response.close()

@@ -16,7 +16,7 @@ import re
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from bundle.errors import DownloadFailed, NotFound
+from bundle.errors import DownloadFailed, NotFound, TooLarge
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RepositoryAuthRequired, TokenRealmRefused
 from device_agent.workers.http_client import HttpClient, HttpResponse
@@ -133,12 +133,10 @@ def is_own_domain(host: str, registry: str) -> bool:
 
 
 def _read_token(response: HttpResponse) -> str:
-    text = b""
     try:
-        for data in response.chunks(MAX_TOKEN_BYTES):
-            text += data
-            if len(text) > MAX_TOKEN_BYTES:
-                raise DownloadFailed(f"{response.url}: the token is longer than {MAX_TOKEN_BYTES} bytes")
+        text = response.read(MAX_TOKEN_BYTES)
+    except TooLarge as error:
+        raise DownloadFailed(f"{response.url}: the token is longer than {MAX_TOKEN_BYTES} bytes") from error
     finally:
         response.close()
     try:

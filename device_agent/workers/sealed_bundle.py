@@ -105,10 +105,16 @@ class SealedWriter:
         variant = head.parse_variant()
         self._frames, self._pread = FrameWriter(out, key, frame_context(variant.digest)), pread
         self._frames.write(head.as_bytes())
-        self._file_offsets = list(accumulate((file.size for file in variant.files), initial=len(head.as_bytes())))
+        self._file_offsets: list[int] = []
+        self._next_offset = len(head.as_bytes())
 
     def begin_file(self, file: BundleFile) -> None:
-        """Start a file; files come in table order and follow each other without a gap."""
+        """Start a file; files come in table order and follow each other without a gap.
+
+        The table is that of the patch, which is compared with the manifest's after the last file.
+        """
+        self._file_offsets.append(self._next_offset)
+        self._next_offset += file.size
 
     def write(self, data: bytes | memoryview) -> None:
         """Write the next bytes of the current file."""
@@ -121,7 +127,7 @@ class SealedWriter:
         """Return bytes that were written.
 
         Args:
-            index: position of the file in the table.
+            index: position of the file in the table; it was begun.
             offset: bytes from the start of the file.
             length: number of bytes.
 

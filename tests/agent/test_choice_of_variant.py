@@ -8,7 +8,14 @@ import onnx
 import pytest
 
 from bundle.contract import PPM
+from bundle.strict_json import StrictObject, decode, encode
+from device_agent.errors import UpdateInterrupted
 from device_agent.policy.attempt import Outcome
+from device_agent.policy.planner import PatchEdge
+from device_agent.policy.variant_choice import MAX_FACTOR_PPM, VariantMeasurements
+from device_agent.storage.bundle_store import BundleStore
+from device_agent.workers.fetcher_client import DownloadCost, OnProgress
+from device_agent.workers.worker_pool import WorkerPool
 from packager.release.steps import probe
 from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
 
@@ -85,3 +92,33 @@ def test_a_variant_that_is_faster_here_replaces_the_active_one_once(
     assert measured.has_changed
     assert {"fp32", "narrow"} <= set(measured.factors or {})
     assert all(factor < 20 * PPM for factor in (measured.factors or {}).values())
+
+
+def test_a_pause_while_another_variant_is_measured_ends_the_update(
+    installed: DeviceUnderTest, publisher: Publisher, promise: Path
+) -> None:
+    class PausedPool(WorkerPool):
+        """Raises what a pause raises when the blob of the other variant is fetched."""
+
+        def fetch_blob(
+            self, edge: PatchEdge, on_progress: OnProgress | None = None, budget_bytes: int | None = None
+        ) -> DownloadCost:
+            if edge.target == manifest.variants[1][1].digest:
+                raise UpdateInterrupted("an operator paused the updates")
+            return super().fetch_blob(edge, on_progress, budget_bytes)
+
+    choose_by_itself(installed)
+    onnx.save(similar_model(2), publisher.folder / "narrow.onnx")
+    promise.write_text(f"fp32 1\nnarrow {20 * REALISTIC_PPM}\n")
+    manifest = publisher.release("1.2.0", seed=2, size=WIDE, extra='[variants.narrow]\nmodel = "narrow.onnx"\n')
+    assert [name for name, _ in manifest.variants] == ["fp32", "narrow"]
+    store = BundleStore(installed.directory.root)
+    result = installed.update(open_workers=lambda: PausedPool(installed.config, installed.directory, store))
+    assert (result.outcome, result.reason) == (Outcome.INTERRUPTED, "update-interrupted"), result
+
+
+def test_a_measurement_is_stored_whatever_the_model_process_says() -> None:
+    for factor, stored in ((2**80, MAX_FACTOR_PPM), (-5, 1), (PPM, PPM)):
+        measured = VariantMeasurements("1.23", "cpu").with_factor("fp32", factor)
+        body = decode(encode(measured.as_json()), what="record", max_bytes=1000)
+        assert VariantMeasurements.parse(StrictObject(body, "record")).factor("fp32") == stored

@@ -37,6 +37,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert infer(device)["model_version"] == "1.0.0"
 
     publisher.offer("1.1.0")
+    assert device.call("plan")["release"] == "1.1.0", "the repository is asked anew"
     second = device.call("update")
     assert (second["outcome"], second["release"]) == ("updated", "1.1.0"), second
     assert (second["reason"], second["probation"]["verdict"], second["probation"]["requests"]) == (

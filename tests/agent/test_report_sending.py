@@ -154,6 +154,7 @@ def test_the_daemon_sends_by_itself_and_a_day_costs_less_than_2_kb(
         finally:
             device.stop()
     assert vitals >= 2
+    assert site.requests == [], "`update.automatic` is false: sending polls nothing"
     vital = parse_vital(bytes(lines[-1][0])).vital
     assert (vital.state, vital.release, vital.offered, vital.reports) == ("serving", "1.0.0", "1.0.0", 1)
     assert len(lines[-1][0]) <= 1200, "with the request's head, a vital a day is below 2 kB"

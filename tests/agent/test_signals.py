@@ -111,6 +111,7 @@ def test_a_reload_under_load_loses_no_request_and_applies_what_needs_no_restart(
         assert installed.call("update")["release"] == "1.1.0"
         installed.config_path.write_text("directory = 1")
         assert _reload(installed)["error"]["reason"] == "config-invalid"
+        assert installed.call("status")["needs_restart"] == ["serve.max_connections"], "it still needs it"
         assert installed.call("update")["outcome"] == "nothing-new", "the configuration before is in force"
         before = clients.answered
         wait_until(lambda: clients.answered > before + 20 or clients.failures)

@@ -110,6 +110,27 @@ def test_an_agent_serves_the_first_release_that_a_newer_one_staged(
             assert journal.pointers.active == expected
 
 
+def test_a_newer_journal_is_read_after_a_power_cut_and_below_any_path(
+    installed: DeviceUnderTest, tmp_path: Path
+) -> None:
+    path = installed.directory.journal_path
+    folder = tmp_path / "50%25 of #1?"
+    folder.mkdir()
+    device = DeviceDirectory(folder)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        expected = json.loads(db.execute("SELECT body FROM record WHERE key = 'pointers'").fetchone()[0])["active"]
+        db.execute("PRAGMA cache_size = 1")  # pages of the transaction are written before it ends
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE record SET body = hex(randomblob(4096))")
+        db.execute("CREATE TABLE added AS SELECT hex(randomblob(65536)) AS body FROM record")
+        for name in (path.name, f"{path.name}-journal"):
+            (folder / name).write_bytes((path.parent / name).read_bytes())
+        db.execute("ROLLBACK")
+    device.journal_path = folder / path.name
+    with closing(copy_newer_journal(device)) as journal:
+        assert journal.pointers.active == expected
+
+
 def test_a_release_of_a_newer_format_names_the_agent_that_it_needs_before_any_blob_is_fetched(
     installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
