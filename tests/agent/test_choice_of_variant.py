@@ -14,6 +14,7 @@ from device_agent.policy.attempt import Outcome
 from device_agent.policy.planner import PatchEdge
 from device_agent.policy.variant_choice import MAX_FACTOR_PPM, VariantMeasurements
 from device_agent.storage.bundle_store import BundleStore
+from device_agent.update import variant_trials
 from device_agent.workers.fetcher_client import DownloadCost, OnProgress
 from device_agent.workers.worker_pool import WorkerPool
 from packager.release.steps import probe
@@ -95,8 +96,10 @@ def test_a_variant_that_is_faster_here_replaces_the_active_one_once(
 
 
 def test_a_pause_while_another_variant_is_measured_ends_the_update(
-    installed: DeviceUnderTest, publisher: Publisher, promise: Path
+    installed: DeviceUnderTest, publisher: Publisher, promise: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(variant_trials, "CHEAP_SHARE_PERCENT", 10_000)  # the update is a small patch
+
     class PausedPool(WorkerPool):
         """Raises what a pause raises when the blob of the other variant is fetched."""
 
