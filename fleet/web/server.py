@@ -84,9 +84,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
     except (UnicodeError, socket.gaierror) as error:
         raise InvalidUsage(f"--listen: {host!r} is not the name of a host") from error
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def create_server(state: ServerState, certificate: Path | None = None, key: Path | None = None) -> uvicorn.Server:
