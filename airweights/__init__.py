@@ -16,6 +16,7 @@ Names:
     bundle_from_files  reads a BundleFds from files
     NoModelLoaded      raised before the first swap
     AppClient          a connection to a running agent: borrow files of a release, watch swaps (docs/apps.md)
+    AgentRuntime       a ModelRuntime that follows the swaps and rollbacks of the agent
     BorrowedBundle     borrowed files of one release
     open_bundle        borrows the files of a family's serving release
     AirweightsError    base class of all errors; `reason` is stable, the message is for people
@@ -29,11 +30,13 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from bundle.errors import AirweightsError
+    from device_agent.apps.agent_runtime import AgentRuntime
     from device_agent.apps.client import AppClient, BorrowedBundle, open_bundle
     from device_agent.runtime.bundle_fds import BundleFds
     from device_agent.runtime.model_runtime import Lease, ModelRuntime, NoModelLoaded, SwapReport, bundle_from_files
 
 __all__ = [
+    "AgentRuntime",
     "AirweightsError",
     "AppClient",
     "BorrowedBundle",
@@ -47,6 +50,7 @@ __all__ = [
 ]
 
 _MODULE_OF_NAME: Final = {
+    "AgentRuntime": "device_agent.apps.agent_runtime",
     "AirweightsError": "bundle.errors",
     "BundleFds": "device_agent.runtime.bundle_fds",
     **dict.fromkeys(("AppClient", "BorrowedBundle", "open_bundle"), "device_agent.apps.client"),

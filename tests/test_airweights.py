@@ -9,7 +9,7 @@ import pytest
 
 import airweights
 from bundle.errors import AirweightsError
-from device_agent.apps import client
+from device_agent.apps import agent_runtime, client
 from device_agent.runtime import model_runtime
 
 HEAVY = {"numpy", "onnxruntime", "cryptography", "tuf", "click", "urllib3", "uvicorn", "onnx", "packager", "keys"}
@@ -61,6 +61,7 @@ def test_every_public_name_is_the_object_that_it_stands_for(name: str) -> None:
     assert getattr(airweights, name) in (
         getattr(model_runtime, name, None),
         getattr(client, name, None),
+        getattr(agent_runtime, name, None),
         AirweightsError,
     )
 

@@ -39,7 +39,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "front": {"runtime", "host", "process"},
         "identity": {"storage", "config", "policy"},
         "serving": {"runtime", "host", "config", "process", "policy"},
-        "apps": {"policy", "process"},
+        "apps": {"runtime", "policy", "process"},
         "runtime": {"host", "process"},
         "storage": {"host", "config", "policy"},
         "host": {"policy"},

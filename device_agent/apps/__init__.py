@@ -9,4 +9,5 @@ Files, in reading order:
     lender       unseals the files of the active bundle and counts what each client holds
     app_socket   the server of `apps.sock`
     client       the client, standard library only; `airweights.open_bundle` uses it
+    agent_runtime  a model inside an application that follows the agent; it loads numpy and a runtime
 """

@@ -26,6 +26,7 @@ from typing import Any, Final, assert_never
 
 from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleFile
+from bundle.variant import Variant
 from device_agent.apps.access import ClientProcess, FamilyAccess
 from device_agent.apps.lender import FileLender
 from device_agent.apps.protocol import (
@@ -214,7 +215,8 @@ class AppServer:
             match request:
                 case ListRequest():
                     bundle, generation = family.require_serving()
-                    _send_files(connection, bundle, generation, bundle.parse_manifest()[1].files, [])
+                    variant = bundle.parse_manifest()[1]
+                    _send_files(connection, release_fields(bundle, generation), variant, variant.files, [])
                 case OpenRequest():
                     self._lend(connection, family, request, client, number)
                 case WatchRequest():
@@ -237,7 +239,8 @@ class AppServer:
         self, connection: socket.socket, family: AppFamily, request: OpenRequest, client: ClientProcess, number: int
     ) -> None:
         bundle, generation = family.require_serving()
-        files = [file for file in bundle.parse_manifest()[1].files if request.wants(file)]
+        variant = bundle.parse_manifest()[1]
+        files = [file for file in variant.files if request.wants(file)]
         unknown = sorted(set(request.paths) - {file.path for file in files})
         if unknown or not files:
             what = f"path {unknown[0]!r}" if unknown else f"role {' or '.join(map(repr, request.roles))}"
@@ -247,7 +250,7 @@ class AppServer:
             )
         fds = family.lender.borrow(bundle, files, number, client.pid)
         try:
-            _send_files(connection, bundle, generation, files, fds)
+            _send_files(connection, release_fields(bundle, generation), variant, files, fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -292,15 +295,15 @@ def _judge(family: AppFamily, request: VerdictRequest, client: ClientProcess) ->
 
 def _send_files(
     connection: socket.socket,
-    bundle: BundleRecord,
-    generation: int,
+    release: Mapping[str, Any],
+    variant: Variant,
     files: Sequence[BundleFile],
     fds: list[int],
 ) -> None:
+    models = [{"name": model.name, "file": model.file, "golden": model.golden} for model in variant.models]
     for start in range(0, len(files), MAX_FILES_PER_MESSAGE):
         part = files[start : start + MAX_FILES_PER_MESSAGE]
-        reply = release_fields(bundle, generation)
-        reply["files"] = [file.as_json() for file in part]
+        reply = {**release, "models": models, "files": [file.as_json() for file in part]}
         reply["is_last"] = start + MAX_FILES_PER_MESSAGE >= len(files)
         _send(connection, {"ok": reply}, fds[start : start + MAX_FILES_PER_MESSAGE])
 

@@ -5,6 +5,7 @@ with AppClient("/run/device-agent/apps.sock") as client:
         labels = bundle.read("labels/labels.txt")
 """
 
+import contextlib
 import mmap
 import os
 import socket
@@ -17,10 +18,12 @@ from typing import Any, Final
 from bundle.errors import Malformed
 from bundle.files import BundleFile, parse_files
 from bundle.strict_json import StrictObject
+from bundle.tflite_interface import TFLITE_IDENTIFIER
 from device_agent.apps.protocol import PROTOCOL_VERSION
 from device_agent.errors import DaemonNotRunning, FileUnknown, error_from_dict
 from device_agent.process.channel import ChannelClosed, Message, receive_message, send_message
 from device_agent.process.unix_socket import ShortSocketPath
+from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,21 @@ class ServingRelease:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class BorrowedModel:
+    """A model that the agent runs too.
+
+    Attributes:
+        name: its name in the bundle.
+        file: path of its file.
+        golden: path of its golden vectors, or None.
+    """
+
+    name: str
+    file: str
+    golden: str | None
+
+
 class BorrowedBundle:
     """Files of one release, borrowed from the agent. Use it as a context manager.
 
@@ -60,11 +78,18 @@ class BorrowedBundle:
         release: the release that they belong to.
         files: the files, sorted by path.
         fds: a read-only descriptor of a sealed memory file, by path; empty if the files were only listed.
+        models: the models that the agent runs too; empty for a release of runtime "app" or "none".
         on_close: called by `close`, or None.
     """
 
-    def __init__(self, release: ServingRelease, files: Sequence[BundleFile], fds: Mapping[str, int]) -> None:
-        self.release, self.files, self.fds = release, tuple(files), dict(fds)
+    def __init__(
+        self,
+        release: ServingRelease,
+        files: Sequence[BundleFile],
+        fds: Mapping[str, int],
+        models: Sequence[BorrowedModel] = (),
+    ) -> None:
+        self.release, self.files, self.fds, self.models = release, tuple(files), dict(fds), tuple(models)
         self.on_close: Callable[[], None] | None = None
 
     def __enter__(self) -> "BorrowedBundle":
@@ -118,8 +143,30 @@ class BorrowedBundle:
         """Return a path that this process can open, for libraries that take file names only."""
         return f"/proc/self/fd/{self.fds[self.find(name).path]}"
 
+    def model_files(self, name: str | None = None) -> BundleFds:
+        """Return the files of a model for ModelRuntime; their descriptors belong to this bundle.
+
+        Args:
+            name: name, path or file name of the model; None for the only one.
+
+        Raises:
+            FileUnknown: the bundle has no such model, or several models and no name is given.
+        """
+        for model in self.models:
+            if model.name == name or (name is None and len(self.models) == 1):
+                return self._model_files(model.file, model.golden)
+        golden = [file.path for file in self.files if file.role == "golden"]
+        return self._model_files(self.find(name or "model").path, golden[0] if len(golden) == 1 else None)
+
+    def _model_files(self, model: str, golden: str | None) -> BundleFds:
+        folder = f"{model.rpartition('/')[0]}/"
+        external = [file.path for file in self.files if file.role == "external-data" and file.path.startswith(folder)]
+        fds = {path: self.fds[path] for path in (model, golden, *external) if path is not None}
+        runtime = "litert" if os.pread(self.fds[model], 4, 4) == TFLITE_IDENTIFIER else DEFAULT_RUNTIME
+        return BundleFds(fds, model, golden, tuple(external), runtime=runtime)
+
     def close(self) -> None:
-        """Close all descriptors; a second call does nothing."""
+        """Close all descriptors and end the loan; a second call does nothing."""
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
@@ -132,6 +179,7 @@ def _attribute(file: BundleFile, attribute: str) -> str:
 
 
 DEFAULT_SOCKET: Final = "/run/device-agent/apps.sock"
+SOCKET_VARIABLE: Final = "AIRWEIGHTS_APPS_SOCKET"
 
 
 def open_bundle(family: str, socket_path: str | Path | None = None, *, roles: Sequence[str] = ()) -> BorrowedBundle:
@@ -147,7 +195,7 @@ def open_bundle(family: str, socket_path: str | Path | None = None, *, roles: Se
         DaemonNotRunning: no daemon listens there.
         AirweightsError: as `AppClient.open`.
     """
-    with AppClient(socket_path or os.environ.get("AIRWEIGHTS_APPS_SOCKET", DEFAULT_SOCKET)) as client:
+    with AppClient(socket_path or os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)) as client:
         return client.open(family, roles=roles)
 
 
@@ -189,7 +237,12 @@ class AppClient:
         return self._path
 
     def close(self) -> None:
-        """Close the connection; borrowed bundles stay open."""
+        """Close the connection; borrowed bundles stay open.
+
+        A thread that waits in `watch` gets DaemonNotRunning.
+        """
+        with contextlib.suppress(OSError):  # the daemon has closed it
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def list(self, family: str) -> BorrowedBundle:
@@ -273,7 +326,8 @@ class AppClient:
             if message.fds:
                 fds.update(zip((file.path for file in part), message.fds, strict=True))
             if message.value["is_last"]:
-                return BorrowedBundle(ServingRelease.parse(message.value), files, fds)
+                models = [BorrowedModel(row["name"], row["file"], row["golden"]) for row in message.value["models"]]
+                return BorrowedBundle(ServingRelease.parse(message.value), files, fds, models)
             message = self._receive_reply()
 
     def _call(self, request: Mapping[str, Any]) -> Message:
