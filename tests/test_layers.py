@@ -76,7 +76,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "quantize": {"models"},
         "repository": {"models"},
         "diff": {"tensors"},
-        "models": set(),
+        "models": {"tensors"},
         "tensors": set(),
     },
 }

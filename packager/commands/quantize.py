@@ -263,9 +263,9 @@ def compare_command(
 def _is_int8_of(candidate: Path, reference: Path) -> bool:
     """Return whether plain int8 quantization of `reference` is a fair baseline for `candidate`."""
     from packager.models.graphs import all_nodes, is_quantized
-    from packager.models.inputs import load_proto
+    from packager.models.inputs import load_outline
 
-    small, large = (load_proto(path, external_data=False) for path in (candidate, reference))
+    small, large = (load_outline(path) for path in (candidate, reference))
     has_four_bits = any(node.op_type == "MatMulNBits" for node in all_nodes(small))
     return is_quantized(small) and not has_four_bits and not is_quantized(large)
 

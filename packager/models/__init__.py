@@ -13,6 +13,7 @@ Reading order:
     graphs               walks over graphs: weights, names, constants
     sessions             how models are run
     ordered_map          runs side by side, results in order
+    model_outline        an ONNX file without its large constants, for reading
     model_files          writing and sizes
     oldest_runtime, peak_memory, model_facts   requirements and contract in the manifest
     child_process        a module in a subprocess

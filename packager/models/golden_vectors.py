@@ -45,7 +45,7 @@ from packager.models.golden_inputs import (
     mark_repeats,
 )
 from packager.models.graphs import has_quantized_operators
-from packager.models.inputs import ModelInterface, Sample, load_proto
+from packager.models.inputs import ModelInterface, Sample, load_outline
 from packager.models.model_package import external_data
 from packager.models.model_runs import run_model
 from packager.models.samples import Samples
@@ -197,12 +197,12 @@ class _Recorded:
 def _is_quantized(model: Path) -> bool:
     if is_tflite(model):
         return read_facts(model).is_quantized
-    return has_quantized_operators(load_proto(model, external_data=False))
+    return has_quantized_operators(load_outline(model))
 
 
 def _run(model: Path, stored: list[StoredSample], *, is_stateful: bool) -> _Recorded:
     """Run the model, and keep the samples that can be golden vectors."""
-    settings = DEFAULT_SETTINGS if is_tflite(model) else settings_for(load_proto(model, external_data=False))
+    settings = DEFAULT_SETTINGS if is_tflite(model) else settings_for(load_outline(model))
     others = (replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS)
     every = tuple(dict.fromkeys((settings, *others)))  # one of the others is `settings`
     count, has_nan_input = len(stored), False

@@ -9,6 +9,7 @@
 5. Types of inputs and outputs are those of bundle.tensor_types; their names have at most MAX_NAME_CHARACTERS.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -78,7 +79,7 @@ class ModelInterface:
         if is_tflite(path):
             facts = read_facts(path)
             return cls(*(tuple(_tflite_info(tensor) for tensor in side) for side in (facts.inputs, facts.outputs)))
-        return cls.from_proto(load_proto(path, external_data=False))
+        return cls.from_proto(load_outline(path))
 
     @classmethod
     def from_proto(cls, model: onnx.ModelProto) -> "ModelInterface":
@@ -141,6 +142,28 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
         ExternalDataMissing: an external data file is missing or too short.
         Unavailable: the file cannot be read.
     """
+
+    def parse() -> onnx.ModelProto:
+        # the format is named, because onnx would choose it by the name's ending
+        return onnx.load(str(path), format="protobuf", load_external_data=False)
+
+    return _load(path, parse, external_data=external_data)
+
+
+def load_outline(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file for reading only, with its large constants left in the file.
+
+    See packager.models.model_outline.
+
+    Raises:
+        ModelUnreadable, FileNotRegular, ExternalDataMissing, Unavailable: as `load_proto`.
+    """
+    from packager.models.model_outline import parse_outline
+
+    return _load(path, lambda: parse_outline(path), external_data=False)
+
+
+def _load(path: Path, parse: Callable[[], onnx.ModelProto], *, external_data: bool) -> onnx.ModelProto:
     from packager.models.tensor_sizes import MAX_MODEL_FILE_BYTES, check_tensor_sizes
     from packager.models.text_fields import check_text_fields
 
@@ -152,8 +175,7 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
                 f"{path}: found {size:,} bytes, expected at most {MAX_MODEL_FILE_BYTES:,}, the limit of the format",
                 hint="save the model with external data",
             )
-        # the format is named, because onnx would choose it by the name's ending
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)
+        model = parse()
         check_text_fields(model, path)
         check_tensor_sizes(model, path)
         if external_data:

@@ -16,7 +16,7 @@ from bundle.frames import sealed_size
 from bundle.requirements import Requirements, Runtime
 from bundle.tensor_types import NAME_BY_RUNTIME
 from packager.errors import InputUnsupported
-from packager.models.inputs import ModelInterface, load_proto, unsupported_type
+from packager.models.inputs import ModelInterface, load_outline, unsupported_type
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.peak_memory import measure_peak_memory
 from packager.models.samples import Samples
@@ -62,7 +62,7 @@ def runtime_of(model: Path) -> Runtime:
     """
     if is_tflite(model):
         return tflite_runtime()
-    needed, oldest = oldest_runtime(load_proto(model, external_data=False)), Runtime()
+    needed, oldest = oldest_runtime(load_outline(model)), Runtime()
     assert oldest.min_version is not None
     return oldest if needed.version <= parse_version(oldest.min_version) else Runtime(min_version=str(needed))
 

@@ -45,11 +45,12 @@ def external_files(model: Path) -> set[str]:
         Unavailable: the file cannot be read.
     """
     from packager.models.graphs import all_tensors
-    from packager.models.inputs import load_proto
+    from packager.models.inputs import load_outline
     from packager.models.tflite_model import is_tflite
 
     if is_tflite(model):
         return set()
 
-    tensors = all_tensors(load_proto(model, external_data=False))
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    tensors = all_tensors(load_outline(model))
+    named = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return named - {model.name}  # the outline leaves large constants in the model's own file

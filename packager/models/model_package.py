@@ -190,11 +190,11 @@ def external_data(model: Path) -> tuple[str, ...]:
         ModelUnreadable: the model is not an ONNX model.
         ExternalDataMissing: a file is missing.
     """
-    from packager.models.inputs import load_proto
+    from packager.models.inputs import load_outline
 
     if is_tflite(model):
         return ()
-    return tuple(sorted(_external_locations(load_proto(model, external_data=False))))
+    return tuple(sorted(_external_locations(load_outline(model)) - {model.name}))
 
 
 def roles_of(root: Path) -> dict[str, str]:

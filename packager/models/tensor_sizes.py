@@ -69,7 +69,8 @@ def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: 
     except ValueError as error:
         raise ModelUnreadable(f"{where}: offset or length of its external data is not a number") from error
     if length != expected:
-        raise ModelUnreadable(f"{where} needs {expected:,} bytes, its external data has {length:,}")
+        holder = "found" if location == path.name else "its external data has"
+        raise ModelUnreadable(f"{where} needs {expected:,} bytes, {holder} {length:,}")
     size = file.stat().st_size
     if offset < 0 or offset + length > size:
         raise ExternalDataMissing(

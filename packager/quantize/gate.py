@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from packager.errors import InterfaceMismatch
-from packager.models.inputs import Sample, load_proto
+from packager.models.inputs import Sample, load_outline
 from packager.models.ordered_map import ordered_map
 from packager.models.samples import Samples
 from packager.models.sessions import DEFAULT_SETTINGS, Runnable, open_session, run_session, settings_for
@@ -142,7 +142,7 @@ def run_gate(
     """
     settings = DEFAULT_SETTINGS
     if not is_tflite(candidate):
-        settings = settings_for(load_proto(candidate, external_data=False))
+        settings = settings_for(load_outline(candidate))
     left, right = open_session(float_model), open_session(candidate, settings)
     _check_interfaces(left, right, candidate)
     return judge(

@@ -21,7 +21,7 @@ from packager.models.graphs import (
     scopes,
     weight_uses,
 )
-from packager.models.inputs import load_proto, make_tensor_info
+from packager.models.inputs import load_outline, make_tensor_info
 from packager.models.model_package import is_bundle_path
 from packager.models.tensor_data import chunks_of, external_entries, stored_tensors
 from packager.models.tflite_model import is_tflite, read_facts
@@ -59,10 +59,10 @@ def lint(path: Path) -> list[Finding]:
     """
     if is_tflite(path):
         return _check_tflite(path)
-    model = load_proto(path, external_data=False)
+    model = load_outline(path)
     found = [
         *_check_interface(model),
-        *_check_external_data(model),
+        *_check_external_data(model, path),
         *_check_portability(model),
         *_check_integer_kernels(model, path.parent),
         *_check_weights(model, path.parent),
@@ -110,9 +110,9 @@ def _check_interface(model: onnx.ModelProto) -> list[Finding]:
     return found
 
 
-def _check_external_data(model: onnx.ModelProto) -> list[Finding]:
+def _check_external_data(model: onnx.ModelProto, path: Path) -> list[Finding]:
     """Find external data that a bundle stores under another name or inside the model."""
-    names = {external_entries(tensor).get("location", "") for tensor in stored_tensors(model)} - {""}
+    names = {external_entries(tensor).get("location", "") for tensor in stored_tensors(model)} - {"", path.name}
     return [
         Finding("note", "external-data-name", f"external data {name!r} is stored under another name in a bundle")
         for name in sorted(names)

@@ -26,6 +26,7 @@ ATTRIBUTE_TENSOR: Final = (5, 10)
 ATTRIBUTE_GRAPH: Final = (6, 11)
 ATTRIBUTE_FLOATS: Final = 7
 ATTRIBUTE_SPARSE: Final = (22, 23)
+SPARSE_TENSORS: Final = (1, 2)
 TENSOR_DIMS: Final = 1
 TENSOR_TYPE: Final = 2
 TENSOR_FLOATS: Final = 4
@@ -34,6 +35,7 @@ TENSOR_RAW: Final = 9
 TENSOR_DOUBLES: Final = 10
 TENSOR_EXTERNAL: Final = 13
 MAX_DEPTH: Final = 32
+LENGTH_DELIMITED: Final = 2  # wire type of messages, texts and packed numbers
 
 DTYPES: Final = {
     1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "u8", 10: "f16", 11: "f64", 12: "u32",
@@ -55,7 +57,17 @@ class ExternalRegion:
 
 
 @dataclass(frozen=True, slots=True)
-class _Field:
+class WireField:
+    """One field of a message.
+
+    Attributes:
+        number: number of the field.
+        wire_type: form of its content.
+        start: first byte of the content.
+        end: byte after the content.
+        value: the number of a field of wire type 0.
+    """
+
     number: int
     wire_type: int
     start: int
@@ -63,13 +75,22 @@ class _Field:
     value: int
 
 
-class _Finder:
+class WireReader:
+    """Reads the fields of messages."""
+
     def __init__(self, data: Buffer) -> None:
         self.data = data
-        self.regions: list[Region] = []
-        self.external: list[ExternalRegion] = []
 
     def read_varint(self, position: int, end: int) -> tuple[int, int]:
+        """Return a number of variable length, and the position after it.
+
+        Args:
+            position: its first byte.
+            end: byte after its message.
+
+        Raises:
+            MalformedFile: the number does not end.
+        """
         number = shift = 0
         while position < end and shift < 70:
             byte = self.data[position]
@@ -80,7 +101,16 @@ class _Finder:
             shift += 7
         raise MalformedFile(f"number at {position}")
 
-    def read_fields(self, start: int, end: int) -> Iterator[_Field]:
+    def read_fields(self, start: int, end: int) -> Iterator[WireField]:
+        """Yield the fields of a message.
+
+        Args:
+            start: first byte of the message.
+            end: byte after the message.
+
+        Raises:
+            MalformedFile: the bytes are not a message.
+        """
         position = start
         while position < end:
             key, position = self.read_varint(position, end)
@@ -100,9 +130,16 @@ class _Finder:
                 raise MalformedFile(f"wire type {wire} at {position}")
             if position > end or number == 0:
                 raise MalformedFile(f"field {number} ends at {position}, its message at {end}")
-            yield _Field(number, wire, begin, position, value)
+            yield WireField(number, wire, begin, position, value)
 
-    def read_text(self, field: _Field) -> str:
+
+class _Finder(WireReader):
+    def __init__(self, data: Buffer) -> None:
+        super().__init__(data)
+        self.regions: list[Region] = []
+        self.external: list[ExternalRegion] = []
+
+    def read_text(self, field: WireField) -> str:
         return bytes(self.data[field.start : min(field.end, field.start + 1024)]).decode("utf-8", "replace")
 
     def visit_model(self) -> None:
@@ -114,7 +151,7 @@ class _Finder:
                     if inner.number == FUNCTION_NODE and inner.wire_type == 2:
                         self.visit_node(inner, f"function/{i}", 0)
 
-    def visit_graph(self, graph: _Field, path: str, depth: int) -> None:
+    def visit_graph(self, graph: WireField, path: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise MalformedFile(f"graphs nested {depth} deep")
         nodes = 0
@@ -129,7 +166,7 @@ class _Finder:
             elif field.number == GRAPH_SPARSE:
                 self.visit_sparse_tensor(field, path)
 
-    def visit_node(self, node: _Field, path: str, depth: int) -> None:
+    def visit_node(self, node: WireField, path: str, depth: int) -> None:
         fields = list(self.read_fields(node.start, node.end))
         # Output names are unique in a graph, and exporters change them less often than node names.
         name = next((self.read_text(f) for f in fields if f.number == NODE_OUTPUT and f.wire_type == 2), "")
@@ -137,7 +174,7 @@ class _Finder:
             if field.number == NODE_ATTRIBUTE and field.wire_type == 2:
                 self.visit_attribute(field, f"{path}/{name}", depth)
 
-    def visit_attribute(self, attribute: _Field, path: str, depth: int) -> None:
+    def visit_attribute(self, attribute: WireField, path: str, depth: int) -> None:
         fields = [field for field in self.read_fields(attribute.start, attribute.end) if field.wire_type == 2]
         name = f"{path}@" + next((self.read_text(field) for field in fields if field.number == ATTRIBUTE_NAME), "")
         for field in fields:
@@ -150,16 +187,16 @@ class _Finder:
             elif field.number == ATTRIBUTE_FLOATS:
                 self.add_region(field, "f32", name, ())
 
-    def visit_sparse_tensor(self, sparse: _Field, path: str) -> None:
+    def visit_sparse_tensor(self, sparse: WireField, path: str) -> None:
         for field in self.read_fields(sparse.start, sparse.end):
-            if field.number in (1, 2) and field.wire_type == 2:
+            if field.number in SPARSE_TENSORS and field.wire_type == 2:
                 self.visit_tensor(field, f"{path}/sparse{field.number}")
 
-    def visit_tensor(self, tensor: _Field, path: str) -> None:
+    def visit_tensor(self, tensor: WireField, path: str) -> None:
         code = 0
         name = ""
         shape: list[int] = []
-        data: list[tuple[_Field, str | None]] = []
+        data: list[tuple[WireField, str | None]] = []
         external: dict[str, str] = {}
         for field in self.read_fields(tensor.start, tensor.end):
             if field.number == TENSOR_DIMS:
@@ -182,7 +219,7 @@ class _Finder:
         if "location" in external:
             self.add_external_region(external, DTYPES.get(code, "u8"), full, tuple(shape))
 
-    def read_dimensions(self, field: _Field) -> list[int]:
+    def read_dimensions(self, field: WireField) -> list[int]:
         if field.wire_type == 0:
             return [field.value]
         out = []
@@ -192,7 +229,7 @@ class _Finder:
             out.append(value)
         return out
 
-    def read_entry(self, entry: _Field) -> dict[str, str]:
+    def read_entry(self, entry: WireField) -> dict[str, str]:
         fields = {
             field.number: self.read_text(field)
             for field in self.read_fields(entry.start, entry.end)
@@ -200,7 +237,7 @@ class _Finder:
         }
         return {fields.get(1, ""): fields.get(2, "")}
 
-    def add_region(self, field: _Field, dtype: str, name: str, shape: tuple[int, ...]) -> None:
+    def add_region(self, field: WireField, dtype: str, name: str, shape: tuple[int, ...]) -> None:
         if field.end - field.start >= MIN_REGION_BYTES:
             self.regions.append(Region(field.start, field.end - field.start, dtype, name, shape))
 

@@ -19,7 +19,7 @@ from bundle.requirements import Requirements, Runtime
 from bundle.variant import Measured
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
-from packager.models.inputs import load_proto
+from packager.models.inputs import load_outline
 from packager.models.model_facts import requirements_of, runtime_of
 from packager.models.model_package import build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
@@ -105,7 +105,7 @@ def _check_runtime(variant: QuantizedVariant, runtime: Runtime) -> None:
     """Check that the required ONNX Runtime has all operators of the model. Raises ReleaseFileInvalid."""
     if is_tflite(variant.require_model()):
         return
-    oldest = oldest_runtime(load_proto(variant.require_model(), external_data=False))
+    oldest = oldest_runtime(load_outline(variant.require_model()))
     if runtime.min_version is not None and parse_version(runtime.min_version) < oldest.version:
         raise ReleaseFileInvalid(
             f"variants.{variant.name}: requires.runtime_min: found {runtime.min_version}, "
