@@ -28,7 +28,7 @@ counts    model-process-crashed inference-failed operator-rollback crash-loop pa
 patching  malformed too-large not-authentic patch-refused patch-version-unsupported
 patching  patch-feature-unsupported patch-truncated patch-corrupt patch-range-invalid patch-limit-exceeded
 patching  patch-target-mismatch
-neutral   runtime-missing untried inconclusive bundle-quarantined
+neutral   runtime-missing plain-not-allowed untried inconclusive bundle-quarantined
 neutral   no-variant store-damaged wrong-base adapter-incompatible
 neutral   below-rollback-floor
 silent    interrupted invalid refused unavailable unfit bug

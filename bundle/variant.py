@@ -22,6 +22,7 @@ from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObj
 MAX_PATCHES: Final = 64
 MAX_MODELS: Final = 16
 AT_REST: Final = ("sealed", "plain")
+MAX_PLAIN_FILES: Final = 100  # of a bundle at rest in plain: two bundles' files are sent in one message to a worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +308,10 @@ class Variant:
         )
         fields.reject_unknown()
         _check_models(out, f"{fields.where}.models")
+        if out.at_rest == "plain" and not 1 <= len(out.files) <= MAX_PLAIN_FILES:
+            raise Malformed(
+                f"{fields.where}.files: found {len(out.files)}, expected 1 to {MAX_PLAIN_FILES} if at_rest is plain"
+            )
         kinds = [(patch.base, patch.codec) for patch in out.patches]
         if not kinds or len(set(kinds)) != len(kinds):
             raise Malformed(f"{fields.where}.patches: expected at least one, and each `from` and codec once")

@@ -162,6 +162,12 @@ class RuntimeMissing(Refused):
     reason = "runtime-missing"
 
 
+class PlainNotAllowed(Refused):
+    """The release is stored plain, and the owner does not allow that. Set `allow_plain` of the family."""
+
+    reason = "plain-not-allowed"
+
+
 class TpmUnavailable(Unavailable):
     """The TPM is missing or does not respond. Check its device node and permissions."""
 

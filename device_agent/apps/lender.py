@@ -1,4 +1,4 @@
-"""Lend the files of the active bundle: sealed memory files, shared by all clients of a generation.
+"""Lend the files of the active bundle: sealed memory files that clients share, or plain files.
 
 Rules:
 - Files are unsealed when a client first asks for them. They stay in memory while a connection that
@@ -7,6 +7,7 @@ Rules:
   The memory is sealed against writing, growing, shrinking and further seals.
 - A client process holds at most MAX_GENERATIONS generations of a family; what it borrows beyond is refused until it
   closes a connection. Its memory is counted per process (`held_bytes`).
+- A bundle that is stored plain is lent from disk: its digests are compared before each lend, and nothing is kept.
 - The memory of a borrowed file is freed when the agent and all clients have closed it: a client that keeps a
   descriptor open keeps its memory, too.
 """
@@ -39,11 +40,13 @@ class FileLender:
     """The lent files of one family. Any thread may call it.
 
     Args:
-        unseal: unseals files of a bundle by path and returns descriptors of sealed memory files.
+        unseal: unseals files of a bundle by path and returns descriptors of sealed memory files, or of plain files,
+            which it has checked.
+        is_plain: returns whether a bundle is stored plain.
     """
 
-    def __init__(self, unseal: Unseal) -> None:
-        self._unseal, self._lock = unseal, threading.Lock()
+    def __init__(self, unseal: Unseal, is_plain: Callable[[BundleDigest], bool] = lambda _digest: False) -> None:
+        self._unseal, self._is_plain, self._lock = unseal, is_plain, threading.Lock()
         self._held: dict[BundleDigest, _Held] = {}
 
     def borrow(self, bundle: BundleRecord, files: Sequence[BundleFile], connection: int, pid: int) -> list[int]:
@@ -70,6 +73,9 @@ class FileLender:
             held = self._held.setdefault(bundle.digest, _Held())
             held.borrowers[connection] = pid
             try:
+                if self._is_plain(bundle.digest):
+                    opened = self._unseal(bundle, [file.path for file in files])
+                    return [opened[file.path] for file in files]
                 missing = [file.path for file in files if file.path not in held.fds]
                 if missing:
                     held.fds.update(self._unseal(bundle, missing))

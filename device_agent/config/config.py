@@ -57,10 +57,12 @@ class AppSettings:
     Attributes:
         readers: users, groups and units that may borrow files ("user:NAME", "group:NAME", "unit:NAME.service").
         judges: users, groups and units whose health verdicts count; they may also borrow files.
+        allow_plain: whether a release that asks for it may be stored as plain files.
     """
 
     readers: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
+    allow_plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,11 @@ class Config:
     def families(self) -> tuple[str, ...]:
         """Names of all families, in the order of the file."""
         return self.family, *(one.family for one in self.further_families)
+
+    @property
+    def allows_plain(self) -> bool:
+        """True if the owner allows plain files of the (first) family in the bundle store."""
+        return any(settings.allow_plain for family, settings in self.apps if family == self.family)
 
     def family_configs(self) -> "tuple[Config, ...]":
         """Return one configuration per family, each without further families."""
@@ -310,6 +317,7 @@ def _parse_apps(top: Table, families: tuple[str, ...]) -> tuple[tuple[str, AppSe
             AppSettings(
                 readers=table.texts("readers", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
                 judges=table.texts("judges", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
+                allow_plain=table.flag("allow_plain", False),
             ),
         )
         for family, table in top.named_tables("apps", families, TABLE_KEYS["apps"])

@@ -16,17 +16,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bundle.errors import AirweightsError
+from bundle.files import BundleDigest
 from device_agent.apps.access import FamilyAccess
 from device_agent.apps.app_socket import AppFamily
 from device_agent.apps.lender import FileLender
 from device_agent.config.config import Config
 from device_agent.daemon.error_log import log_errors
 from device_agent.daemon.family_queries import FamilyQueries
-from device_agent.daemon.messages import ModelCrashed
+from device_agent.daemon.messages import BundleDamaged, ModelCrashed
 from device_agent.daemon.report_schedule import ReportSchedule
 from device_agent.daemon.serving_watchdog import ServingWatchdog
 from device_agent.daemon.update_metrics import UpdateMetrics
-from device_agent.errors import JournalTooNew, JournalUnreadable
+from device_agent.errors import JournalTooNew, JournalUnreadable, StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.journal_records import BundleRecord
@@ -37,7 +38,7 @@ from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
-from device_agent.update.context import UpdateContext, collect_garbage
+from device_agent.update.context import UpdateContext, collect_garbage, mark_damaged
 from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
 from device_agent.update.rollback import prepare_rollback
@@ -97,9 +98,8 @@ class FamilyService(FamilyQueries):
         self.runtime = supervisor.runtime.family_runtime(self.name)
         self.runtime.on_idle = lambda: supervisor.handle_pending(self)
         self.serving = FamilyServing(self.runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
-        self.app_family = AppFamily(
-            self.name, _family_access(config), FileLender(self._unseal_files), self._serving_bundle
-        )
+        lender = FileLender(self._unseal_files, self._store.is_plain)
+        self.app_family = AppFamily(self.name, _family_access(config), lender, self._serving_bundle)
         self.serving.on_change = self.app_family.changed
         self.context = UpdateContext(
             config=config,
@@ -148,8 +148,12 @@ class FamilyService(FamilyQueries):
 
     def _unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files in a thread of an application's connection, with workers of their own."""
-        with self._open_workers() as workers:
-            return workers.patcher.unseal_files(bundle, paths)
+        try:
+            with self._open_workers() as workers:
+                return workers.patcher.unseal_files(bundle, paths)
+        except StoreDamaged:
+            self.supervisor.enqueue(BundleDamaged(self.name, bundle.digest))
+            raise
 
     def _serving_bundle(self) -> tuple[BundleRecord, int] | None:
         current = self.serving.current  # assigned as a whole by the main thread
@@ -313,7 +317,21 @@ class FamilyService(FamilyQueries):
         self._needs_recovery = False
         if self.too_new is None:
             collect_garbage(self.context)
+            log_errors(self._seal_unallowed)
         self._serve_committed()
+
+    def _seal_unallowed(self) -> None:
+        """Seal the plain bundles if the owner does not allow them any more."""
+        if self.config.allows_plain:
+            return
+        for bundle in self.journal.bundles():
+            if self._store.is_plain(bundle.digest):
+                with self._open_workers() as workers:
+                    workers.patcher.store_as_signed(bundle)
+
+    def mark_damaged(self, digest: BundleDigest) -> None:
+        """Record that a stored bundle is damaged, so that the next update downloads it again."""
+        self.journal.update_persistent_state(mark_damaged(digest))
 
     def _serve_committed(self) -> None:
         """Serve the active bundle if a recovery has changed it while another one served."""

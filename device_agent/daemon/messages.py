@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from bundle.errors import AirweightsError, Bug
+from bundle.files import BundleDigest
 from device_agent.config.families import FamilyResults
 from device_agent.errors import AgentStopping
 from device_agent.policy.attempt import UpdateResult
@@ -101,6 +102,19 @@ class ModelCrashed:
 
 
 @dataclass(frozen=True, slots=True)
+class BundleDamaged:
+    """Files of a bundle could not be lent, because the stored bundle is damaged.
+
+    Attributes:
+        family: name of the family.
+        digest: digest of the bundle.
+    """
+
+    family: str
+    digest: BundleDigest
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRequest(Request[FamilyResults[UpdateResult]]):
     """Run one update of each named family."""
 
@@ -162,6 +176,7 @@ DaemonMessage: TypeAlias = (
     | Reload
     | FrontCrashed
     | ModelCrashed
+    | BundleDamaged
     | UpdateRequest
     | RollbackRequest
     | ReportProbation

@@ -189,6 +189,8 @@ class ServingWatchdog:
             Unfit, Refused, Unavailable: the bundle cannot be unsealed or loaded.
         """
         if not bundle.is_run_by_agent():
+            with self._open_workers() as workers:
+                workers.patcher.check_plain(bundle)
             return self._serving.create_generation(bundle)
         with self._open_workers() as workers:
             fds = workers.patcher.unseal_to_serve(bundle)

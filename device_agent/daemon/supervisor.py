@@ -28,6 +28,7 @@ from device_agent.daemon.family_service import FamilyService
 from device_agent.daemon.family_work import FamilyWork
 from device_agent.daemon.messages import (
     AdapterRequest,
+    BundleDamaged,
     DaemonMessage,
     FrontCrashed,
     ModelCrashed,
@@ -205,6 +206,7 @@ class Supervisor:
     #   RollbackRequest  of busy, candidate activated   reject the candidate; reply with the update's result
     #   RollbackRequest  of busy, before that           end the update; then roll back
     #   RollbackRequest  of another family              run now
+    #   BundleDamaged    always                         record it now
     #   PauseChanged     to paused                      end the update if its candidate does not serve
     #   all others                                      defer until the update ends
     def handle_during_update(
@@ -241,6 +243,8 @@ class Supervisor:
                     return Interrupt.ROLLBACK
                 else:
                     self._deferred_messages.append(message)
+            case BundleDamaged():
+                self.handle(message)
             case PauseChanged():
                 if message.is_paused and busy is not None:
                     busy.context.interruption.request_pause()
@@ -298,6 +302,8 @@ class Supervisor:
                 log_errors(self._restart_front)
             case ModelCrashed():
                 log_errors(partial(self._registry.open_service(message.family).watchdog.restart, message.generation))
+            case BundleDamaged():
+                log_errors(partial(self._registry.open_service(message.family).mark_damaged, message.digest))
             case UpdateRequest():
                 message.reply.resolve(partial(self._work.update, message.families))
             case RollbackRequest():

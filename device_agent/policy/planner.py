@@ -18,7 +18,7 @@ This module does no I/O.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from typing import Final
 
@@ -27,7 +27,7 @@ from bundle.manifest import Manifest
 from bundle.requirements import Runtime
 from bundle.variant import PatchEntry, Variant
 from bundle.version import parse_dotted_version
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, PlainNotAllowed, RuntimeMissing
 from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements, prefer_variant
 
 FRAME_HEADER_BYTES: Final = (
@@ -52,6 +52,7 @@ class DeviceFacts:
         decoders: patch features that the installed decoder supports.
         other_runtimes: version of each other installed runtime, by its name in manifests.
         cpu: model name of the processor.
+        allows_plain: whether the owner allows plain files in the bundle store.
     """
 
     arch: str
@@ -61,6 +62,7 @@ class DeviceFacts:
     decoders: frozenset[str]
     other_runtimes: Mapping[str, str] = field(default_factory=dict)
     cpu: str = ""
+    allows_plain: bool = False
 
     def runtime_version(self, name: str) -> str | None:
         """Return the version of a runtime, or None if it is not installed."""
@@ -139,8 +141,10 @@ def choose_variant(
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
         RuntimeMissing: every variant that could be chosen is for a runtime that is not installed.
+        PlainNotAllowed: every variant that fits is to be stored as plain files, which the owner does not allow.
     """
     _require_runtime(manifest, requested, facts)
+    _require_consent(manifest, requested, facts)
     misfits = {name: unmet_requirement(variant, facts) for name, variant in manifest.variants}
     if requested != "auto":
         variant = manifest.variant(requested)
@@ -169,6 +173,20 @@ def _require_runtime(manifest: Manifest, requested: str, facts: DeviceFacts) -> 
         )
 
 
+def _require_consent(manifest: Manifest, requested: str, facts: DeviceFacts) -> None:
+    others = replace(facts, allows_plain=True)
+    fitting = [
+        variant
+        for name, variant in manifest.variants
+        if requested in ("auto", name) and not unmet_requirement(variant, others)
+    ]
+    if fitting and not facts.allows_plain and all(variant.at_rest == "plain" for variant in fitting):
+        raise PlainNotAllowed(
+            f"release {manifest.version} is to be stored plain, which apps.{manifest.family}.allow_plain forbids",
+            hint='set that key to true on the device, or publish with at_rest = "sealed"',
+        )
+
+
 def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
     """Return the first requirement that a device does not meet, as a phrase, or "".
 
@@ -186,6 +204,8 @@ def unmet_requirement(variant: Variant, facts: DeviceFacts) -> str:
         return misfit
     if requires.memory_bytes > facts.memory_bytes:
         return f"needs {requires.memory_bytes} bytes of memory, {facts.memory_bytes} are available"
+    if variant.at_rest == "plain" and not facts.allows_plain:
+        return "needs plain files, which the owner of this device does not allow"
     return ""
 
 

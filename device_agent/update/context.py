@@ -136,6 +136,10 @@ class UpdateContext:
     interruption: Interruption = field(default_factory=Interruption)
     on_probation: "Callable[[ProbationProgress | None], None]" = lambda _progress: None
 
+    def family_facts(self) -> DeviceFacts:
+        """Return the facts of the device as they are now, with what the owner allows for this family."""
+        return replace(self.read_facts(), allows_plain=self.config.allows_plain)
+
     @property
     def device_journal(self) -> Journal:
         """Return the first family's journal, which stores the device's pause flag and TPM counter."""

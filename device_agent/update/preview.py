@@ -293,7 +293,7 @@ def preview_update(context: UpdateContext) -> Plan:
     Raises:
         Refused, Unavailable: the check failed.
     """
-    facts, settings = context.read_facts(), context.config.update
+    facts, settings = context.family_facts(), context.config.update
     active = context.journal.bundle(context.journal.pointers.active)
     current = None if active is None else active.variant
     path: PlannedPath | None = None

@@ -100,7 +100,7 @@ def run_staged(context: UpdateContext) -> UpdateResult | None:
 
 def _read_facts(context: UpdateContext) -> DeviceFacts:
     try:
-        return context.read_facts()
+        return context.family_facts()
     except OSError as error:
         raise system_error(error) from error
 
@@ -155,6 +155,7 @@ class _Update:
         bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
         if is_active(self._journal, bundle.digest):
             self._journal.store_bundle(bundle)
+            self._store_as_signed(bundle)
             return self._journal.end_attempt(self._attempt, Event.UP_TO_DATE, Outcome.NOTHING_NEW)
         self._attempt = replace(self._attempt, target=bundle.digest, variant=name)
         self._check.check_quarantine(bundle)
@@ -198,6 +199,7 @@ class _Update:
             path = self._find_path(release, bundle.digest, excluded_blobs)
             try:
                 self._run_path(release, path)
+                self._store_as_signed(bundle)
             except StoreDamaged:
                 if is_last:
                     raise
@@ -256,6 +258,13 @@ class _Update:
         self._applying = None
         self._store.delete_partial(edge.entry.blob)
         self._journal.update_persistent_state(clear_damaged(edge.target))
+
+    def _store_as_signed(self, bundle: BundleRecord) -> None:
+        try:
+            self._workers.patcher.store_as_signed(bundle)
+        except StoreDamaged:
+            self._journal.update_persistent_state(mark_damaged(bundle.digest))
+            raise
 
     def _mark_damaged_bases(self, path: PatchPath) -> None:
         bases = {edge.entry.base for edge in path.steps if edge.entry.base is not None}

@@ -4,18 +4,23 @@ It gets everything as descriptors, has no network and opens no file. Keys are re
 
 Calls (descriptors in their order):
 - `unlock` (device key): open the envelopes and check the content key against the manifest's commitment.
-- `apply` (storage key, blob, output, and the base's sealed bundle if the patch has a base): decrypt the blob while its
-  ciphertext is hashed again, apply the patch, seal the result.
-- `unseal` (storage key, sealed bundle): one sealed memfd for each requested file.
+- `apply` (storage key, blob, outputs, and the base's files if the patch has a base): decrypt the blob while its
+  ciphertext is hashed again, apply the patch, write the result in the form that the outputs have.
+- `convert` (storage key, outputs, files of a bundle): write a bundle in its other form.
+- `check` (storage key, files of a bundle): compare the digests of the requested files.
+- `unseal` (storage key, files of a bundle): one sealed memfd for each requested file.
 - `seal-adapter` (storage key, adapter, golden outputs, output): seal a personal adapter into one file.
 - `unseal-adapter` (storage key, sealed file): the adapter and its golden outputs.
 - `seal-client-key`, `unseal-client-key`: device_agent.workers.sealed_client_key.
 - `sign` (signing key): device_agent.workers.line_signer.
-- `describe` (storage key, sealed bundle): read all of a sealed bundle and return its head.
+- `describe` (storage key, files of a bundle): read all of a bundle and return its head.
+
+A bundle has one file if it is sealed, and several if it is plain (device_agent.storage.bundle_store).
 """
 
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -30,7 +35,7 @@ from bundle.envelope import (
     derive_public_key,
     open_envelope,
 )
-from bundle.errors import DigestMismatch, Refused, TooLarge
+from bundle.errors import DigestMismatch, PatchRefused, Refused, TooLarge
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, parse_manifest
@@ -45,7 +50,8 @@ from device_agent.process.worker import Handler, SupervisorChannel, serve_calls,
 from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
 from device_agent.workers.line_signer import sign_lines
-from device_agent.workers.sealed_bundle import SealedBundle, SealedHead, SealedWriter
+from device_agent.workers.plain_bundle import PlainBundle, copy_bundle, open_stored_bundle, open_writer
+from device_agent.workers.sealed_bundle import SealedHead
 from device_agent.workers.sealed_client_key import seal_client_key, unseal_client_key
 
 with suppress(ImportError):  # some builds of Python lack it; then the planner chooses no patch that needs it
@@ -115,7 +121,8 @@ class Patcher:
         """Apply a patch and seal the result: call `apply`.
 
         Args:
-            message: fields `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry).
+            message: fields `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry), `outputs` (number of
+                descriptors).
 
         Raises:
             PatchRefused: the patch does not apply (bundle.patch).
@@ -123,26 +130,25 @@ class Patcher:
             StoreDamaged: the base does not open.
         """
         value = message.value
-        storage_fd, blob_fd, output_fd, *base_fds = message.fds
+        storage_fd, blob_fd, *others = message.fds
+        outputs, base_fds = others[: value["outputs"]], others[value["outputs"] :]
         try:
             manifest, variant = _parse_release(value)
             head = SealedHead(value["manifest"], value["variant"], value["counter_epoch"])
             entry = PatchEntry.parse(StrictObject(value["patch"], "patch entry"))
             storage_key = read_key(storage_fd, STORAGE_KEY)
             context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
-            base = None if entry.base is None else SealedBundle(base_fds[0], storage_key, entry.base)
+            base = None if entry.base is None else open_stored_bundle(base_fds, storage_key, entry.base)
             blob = _HashedFile(blob_fd)
-            os.ftruncate(output_fd, 0)
-            with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
-
-                def read_output(length: int, offset: int) -> bytes:
-                    out.flush()
-                    return os.pread(output_fd, length, offset)
-
-                writer = SealedWriter(out, storage_key, head, read_output)
+            with open_writer(outputs, storage_key, head) as writer:
                 try:
                     source = FrameReader(blob, self._content_keys[variant.digest], context)
                     files = apply_patch(source, base, writer, PatchLimits(memory_bytes=entry.peak_memory))
+                except PatchRefused:
+                    blob.check(entry.blob)
+                    if isinstance(base, PlainBundle):
+                        base.check_files()  # a plain base has no authenticated frames: the fault may be its own
+                    raise
                 finally:
                     # raised first: a blob that is not the signed one explains every other error
                     blob.check(entry.blob)
@@ -151,10 +157,50 @@ class Patcher:
                         f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
                     )
                 writer.close()
-            os.fsync(output_fd)
-            return {"sealed_bytes": os.fstat(output_fd).st_size}
+            return {"stored_bytes": _sync_outputs(outputs)}
         finally:
             message.close()
+
+
+def convert_bundle(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Write a bundle in its other form: call `convert`.
+
+    Args:
+        message: fields `digest`, `outputs` (number of descriptors), and those of the release for the new head.
+
+    Raises:
+        StoreDamaged: the bundle does not open.
+    """
+    value = message.value
+    storage_fd, *others = message.fds
+    try:
+        storage_key = read_key(storage_fd, STORAGE_KEY)
+        base = open_stored_bundle(others[value["outputs"] :], storage_key, BundleDigest(value["digest"]))
+        head = SealedHead(value["manifest"], value["variant"], value["counter_epoch"])
+        outputs = others[: value["outputs"]]
+        with open_writer(outputs, storage_key, head) as writer:
+            copy_bundle(base, writer)
+        return {"stored_bytes": _sync_outputs(outputs)}
+    finally:
+        message.close()
+
+
+def check_files(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Compare the digests of some files of a bundle: call `check`.
+
+    Args:
+        message: fields `digest` and `paths`.
+
+    Raises:
+        StoreDamaged: a file was changed.
+    """
+    storage_fd, *bundle_fds = message.fds
+    try:
+        digest = BundleDigest(message.value["digest"])
+        open_stored_bundle(bundle_fds, read_key(storage_fd, STORAGE_KEY), digest).check_files(message.value["paths"])
+        return {}
+    finally:
+        message.close()
 
 
 def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
@@ -169,8 +215,9 @@ def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
     """
     fds: list[int] = []
     try:
-        storage_fd, sealed_fd = message.fds
-        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
+        storage_fd, *bundle_fds = message.fds
+        digest = BundleDigest(message.value["digest"])
+        bundle = open_stored_bundle(bundle_fds, read_key(storage_fd, STORAGE_KEY), digest)
         roles, paths = message.value.get("roles", ()), set(message.value.get("paths", ()))
         requested = [index for index, file in enumerate(bundle.files) if file.role in roles or file.path in paths]
         if len(requested) > MAX_FDS:
@@ -195,10 +242,10 @@ def read_sealed_header(_supervisor: SupervisorChannel, message: Message) -> Json
         StoreDamaged: a byte of it is damaged.
     """
     try:
-        storage_fd, sealed_fd = message.fds
-        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
-        for index in range(len(bundle.files)):
-            bundle.check_file(index)
+        storage_fd, *bundle_fds = message.fds
+        digest = BundleDigest(message.value["digest"])
+        bundle = open_stored_bundle(bundle_fds, read_key(storage_fd, STORAGE_KEY), digest)
+        bundle.check_files()
         head = bundle.head
         return {"manifest": head.manifest, "variant": head.variant, "counter_epoch": head.counter_epoch}
     finally:
@@ -259,6 +306,13 @@ def unseal_adapter(_supervisor: SupervisorChannel, message: Message) -> Message:
         message.close()
 
 
+def _sync_outputs(fds: Sequence[int]) -> int:
+    """Make the files of an incoming bundle durable, and return their size in bytes."""
+    for fd in fds:
+        os.fsync(fd)
+    return sum(os.fstat(fd).st_size for fd in fds)
+
+
 def _parse_release(value: JsonObject) -> tuple[Manifest, Variant]:
     head = SealedHead(value["manifest"], value["variant"], value["counter_epoch"])
     return parse_manifest(head.manifest.encode()), head.parse_variant()
@@ -281,6 +335,8 @@ if __name__ == "__main__":
     handlers: dict[str, Handler] = {
         "unlock": patcher.load_content_key,
         "apply": patcher.apply_patch,
+        "convert": convert_bundle,
+        "check": check_files,
         "unseal": unseal_bundle,
         "describe": read_sealed_header,
         "seal-adapter": seal_adapter,

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from bundle.files import BundleDigest
+from bundle.variant import Variant
 from device_agent.config.config import Config
-from device_agent.errors import StoreDamaged
+from device_agent.errors import PlainNotAllowed, StoreDamaged
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import MAX_FDS, Message
@@ -74,7 +75,7 @@ class PatcherClient:
             self._call("unlock", request, (key,), deadline_s=KEY_OPENER_DEADLINE_S)
 
     def apply_patch(self, edge: PatchEdge) -> int:
-        """Apply one patch from the spool into the store, and return the size of the sealed bundle in bytes.
+        """Apply one patch from the spool into the store, and return the size of the stored bundle in bytes.
 
         Raises:
             PatchRefused: the patch does not apply.
@@ -85,13 +86,47 @@ class PatcherClient:
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
             part = fds.own(self._store.open_partial(edge.entry.blob))
-            output = fds.own(self._store.create_incoming(edge.target))
-            base = () if edge.entry.base is None else (fds.own(self._store.open_bundle(edge.entry.base)),)
-            request = {**_release_fields(edge), "patch": edge.entry.as_json()}
-            reply = self._call("apply", request, (key, part, output, *base), deadline_s=PATCH_DEADLINE_S)
-            self._store.commit_incoming(edge.target, output)
+            outputs = fds.own_all(self._create_incoming(edge.target, edge.manifest.variant(edge.variant_name)))
+            base = () if edge.entry.base is None else fds.own_all(self._store.open_bundle(edge.entry.base))
+            request = {**_release_fields(edge), "patch": edge.entry.as_json(), "outputs": len(outputs)}
+            reply = self._call("apply", request, (key, part, *outputs, *base), deadline_s=PATCH_DEADLINE_S)
+            self._store.commit_incoming(edge.target, outputs)
         with parse_reply("patcher"):
-            return int(reply.value["sealed_bytes"])
+            return int(reply.value["stored_bytes"])
+
+    def store_as_signed(self, bundle: BundleRecord) -> None:
+        """Give a stored bundle the form that its release and the device's owner want, if it has the other one.
+
+        Raises:
+            StoreDamaged: the bundle is damaged.
+            NoSpace: both forms do not fit.
+        """
+        _, variant = bundle.parse_manifest()
+        if self._store.is_plain(bundle.digest) == self._is_plain_wanted(variant):
+            return
+        self._store.check_space(variant.plain_size)
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            source = fds.own_all(self._store.open_bundle(bundle.digest))
+            outputs = fds.own_all(self._create_incoming(bundle.digest, variant))
+            request = {"manifest": bundle.manifest, "variant": bundle.variant, "counter_epoch": bundle.counter_epoch}
+            request |= {"digest": bundle.digest, "outputs": len(outputs)}
+            self._call("convert", request, (key, *outputs, *source), deadline_s=PATCH_DEADLINE_S)
+            self._store.commit_incoming(bundle.digest, outputs)
+        form = "plain" if self._is_plain_wanted(variant) else "sealed"
+        logger.info("bundle stored in another form", extra={"bundle": bundle.digest, "at_rest": form})
+
+    def check_plain(self, bundle: BundleRecord) -> None:
+        """Compare the digests of a bundle that is stored plain; a sealed one is checked when it is read.
+
+        Raises:
+            PlainNotAllowed: the device's owner does not allow plain files.
+            StoreDamaged: a file was changed.
+        """
+        if self._store.is_plain(bundle.digest):
+            paths = [file.path for file in bundle.parse_manifest()[1].files]
+            for fd in self._open_checked(bundle, paths).values():
+                os.close(fd)
 
     def unseal(self, bundle: BundleRecord) -> BundleFds:
         """Unseal the files that a model process needs; the caller closes them.
@@ -102,9 +137,9 @@ class PatcherClient:
         _, variant = bundle.parse_manifest()
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
-            sealed = fds.own(self._store.open_bundle(bundle.digest))
+            stored = fds.own_all(self._store.open_bundle(bundle.digest))
             request = {"digest": bundle.digest, "roles": SERVED_FILE_ROLES}
-            reply = self._call("unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+            reply = self._call("unseal", request, (key, *stored), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher", reply):
             fds_by_path = dict(zip(reply.value["paths"], reply.fds, strict=True))
             return BundleFds.from_files(variant.files, fds_by_path, variant.runtime.name)
@@ -117,19 +152,22 @@ class PatcherClient:
             paths: paths of its files.
 
         Returns:
-            Descriptor of a sealed memfd, by path.
+            Descriptor by path: of a sealed memfd, or of the read-only file if the bundle is stored plain.
 
         Raises:
-            StoreDamaged: the sealed bundle is missing or damaged.
+            StoreDamaged: the bundle is missing or damaged.
+            PlainNotAllowed: it is stored plain, and the device's owner does not allow that any more.
         """
+        if self._store.is_plain(bundle.digest):
+            return self._open_checked(bundle, paths)
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
-            sealed = fds.own(self._store.open_bundle(bundle.digest))
+            stored = fds.own_all(self._store.open_bundle(bundle.digest))
             found: dict[str, int] = {}
             try:
                 for start in range(0, len(paths), MAX_FDS):
                     request = {"digest": bundle.digest, "paths": list(paths[start : start + MAX_FDS])}
-                    reply = self._call("unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+                    reply = self._call("unseal", request, (key, *stored), deadline_s=UNSEAL_DEADLINE_S)
                     with parse_reply("patcher", reply):
                         found.update(zip(reply.value["paths"], reply.fds, strict=True))
             except BaseException:
@@ -238,7 +276,7 @@ class PatcherClient:
             return fd
 
     def read_sealed_header(self, digest: BundleDigest) -> BundleRecord:
-        """Read all of a sealed bundle and return the record in its head.
+        """Read all of a bundle and return the record in its head.
 
         Raises:
             StoreDamaged: it is missing, or a byte of it is damaged.
@@ -247,8 +285,8 @@ class PatcherClient:
 
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
-            sealed = fds.own(self._store.open_bundle(digest))
-            reply = self._call("describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+            stored = fds.own_all(self._store.open_bundle(digest))
+            reply = self._call("describe", {"digest": digest}, (key, *stored), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher"):
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
             return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
@@ -275,6 +313,28 @@ class PatcherClient:
         with parse_reply("patcher"):
             return [str(line).encode() for line in reply.value["lines"]]
 
+    def _create_incoming(self, digest: BundleDigest, variant: Variant | None) -> tuple[int, ...]:
+        is_plain = variant is not None and self._is_plain_wanted(variant)
+        return self._store.create_incoming(digest, len(variant.files) if variant is not None and is_plain else None)
+
+    def _is_plain_wanted(self, variant: Variant) -> bool:
+        return variant.at_rest == "plain" and self._config.allows_plain
+
+    def _open_checked(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
+        """Open plain files of a bundle after a comparison of their digests; the caller closes the descriptors."""
+        if not self._config.allows_plain:
+            raise PlainNotAllowed(
+                f"release {bundle.version} is stored as plain files, which apps.{bundle.family}.allow_plain forbids",
+                hint="set that key to true, or restart the agent, which seals the files",
+            )
+        names = [file.path for file in bundle.parse_manifest()[1].files]
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            stored = fds.own_all(self._store.open_bundle(bundle.digest))
+            request = {"digest": bundle.digest, "paths": list(paths)}
+            self._call("check", request, (key, *stored), deadline_s=PATCH_DEADLINE_S)
+            return {path: os.dup(fd) for path, fd in zip(names, stored[1:], strict=True) if path in paths}
+
     def _open_key(self, use: str) -> int:
         """Return a descriptor of a plain key file, which this process never reads."""
         fd = self._device.open_key(KEY_FILES[use])
@@ -295,6 +355,11 @@ class _OwnedFds(ExitStack):
     def own(self, fd: int) -> int:
         self.callback(os.close, fd)
         return fd
+
+    def own_all(self, fds: tuple[int, ...]) -> tuple[int, ...]:
+        for fd in fds:
+            self.own(fd)
+        return fds
 
 
 def _release_fields(edge: PatchEdge) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The sealed bundle: a bundle's files in the store, encrypted under the device's storage key.
 
+`StoredBundle` is what it has in common with a plain one (device_agent.workers.plain_bundle).
+
 Rules:
 - It is a frame file (bundle.frames) whose context is the label of the store and the bundle digest. So a sealed bundle
   cannot replace another one, and a changed bit is detected when its frame is read.
@@ -13,7 +15,7 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -144,8 +146,82 @@ class SealedWriter:
         self._frames.close()
 
 
-class SealedBundle:
-    """A `bundle.patch` Base that reads a sealed bundle.
+class StoredBundle:
+    """A `bundle.patch` Base that reads a bundle of the store.
+
+    Args:
+        digest: digest of the bundle.
+
+    Attributes:
+        head: head of the bundle.
+        files: file table of the bundle.
+
+    Raises:
+        StoreDamaged: by any method, if the bundle does not open or was changed.
+    """
+
+    head: SealedHead
+    files: tuple[BundleFile, ...]
+
+    def __init__(self, digest: BundleDigest) -> None:
+        self._digest = digest
+
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        """Read `length` bytes of one file.
+
+        Args:
+            index: position of the file in the table.
+            offset: bytes from the start of the file.
+            length: number of bytes.
+        """
+        raise NotImplementedError
+
+    def unseal_file(self, index: int) -> int:
+        """Copy one file into a sealed memfd and check its SHA-256; the caller closes the descriptor."""
+        fd = _create_memfd(self.files[index].path)
+        try:
+            for data in self.checked_chunks(index):
+                _write_all(fd, data)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def check_files(self, paths: Iterable[str] | None = None) -> None:
+        """Read files and check their SHA-256, in bounded memory.
+
+        Args:
+            paths: their paths; None for all files.
+        """
+        wanted = None if paths is None else set(paths)
+        for index, file in enumerate(self.files):
+            if wanted is None or file.path in wanted:
+                for _ in self.checked_chunks(index):
+                    pass
+
+    def checked_chunks(self, index: int) -> Iterator[bytes]:
+        """Yield one file in chunks; the last step compares its SHA-256.
+
+        Args:
+            index: position of the file in the table.
+        """
+        file, digest = self.files[index], hashlib.sha256()
+        for offset in range(0, file.size, CHUNK_BYTES):
+            data = self.pread(index, offset, min(CHUNK_BYTES, file.size - offset))
+            digest.update(data)
+            yield data
+        if digest.hexdigest() != file.sha256:
+            raise StoreDamaged(f"bundle {self._digest[:16]}: SHA-256 of {file.path!r} differs from the manifest")
+
+    def _damaged_error(self, error: AirweightsError) -> StoreDamaged:
+        if isinstance(error, StoreDamaged):
+            return error
+        return StoreDamaged(f"bundle {self._digest[:16]} does not open: {error.message}")
+
+
+class SealedBundle(StoredBundle):
+    """A bundle that is stored as one encrypted file.
 
     Args:
         fd: descriptor of the sealed file; the caller closes it.
@@ -157,7 +233,7 @@ class SealedBundle:
     """
 
     def __init__(self, fd: int, key: Secret, digest: BundleDigest) -> None:
-        self._digest = digest
+        super().__init__(digest)
         try:
             size = os.fstat(fd).st_size
             self._frames = FrameRandomReader(lambda n, at: os.pread(fd, n, at), size, key, frame_context(digest))
@@ -165,18 +241,13 @@ class SealedBundle:
             if length > MAX_HEAD_BYTES:
                 raise StoreDamaged(f"bundle {digest[:16]}: head of {length} bytes")
             self.head = SealedHead.parse(self._frames.pread(length, _LENGTH.size))
-            self._files = self.head.parse_variant().files
+            self.files = self.head.parse_variant().files
         except AirweightsError as error:
             raise self._damaged_error(error) from error
         start = _LENGTH.size + length
-        self._file_offsets = list(accumulate((file.size for file in self._files), initial=start))
-        if bundle_digest(self._files) != digest or self._file_offsets[-1] != self._frames.size:
+        self._file_offsets = list(accumulate((file.size for file in self.files), initial=start))
+        if bundle_digest(self.files) != digest or self._file_offsets[-1] != self._frames.size:
             raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is incomplete or belongs to another bundle")
-
-    @property
-    def files(self) -> tuple[BundleFile, ...]:
-        """Return the file table of the bundle."""
-        return self._files
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
         """Read `length` bytes of one file.
@@ -190,38 +261,6 @@ class SealedBundle:
             return self._frames.pread(length, self._file_offsets[index] + offset)
         except AirweightsError as error:
             raise self._damaged_error(error) from error
-
-    def unseal_file(self, index: int) -> int:
-        """Unseal one file into a sealed memfd and check its SHA-256; the caller closes the descriptor."""
-        fd = _create_memfd(self._files[index].path)
-        try:
-            for data in self._checked_chunks(index):
-                _write_all(fd, data)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
-    def check_file(self, index: int) -> None:
-        """Read one file and check its SHA-256, in bounded memory."""
-        for _ in self._checked_chunks(index):
-            pass
-
-    def _checked_chunks(self, index: int) -> Iterator[bytes]:
-        """Yield one file in chunks; the last step compares its SHA-256."""
-        file, digest = self._files[index], hashlib.sha256()
-        for offset in range(0, file.size, CHUNK_BYTES):
-            data = self.pread(index, offset, min(CHUNK_BYTES, file.size - offset))
-            digest.update(data)
-            yield data
-        if digest.hexdigest() != file.sha256:
-            raise StoreDamaged(f"bundle {self._digest[:16]}: SHA-256 of {file.path!r} differs from the manifest")
-
-    def _damaged_error(self, error: AirweightsError) -> StoreDamaged:
-        if isinstance(error, StoreDamaged):
-            return error
-        return StoreDamaged(f"bundle {self._digest[:16]} does not open: {error.message}")
 
 
 def frame_context(digest: BundleDigest) -> FrameContext:

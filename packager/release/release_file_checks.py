@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bundle.errors import Malformed
+from bundle.variant import MAX_PLAIN_FILES
 from packager.errors import InputFileMissing
 from packager.models.model_package import FILE_ROLES
 from packager.release.release_plan import RUNTIME_KEYS, UNQUANTIZED_SCHEME, ReleasePlan
@@ -18,6 +19,8 @@ def check_runtime(plan: ReleasePlan, where: str) -> None:
     Raises:
         Malformed: a key is missing, or has no effect.
     """
+    if plan.at_rest == "plain":
+        _check_plain(plan, where)
     if plan.is_run_by_agent:
         if plan.model is None:
             raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
@@ -71,6 +74,17 @@ def check_files(plan: ReleasePlan, where: str) -> None:
             f"{where}: inputs: {plan.inputs} does not exist",
             hint="name an .npz or a folder of .npz files",
         )
+
+
+def _check_plain(plan: ReleasePlan, where: str) -> None:
+    """Check that applications can map the files. Raises Malformed: they cannot."""
+    if plan.is_run_by_agent:
+        raise Malformed(
+            f"{where}: at_rest: found 'plain' for runtime {plan.runtime!r}, whose models are run from memory; "
+            "expected runtime 'app' or 'none', or at_rest = 'sealed'"
+        )
+    if len(plan.files) > MAX_PLAIN_FILES:
+        raise Malformed(f"{where}: files: found {len(plan.files)}, at most {MAX_PLAIN_FILES} if at_rest is 'plain'")
 
 
 def _check_litert(plan: ReleasePlan, where: str) -> None:
