@@ -8,12 +8,12 @@ Rules:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Final, TypeVar
 
-from packager.diff.sources import LocalFinder, Source, SourceFinder, prepare_source
+from packager.diff.sources import LocalFinder, Source, SourceFinder, open_sources
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -53,10 +53,35 @@ def run_jobs(
     if executor is None:
         yield from map(function, jobs)
         return
-    own = executor if isinstance(executor, JobExecutor) else _PLAIN
-    finder, in_flight = own.share_sources(paths), own.jobs_in_flight
-    sources, waiting = tuple(paths), deque[Future[Result]]()
-    for job in jobs:
+    finder = _own(executor).share_sources(paths)
+    yield from _run(function, ((job, tuple(paths), finder) for job in jobs), executor)
+
+
+def run_separate_jobs(
+    function: Callable[[Job], Result], jobs: Iterable[tuple[Job, Mapping[Source, Path]]], executor: Executor
+) -> Iterator[Result]:
+    """Yield the result of each job, in order; each has files of its own, which are shared when it is submitted.
+
+    Args:
+        function: runs one job; a function of a module, so that other processes can import it.
+        jobs: the jobs, each with the files that it reads.
+        executor: runs the jobs.
+
+    Raises:
+        SourceMissing: a process does not find a file.
+        SourceMismatch: a process finds other bytes.
+    """
+    own = _own(executor)
+    yield from _run(function, ((job, tuple(paths), own.share_sources(paths)) for job, paths in jobs), executor)
+
+
+def _run(
+    function: Callable[[Job], Result],
+    jobs: Iterable[tuple[Job, tuple[Source, ...], SourceFinder]],
+    executor: Executor,
+) -> Iterator[Result]:
+    waiting, in_flight = deque[Future[Result]](), _own(executor).jobs_in_flight
+    for job, sources, finder in jobs:
         waiting.append(executor.submit(_run_job, function, job, sources, finder))
         if len(waiting) > in_flight:
             yield waiting.popleft().result()
@@ -64,10 +89,13 @@ def run_jobs(
         yield waiting.popleft().result()
 
 
+def _own(executor: Executor) -> JobExecutor:
+    return executor if isinstance(executor, JobExecutor) else _PLAIN
+
+
 def _run_job(function: Callable[[Job], Result], job: Job, sources: tuple[Source, ...], finder: SourceFinder) -> Result:
-    for source in sources:
-        prepare_source(source, finder)
-    return function(job)
+    with open_sources(sources, finder):
+        return function(job)
 
 
 _PLAIN: Final = JobExecutor()

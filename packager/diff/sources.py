@@ -6,15 +6,21 @@ Rules:
 2. A file from a finder is hashed once in each process, before its first byte is used. A file that this process planned
    with was verified when its bundle was opened; the finished patch is applied in any case (check_patch).
 3. The finder travels with the job, the content does not.
+4. A process keeps what it found for its next jobs. Of the files that no job reads at the moment, it keeps the last ones
+   used, MAX_IDLE_BYTES in all: what a finder decrypted into memory is memory of the worker.
 """
 
 import hashlib
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from packager.errors import SourceMismatch, SourceMissing
+
+MAX_IDLE_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,9 @@ class SourceFinder(Protocol):
     def find(self, source: Source) -> Path | None:
         """Return a local file that should have this content, or None."""
 
+    def release(self, path: Path) -> None:
+        """Give back a file that `find` returned; no job reads it any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalFinder:
@@ -54,9 +63,27 @@ class LocalFinder:
         """Return the path of a source, or None if it is not known."""
         return next((Path(path) for known, path in self.paths if known == source), None)
 
+    def release(self, path: Path) -> None:
+        """Do nothing: the file stays where it is."""
+
+
+@dataclass(slots=True)
+class _Found:
+    """A file from a finder, hashed.
+
+    Attributes:
+        path: the file.
+        finder: who found it.
+        jobs: how many jobs read it at the moment.
+    """
+
+    path: Path
+    finder: SourceFinder
+    jobs: int = 0
+
 
 _planned: dict[Source, Path] = {}  # files that this process planned with
-_verified: dict[Source, Path] = {}  # files from a finder, hashed
+_verified: dict[Source, _Found] = {}  # the last used one is the last
 _lock: Final = threading.Lock()
 
 
@@ -81,31 +108,72 @@ def planned_path(source: Source) -> Path:
     return _planned[source]
 
 
-def prepare_source(source: Source, finder: SourceFinder) -> None:
-    """Find and hash the file of a source, unless this process did so before.
+@contextmanager
+def open_sources(sources: Sequence[Source], finder: SourceFinder) -> Iterator[None]:
+    """Find and hash the files of a job, and keep them while it runs, as a context manager.
 
     Args:
-        source: the content.
-        finder: finds the file.
+        sources: what the job reads.
+        finder: finds the files that this process does not have yet.
 
     Raises:
-        SourceMissing: the file is not found, or cannot be read.
-        SourceMismatch: the file has other bytes.
+        SourceMissing: a file is not found, or cannot be read.
+        SourceMismatch: a file has other bytes.
     """
-    with _lock:
-        if source in _verified and _verified[source].exists():
+    taken: list[_Found] = []
+    try:
+        for source in sources:
+            with _lock:
+                found = _find(source, finder)
+                found.jobs += 1
+                taken.append(found)
+        yield
+    finally:
+        with _lock:
+            for found in taken:
+                found.jobs -= 1
+            _release_idle()
+
+
+def _find(source: Source, finder: SourceFinder) -> _Found:
+    known = _verified.pop(source, None)
+    if known is not None and known.path.exists():
+        _verified[source] = known
+        return known
+    path = finder.find(source)
+    if path is None:
+        raise SourceMissing(f"no file with the SHA-256 {source.sha256[:16]}… is found on this worker")
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceMissing(f"{path}: {error.strerror}", hint="is the folder shared with this worker?") from error
+    if found != source.sha256:
+        finder.release(path)
+        raise SourceMismatch(f"{path} has the SHA-256 {found[:16]}…, expected {source.sha256[:16]}…")
+    _verified[source] = _Found(path, finder)
+    return _verified[source]
+
+
+def _release_idle() -> None:
+    idle = [(source, found) for source, found in _verified.items() if not found.jobs]
+    size = sum(source.size for source, _ in idle)
+    for source, found in idle:
+        if size <= MAX_IDLE_BYTES:
             return
-        path = finder.find(source)
-        if path is None:
-            raise SourceMissing(f"no file with the SHA-256 {source.sha256[:16]}… is found on this worker")
-        try:
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise SourceMissing(f"{path}: {error.strerror}", hint="is the folder shared with this worker?") from error
-        if found != source.sha256:
-            raise SourceMismatch(f"{path} has the SHA-256 {found[:16]}…, expected {source.sha256[:16]}…")
-        _verified[source] = path
+        size -= source.size
+        del _verified[source]
+        found.finder.release(found.path)
+
+
+def find_path(source: Source) -> Path:
+    """Return the file of a source in this process.
+
+    Raises:
+        SourceMissing: the file is not known in this process.
+    """
+    found = _verified.get(source)
+    return planned_path(source) if found is None else found.path
 
 
 def read_source(source: Source, offset: int, size: int) -> bytes:
@@ -119,6 +187,6 @@ def read_source(source: Source, offset: int, size: int) -> bytes:
     Raises:
         SourceMissing: the file is not known in this process.
     """
-    with (_verified.get(source) or planned_path(source)).open("rb") as stream:
+    with find_path(source).open("rb") as stream:
         stream.seek(offset)
         return stream.read(size)

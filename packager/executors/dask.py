@@ -56,7 +56,7 @@ class DaskExecutor(JobExecutor):
 
     def __init__(self, address: str, inputs: str | None = None) -> None:
         self._inputs, self._key = inputs, secrets.token_bytes(KEY_BYTES)
-        self._shared: list[str] = []
+        self._shared: set[str] = set()
         self._futures: dict[int, Future[Any]] = {}
         self._lock, self._next = threading.Lock(), 1
         environment = {name: text for name, text in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)}
@@ -79,7 +79,7 @@ class DaskExecutor(JobExecutor):
         """Seal the files into the store of inputs, if there is one, and return what finds them on a worker."""
         if self._inputs is None:
             return super().share_sources(paths)
-        self._shared += share_inputs(self._inputs, self._key, paths)
+        self._shared.update(share_inputs(self._inputs, self._key, paths, self._shared))
         return SealedFinder(self._inputs, self._key)
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
@@ -114,8 +114,8 @@ class DaskExecutor(JobExecutor):
         self._process.kill()
         self._process.wait()
         if self._inputs is not None and self._shared:
-            open_store(self._inputs).delete(self._shared)
-            self._shared = []
+            open_store(self._inputs).delete(sorted(self._shared))
+            self._shared.clear()
 
     def _read(self) -> tuple[int, bytes]:
         assert self._process.stdout is not None

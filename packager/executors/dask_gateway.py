@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pickle
+import resource
 import struct
 import sys
 import threading
@@ -41,6 +42,37 @@ def worker_versions() -> dict[str, str]:
     return found
 
 
+def run_on_worker(versions: dict[str, str], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a job on a worker; a worker that joined after the connection is checked here.
+
+    Args:
+        versions: what `worker_versions` must return.
+        function: the job's function.
+        arguments: its arguments.
+
+    Raises:
+        WorkerIncompatible: this worker has other versions.
+    """
+    if not _prepared:
+        _check_versions("the worker", worker_versions(), versions)
+        _limit_memory()
+        _prepared.append(True)
+    return function(*arguments)
+
+
+_prepared: list[bool] = []  # not empty: this process was checked, and its memory is limited
+
+
+def _limit_memory() -> None:
+    """Let a job fail that needs more than Dask's `--memory-limit`, before Dask ends the worker."""
+    from distributed import get_worker
+
+    limit = get_worker().memory_manager.memory_limit
+    if limit:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
 def main() -> None:
     """Connect to the cluster, and run what the parent sends until it closes the pipe."""
     # results have a pipe of their own: libraries may print
@@ -59,10 +91,11 @@ def main() -> None:
     except AirweightsError as error:
         send(0, b"E", _error(error))
         return
+    own = worker_versions()
     send(0, b"R", encode_result(threads))
     while message := read_message(sys.stdin.buffer):
         number, function, arguments = pickle.loads(message)  # noqa: S301 - from the parent
-        future = client.submit(function, *arguments, pure=False)
+        future = client.submit(run_on_worker, own, function, *arguments, pure=False)
         future.add_done_callback(_finisher(send, number))
         _kept[number] = future
 
@@ -101,10 +134,14 @@ def _check_workers(client: Any) -> int:
     client.wait_for_workers(1, timeout=WORKERS_S)
     own = worker_versions()
     for address, found in client.run(worker_versions).items():
-        for name, version in own.items():
-            if found.get(name) != version:
-                raise WorkerIncompatible(f"worker {address} has {name} {found.get(name)!r}, this machine {version!r}")
+        _check_versions(f"worker {address}", found, own)
     return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def _check_versions(worker: str, found: dict[str, str], own: dict[str, str]) -> None:
+    for name, version in own.items():
+        if found.get(name) != version:
+            raise WorkerIncompatible(f"{worker} has {name} {found.get(name)!r}, this machine {version!r}")
 
 
 def _error(error: BaseException) -> bytes:

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from packager.diff.run_jobs import JobExecutor
+from packager.diff.write.patch_job import MAX_WORKER_BYTES
 from packager.executors.errors import WorkerLost, WorkerOutOfMemory
 
 MAX_RUNS: Final = 3
-MIN_MEMORY_BYTES: Final = 2 << 30
+MIN_MEMORY_BYTES: Final = MAX_WORKER_BYTES
 JOBS_PER_WORKER: Final = 3  # one runs, two wait, so that no worker waits for the planner
-PRELOADED: Final = ["packager.diff.write.typed_codec"]
+PRELOADED: Final = ["packager.diff.write.patch_job"]
 
 
 @dataclass(slots=True)
@@ -75,6 +76,11 @@ class ProcessExecutor(JobExecutor):
         with self._lock:
             self._is_closed = True
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool | None:
+        """End the processes; after an error, drop the jobs that wait."""
+        self.shutdown(cancel_futures=kind is not None)
+        return None
 
     def _open_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(self._workers, self._context, _limit_memory, (self.memory_bytes,))

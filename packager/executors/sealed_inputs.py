@@ -3,7 +3,8 @@
 Rules:
 1. A file is encrypted with a key of this build and of the file (AES-256-GCM, in chunks), and stored under a name that
    does not reveal its digest. The key travels with each job, over the executor's mutual TLS, and is in no store.
-2. A worker decrypts a file into memory once. It is never on the worker's disk.
+2. A worker decrypts a file into memory once, and gives the memory back when the file is released
+   (packager.diff.sources). It is never on the worker's disk.
 3. The files are deleted from the store when the build ends.
 """
 
@@ -11,20 +12,20 @@ import hashlib
 import hmac
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from packager.diff.sources import Source
-from packager.errors import SourceMismatch
+from packager.errors import RepositoryDamaged, SourceMismatch
 from packager.stores.open_store import open_store
 from packager.stores.store import PRIVATE
 
 CHUNK_BYTES: Final = 1 << 20
 TAG_BYTES: Final = 16
 KEY_BYTES: Final = 32
-_opened: list[int] = []  # descriptors of decrypted files, which live as long as the process
+DESCRIPTOR_FOLDER: Final = Path("/proc/self/fd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +53,34 @@ class SealedFinder:
         store = open_store(self.url)
         with tempfile.TemporaryDirectory(prefix="airweights-input-") as folder:
             sealed = Path(folder) / "sealed"
-            if input_name(self.key, source) not in store.list_files():
+            try:
+                store.download(input_name(self.key, source), sealed)
+            except RepositoryDamaged:
                 return None
-            store.download(input_name(self.key, source), sealed)
             fd = os.memfd_create("input")
-            _opened.append(fd)
-            with sealed.open("rb") as stream, open(fd, "wb", closefd=False) as out:
-                unseal(stream, out, self.key, source)
-        return Path(f"/proc/self/fd/{fd}")
+            try:
+                with sealed.open("rb") as stream, open(fd, "wb", closefd=False) as out:
+                    unseal(stream, out, self.key, source)
+            except BaseException:
+                os.close(fd)
+                raise
+        return DESCRIPTOR_FOLDER / str(fd)
+
+    def release(self, path: Path) -> None:
+        """Give the memory of a decrypted file back."""
+        os.close(int(path.name))
 
 
-def share_inputs(url: str, key: bytes, paths: Mapping[Source, Path]) -> list[str]:
+def share_inputs(url: str, key: bytes, paths: Mapping[Source, Path], known: Container[str] = ()) -> list[str]:
     """Seal files into a store; return the names of those that it did not have.
 
     Args:
         url: the store.
         key: key of this build.
         paths: the files.
+        known: names of files that this build has sealed already.
     """
     store, added = open_store(url), []
-    known = store.list_files()
     for source, path in paths.items():
         name = input_name(key, source)
         if name not in known:

@@ -18,7 +18,7 @@ from bundle.files import BundleDirectory
 from bundle.frames import BLOB_LABEL, FrameContext
 from bundle.manifest import Manifest
 from bundle.variant import MAX_PATCHES, PatchEntry, Variant
-from packager.diff.write.make_patch import make_patch
+from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
 from packager.release.draft import PatchBase, PlainPatch, Reporter, SilentReporter
 from packager.release.steps.encrypt import blob_path, encrypt_patch
@@ -126,21 +126,23 @@ class _VariantPatcher:
         """Return the new patches, each with the path of its blob."""
         known = {patch.base for patch in self.variant.patches} | {self.variant.digest}
         limit = min((patch.plain_size for patch in self.variant.patches if patch.base is None), default=None)
-        out: list[tuple[AddedPatch, Path]] = []
+        starts: list[PatchBase] = []
         for base in bases:
             earlier = base.variant(self.name)
             if earlier is None or earlier.digest in known:
                 continue
             known.add(earlier.digest)
-            start = PatchBase(base.version, earlier.digest, self._open_bundle(base, earlier))
-            patch = self._make_patch(start)
+            starts.append(PatchBase(base.version, earlier.digest, self._open_bundle(base, earlier)))
+        out: list[tuple[AddedPatch, Path]] = []
+        for patch in self._make_patches(starts):
+            assert patch.base is not None
             if limit is not None and patch.report.plain_size >= limit:
                 self.reporter.note(
-                    f"variant {self.name}: the patch from {base.version} is left out, it is not smaller than the full "
-                    "download"
+                    f"variant {self.name}: the patch from {patch.base.version} is left out, it is not smaller than the "
+                    "full download"
                 )
                 continue
-            out.append((AddedPatch(self.name, base.version, self._encrypt(patch)), blob_path(patch)))
+            out.append((AddedPatch(self.name, patch.base.version, self._encrypt(patch)), blob_path(patch)))
         return out
 
     def _open_bundle(self, manifest: Manifest, variant: Variant) -> BundleDirectory:
@@ -152,13 +154,21 @@ class _VariantPatcher:
             )
         return found
 
-    def _make_patch(self, base: PatchBase) -> PlainPatch:
+    def _make_patches(self, bases: Sequence[PatchBase]) -> list[PlainPatch]:
+        if not bases:
+            return []
         target = self._open_bundle(self.manifest, self.variant)
-        bar = self.reporter.bar(f"{self.name} from {base.version}")
-        path = self.folder / f"{self.name}-{base.version}.patch"
-        with path.open("xb") as out:
-            report = make_patch(base.directory, target, out, executor=self.executor, progress=bar)
-        return PlainPatch(base, path, report)
+        orders = [
+            PatchOrder(
+                base.directory,
+                target,
+                self.folder / f"{self.name}-{base.version}.patch",
+                f"{self.name} from {base.version}",
+            )
+            for base in bases
+        ]
+        made = zip(bases, orders, make_patches(orders, self.executor, self.reporter.bar), strict=True)
+        return [PlainPatch(base, order.path, report) for base, order, report in made]
 
     def _encrypt(self, patch: PlainPatch) -> PatchEntry:
         stored = self.workspace.find_variant(self.manifest.family, self.manifest.counter, self.name)

@@ -15,6 +15,9 @@ from packager.diff.encode.encode_untyped import UntypedFrames
 from packager.diff.run_jobs import run_jobs
 from packager.diff.sources import Source
 from packager.diff.write.make_patch import make_patch
+from packager.diff.write.make_patches import PatchOrder, make_patches
+from packager.diff.write.patch_job import CreatedPatch
+from packager.diff.write.patch_report import PatchRow
 from packager.errors import SourceMismatch, SourceMissing
 from packager.executors.errors import ExecutorInvalid, WorkerLost
 from packager.executors.open_executor import open_executor
@@ -74,6 +77,15 @@ def run(
     return out.getvalue()
 
 
+def run_pairs(cluster: Cluster, bundles: tuple[BundleDirectory, BundleDirectory], folder: Path) -> list[bytes]:
+    """Make two patches, of which each is a job, and return their bytes."""
+    folder.mkdir()
+    orders = [PatchOrder(base, bundles[1], folder / f"{base is None}", "") for base in (None, bundles[0])]
+    with open_executor(f"dask://{cluster.address}", inputs="s3://models/inputs") as executor:
+        make_patches(orders, executor, lambda _: lambda _done, _total: None)
+    return [order.path.read_bytes() for order in orders]
+
+
 @needs_dask
 @needs_s3
 def test_workers_without_a_shared_folder_make_the_same_bytes_also_if_one_dies(
@@ -82,6 +94,7 @@ def test_workers_without_a_shared_folder_make_the_same_bytes_also_if_one_dies(
     bundles: tuple[BundleDirectory, BundleDirectory],
     alone: bytes,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
@@ -89,13 +102,15 @@ def test_workers_without_a_shared_folder_make_the_same_bytes_also_if_one_dies(
         with pytest.raises(SourceMissing, match="No such file"):
             run(cluster, monkeypatch, bundles, None)
     assert run(cluster, monkeypatch, bundles, "s3://models/inputs") == alone
+    full, patch = run_pairs(cluster, bundles, tmp_path / "two")
+    assert patch == alone
     timer = threading.Timer(1.5, cluster.workers[0].kill)
     timer.start()
     try:
         assert run(cluster, monkeypatch, bundles, "s3://models/inputs") == alone
     finally:
         timer.join()
-    assert run(cluster, monkeypatch, bundles, "s3://models/inputs") == alone
+    assert run_pairs(cluster, bundles, tmp_path / "one") == [full, alone]
     assert [path for path in open_store("s3://models/inputs").list_files() if "inputs/" in path] == []
 
 
@@ -132,7 +147,8 @@ def test_a_job_that_fails_on_a_worker_ends_with_its_error(cluster: Cluster, monk
 def test_results_are_a_closed_format() -> None:
     tensor = EncodedTensor((b"a", b"\xff"), "base", "zstd", frozenset({"x"}), "f32", 3, 4)
     untyped = UntypedFrames((b"a",), "zstd", frozenset(), 1, 2, 3, 4, 5)
-    for result in (None, b"bytes", 7, tensor, untyped):
+    patch = CreatedPatch(b"a\xff", "typed", (PatchRow("m", "w", "f32", (2, 3), 24, 9, "base", "zstd"),))
+    for result in (None, b"bytes", 7, tensor, untyped, patch):
         assert decode_result(encode_result(result)) == result
     pickled, other_type = b"cos\nsystem\n(S'true'\ntR.", encode_result(tensor).replace(b"3", b'"3"')
     for data in (b"", b"{}", b'{"kind": "other"}', b"[" * 200_000, pickled, other_type):
@@ -146,12 +162,15 @@ def test_sealed_inputs_are_found_again_and_changes_are_noticed(tmp_path: Path) -
     path.write_bytes(data)
     source, key = Source(hashlib.sha256(data).hexdigest(), len(data)), bytes(32)
     (name,) = share_inputs(url, key, {source: path})
-    assert share_inputs(url, key, {source: path}) == []
+    assert share_inputs(url, key, {source: path}, {name}) == []
     sealed = tmp_path / "store" / name
     assert data[:64] not in sealed.read_bytes()
-    found = SealedFinder(url, key).find(source)
+    finder = SealedFinder(url, key)
+    found = finder.find(source)
     assert found is not None
     assert found.read_bytes() == data
+    finder.release(found)
+    assert not found.exists()
     assert SealedFinder(url, bytes(31) + b"1").find(source) is None
     sealed.write_bytes(sealed.read_bytes()[:-1] + b"x")
     with pytest.raises(SourceMismatch):

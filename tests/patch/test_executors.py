@@ -15,7 +15,7 @@ from packager.diff.byte_range import BytePosition
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import TensorJob
 from packager.diff.run_jobs import run_jobs
-from packager.diff.sources import LocalFinder, Source, prepare_source
+from packager.diff.sources import LocalFinder, Source, open_sources
 from packager.diff.write.make_patch import make_patch
 from packager.diff.write.plan_jobs import plan_jobs
 from packager.errors import SourceMismatch, SourceMissing
@@ -109,10 +109,10 @@ def test_a_worker_without_the_right_file_is_found_out(tmp_path: Path, change, er
     path.write_bytes(os.urandom(16))
     source = Source("ab" * 32, 16)
     change(path)
-    with pytest.raises(error):
-        prepare_source(source, LocalFinder(((source, str(path)),)))
-    with pytest.raises(SourceMissing):
-        prepare_source(source, LocalFinder(()))
+    with pytest.raises(error), open_sources([source], LocalFinder(((source, str(path)),))):
+        pass
+    with pytest.raises(SourceMissing), open_sources([source], LocalFinder(())):
+        pass
 
 
 @pytest.mark.parametrize("text", ["", "processes", "processes:0", "processes:1000", "threads:2", "dask:8786"])

@@ -8,7 +8,8 @@ Rules:
    generic codecs run too and the smallest patch is kept. One of them, zstd with the base as dictionary, has no name of
    its own, since the typed codec makes the same frames for files without arrays. It is skipped if target and base share
    no runs of bytes.
-5. The finished patch is applied once before it is returned (check_patch).
+5. The finished patch is applied once before it is returned (check_patch). A worker does not: the process that gets its
+   patch applies it (make_patches), since a worker is not trusted to say that it did.
 """
 
 import shutil
@@ -45,6 +46,7 @@ def make_patch(
     codec: str = "auto",
     executor: Executor | None = None,
     progress: Progress | None = None,
+    is_checked: bool = True,
 ) -> PatchReport:
     """Write the patch from `base` to `target` into `out`.
 
@@ -56,6 +58,7 @@ def make_patch(
             for devices without pcodec; "bsdiff4"; "zstd".
         executor: runs the jobs on tensors and files; None runs them in this thread.
         progress: called with (target bytes done, target bytes in all).
+        is_checked: apply the patch before it is written; False if the caller does.
 
     Raises:
         Invalid: an unknown codec, or "bsdiff4" without a base.
@@ -76,7 +79,8 @@ def make_patch(
                 other_writer = _write_frames(stack, other, base, target, options, executor, None)
                 if other_writer.size < writer.size or not writer.is_within_default_limits():
                     codec_name, writer = "typed" if other == _DICTIONARY else other, other_writer
-        return _write_patch(writer, codec_name, None if codec_name == "zstd" else base, target, out)
+        base = None if codec_name == "zstd" else base
+        return _write_patch(writer, codec_name, base, target, out, is_checked=is_checked)
 
 
 def _choose_generic_codecs(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
@@ -109,13 +113,20 @@ def _write_frames(
 
 
 def _write_patch(
-    writer: PatchFrameWriter, codec: str, base: BundleDirectory | None, target: BundleDirectory, out: BinaryIO
+    writer: PatchFrameWriter,
+    codec: str,
+    base: BundleDirectory | None,
+    target: BundleDirectory,
+    out: BinaryIO,
+    *,
+    is_checked: bool,
 ) -> PatchReport:
     limits = writer.declared_limits()
     features = tuple(sorted(writer.features))
     head = encode_header(Header(base.files if base else (), target.files, features, limits))
-    writer.file.seek(0)
-    check_patch(JoinedReader(head, writer.file), base, target, limits)
+    if is_checked:
+        writer.file.seek(0)
+        check_patch(JoinedReader(head, writer.file), base, target, limits)
     writer.file.seek(0)
     out.write(head)
     shutil.copyfileobj(writer.file, out, _CHUNK_BYTES)

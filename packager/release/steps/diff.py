@@ -11,11 +11,12 @@ Rules:
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 from bundle.files import bundle_digest
 from bundle.manifest import Manifest
-from packager.diff.write.make_patch import make_patch
+from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.errors import BaseMissing
 from packager.release.byte_shares import golden_warning, shares_of_files, shares_of_patch
 from packager.release.draft import AssembledVariant, Draft, PatchBase, PlainPatch
@@ -32,15 +33,28 @@ def run(draft: Draft) -> None:
         BaseMissing: a listed base is not in the workspace.
         WorkspaceDamaged: a stored bundle is damaged.
     """
-    for variant in draft.assembled.values():
-        full = write_patch(draft, variant, None, "nothing")
-        patches = [full]
-        if OPTIONAL_FEATURES & set(full.report.features):
-            patches.append(write_patch(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC))
-        for base in bases_of(draft, variant):
-            patch = write_patch(draft, variant, base, base.version)
-            if patch.report.plain_size < full.report.plain_size:
-                patches.append(patch)
+    bases = {variant.name: bases_of(draft, variant) for variant in draft.assembled.values()}
+    orders = [
+        _order(draft, variant, base, "nothing" if base is None else base.version)
+        for variant in draft.assembled.values()
+        for base in (None, *bases[variant.name])
+    ]
+    made = iter(make_patches(orders, draft.executor, draft.reporter.bar))
+    reports = {name: [next(made) for _ in range(1 + len(found))] for name, found in bases.items()}
+    needing = [
+        variant for variant in draft.assembled.values() if OPTIONAL_FEATURES & set(reports[variant.name][0].features)
+    ]
+    plain_orders = [_order(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC) for variant in needing]
+    names = [variant.name for variant in needing]
+    plain = dict(zip(names, make_patches(plain_orders, draft.executor, draft.reporter.bar), strict=True))
+    for variant in list(draft.assembled.values()):
+        full, *others = reports[variant.name]
+        patches = [PlainPatch(None, _path(draft, variant, "nothing"), full)]
+        if variant.name in plain:
+            patches.append(PlainPatch(None, _path(draft, variant, "nothing-plain"), plain[variant.name]))
+        for base, report in zip(bases[variant.name], others, strict=True):
+            if report.plain_size < full.plain_size:
+                patches.append(PlainPatch(base, _path(draft, variant, base.version), report))
             else:
                 draft.note(
                     f"variant {variant.name}: the patch from {base.version} is left out, it is not smaller than the "
@@ -118,21 +132,13 @@ def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
             )
 
 
-def write_patch(
-    draft: Draft, variant: AssembledVariant, base: PatchBase | None, name: str, *, codec: str = "auto"
-) -> PlainPatch:
-    """Create one patch in the variant's folder.
+def _order(
+    draft: Draft, variant: AssembledVariant, base: PatchBase | None, name: str, codec: str = "auto"
+) -> PatchOrder:
+    label = f"{variant.name} {'full download' if base is None else f'from {base.version}'}"
+    directory = None if base is None else base.directory
+    return PatchOrder(directory, variant.bundle, _path(draft, variant, name), label, codec)
 
-    Args:
-        draft: the release in progress.
-        variant: the variant to patch to.
-        base: bundle to start from; None creates a full download.
-        name: stem of the patch file.
-        codec: codec to use; "auto" keeps the smallest result.
-    """
-    path = draft.variant_folder(variant.name) / f"{name}.patch"
-    bar = draft.reporter.bar(f"{variant.name} {'full download' if base is None else f'from {base.version}'}")
-    with path.open("wb") as out:
-        directory = base.directory if base is not None else None
-        report = make_patch(directory, variant.bundle, out, codec=codec, executor=draft.executor, progress=bar)
-    return PlainPatch(base, path, report)
+
+def _path(draft: Draft, variant: AssembledVariant, name: str) -> Path:
+    return draft.variant_folder(variant.name) / f"{name}.patch"
