@@ -53,7 +53,7 @@ def push_command(url: str, dry_run: bool, repo: Path, as_json: bool) -> None:
     print_result(report.as_json(), as_json=as_json, text=push_lines(report))
 
 
-@click.command("pull", short_help="Fetch the publication from a store.")
+@click.command("pull", short_help="Fetch the publication from a store or a registry.")
 @click.argument("url")
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched, and write nothing.")
 @click.option("--replace", "is_replacing", is_flag=True, help="Discard the folder's publication if it is another one.")
@@ -63,19 +63,20 @@ def push_command(url: str, dry_run: bool, repo: Path, as_json: bool) -> None:
 def pull_command(url: str, dry_run: bool, is_replacing: bool, repo: Path, root: Path | None, as_json: bool) -> None:
     """Fetch the publication from URL into the repository's folder, which is created if missing.
 
-    The roots are verified from --root, else from the folder's own first root, and every document by its role's keys.
-    The device registry, plain bundles and content keys are in no store: restore those from a backup.
+    URL is as for `packager repo push`. The roots are verified from --root, else from the folder's own first root, and
+    every document by its role's keys. The device registry, plain bundles and content keys are in no store: restore
+    those from a backup.
 
     Exit status: 0 fetched, 2 invalid URL or credentials, 3 a file is missing, damaged or not signed as it must be, 4
     the folder has another publication, or the store is unavailable.
     """
     from bundle.trust.updater import MAX_ROOT_BYTES
     from packager.remote.pull import pull
+    from packager.remote.registry_store import open_readable_store
     from packager.repository.layout import RepositoryLayout, lock_repository
-    from packager.stores.open_store import open_store
 
     layout = RepositoryLayout(repo)
-    store = open_store(url)
+    store = open_readable_store(url)
     layout.create()
     with lock_repository(layout):
         report = pull(

@@ -177,11 +177,11 @@ def verify_command(
     other users cannot read one, or a URL serves something else; 4 the device's fetcher does not run here.
     """
     from packager.errors import InvalidUsage
+    from packager.remote.registry_store import open_readable_store
     from packager.remote.remote_repository import check_store_files, open_repository
     from packager.repository.layout import unreadable_paths
     from packager.repository.published import PublishedDocuments
     from packager.repository.served_check import check_served
-    from packager.stores.open_store import open_store
 
     for url in urls:
         if "@" in urlsplit(url).netloc or urlsplit(url).scheme not in ("http", "https", "file"):
@@ -194,7 +194,7 @@ def verify_command(
     with open_repository(repo, root) as repository:
         report = repository.status()
         if isinstance(repo, str):
-            check_store_files(repository, open_store(repo))
+            check_store_files(repository, open_readable_store(repo))
         layout = repository.layout
         unreadable = [path.relative_to(layout.published).as_posix() for path in unreadable_paths(layout)]
         served = [check_served(layout, PublishedDocuments(layout), url, config) for url in urls]
@@ -339,14 +339,24 @@ def collect_garbage_command(
     documents are kept forever. Plain bundles of unlisted releases are removed from the private workspace; content
     keys are kept. In a store, files younger than --grace-hours stay, too: they may be of a push that is under way.
 
-    Exit status: 0 done, 2 invalid input, 4 a lock is held, or the store is unavailable.
+    In a registry, the tags of replaced publications are deleted; the registry itself deletes blobs without a tag.
+
+    Exit status: 0 done, 2 invalid input, 3 the registry does not delete manifests, 4 a lock is held, or the store is
+    unavailable.
     """
+    from packager.remote.push import FIRST_ROOT
+    from packager.remote.registry_garbage import collect_registry_garbage
     from packager.remote.remote_repository import collect_store_garbage, open_repository
     from packager.repository.workspace import Workspace
-    from packager.stores.open_store import open_store
+    from packager.stores.open_store import is_registry_url, open_store
+    from packager.stores.registry_client import RegistryClient
 
     with open_repository(repo, root) as repository:
-        if isinstance(repo, str):
+        if isinstance(repo, str) and is_registry_url(repo):
+            first_root = (repository.layout.published / FIRST_ROOT).read_bytes()
+            client = RegistryClient(repo)
+            report = collect_registry_garbage(client, first_root, dry_run=dry_run, grace_s=grace_hours * 3600)
+        elif isinstance(repo, str):
             store = open_store(repo)
             report = collect_store_garbage(repository, store, dry_run=dry_run, grace_s=grace_hours * 3600)
         else:

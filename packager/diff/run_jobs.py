@@ -60,7 +60,7 @@ def run_jobs(
 def run_separate_jobs(
     function: Callable[[Job], Result], jobs: Iterable[tuple[Job, Mapping[Source, Path]]], executor: Executor
 ) -> Iterator[Result]:
-    """Yield the result of each job, in order; each has files of its own, which are shared when it is submitted.
+    """Yield the result of each job, in order; the files of each are shared when it is submitted.
 
     Args:
         function: runs one job; a function of a module, so that other processes can import it.

@@ -19,7 +19,7 @@ import time
 from typing import Final
 
 from packager.repository.layout import MAX_PUBLICATION_TIMES, RepositoryLayout, describe_process
-from packager.stores.store import PRIVATE, Store
+from packager.stores.store import PRIVATE, ReadableStore, Store
 
 RECORDS: Final = "publisher/"
 PUBLISHERS: Final = "publisher/publishers/"
@@ -28,7 +28,7 @@ SNAPSHOTS: Final = "publisher/snapshots.json"
 MAX_TRIES: Final = 100
 
 
-def read_publications(store: Store) -> dict[int, int]:
+def read_publications(store: ReadableStore) -> dict[int, int]:
     """Return snapshot version → Unix time of its publication, as far as the store has records."""
     found = store.read(PUBLICATIONS)
     return {} if found is None else _parse(found.data)
@@ -64,7 +64,7 @@ def record_publisher(store: Store, timestamp: bytes) -> None:
     store.put(_publisher_path(timestamp), json.dumps(record).encode(), PRIVATE)
 
 
-def describe_publisher(store: Store, timestamp: bytes) -> str:
+def describe_publisher(store: ReadableStore, timestamp: bytes) -> str:
     """Return who made a timestamp and when, as text.
 
     Args:

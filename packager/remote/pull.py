@@ -29,7 +29,7 @@ from packager.repository.garbage_collection import paths_in_use
 from packager.repository.layout import RepositoryLayout, make_folder, sync_directory, write_file, write_publications
 from packager.repository.published import PublishedDocuments, check_signatures
 from packager.stores.errors import PublicationUntrusted, StoreOtherRepository
-from packager.stores.store import Store, StoredFile
+from packager.stores.store import ReadableStore, StoredFile
 
 DOCUMENT_FOLDERS: Final = ("metadata/", "targets/")
 
@@ -66,7 +66,7 @@ class PullReport:
         }
 
 
-def pull_documents(store: Store, layout: RepositoryLayout, trusted_root: bytes | None) -> Timestamps:
+def pull_documents(store: ReadableStore, layout: RepositoryLayout, trusted_root: bytes | None) -> Timestamps:
     """Pull metadata and targets into an empty repository folder, with the store's records; verify them.
 
     Args:
@@ -101,7 +101,7 @@ def pull_documents(store: Store, layout: RepositoryLayout, trusted_root: bytes |
 
 
 def pull(
-    store: Store,
+    store: ReadableStore,
     layout: RepositoryLayout,
     trusted_root: bytes | None,
     *,
@@ -167,7 +167,7 @@ def pull(
         return report
 
 
-def _read_timestamps(store: Store) -> Timestamps:
+def _read_timestamps(store: ReadableStore) -> Timestamps:
     found = store.read(TIMESTAMP)
     if found is None:
         raise RepositoryMissing(f"{store.url} has no {TIMESTAMP}", hint="correct the URL, or push to it first")
@@ -175,7 +175,7 @@ def _read_timestamps(store: Store) -> Timestamps:
     return Timestamps(found.data, None if copy is None else copy.data)
 
 
-def _verify(store: Store, layout: RepositoryLayout, trusted_root: bytes | None) -> None:
+def _verify(store: ReadableStore, layout: RepositoryLayout, trusted_root: bytes | None) -> None:
     published = PublishedDocuments(layout)
     if trusted_root is not None and published.first_root != trusted_root:
         raise StoreOtherRepository(f"{store.url}: {FIRST_ROOT} is not the trusted root")
@@ -198,7 +198,9 @@ def _verify(store: Store, layout: RepositoryLayout, trusted_root: bytes | None) 
             )
 
 
-def _check_follows(store: Store, layout: RepositoryLayout, pulled: RepositoryLayout, timestamps: Timestamps) -> None:
+def _check_follows(
+    store: ReadableStore, layout: RepositoryLayout, pulled: RepositoryLayout, timestamps: Timestamps
+) -> None:
     path = layout.published / TIMESTAMP
     if not path.is_file():
         return
@@ -224,7 +226,7 @@ def _is_local(layout: RepositoryLayout, pulled: RepositoryLayout, file: StoredFi
     return not new.is_file() or new.read_bytes() == path.read_bytes()
 
 
-def _download(store: Store, folder: Path, files: Iterable[StoredFile], on_progress: OnProgress | None) -> None:
+def _download(store: ReadableStore, folder: Path, files: Iterable[StoredFile], on_progress: OnProgress | None) -> None:
     wanted = sorted(files, key=lambda file: file.path.endswith((".root.json", ".snapshot.json")))
     done_bytes, total_bytes = 0, sum(file.size for file in wanted)
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="pull") as pool:
@@ -240,7 +242,7 @@ def _download(store: Store, folder: Path, files: Iterable[StoredFile], on_progre
             raise
 
 
-def _download_file(store: Store, target: Path, path: str) -> None:
+def _download_file(store: ReadableStore, target: Path, path: str) -> None:
     make_folder(target.parent)
     part = target.with_name(f".part-{target.name}")
     try:

@@ -5,8 +5,9 @@ a publication that was decided elsewhere, in a folder or an object store, and ne
 
     blobs                     every file, by digest
     tags of single files      documents, archives and envelope shards
-    p-N, publication          a manifest that lists the digest of each file of timestamp N, so that none is collected as
-                              untagged; `publication` is the newest one, from which the next push knows what is there
+    p-N, publication          a manifest whose layers are an index (paths, digests, time of the push) and all files of
+                              timestamp N, so that none is collected as untagged; `publication` is the newest one, from
+                              which the next push knows what is there
     timestamp.awz             the compressed timestamp
     timestamp.json            last: when it is there, all of the publication is
 
@@ -19,6 +20,7 @@ Rules:
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from typing import Any, Final
 from bundle.registry_paths import EMPTY_TYPE, FILE_TYPE, MANIFEST_TYPE, MAX_INLINE_BYTES, place_of
 from packager.errors import PublishConflict, RepositoryDamaged
 from packager.remote.push import CONNECTIONS, FIRST_ROOT, OnProgress, PushReport, Timestamps, record_push, versions_of
+from packager.remote.registry_store import PublicationIndex, read_inline
 from packager.remote.upload import COMPRESSED_TIMESTAMP, TIMESTAMP, TIMESTAMPS, UploadFile, list_upload_files
 from packager.repository.garbage_collection import paths_in_use
 from packager.repository.layout import RepositoryLayout
@@ -82,7 +85,7 @@ def push_to_registry(
         RepositoryDamaged: a file of the publication is missing in the folder.
         AirweightsError: the registry failed (packager.stores.errors).
     """
-    before = _read_inline(client, TIMESTAMP)
+    before = read_inline(client, TIMESTAMP)
     _check_follows(layout, client, timestamps, before)
     tags, known = client.list_tags(), _known_digests(client)
     layers = list(_layers_of(layout, timestamps))
@@ -104,11 +107,13 @@ def push_to_registry(
     _run(lambda layer: _send_blob(client, layer), blobs.values(), on_progress)
     if digest_of(EMPTY) not in known and not client.has_blob(digest_of(EMPTY)):
         client.put_blob(digest_of(EMPTY), EMPTY)
-    _check_follows(layout, client, timestamps, _read_inline(client, TIMESTAMP))
+    _check_follows(layout, client, timestamps, read_inline(client, TIMESTAMP))
     for is_root in (False, True):  # a root is found without the timestamp, so it comes after everything else
         tagged = [layer for layer in to_send if layer.tag and layer.path.endswith(".root.json") is is_root]
         _run(lambda layer: client.put_manifest(layer.tag, _manifest([layer], is_inline=True)), tagged, None)
-    listing = _manifest([*layers, *stamps], is_inline=False)
+    index = _index_layer([*layers, *stamps])
+    _send_blob(client, index)
+    listing = _manifest([index, *layers, *stamps], is_inline=False)
     client.put_manifest(f"p-{timestamps.version}", listing)
     client.put_manifest(PUBLICATION_TAG, listing)
     for stamp in stamps:
@@ -122,7 +127,7 @@ def _check_follows(
 ) -> None:
     if before is None or before == timestamps.data:
         return
-    first = _read_inline(client, FIRST_ROOT)
+    first = read_inline(client, FIRST_ROOT)
     if first is not None and first != (layout.published / FIRST_ROOT).read_bytes():
         raise StoreOtherRepository(f"{client.url}: {FIRST_ROOT} is that of another repository")
     version = versions_of(before)[0]
@@ -131,14 +136,6 @@ def _check_follows(
             f"{client.url} has timestamp {version}, and this one is timestamp {timestamps.version}",
             hint="push from the master copy: `packager repo pull` brings this folder up to date",
         )
-
-
-def _read_inline(client: RegistryClient, path: str) -> bytes | None:
-    manifest = client.read_manifest(place_of(path).tag)
-    try:
-        return None if manifest is None else base64.b64decode(manifest["layers"][0]["data"], validate=True)
-    except (LookupError, TypeError, ValueError):
-        return None
 
 
 def _known_digests(client: RegistryClient) -> set[str]:
@@ -164,6 +161,12 @@ def _layers_of(layout: RepositoryLayout, timestamps: Timestamps) -> Iterable[_La
 def _file_digest(file: UploadFile) -> str:
     with file.local.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _index_layer(layers: Iterable[_Layer]) -> _Layer:
+    files = {layer.path: (layer.digest, layer.size) for layer in layers}
+    data = PublicationIndex(files, int(time.time())).encode()
+    return _Layer("", data, len(data), digest_of(data))
 
 
 def _stamp_layers(timestamps: Timestamps) -> list[_Layer]:

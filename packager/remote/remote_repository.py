@@ -24,12 +24,13 @@ from packager.errors import InvalidUsage, PublishConflict, RepositoryDamaged
 from packager.remote.publications import PUBLISHERS, RECORDS, read_publications, record_publication
 from packager.remote.pull import pull_documents
 from packager.remote.push import OnProgress, Timestamps, push, read_timestamps, versions_of
+from packager.remote.registry_store import RegistryStore, open_readable_store
 from packager.remote.upload import TIMESTAMP
 from packager.repository.garbage_collection import GarbageReport, paths_in_use, plan_garbage
 from packager.repository.layout import write_publications
 from packager.repository.repository import Repository
 from packager.stores.open_store import open_store
-from packager.stores.store import Store
+from packager.stores.store import ReadableStore, Store
 
 MIN_GRACE_S: Final = 3600  # longer than a push may rely on a file that no publication names
 ROOT_HINT: Final = "name the 1.root.json that devices were given: --root FILE, or $PACKAGER_ROOT"
@@ -58,11 +59,12 @@ def open_repository(repo: Path | str, root: Path | None = None, *, is_signing: b
         return
     if is_signing and root is None:
         raise InvalidUsage(f"{repo}: a command that signs needs the trusted root", hint=ROOT_HINT)
-    store = open_store(repo)
+    store = open_store(repo) if is_signing else open_readable_store(repo)
     with TemporaryDirectory(prefix="airweights-repository-") as folder:
         repository = Repository(Path(folder))
         pull_documents(store, repository.layout, None if root is None else read_local_file(root, MAX_ROOT_BYTES))
-        publish_to(repository, store)
+        if not isinstance(store, RegistryStore):
+            publish_to(repository, open_store(repo))
         yield repository
 
 
@@ -135,28 +137,32 @@ def _check_unchanged(repository: Repository, store: Store) -> None:
         )
 
 
-def check_store_files(repository: Repository, store: Store) -> None:
+def check_store_files(repository: Repository, store: ReadableStore) -> None:
     """Check that a store has every file of its publication, each blob with its signed size.
 
     Args:
         repository: the pulled repository.
-        store: its store.
+        store: its store, or the registry.
 
     Raises:
         RepositoryDamaged: a file is missing, or has another size.
     """
     layout, listed = repository.layout, store.list_files()
-    for path in sorted(paths_in_use(layout, versions_of(read_timestamps(layout).data)[1])):
-        if path not in listed:
-            raise RepositoryDamaged(f"{store.url}/{path} is missing")
+    sizes: dict[str, int | None] = dict.fromkeys(
+        sorted(paths_in_use(layout, versions_of(read_timestamps(layout).data)[1]))
+    )
     for family in repository.families():
         for manifest in repository.releases(family):
             for patch in (patch for _, variant in manifest.variants for patch in variant.patches):
-                path = blob_path(patch.blob)
-                if path in listed and listed[path].size != patch.size:
-                    raise RepositoryDamaged(
-                        f"{store.url}/{path} has {listed[path].size} bytes, {patch.size} are signed"
-                    )
+                if (path := blob_path(patch.blob)) in sizes:
+                    sizes[path] = patch.size
+    for path, size in sizes.items():
+        if path not in listed:
+            raise RepositoryDamaged(f"{store.url}/{path} is missing")
+        if size is not None and listed[path].size != size:
+            raise RepositoryDamaged(f"{store.url}/{path} has {listed[path].size} bytes, {size} are signed")
+    if isinstance(store, RegistryStore) and (problem := store.find_missing(sizes)) is not None:
+        raise RepositoryDamaged(problem)
 
 
 def _batches(paths: Sequence[str]) -> Iterator[list[str]]:

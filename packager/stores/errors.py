@@ -90,3 +90,11 @@ class PublicationUntrusted(Refused):
     """The pulled publication is not signed as the trusted root demands. Find out who wrote to the store."""
 
     reason = "publication-untrusted"
+
+
+class RegistryDeletesDisabled(Refused):
+    """The registry does not allow this program to delete manifests.
+    Enable deletion there, or let a rule of the registry delete old tags `p-N`.
+    """
+
+    reason = "registry-deletes-disabled"

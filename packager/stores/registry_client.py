@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from bundle.errors import AirweightsError
 from bundle.registry_paths import MANIFEST_TYPE, MAX_MANIFEST_BYTES
 from bundle.version import VERSION
 from packager.stores.errors import (
+    RegistryDeletesDisabled,
     StoreAccessDenied,
     StoreCredentialsMissing,
     StoreCredentialsRefused,
@@ -42,6 +44,10 @@ CHALLENGE_PATTERN: Final = re.compile(r'([a-z]+)="([^"]*)"')
 MAX_TRIES: Final = 5
 FIRST_PAUSE_S: Final = 0.2
 TIMEOUT_S: Final = 60.0
+MAX_REDIRECTS: Final = 5
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+CHUNK_BYTES: Final = 1 << 20
+MAX_ERROR_BYTES: Final = 1 << 16
 PASSING_STATUSES: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 CREDENTIAL_HINT: Final = f"run `docker login`, or set {AUTH_VARIABLE} to USER:PASSWORD"
 
@@ -112,6 +118,112 @@ class RegistryClient:
         self._check(response, digest, (200,))
         return True
 
+    def blob_size(self, digest: str) -> int | None:
+        """Return the size of a blob, or None if the registry does not have it."""
+        response = self._request("HEAD", f"blobs/{digest}", {})
+        for _ in range(MAX_REDIRECTS):
+            if response.status not in REDIRECTS:
+                break
+            response = self._request("HEAD", urljoin(self._origin, response.headers.get("Location", "")), {})
+        if response.status == 404:
+            return None
+        self._check(response, digest, (200,))
+        length = response.headers.get("Content-Length", "")
+        return int(length) if length.isascii() and length.isdigit() else 0
+
+    def read_blob(self, digest: str, max_bytes: int) -> bytes | None:
+        """Return a small blob, or None if the registry does not have it.
+
+        Args:
+            digest: `sha256:…` of its content, which is not compared.
+            max_bytes: it must not be longer.
+
+        Raises:
+            StoreRejected: it is longer.
+        """
+        with tempfile.TemporaryDirectory(prefix="airweights-blob-") as folder:
+            path = Path(folder, "blob")
+            if not self.download_blob(digest, path, max_bytes):
+                return None
+            return path.read_bytes()
+
+    def download_blob(self, digest: str, target: Path, max_bytes: int | None = None) -> bool:
+        """Write a blob to a local file; return False if the registry does not have it.
+
+        A download that breaks is resumed, or repeated if the registry does not serve ranges.
+
+        Args:
+            digest: `sha256:…` of its content, which is not compared.
+            target: the file to write.
+            max_bytes: it must not be longer; None for any length.
+
+        Raises:
+            StoreRejected: it is longer.
+            StoreUnavailable: the download broke too often.
+        """
+        from urllib3.exceptions import HTTPError
+
+        with target.open("wb") as out:
+            for attempt in range(MAX_TRIES):
+                if attempt:
+                    time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+                start = out.tell()
+                headers = {"Range": f"bytes={start}-"} if start else {}
+                response = self._request("GET", f"blobs/{digest}", headers, is_streamed=True)
+                for _ in range(MAX_REDIRECTS):
+                    if response.status not in REDIRECTS:
+                        break
+                    location = urljoin(self._origin, response.headers.get("Location", ""))
+                    response.release_conn()
+                    response = self._request("GET", location, headers, is_streamed=True)
+                if response.status == 404:
+                    return False
+                if response.status not in (200, 206):
+                    response.read(MAX_ERROR_BYTES)
+                    self._check(response, digest, (200,))
+                found = re.match(r"bytes ([0-9]+)-", response.headers.get("Content-Range", ""))
+                if start and not (response.status == 206 and found is not None and int(found[1]) == start):
+                    out.seek(0)
+                    out.truncate()
+                try:
+                    for chunk in response.stream(CHUNK_BYTES):
+                        out.write(chunk)
+                        if max_bytes is not None and out.tell() > max_bytes:
+                            raise StoreRejected(f"{self.url}: {digest} is longer than {max_bytes} bytes")
+                    return True
+                except (HTTPError, OSError):
+                    continue
+                finally:
+                    response.close()
+        raise StoreUnavailable(f"{self.url}: {digest}: the download broke {MAX_TRIES} times")
+
+    def manifest_digest(self, tag: str) -> str | None:
+        """Return the digest of the manifest that a tag names, or None if there is none."""
+        response = self._request("GET", f"manifests/{tag}", {"Accept": MANIFEST_TYPE})
+        if response.status == 404:
+            return None
+        self._check(response, tag, (200,))
+        return digest_of(response.data)
+
+    def delete_manifest(self, digest: str) -> None:
+        """Delete a manifest and all its tags; nothing happens if the registry does not have it.
+
+        Args:
+            digest: `sha256:…` of the manifest.
+
+        Raises:
+            RegistryDeletesDisabled: the registry does not delete manifests.
+        """
+        response = self._request("DELETE", f"manifests/{digest}", {})
+        if response.status == 404:
+            return
+        if response.status in (400, 405, 501):
+            raise RegistryDeletesDisabled(
+                f"{self.url}: the registry does not delete manifests: HTTP {response.status}",
+                hint="enable deletion in the registry, or let a rule of the registry delete old tags p-N",
+            )
+        self._check(response, digest, (200, 202, 204))
+
     def put_blob(self, digest: str, source: bytes | Path) -> None:
         """Send a blob to the registry.
 
@@ -161,6 +273,7 @@ class RegistryClient:
         body: bytes | Path | None = None,
         *,
         is_repeated: bool = True,
+        is_streamed: bool = False,
     ) -> Any:
         url = path if path.startswith("http") else f"{self._origin}/v2/{self._name}/{path}"
         is_own = url.startswith(f"{self._origin}/")
@@ -168,16 +281,19 @@ class RegistryClient:
             if attempt:
                 time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
             authorization = {"Authorization": self._authorization} if is_own and self._authorization else {}
-            response = self._send(method, url, {**headers, **authorization}, body)
+            response = self._send(method, url, {**headers, **authorization}, body, is_streamed=is_streamed)
             if response is not None and response.status == 401 and is_own:
                 self._authorization = self._authorize(response.headers.get("WWW-Authenticate", ""))
-                response = self._send(method, url, {**headers, "Authorization": self._authorization}, body)
+                fields = {**headers, "Authorization": self._authorization}
+                response = self._send(method, url, fields, body, is_streamed=is_streamed)
             if response is not None and response.status not in PASSING_STATUSES:
                 return response
         status = "no answer" if response is None else f"HTTP {response.status}"
         raise StoreUnavailable(f"{self.url}: {method} {urlsplit(url).path}: {status}")
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | Path | None) -> Any:
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Path | None, *, is_streamed: bool = False
+    ) -> Any:
         from urllib3.exceptions import HTTPError
 
         fields = {"User-Agent": f"airweights/{VERSION}", **headers}
@@ -187,7 +303,15 @@ class RegistryClient:
                     return self._pool.request(
                         method, url, body=stream, headers=fields, timeout=TIMEOUT_S, redirect=False
                     )
-            return self._pool.request(method, url, body=body, headers=fields, timeout=TIMEOUT_S, redirect=False)
+            return self._pool.request(
+                method,
+                url,
+                body=body,
+                headers=fields,
+                timeout=TIMEOUT_S,
+                redirect=False,
+                preload_content=not is_streamed,
+            )
         except (HTTPError, OSError):
             return None
 

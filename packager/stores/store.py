@@ -46,8 +46,8 @@ class StoredContent:
     version: str
 
 
-class Store(Protocol):
-    """A place for published files.
+class ReadableStore(Protocol):
+    """A place that has published files.
 
     Attributes:
         url: the URL, without credentials, for messages.
@@ -71,6 +71,10 @@ class Store(Protocol):
         Raises:
             RepositoryDamaged: there is no such file.
         """
+
+
+class Store(ReadableStore, Protocol):
+    """A place for published files."""
 
     def put(self, path: str, source: bytes | Path, cache_control: str) -> None:
         """Write a file, whether it exists or not.

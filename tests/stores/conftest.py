@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from packager.stores import object_store
+from packager.stores import object_store, registry_client
+from packager.stores.registry_client import AUTH_VARIABLE
 from tests.support.cutting_proxy import CuttingProxy, start_cutting_proxy
+from tests.support.registry_server import start_registry
 from tests.support.repository_fixtures import device as device
 from tests.support.repository_fixtures import pristine_publisher as pristine_publisher
 from tests.support.repository_fixtures import publisher as publisher
@@ -35,3 +37,28 @@ def bucket(s3_server: S3Server, s3_proxy: CuttingProxy, tmp_path: Path, monkeypa
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(object_store, "FIRST_PAUSE_S", 0.01)
     return f"s3://models/{tmp_path.name}"
+
+
+@pytest.fixture(scope="session")
+def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One registry for all tests; each test has a name of its own."""
+    with start_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def proxy(open_registry: str) -> Iterator[CuttingProxy]:
+    """A proxy in front of the registry that can cut requests."""
+    with start_cutting_proxy(f"http://{open_registry}") as found:
+        yield found
+
+
+@pytest.fixture
+def registry(proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty name, through the proxy, without any credentials."""
+    proxy.pass_all()
+    monkeypatch.delenv(AUTH_VARIABLE, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setattr(registry_client, "FIRST_PAUSE_S", 0.01)
+    name = "".join(letter if letter.isalnum() else "-" for letter in tmp_path.name.lower()).strip("-")
+    return f"oci+http://{proxy.url.removeprefix('http://')}/models/x{name}"

@@ -2,77 +2,23 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bundle.errors import AirweightsError, NotFound
-from bundle.registry_paths import place_of
-from packager.errors import PublishConflict
-from packager.remote.push import PushReport, read_timestamps
-from packager.remote.push_registry import push_to_registry
+from bundle.errors import AirweightsError
+from packager.errors import PublishConflict, RepositoryMissing
 from packager.stores import errors, registry_client
 from packager.stores.registry_client import AUTH_VARIABLE, RegistryClient
-from tests.support.cutting_proxy import CuttingProxy, start_cutting_proxy
+from tests.support.cutting_proxy import CuttingProxy
 from tests.support.metadata_publisher import CheckClient, MetadataPublisher, copy_publisher, set_percent
 from tests.support.packager_cli import run_packager
+from tests.support.registry_mirror import percent_seen_by, push_all
 from tests.support.registry_server import LOGIN, TokenServer, needs_registry, start_registry, start_token_server
 
 pytestmark = needs_registry
 PUSH_REQUESTS = 80  # more than an update's push sends
-
-
-@pytest.fixture(scope="module")
-def open_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with start_registry(tmp_path_factory.mktemp("registry")) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def proxy(open_registry: str) -> Iterator[CuttingProxy]:
-    with start_cutting_proxy(f"http://{open_registry}") as found:
-        yield found
-
-
-@pytest.fixture
-def registry(proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty name, through the proxy, without any credentials."""
-    proxy.pass_all()
-    monkeypatch.delenv(AUTH_VARIABLE, raising=False)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    monkeypatch.setattr(registry_client, "FIRST_PAUSE_S", 0.01)
-    name = "".join(letter if letter.isalnum() else "-" for letter in tmp_path.name.lower()).strip("-")
-    return f"oci+http://{proxy.url.removeprefix('http://')}/models/x{name}"
-
-
-def push_all(publisher: MetadataPublisher, url: str) -> PushReport:
-    layout = publisher.repository.layout
-    return push_to_registry(layout, RegistryClient(url), read_timestamps(layout))
-
-
-def fetcher_of(url: str) -> Callable[[str, int], bytes]:
-    """Return a fetch function that reads a registry by the rules of bundle.registry_paths."""
-    client = RegistryClient(url)
-
-    def fetch(address: str, max_bytes: int) -> bytes:
-        place = place_of(address.removeprefix(f"{url}/"))
-        digest = place.digest
-        if place.tag:
-            manifest = client.read_manifest(place.tag)
-            if manifest is None:
-                raise NotFound(address)
-            digest = manifest["layers"][0]["digest"]
-        response = client._request("GET", f"blobs/{digest}", {})
-        if response.status == 404:
-            raise NotFound(address)
-        return bytes(response.data)
-
-    return fetch
-
-
-def percent_seen_by(device: CheckClient, url: str) -> int:
-    return device.check(url, fetcher_of(url)).rollout.percent_bp
 
 
 def test_a_device_sees_the_publication_and_nothing_is_sent_twice(
@@ -143,9 +89,10 @@ def test_an_older_publication_is_refused(publisher: MetadataPublisher, registry:
         push_all(old, registry)
 
 
-def test_a_registry_is_no_master_copy(publisher: MetadataPublisher, registry: str) -> None:
-    result = run_packager("repo", "status", "--repo", registry, "--json")
-    assert (result.code, result.error["reason"]) == (2, errors.StoreUrlInvalid.reason)
+def test_a_registry_without_publication_says_so(registry: str) -> None:
+    for words in (("status", "--repo", registry), ("collect-garbage", "--repo", registry)):
+        result = run_packager("repo", *words, "--json")
+        assert (result.code, result.error["reason"]) == (2, RepositoryMissing.reason)
 
 
 def test_the_command_pushes_to_a_registry(publisher: MetadataPublisher, device: CheckClient, registry: str) -> None:

@@ -1,4 +1,4 @@
-"""Make the patches of a release: each (variant, base) pair in an executor, the tensors of large bundles as well.
+"""Make the patches of a release: an executor runs (variant, base) pairs, or tensors of large bundles.
 
 Rules:
 1. A patch between bundles of at most `MAX_BUNDLE_BYTES` is one job (patch_job). Larger ones follow, one after the

@@ -60,7 +60,7 @@ class PatchJob:
 
 @dataclass(frozen=True, slots=True)
 class CreatedPatch:
-    """What a worker returns.
+    """A patch that a worker created.
 
     Attributes:
         data: the patch.
