@@ -254,9 +254,15 @@ class DownloadFailed(Unavailable):
 
 
 class NotFound(DownloadFailed):
-    """The server has no such file: it responded with 404 or 403. Check the repository URL."""
+    """The server has no such file: it responded with 404. Check the repository URL."""
 
     reason = "not-found"
+
+
+class AccessDenied(NotFound):
+    """The server responded with 403: it wants other credentials, or may not read the file. Set the credentials."""
+
+    reason = "access-denied"
 
 
 class UnexpectedNotModified(DownloadFailed):

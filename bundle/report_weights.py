@@ -34,7 +34,7 @@ neutral   below-rollback-floor
 silent    interrupted invalid refused unavailable unfit bug
 silent    invalid-usage file-not-regular text-encoding-unsupported folder-unsafe memory-exhausted os-failure
 silent    digest-mismatch archive-malformed archive-mismatch archive-too-large archive-truncated
-silent    download-failed not-found unexpected-not-modified metadata-expired no-rollout check-in-progress
+silent    download-failed not-found access-denied unexpected-not-modified metadata-expired no-rollout check-in-progress
 silent    trust-state-lost untrusted-metadata another-repository rollback-refused release-mismatch counter-reused
 silent    wrong-channel outside-plan release-withdrawn agent-too-old offline-pack-refused enrollment-refused
 silent    probe-inconclusive probation-inconclusive bench-failed illegal-transition

@@ -41,7 +41,7 @@ Fetch = Callable[[str, int], bytes]
 """Return the whole file at a URL, of at most the given number of bytes.
 
 Raises:
-    NotFound: the server responds with 404 or 403.
+    NotFound: the server responds with 404, or with 403 (AccessDenied).
     DownloadFailed: the transfer failed for another reason.
     TooLarge: the file is longer.
 """
@@ -263,6 +263,7 @@ def translate_errors(updater: TrustedUpdater) -> Iterator[None]:
     except tuf_errors.RepositoryError as error:
         raise UntrustedMetadata(f"{updater.step}: {error}") from error
     except tuf_errors.DownloadHTTPError as error:
-        raise NotFound(str(error)) from error
+        kind = type(error.__cause__) if isinstance(error.__cause__, NotFound) else NotFound
+        raise kind(str(error), hint=getattr(error.__cause__, "hint", None)) from error
     except tuf_errors.DownloadError as error:
         raise DownloadFailed(f"{updater.step}: {error}") from error

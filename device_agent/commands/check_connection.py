@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.acceptance import VerifiedRelease
-from bundle.errors import AirweightsError
+from bundle.errors import AccessDenied, AirweightsError
 from device_agent.config.config import Config
 from device_agent.config.repository import origin_of
 from device_agent.errors import (
@@ -46,6 +46,7 @@ STEP_OF_ERROR: Final = (
     (ServerTooSlow, CONNECTION),
     (TlsFailed, TLS),
     (RepositoryAuthRequired, AUTHENTICATION),
+    (AccessDenied, AUTHENTICATION),
 )
 
 

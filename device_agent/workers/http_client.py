@@ -6,7 +6,8 @@ Rules:
 3. One idle connection is kept for each server. If it turns out to be closed, the request is sent again over a new one.
    urllib3 itself neither repeats requests, nor follows redirects, nor decodes a body.
 4. A URL in a message has no user name and no query: presigned URLs are credentials. urllib3 would log such URLs.
-5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 stays NotFound: object stores send it for missing files.
+5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 is AccessDenied, a kind of NotFound: object stores send it
+   for missing files, and others if a client certificate is missing.
 """
 
 import http.client
@@ -22,7 +23,7 @@ from urllib.parse import quote, urlsplit
 from urllib3 import BaseHTTPResponse, PoolManager
 from urllib3.exceptions import HTTPError
 
-from bundle.errors import DownloadFailed, NotFound, TooLarge, UnexpectedNotModified
+from bundle.errors import AccessDenied, DownloadFailed, NotFound, TooLarge, UnexpectedNotModified
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
 from device_agent.policy.proxy_choice import choose_proxy
@@ -215,7 +216,7 @@ class HttpClient:
             source: URL that led to this one, if a server named it; then it is reached as the target of a redirect.
 
         Raises:
-            NotFound: 403, 404 or 410.
+            NotFound: 404 or 410, or 403 (AccessDenied).
             RepositoryAuthRequired: 401, or the server wants a client certificate.
             ProxyFailed: the proxy cannot be reached, or refuses the request.
             TlsFailed: no TLS connection with a trusted certificate.
@@ -365,7 +366,9 @@ class HttpClient:
         retry_after = response.header("Retry-After")
         self.challenge = response.header("WWW-Authenticate") if status == http.client.UNAUTHORIZED else ""
         response.close()
-        if status in (403, 404, 410):
+        if status == http.client.FORBIDDEN:
+            raise self._access_denied(url, shown)
+        if status in (404, 410):
             raise NotFound(f"{shown}: HTTP {status}")
         if status == http.client.UNAUTHORIZED:
             raise self._auth_required(url, shown)
@@ -380,6 +383,17 @@ class HttpClient:
         error = DownloadFailed(f"{shown}: HTTP {status}")
         error.add_note(retry_after if retry_after.isdecimal() and len(retry_after) < 6 else "")
         raise error
+
+    def _access_denied(self, url: str, shown: str) -> AccessDenied:
+        credentials = self.settings.credentials
+        is_private = origin_of(url) in credentials.credential_origins
+        hint = "check what the server may read, and the credentials in `[repository]`"
+        if url.startswith("https:") and not (is_private and credentials.has_client_certificate):
+            hint = (
+                "set `repository.client_cert` and `repository.client_key` if the server wants a client certificate;"
+                " otherwise check what it may read, and the credentials in `[repository]`"
+            )
+        return AccessDenied(f"{shown}: the server refuses access: HTTP 403", hint=hint)
 
     def _auth_required(self, url: str, shown: str) -> RepositoryAuthRequired:
         credentials = self.settings.credentials

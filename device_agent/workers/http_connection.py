@@ -149,9 +149,10 @@ class TlsConnection(PlainConnection, HTTPSConnection):
         try:
             super()._tunnel()
         except ConnectRefused as error:
-            if error.status == http.client.PROXY_AUTHENTICATION_REQUIRED:
+            # some proxies answer 401 to a wrong password
+            if error.status in (http.client.UNAUTHORIZED, http.client.PROXY_AUTHENTICATION_REQUIRED):
                 has_credentials = "Proxy-Authorization" in self._tunnel_headers  # type: ignore[attr-defined]
-                raise proxy_auth_required(url, has_credentials, shown) from error
+                raise proxy_auth_required(url, has_credentials, shown, error.status) from error
             raise ProxyFailed(
                 f"{shown}: the proxy {url} refuses the connection: HTTP {error.status}",
                 hint="ask for access to this host and port, or list the host in `repository.no_proxy`",
@@ -191,17 +192,20 @@ def create_manager(
     return manager
 
 
-def proxy_auth_required(proxy: str, has_credentials: bool, shown: str) -> ProxyAuthRequired:
-    """Return the error of a 407.
+def proxy_auth_required(
+    proxy: str, has_credentials: bool, shown: str, status: int = http.client.PROXY_AUTHENTICATION_REQUIRED
+) -> ProxyAuthRequired:
+    """Return the error of a 407, or of a 401 to CONNECT.
 
     Args:
         proxy: URL of the proxy.
         has_credentials: whether the request had any.
         shown: the URL for messages.
+        status: the status code.
     """
     problem = "does not accept the configured user name and password" if has_credentials else "wants a user name"
     return ProxyAuthRequired(
-        f"{shown}: the proxy {proxy} {problem}: HTTP 407",
+        f"{shown}: the proxy {proxy} {problem}: HTTP {int(status)}",
         hint="put USER:PASSWORD into a file of mode 0600 and name it as `repository.proxy_auth_file`",
     )
 

@@ -16,7 +16,7 @@ import re
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
-from bundle.errors import DownloadFailed, NotFound, TooLarge
+from bundle.errors import AccessDenied, DownloadFailed, NotFound, TooLarge
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RepositoryAuthRequired, TokenRealmRefused
 from device_agent.workers.http_client import HttpClient, HttpResponse
@@ -38,7 +38,7 @@ def open_registry_url(client: HttpClient, base: str, path: str, headers: dict[st
         headers: header fields of the request.
 
     Raises:
-        NotFound: 403, 404 or 410.
+        NotFound: 404 or 410, or 403 (AccessDenied).
         RepositoryAuthRequired: there are no credentials, or they are not enough.
         TokenRealmRefused: tokens come from a host that must not get the credentials.
         DownloadFailed: the request failed.
@@ -60,7 +60,9 @@ def open_registry_url(client: HttpClient, base: str, path: str, headers: dict[st
             return client.open(url, headers)
         except (RepositoryAuthRequired, NotFound) as error:
             # a registry answers 403 to a token that allows too little; without credentials, that is its last word
-            if isinstance(error, NotFound) and not (is_anonymous and credentials and " 403" in error.message):
+            if isinstance(error, NotFound) and not (
+                is_anonymous and credentials and isinstance(error, AccessDenied)
+            ):
                 raise
             client.authorizations[origin] = ""
             refused = error

@@ -91,6 +91,11 @@ class RepositoryCredentials:
     private_context: ssl.SSLContext
     public_context: ssl.SSLContext
 
+    @property
+    def has_client_certificate(self) -> bool:
+        """Whether a client certificate is configured."""
+        return self.private_context is not self.public_context
+
 
 def no_credentials(authorities: SystemAuthorities) -> RepositoryCredentials:
     """Return the credentials of a device that has none.

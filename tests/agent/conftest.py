@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.faulty_http_server import Site, serve_folder
 from tests.support.publisher import DeviceUnderTest, Publisher
+from tests.support.real_servers import RealServers, missing_programs, start_real_servers
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +95,14 @@ def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceU
     publisher.enroll(device.directory)
     yield device
     device.stop()
+
+
+@pytest.fixture(scope="session")
+def real_servers(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServers]:
+    """Run nginx, tinyproxy and squid before the publisher's files, and those of another repository."""
+    if "nginx" in missing_programs():
+        pytest.skip("nginx is not installed")
+    folder = tmp_path_factory.mktemp("servers")
+    other = Publisher(folder / "other")
+    with start_real_servers(folder, first_publisher.published, other.published) as servers:
+        yield servers

@@ -98,13 +98,14 @@ def test_a_dripping_server_is_cut(child: WorkerProcess, site: Site, name: str) -
     assert isinstance(cut.value, ServerTooSlow) or "transfer broke" in cut.value.message or "no response" in str(cut)
 
 
-@pytest.mark.parametrize("name", ["interim responses", "trailers"])
+@pytest.mark.parametrize("name", DRIPPING)
+@pytest.mark.parametrize("folder", ["blobs/", "metadata/"])
 def test_one_honest_mirror_is_enough_beside_a_dripping_one(
-    installed: DeviceUnderTest, publisher: Publisher, name: str
+    installed: DeviceUnderTest, publisher: Publisher, folder: str, name: str
 ) -> None:
     publisher.offer("1.1.0")
     with serve_folder(publisher.published) as dripping, serve_folder(publisher.published) as honest:
-        dripping.faults = [only_below("blobs/", DRIPPING[name])]
+        dripping.faults = [only_below(folder, DRIPPING[name])]
         config = installed.config
         installed.config = replace(
             config,
@@ -114,7 +115,7 @@ def test_one_honest_mirror_is_enough_beside_a_dripping_one(
         )
         result = installed.update()
     assert result.outcome is Outcome.STAGED, result
-    assert any(seen.path.startswith("blobs/") for seen in honest.requests)
+    assert any(seen.path.startswith(folder) for seen in honest.requests)
 
 
 @pytest.mark.parametrize(

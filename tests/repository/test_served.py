@@ -93,7 +93,7 @@ def send_zeros(exchange: Exchange) -> bool:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (only_below("blobs/", respond_with_status(403)), "not-found"),
+        (only_below("blobs/", respond_with_status(403)), "access-denied"),
         (only_below("envelopes/", respond_with_status(404)), "not-found"),
         (only_below("blobs/", send_coded), "download-failed"),
         (only_below("metadata/", send_page), "repository-not-reached"),
@@ -158,7 +158,7 @@ def test_a_stale_cache_is_told_with_its_age(publisher: MetadataPublisher, tmp_pa
 
 
 def test_a_folder_that_the_server_cannot_read_is_found(served: MetadataPublisher, tmp_path: Path) -> None:
-    """The modes that a umask of 077 gives: the web server answers 403, as for a file that is not there."""
+    """The modes that a umask of 077 gives: the web server answers 403."""
     shutil.copytree(served.published, tmp_path / "published")
     (tmp_path / "published" / "blobs").chmod(0o700)
     with serve_folder(tmp_path / "published") as site:
@@ -171,7 +171,7 @@ def test_a_folder_that_the_server_cannot_read_is_found(served: MetadataPublisher
         site.faults.append(without_permission)
         report = check(served, site.url)
     assert all(problem.path.startswith("blobs/") for problem in report.problems)
-    assert "HTTP 403" in find(report, "not-found")
+    assert "HTTP 403" in find(report, "access-denied")
 
 
 def test_nobody_at_the_url_is_an_error(served: MetadataPublisher) -> None:
