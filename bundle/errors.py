@@ -260,7 +260,7 @@ class NotFound(DownloadFailed):
 
 
 class AccessDenied(NotFound):
-    """The server responded with 403: it wants other credentials, or may not read the file. Set the credentials."""
+    """The server refuses access to a file: it responded with 403. Set the credentials that it wants."""
 
     reason = "access-denied"
 

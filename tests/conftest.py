@@ -88,6 +88,7 @@ SAMPLED_CASES = {
     "test_two_of_three_mirrors_lie": 2,
     "test_one_honest_mirror_is_enough_beside_a_dripping_one": 2,
     "test_a_device_updates_from_a_real_server_or_names_what_is_wrong": 5,
+    "test_an_update_arrives_through_a_store_that_names_a_coding": 1,
     "test_check_config_names_the_step_that_fails": 6,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
     "test_collectors_killed_at_random_count_each_line_once": 2,

@@ -6,8 +6,8 @@ Rules:
 3. One idle connection is kept for each server. If it turns out to be closed, the request is sent again over a new one.
    urllib3 itself neither repeats requests, nor follows redirects, nor decodes a body.
 4. A URL in a message has no user name and no query: presigned URLs are credentials. urllib3 would log such URLs.
-5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 is AccessDenied, a kind of NotFound: object stores send it
-   for missing files, and others if a client certificate is missing.
+5. 401 is RepositoryAuthRequired and 407 ProxyAuthRequired. 403 is AccessDenied, a kind of NotFound: object stores
+   send it for missing files, and others if a client certificate is missing.
 """
 
 import http.client

@@ -60,9 +60,7 @@ def open_registry_url(client: HttpClient, base: str, path: str, headers: dict[st
             return client.open(url, headers)
         except (RepositoryAuthRequired, NotFound) as error:
             # a registry answers 403 to a token that allows too little; without credentials, that is its last word
-            if isinstance(error, NotFound) and not (
-                is_anonymous and credentials and isinstance(error, AccessDenied)
-            ):
+            if isinstance(error, NotFound) and not (is_anonymous and credentials and isinstance(error, AccessDenied)):
                 raise
             client.authorizations[origin] = ""
             refused = error

@@ -93,7 +93,7 @@ class RepositoryCredentials:
 
     @property
     def has_client_certificate(self) -> bool:
-        """Whether a client certificate is configured."""
+        """True if a client certificate is configured."""
         return self.private_context is not self.public_context
 
 

@@ -99,10 +99,11 @@ def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceU
 
 @pytest.fixture(scope="session")
 def real_servers(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServers]:
-    """Run nginx, tinyproxy and squid before the publisher's files, and those of another repository."""
+    """Run nginx, tinyproxy and squid before the publisher's files, with an update, and of another repository."""
     if "nginx" in missing_programs():
         pytest.skip("nginx is not installed")
     folder = tmp_path_factory.mktemp("servers")
-    other = Publisher(folder / "other")
-    with start_real_servers(folder, first_publisher.published, other.published) as servers:
+    update, other = first_publisher.copy(folder / "update"), Publisher(folder / "other")
+    update.offer("1.1.0")
+    with start_real_servers(folder, first_publisher.published, update.published, other.published) as servers:
         yield servers

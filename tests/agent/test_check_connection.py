@@ -1,17 +1,15 @@
 """`check-config --connect` names the step that fails, with the reason of the error, before real servers and proxies."""
 
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from device_agent.commands import root
 from tests.support.json_schemas import check_schema
 from tests.support.publisher import DeviceUnderTest, Publisher
-from tests.support.real_servers import RealServers, free_port
+from tests.support.real_servers import PROXY_LOGIN, RealServers, free_port, write_repository_table
 
 STEPS = ("proxy", "connection", "TLS", "authentication", "metadata", "enrollment")
 
@@ -31,7 +29,7 @@ class Case:
     """
 
     place: str
-    lines: dict[str, str | None]
+    lines: Mapping[str, str | None]
     step: str
     reason: str
     message: str
@@ -70,16 +68,15 @@ def write_config(device: DeviceUnderTest, servers: RealServers, case: Case) -> N
     """Write the configuration of a case."""
     port = free_port()
     url = f"https://127.0.0.1:{port}" if case.place == "{port}" else f"{servers.url}/{case.place}"
-    lines: dict[str, str | None] = {"ca_file": "{tls.ca}", "system_ca": "false", "proxy": "none", **case.lines}
+    lines: dict[str, str | bool | None] = {"ca_file": "{tls.ca}", "system_ca": False, "proxy": "none", **case.lines}
     tinyproxy = servers.proxies.get("tinyproxy", "")
     values = {"folder": servers.folder, "tls": servers.tls, "port": port, "tinyproxy": tinyproxy}
-    shown = {
-        key: value if value == "false" else json.dumps(value.format(**values))
+    table = {
+        key: value.format(**values) if isinstance(value, str) else value
         for key, value in lines.items()
         if value is not None
     }
-    text = device.config_path.read_text().replace(f'"{device.config.repository_url}"', f'"{url}"')
-    device.config_path.write_text(text + "\n[repository]\n" + "".join(f"{key} = {value}\n" for key, value in shown.items()))
+    write_repository_table(device, url, table)
 
 
 def check(device: DeviceUnderTest, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -109,11 +106,14 @@ def test_check_config_names_the_step_that_fails(
     assert f"step {case.step} failed" in error["message"]
     assert case.message in error["message"]
     assert not case.hint or case.hint in error["hint"]
-    assert "pr0xy" not in err + out
+    assert PROXY_LOGIN.partition(":")[2] not in err + out
 
 
 def test_a_device_that_is_not_enrolled_is_told_so_after_the_metadata(
-    real_servers: RealServers, installed: DeviceUnderTest, first_publisher: Publisher, capsys: pytest.CaptureFixture[str]
+    real_servers: RealServers,
+    installed: DeviceUnderTest,
+    first_publisher: Publisher,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     new = DeviceUnderTest.create(installed.folder / "new", installed.config.repository_url, first_publisher.root)
     write_config(new, real_servers, CASES["nothing"])

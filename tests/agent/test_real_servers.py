@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from device_agent.commands import root
 from device_agent.config.repository import RepositorySettings
 from tests.support.publisher import DeviceUnderTest
 from tests.support.real_servers import RealServers
@@ -71,3 +72,22 @@ def test_a_device_updates_from_a_real_server_or_names_what_is_wrong(
 def test_a_server_of_an_unknown_authority_is_named(real_servers: RealServers, installed: DeviceUnderTest) -> None:
     result = installed.update(repository_url=f"{real_servers.url}/open", repository=RepositorySettings(proxy="none"))
     assert (result.outcome.value, result.reason) == ("unavailable", "tls-failed")
+
+
+@pytest.mark.parametrize("proxy", ["", "tinyproxy", "squid"])
+def test_an_update_arrives_through_a_store_that_names_a_coding(
+    proxy: str, real_servers: RealServers, installed: DeviceUnderTest
+) -> None:
+    settings = settings_for(real_servers, "update", proxy)
+    result = installed.update(repository_url=f"{real_servers.url}/update", repository=settings)
+    assert (result.outcome.value, result.reason) == ("staged", ""), result.detail
+
+
+def test_a_client_key_sealed_in_the_key_storage_reaches_nginx(
+    real_servers: RealServers, installed: DeviceUnderTest
+) -> None:
+    words = ["--config", str(installed.config_path), "identity", "seal-client-key", str(real_servers.tls.client_key)]
+    assert root.main(words) == 0
+    settings = replace(settings_for(real_servers, "mtls", ""), client_key="sealed")
+    result = installed.update(repository_url=f"{real_servers.url}/mtls", repository=settings)
+    assert (result.outcome.value, result.reason) == ("nothing-new", ""), result.detail

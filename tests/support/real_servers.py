@@ -1,26 +1,30 @@
 """nginx before a published repository (TLS, client certificates, Basic, Bearer), and the proxies tinyproxy and squid.
 
-Below the URL of nginx, `open/` needs nothing, `basic/`, `bearer/`, `mtls/` need credentials, `portal/` answers each
-request with a web page, `identity/` and `aws-chunked/` name a coding over plain bytes, and `other/` is another
-repository.
+Below the URL of nginx, `open/` needs nothing, `basic/`, `bearer/`, `mtls/` need credentials, `guarded/` needs a
+client certificate, Bearer and a header field, `portal/` answers each request with a web page, `identity/` and
+`aws-chunked/` name a coding over plain bytes, `update/` offers a newer release, also with a coding, and `other/` is
+another repository.
 """
 
 import base64
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.certificates import Certificates, create_certificates
 from tests.support.load_clients import wait_until
+from tests.support.publisher import DeviceUnderTest
 
 LOGIN = "ann:s3cret"
-TOKEN = "t0ken"
-PROXY_LOGIN = "pat:pr0xy"
+TOKEN = "t0ken-of-this-device"
+HEADER = ("X-Key", "k3y-of-the-header")
+PROXY_LOGIN = "pat:pr0xy-passw0rd"
 PROGRAMS = ("nginx", "tinyproxy", "squid")
 
 NGINX = """
@@ -37,6 +41,13 @@ http {{
     location /basic/ {{ if ($http_authorization != "Basic {basic}") {{ return 401; }} alias {site}/; }}
     location /bearer/ {{ if ($http_authorization != "Bearer {token}") {{ return 401; }} alias {site}/; }}
     location /mtls/ {{ if ($ssl_client_verify != SUCCESS) {{ return 403; }} alias {site}/; }}
+    location /guarded/ {{
+      if ($ssl_client_verify != SUCCESS) {{ return 403; }}
+      if ($http_authorization != "Bearer {token}") {{ return 401; }}
+      if ($http_x_key != "{key}") {{ return 402; }}
+      alias {site}/;
+    }}
+    location /update/ {{ add_header Content-Encoding aws-chunked always; alias {update}/; }}
     location /identity/ {{ add_header Content-Encoding identity always; alias {site}/; }}
     location /aws-chunked/ {{ add_header Content-Encoding aws-chunked always; alias {site}/; }}
     location /other/ {{ alias {other}/; }}
@@ -73,7 +84,8 @@ class RealServers:
     """Servers that run.
 
     Attributes:
-        folder: their files; `basic` has the login, `token` the token, `proxy-login` that of tinyproxy.
+        folder: their files; `basic` has the login, `token` the token, `headers` a header field, and `proxy-login` the
+            login of tinyproxy.
         url: URL of nginx with TLS.
         plain_url: URL of nginx without TLS.
         proxies: name → URL.
@@ -85,6 +97,21 @@ class RealServers:
     plain_url: str
     proxies: dict[str, str]
     tls: Certificates
+
+
+def write_repository_table(device: DeviceUnderTest, url: str, lines: Mapping[str, object]) -> None:
+    """Write the device's configuration file with another URL and a table `[repository]`.
+
+    Args:
+        device: the device.
+        url: URL of the repository.
+        lines: key → string, path or boolean.
+    """
+    device.write_config()
+    text = device.config_path.read_text().replace(f'"{device.config.repository_url}"', f'"{url}"')
+    shown = {key: json.dumps(value if isinstance(value, bool) else str(value)) for key, value in lines.items()}
+    table = "".join(f"{key} = {value}\n" for key, value in shown.items())
+    device.config_path.write_text(f"{text}\n[repository]\n{table}")
 
 
 def missing_programs() -> list[str]:
@@ -105,21 +132,28 @@ def is_listening(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def start_real_servers(folder: Path, site: Path, other: Path) -> Iterator[RealServers]:
+def start_real_servers(folder: Path, site: Path, update: Path, other: Path) -> Iterator[RealServers]:
     """Start nginx and the proxies that are installed; the caller checks that nginx is.
 
     Args:
         folder: an existing folder for their files.
         site: published folder of the repository.
+        update: the same, with a newer release in the channel.
         other: published folder of another repository.
     """
     for above in (folder, *folder.parents[:2]):
         above.chmod(0o755)  # squid reads as another user
     tls = create_certificates(folder / "tls")
-    for name, line in (("basic", LOGIN), ("token", TOKEN), ("proxy-login", PROXY_LOGIN)):
+    for name, line in (
+        ("basic", LOGIN),
+        ("token", TOKEN),
+        ("proxy-login", PROXY_LOGIN),
+        ("headers", ": ".join(HEADER)),
+    ):
         (folder / name).write_text(f"{line}\n")
     port, plain, tiny, squid = (free_port() for _ in range(4))
     values = {"folder": folder, "nginx": port, "plain": plain, "token": TOKEN, "tls": tls, "site": site, "other": other}
+    values |= {"update": update, "key": HEADER[1]}
     basic = base64.b64encode(LOGIN.encode()).decode()
     user, _, password = PROXY_LOGIN.partition(":")
     configs = {
