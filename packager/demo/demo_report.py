@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from packager.demo.demo_models import Prediction
+from packager.demo.update_sizes import size_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,9 @@ class DemoReport:
     Attributes:
         requests_sent, requests_failed: requests during the update under load.
         bytes: release → variant → {"patch", "full"}: size of the smallest blob and of the full download, in bytes.
+        update_bytes: the update to 1.1.0: "patch", everything "downloaded", the "full" download, and the model file by
+            "bsdiff4" and "gzip".
+        held_out: release → correct responses to held-out samples; empty for models of the user.
         seconds: duration of each step, in seconds.
         refusals, rollbacks: {"attempt", "reason"}, one per rejected release or attack.
         predictions: outputs of the first installed model.
@@ -38,6 +42,8 @@ class DemoReport:
     requests_sent: int = 0
     requests_failed: int = 0
     bytes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    update_bytes: dict[str, int] = field(default_factory=dict)
+    held_out: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     refusals: list[dict[str, str]] = field(default_factory=list)
     rollbacks: list[dict[str, str]] = field(default_factory=list)
@@ -70,4 +76,4 @@ def table_lines(report: DemoReport) -> list[str]:
     failed = sum(not check.passed for check in report.checks)
     passed = len(report.checks) - failed
     counts = f"{passed} checks passed" + (f", {failed} failed" if failed else "")
-    return ["", "Checks", *rows, "", f"{counts} in {report.total_seconds:.0f} s"]
+    return [*size_lines(report.update_bytes), "", "Checks", *rows, "", f"{counts} in {report.total_seconds:.0f} s"]

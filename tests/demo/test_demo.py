@@ -13,7 +13,7 @@ import pytest
 from packager.demo.demo_models import load_own_models, write_npz
 from packager.demo.file_type_model import FileTypeConfig, repository_files, token_samples
 from packager.demo.plaintext_scan import find_plaintext_files
-from packager.demo.published_model import MAGIKA_OLD, cache_directory, fetch_published
+from packager.demo.published_model import MAGIKA, cache_directory, fetch_published
 from packager.errors import ModelUnreadable
 from tests.support import tiny_models
 
@@ -94,7 +94,7 @@ def test_a_planted_plain_model_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.published_model
 def test_the_published_model_knows_the_files_of_this_repository() -> None:
-    files = fetch_published(MAGIKA_OLD, cache_directory())
+    files = fetch_published(MAGIKA, cache_directory())
     kinds = FileTypeConfig.read(files["config.json"])
     session = onnxruntime.InferenceSession(str(files["model.onnx"]))
     asked = repository_files()
