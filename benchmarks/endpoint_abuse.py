@@ -1,11 +1,13 @@
 """Measure a good client's latency while other clients hold connections, bodies and memory of the endpoint.
 
     python -m benchmarks.endpoint_abuse [--idle N] [--slow N] [--held N] [--busy N] [--large N] [--reconnects R]
-        [--seconds S] [--json OUT]
+        [--seconds S] [--fairness] [--json OUT]
 
-Four runs: alone; beside `idle` keep-alive connections, `slow` ones that send one byte per second of a head or a body,
+Five runs: alone; beside `idle` keep-alive connections, `slow` ones that send one byte per second of a head or a body,
 and `held` ones that stop before the last byte of a body of the largest size; beside `busy` clients that send valid
-requests as fast as they can; and beside `large` ones that do so with JSON of 4 bytes for each of LARGE_VALUES numbers.
+requests as fast as they can; beside `large` ones that do so with JSON of 4 bytes for each of LARGE_VALUES numbers; and
+beside `busy` clients of a model that takes some 10 ms, with the ratio of the good client's p99 to the service time.
+With round robin, the ratio is at most busy + 1, and what the machine adds.
 With `--reconnects`, closed connections of the second run are opened again, at most R per second. The good client sends
 half of its requests on one connection, and half on a new one each.
 """
@@ -19,20 +21,25 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
+import onnx
+from onnx import helper, numpy_helper
 
 from benchmarks.open_loop_load import HttpClient, OpenLoop, build_infer_request
 from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 
 RATE: Final = 100.0
+WORK_RATE: Final = 4.0  # of the model that takes some 10 ms: a request ends before the next one, also beside others
 PATH: Final = "/v2/models/m/infer"
 HEAD: Final = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\n".encode()
 LARGE_VALUES: Final = 12_000_000
+WORK_ROWS, WORK_WIDTH, WORK_LAYERS = 64, 512, 16
 KINDS: Final = ("idle", "slow head", "slow body", "held")
 
 
@@ -147,17 +154,18 @@ class NewConnectionClient:
             client.close()
 
 
-def measure(address: str, request: bytes, seconds: float) -> dict[str, Any]:
+def measure(address: str, request: bytes, seconds: float, rate: float = RATE) -> dict[str, Any]:
     """Return failures and latencies of the good client.
 
     Args:
         address: of the endpoint.
         request: bytes of a request.
         seconds: duration.
+        rate: requests per second.
     """
     out: dict[str, Any] = {}
     for name, client in (("keep_alive", HttpClient), ("new_connections", NewConnectionClient)):
-        loop = OpenLoop([client(address, request)], RATE / 2)
+        loop = OpenLoop([client(address, request)], rate / 2)
         loop.start()
         time.sleep(seconds / 2)
         rows = loop.stop()
@@ -178,8 +186,48 @@ def _make_large_request() -> bytes:
     return HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
+def _make_work_model() -> onnx.ModelProto:
+    from tests.support.memfd_bundles import make_graph_model
+
+    square = numpy_helper.from_array(np.eye(WORK_WIDTH, dtype=np.float32), "w")
+    names = ["x", *(f"h{number}" for number in range(WORK_LAYERS - 1)), "y"]
+    nodes = [helper.make_node("MatMul", [one, "w"], [two]) for one, two in pairwise(names)]
+    shape: list[int | str] = [WORK_ROWS, WORK_WIDTH]
+    return make_graph_model(nodes, [("x", "float32", shape)], [("y", "float32", shape)], [square])
+
+
+def measure_fairness(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of the good client alone and beside busy ones, of a model that takes some 10 ms.
+
+    Args:
+        options: `busy` clients, `seconds` of each run.
+    """
+    from tests.support.memfd_bundles import create_memfd_bundle
+
+    with create_memfd_bundle(_make_work_model()) as bundle:
+        request = build_infer_request(PATH, {"x": np.ones((WORK_ROWS, WORK_WIDTH), np.float32)})
+        front = FrontHandle.start(ServeConfig("tcp:127.0.0.1:0"))
+        process = ModelProcess.start(bundle.fds, GenerationSpec("m", 1, "1.0", "benchmark", None, threads=1))
+        try:
+            front.publish("m", process)
+            measure(front.address, request, 2.0)
+            out = {"alone": measure(front.address, request, options.seconds, WORK_RATE)}
+            with run_beside(_serve_busy, front.address, request, options.busy) as load:
+                started = time.monotonic()
+                out["busy"] = measure(front.address, request, options.seconds, WORK_RATE)
+                elapsed_s = time.monotonic() - started
+            out["busy"] |= load
+            out["busy"]["service_ms"] = service_ms = round(elapsed_s / load["requests"] * 1e3, 2)
+            for kind in ("keep_alive", "new_connections"):
+                out["busy"][kind]["p99_service_times"] = round(out["busy"][kind]["p99_ms"] / service_ms, 2)
+        finally:
+            front.stop()
+            process.stop()
+    return out
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Run the four measurements; return their figures by name."""
+    """Run the five measurements; return their figures by name."""
     out: dict[str, Any] = {}
     from tests.support.memfd_bundles import create_memfd_bundle, make_scale_model
 
@@ -211,6 +259,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             front.stop()
             process.stop()
+    out["fairness"] = measure_fairness(options)
     return out
 
 
@@ -225,9 +274,10 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=3)
     parser.add_argument("--reconnects", type=float, default=0.0)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--fairness", action="store_true", help="only the last of the five runs")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    text = json.dumps(run(options), indent=2)
+    text = json.dumps(measure_fairness(options) if options.fairness else run(options), indent=2)
     print(text)
     if options.json:
         options.json.write_text(text, encoding="utf-8")
