@@ -192,7 +192,7 @@ class Supervisor:
         if isinstance(service.context.interruption.error, OperatorRollback):
             return Interrupt.ROLLBACK
         try:
-            return self.handle_during_update(self._messages.get(timeout=timeout_s), service, is_interruptible=True)
+            return self.handle_during_update(self._messages.get(timeout=timeout_s), service)
         except queue.Empty:
             self._work.restart_due(service)
             return None
@@ -202,23 +202,18 @@ class Supervisor:
     #   FrontCrashed     always                         restart now
     #   ModelCrashed     busy's candidate in probation  defer: the probation judges it
     #   ModelCrashed     any other                      restart now
-    #   RollbackRequest  of busy, interruptible         end the update; reply with its result
     #   RollbackRequest  of busy, candidate activated   reject the candidate; reply with the update's result
     #   RollbackRequest  of busy, before that           end the update; then roll back
     #   RollbackRequest  of another family              run now
     #   BundleDamaged    always                         record it now
     #   PauseChanged     to paused                      end the update if its candidate does not serve
     #   all others                                      defer until the update ends
-    def handle_during_update(
-        self, message: DaemonMessage, busy: FamilyService | None, *, is_interruptible: bool = False
-    ) -> Interrupt | None:
+    def handle_during_update(self, message: DaemonMessage, busy: FamilyService | None) -> Interrupt | None:
         """Handle or defer one message during an update, as the table above says.
 
         Args:
             message: the next message of the queue.
             busy: the family that updates, or None between the updates of two families.
-            is_interruptible: whether the update is in shadow mode or in probation. In shadow mode the old model still
-                serves, so that its crash is not the candidate's.
 
         Returns:
             The reason to end the update now, or None.
@@ -231,7 +226,7 @@ class Supervisor:
                 self.handle(message)
             case ModelCrashed():
                 is_own = busy is not None and message.family == busy.name
-                if is_own and is_interruptible and busy is not None and busy.is_on_probation():
+                if is_own and busy is not None and busy.is_on_probation():
                     self._deferred_messages.append(message)
                 else:
                     self.handle(message)

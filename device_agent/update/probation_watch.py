@@ -102,14 +102,15 @@ class ProbationWatch:
         """Do what is due, and return the counters.
 
         Raises:
-            ProbationFailed: the candidate fails its golden inputs after a bad response, or does not start again.
+            ProbationFailed: the candidate fails its golden inputs after a bad response, or does not start again; or
+                another generation serves, whose counters say nothing about the candidate.
             OperatorRollback, AgentStopping: an interrupt arrived while the candidate was stopped for repeats.
             Unavailable: no process can be started.
         """
         candidate = self._serving.current
         observation = self._serving.repeat_observation()
         if candidate is None or candidate.number != self._number:
-            return RepeatObservation() if observation is None else observation
+            raise ProbationFailed(f"release {self._version} does not serve any more")
         if observation is None:  # the front was restarted, and its counters are lost
             self._begin(candidate)
             return RepeatObservation()
