@@ -108,7 +108,7 @@ class _FakeProcess:
     def resident_bytes(self) -> int:
         return 0
 
-    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+    def check_golden(self, golden_fd: int, tolerance_ppm: int, model: int = 0) -> None:
         """Pass: no model runs."""
 
     def stop(self) -> None:

@@ -347,7 +347,10 @@ class _BenchEndpoint:
 def _open_endpoint(
     config: Config, workers: WorkerPool, path: Path, role: str, bundle: BundleRecord, mix: Sequence[BenchRequest] | None
 ) -> Iterator[_BenchEndpoint]:
-    contract = bundle.parse_manifest()[1].require_model().contract
+    models = bundle.parse_manifest()[1].models
+    if len(models) != 1:
+        raise BenchFailed(f"release {bundle.version} has {len(models)} models, only releases with one are measured")
+    contract = models[0].contract
     spec = GenerationSpec(bundle.family, 1, bundle.version, bundle.variant, contract, threads=config.serve.threads)
     jail = JailPolicy(allow_unjailed=config.allow_unjailed)
     fds: BundleFds = workers.patcher.unseal(bundle)

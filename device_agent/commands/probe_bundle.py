@@ -52,12 +52,12 @@ def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
         expected = parse_probe_request(read_local_file(request, MAX_REQUEST_BYTES))
     except OSError as error:
         raise ConfigInvalid(f"request {request}: {error.strerror}") from error
-    if len(expected.models) != 1:
-        raise ConfigInvalid(f"request {request}: found {len(expected.models)} models, expected one")
+    if not expected.models:
+        raise ConfigInvalid(f"request {request}: found no model, expected at least one")
     with _memory_files(folder, expected) as fds:
         report = run_probe_process(
-            BundleFds.from_files(expected.files, fds, expected.runtime),
-            expected.models[0].contract,
+            BundleFds.from_models(expected.models, expected.files, fds, expected.runtime),
+            [model.contract for model in expected.models],
             expected.health,
             jail=JailPolicy(allow_unjailed=True),
             asks_requests=True,

@@ -19,7 +19,7 @@ from device_agent.front import metrics
 from device_agent.front.access import AccessRules
 from device_agent.front.app import EndpointApp, RequestLimits
 from device_agent.front.connections import ByteLedger, ConnectionTable
-from device_agent.front.front_generation import CounterWindow, FrontGeneration
+from device_agent.front.front_generation import CounterWindow, FrontGeneration, FrontModel
 from device_agent.front.generations import FamilyQueue
 from device_agent.front.peers import PeerFinder
 from device_agent.front.repeats import RequestRepeater
@@ -138,9 +138,8 @@ class FrontProcess:
             generation = FrontGeneration(
                 value["generation"],
                 value["version"],
-                value["meta"],
+                tuple(FrontModel(row["name"], row["meta"], row["max_body_bytes"]) for row in value["models"]),
                 CounterWindow(time.monotonic()),
-                value["max_body_bytes"],
             )
         if isinstance(queue.shadow, ShadowMirror) and queue.shadow.process == value["process"]:
             self._end_shadow(queue)
@@ -200,7 +199,9 @@ class FrontProcess:
             def connect(*, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> RequestChannel:
                 return self._connect(message.fds[0], on_response, on_lost)
 
-            queue.shadow = ShadowMirror(value["process"], value["share_ppm"], value["limit_ppm"], connect)
+            queue.shadow = ShadowMirror(
+                value["process"], value["share_ppm"], value["limit_ppm"], connect, value["models"]
+            )
         else:
             message.close()
         return {}

@@ -155,10 +155,10 @@ class EndpointApp:
         if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
             _check_method(scope, "POST")
             match parts[2:-1]:
-                case [family]:
-                    return await self._handle_inference(scope, receive, self._family_queue(family), None)
-                case [family, "versions", version]:
-                    return await self._handle_inference(scope, receive, self._family_queue(family), version)
+                case [model]:
+                    return await self._handle_inference(scope, receive, model, None)
+                case [model, "versions", version]:
+                    return await self._handle_inference(scope, receive, model, version)
         if parts == ["v2", "repository", "index"]:
             _check_method(scope, "POST")
             return _json_response(200, repository_index(self.family_queues.values()))
@@ -184,40 +184,50 @@ class EndpointApp:
                 )
             case ["v2", "models", "stats"]:
                 return _json_response(200, model_statistics(self.family_queues.values(), None))
-            case ["v2", "models", family, "stats"]:
-                return _json_response(200, model_statistics([self._family_queue(family)], None))
-            case ["v2", "models", family, "versions", version, "stats"]:
-                return _json_response(200, model_statistics([self._family_queue(family)], version))
-            case ["v2", "models", family]:
-                return _json_response(200, self._metadata(self._family_queue(family), None))
-            case ["v2", "models", family, "versions", version]:
-                return _json_response(200, self._metadata(self._family_queue(family), version))
-            case ["v2", "models", family, "ready"]:
-                return _ready_response(family, self._family_queue(family).current)
-            case ["v2", "models", family, "versions", version, "ready"]:
-                return _ready_response(family, self._family_queue(family).generation_of_version(version))
+            case ["v2", "models", model, "stats"]:
+                return _json_response(200, model_statistics([self._family_queue(model)], None))
+            case ["v2", "models", model, "versions", version, "stats"]:
+                return _json_response(200, model_statistics([self._family_queue(model)], version))
+            case ["v2", "models", model]:
+                return _json_response(200, self._metadata(model, None))
+            case ["v2", "models", model, "versions", version]:
+                return _json_response(200, self._metadata(model, version))
+            case ["v2", "models", model, "ready"]:
+                return _ready_response(model, self._family_queue(model).current)
+            case ["v2", "models", model, "versions", version, "ready"]:
+                return _ready_response(model, self._family_queue(model).generation_of_version(version))
         raise RequestFailed(404, "unknown path, expected /v2/... of the Open Inference Protocol")
 
-    def _metadata(self, queue: FamilyQueue, version: str | None) -> dict[str, Any]:
+    def _metadata(self, model: str, version: str | None) -> dict[str, Any]:
+        queue = self._family_queue(model)
         generation = queue.current if version is None else queue.generation_of_version(version)
-        if generation is None:
+        number = None if generation is None else generation.find_model(model)
+        if generation is None or number is None:
             raise RequestFailed(
-                404, f"model {queue.family!r} has no loaded version{'' if version is None else f' {version[:80]!r}'}"
+                404, f"model {model[:160]!r} has no loaded version{'' if version is None else f' {version[:80]!r}'}"
             )
-        versions = sorted({g.version for g in queue.generations.values() if not g.is_retired})
-        return {"name": queue.family, "versions": versions, **generation.metadata}
+        versions = sorted(
+            {g.version for g in queue.generations.values() if not g.is_retired and g.find_model(model) is not None}
+        )
+        return {"name": model, "versions": versions, **generation.models[number].metadata}
 
-    def _family_queue(self, family: str) -> FamilyQueue:
-        queue = self.family_queues.get(family)
-        if queue is None:
-            raise RequestFailed(404, f"unknown model, expected one of: {', '.join(self.family_queues) or 'none'}")
-        return queue
+    def _family_queue(self, model: str) -> FamilyQueue:
+        """Return the queue of the family that a model (FAMILY or FAMILY.MODEL) belongs to."""
+        queue = self.family_queues.get(model)
+        if queue is not None and queue.has_model(model):
+            return queue
+        for family in sorted(self.family_queues, key=len, reverse=True):
+            if model.startswith(f"{family}.") and self.family_queues[family].has_model(model):
+                return self.family_queues[family]
+        known = [name for queue in self.family_queues.values() for name in queue.model_names()]
+        raise RequestFailed(404, f"unknown model, expected one of: {', '.join(known) or 'none'}")
 
     async def _handle_inference(
-        self, scope: Scope, receive: Receive, queue: FamilyQueue, version: str | None
+        self, scope: Scope, receive: Receive, model: str, version: str | None
     ) -> tuple[int, Headers, bytes]:
+        queue = self._family_queue(model)
         flags, json_bytes, length = _parse_framing(scope["headers"])
-        limit = min(queue.max_body_bytes(version), self._limits.max_body_bytes)
+        limit = min(queue.max_body_bytes(model, version), self._limits.max_body_bytes)
         if length > limit:
             raise _too_large_error(limit)
         held = self._ledger.hold(scope["connection"])
@@ -233,7 +243,8 @@ class EndpointApp:
                 raise _cut_off_error()
             held.can_give_way = False
             future = self._loop.create_future()
-            request = Request(flags, json_bytes, body, future, time.monotonic(), version, peer=scope["connection"].peer)
+            peer = scope["connection"].peer
+            request = Request(flags, json_bytes, body, future, time.monotonic(), version, peer, model)
             queue.submit(request)
             self._on_work()
             response = await future
@@ -327,9 +338,9 @@ def _check_method(scope: Scope, *methods: str) -> None:
         raise RequestFailed(405, f"method {scope['method'][:20]!r}, expected {' or '.join(methods)}")
 
 
-def _ready_response(family: str, generation: FrontGeneration | None) -> tuple[int, Headers, bytes]:
-    ready = generation is not None and generation.sender is not None
-    return _json_response(200 if ready else 400, {"name": family, "ready": ready})
+def _ready_response(model: str, generation: FrontGeneration | None) -> tuple[int, Headers, bytes]:
+    ready = generation is not None and generation.sender is not None and generation.find_model(model) is not None
+    return _json_response(200 if ready else 400, {"name": model, "ready": ready})
 
 
 def _json_response(status: int, value: object) -> tuple[int, Headers, bytes]:

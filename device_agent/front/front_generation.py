@@ -69,6 +69,21 @@ class CounterWindow:
         self.total_us.merge(other.total_us)
 
 
+@dataclass(frozen=True, slots=True)
+class FrontModel:
+    """One model of a generation, as the endpoint serves it.
+
+    Attributes:
+        name: its name at the endpoint (device_agent.runtime.oip.served_names).
+        metadata: fields for the metadata endpoint.
+        max_body_bytes: largest request body that its contract allows (device_agent.runtime.oip).
+    """
+
+    name: str
+    metadata: Mapping[str, Any]
+    max_body_bytes: int = UNLIMITED_BYTES
+
+
 @dataclass(eq=False, slots=True)
 class FrontGeneration:
     """One generation that the front knows.
@@ -76,8 +91,7 @@ class FrontGeneration:
     Attributes:
         number: the supervisor's number.
         version: version of the release.
-        metadata: fields for the metadata endpoint.
-        max_body_bytes: largest request body that its contract allows (device_agent.runtime.oip).
+        models: its models, in the order of the bundle.
         window: counters since it became current.
         process: the supervisor's name of the process behind it.
         sender: None while no process is alive.
@@ -92,9 +106,8 @@ class FrontGeneration:
 
     number: int
     version: str
-    metadata: Mapping[str, Any]
+    models: tuple[FrontModel, ...]
     window: CounterWindow
-    max_body_bytes: int = UNLIMITED_BYTES
     process: str = ""
     sender: Sender | None = None
     leases: dict[int, Request] = field(default_factory=dict)
@@ -104,6 +117,10 @@ class FrontGeneration:
     is_retired: bool = False
     is_stop_expected: bool = False
     past_window: CounterWindow = field(default_factory=lambda: CounterWindow(0.0))
+
+    def find_model(self, name: str) -> int | None:
+        """Return the position of the model that is served under a name; None if it has no such model."""
+        return next((number for number, model in enumerate(self.models) if model.name == name), None)
 
     @property
     def lifetime(self) -> CounterWindow:

@@ -124,7 +124,9 @@ class FamilyQueue:
         """
         generation = self.current if request.version is None else self.generation_of_version(request.version)
         if request.version is not None and generation is None:
-            raise RequestFailed(404, f"model {self.family!r} has no loaded version {request.version!r}")
+            raise RequestFailed(404, f"model {request.model!r} has no loaded version {request.version!r}")
+        if generation is not None and generation.find_model(request.model) is None:
+            raise RequestFailed(404, _unknown_model(request.model, generation))
         if generation is None and not self.switches and not self._is_awaited:
             # nothing was ever published, so no swap or restart is in progress that the request could wait for
             self.rejected_requests += 1
@@ -143,10 +145,26 @@ class FamilyQueue:
             displaced.fail(503, waiting)
         queue.append(request)
 
-    def max_body_bytes(self, version: str | None) -> int:
-        """Return the largest body of a request for a version, or for the current generation."""
+    def max_body_bytes(self, model: str, version: str | None) -> int:
+        """Return the largest body of a request.
+
+        Args:
+            model: name of the model at the endpoint.
+            version: version of the release; None for the current generation.
+        """
         generation = self.current if version is None else self.generation_of_version(version)
-        return UNLIMITED_BYTES if generation is None else generation.max_body_bytes
+        number = None if generation is None else generation.find_model(model)
+        return UNLIMITED_BYTES if generation is None or number is None else generation.models[number].max_body_bytes
+
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names of its models at the endpoint; that of the family while none is loaded."""
+        loaded = [generation for generation in self.generations.values() if not generation.is_retired]
+        names = dict.fromkeys(model.name for generation in loaded for model in generation.models)
+        return tuple(names) or (self.family,)
+
+    def has_model(self, model: str) -> bool:
+        """Return whether a request can name a model of this family, whose models may be unknown yet."""
+        return model in self.model_names() or not any(not g.is_retired for g in self.generations.values())
 
     def generation_of_version(self, version: str) -> FrontGeneration | None:
         """Return the generation that serves a version; the current one if several do."""
@@ -310,6 +328,11 @@ class FamilyQueue:
 
     def _dispatch(self, generation: FrontGeneration, request: Request) -> None:
         assert generation.sender is not None
+        number = generation.find_model(request.model)
+        if number is None:  # it waited while the release was replaced by one with other models
+            request.fail(404, _unknown_model(request.model, generation))
+            return
+        request.model_number = number
         self._next_number += 1
         request.attempts += 1
         request.dispatched_s = self._clock()
@@ -344,3 +367,8 @@ class FamilyQueue:
         for drained in generation.on_drained:
             drained()
         generation.on_drained.clear()
+
+
+def _unknown_model(name: str, generation: FrontGeneration) -> str:
+    names = ", ".join(model.name for model in generation.models)
+    return f"version {generation.version!r} has no model {name[:160]!r}, expected one of: {names}"

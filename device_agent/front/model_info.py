@@ -46,7 +46,8 @@ def repository_index(queues: Iterable[FamilyQueue]) -> list[dict[str, str]]:
         for generation in loaded:
             state = "READY" if generation.sender is not None else "UNAVAILABLE"
             reason = "" if generation.sender is not None else "its process ended and is being restarted"
-            rows.append({"name": queue.family, "version": generation.version, "state": state, "reason": reason})
+            for model in generation.models:
+                rows.append({"name": model.name, "version": generation.version, "state": state, "reason": reason})
         if not loaded:
             rows.append({"name": queue.family, "version": "", "state": "UNAVAILABLE", "reason": "not installed yet"})
     return rows

@@ -311,6 +311,7 @@ class RequestRepeater:
         self._repeats += 1
         live = kept.request
         repeated = Request(live.flags, live.json_bytes, live.body, DiscardedResponse(), live.arrived_s)
+        repeated.model_number = live.model_number  # both releases have the same models, in one order
         repeated.number = FIRST_REQUEST_NUMBER + self._repeats
         sender.send(repeated)
 
@@ -364,7 +365,7 @@ class RequestRepeater:
 
 
 def _digest(request: Request) -> bytes:
-    salt = request.json_bytes.to_bytes(8, "big")
+    salt = request.json_bytes.to_bytes(8, "big") + request.model_number.to_bytes(8, "big")
     return hashlib.blake2b(request.body, digest_size=16, salt=salt).digest()
 
 

@@ -68,7 +68,15 @@ class RequestChannel:
             self._socket.close()
 
     def _write(self, request: Request) -> None:
-        head = FrameHead(wire.REQUEST_KIND, request.flags, 0, request.json_bytes, request.number, len(request.body))
+        head = FrameHead(
+            wire.REQUEST_KIND,
+            request.flags,
+            0,
+            request.json_bytes,
+            request.number,
+            len(request.body),
+            model=request.model_number,
+        )
         wire.send_frame(self._socket, head, (request.body,))
 
     def _flush(self) -> None:

@@ -102,6 +102,8 @@ class Request:
         arrived_s: arrival, on the monotonic clock.
         version: version of the release that the client asks for, or None.
         peer: user id of the client, or UNKNOWN_PEER.
+        model: name of the model at the endpoint.
+        model_number: position of the model in the generation of the last dispatch.
         number: number of the last dispatch.
         attempts: number of dispatches.
         dispatched_s: time of the last dispatch, on the monotonic clock.
@@ -118,6 +120,8 @@ class Request:
     arrived_s: float
     version: str | None = None
     peer: int = UNKNOWN_PEER
+    model: str = ""
+    model_number: int = 0
     number: int = 0
     attempts: int = 0
     dispatched_s: float = 0.0

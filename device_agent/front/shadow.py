@@ -10,7 +10,7 @@ Rules:
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -72,13 +72,17 @@ class ShadowMirror:
         share_ppm: share of the live requests, in parts per million.
         limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
         connect: opens its channel.
+        models: names of its models at the endpoint, in order; requests for others are not mirrored.
 
     Attributes:
         counters: the result so far.
     """
 
-    def __init__(self, process: str, share_ppm: int, limit_ppm: int, connect: ShadowConnector) -> None:
+    def __init__(
+        self, process: str, share_ppm: int, limit_ppm: int, connect: ShadowConnector, models: Sequence[str]
+    ) -> None:
         self.process = process
+        self._models = tuple(models)
         self.counters = ShadowCounters()
         self._share_ppm = share_ppm
         self._limit_ppm = limit_ppm
@@ -97,7 +101,7 @@ class ShadowMirror:
         self._share_credit_ppm = min(self._share_credit_ppm + self._share_ppm, PPM)
         if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or response.status != 200:
             return
-        if request.flags & wire.COMPRESSED or response.has_nan:
+        if request.flags & wire.COMPRESSED or response.has_nan or request.model not in self._models:
             return
         self._share_credit_ppm -= PPM
         self._sent_requests += 1
@@ -105,6 +109,7 @@ class ShadowMirror:
         trailer = wire.SHADOW_TRAILER.pack(len(response.body), response.json_bytes, self._limit_ppm)
         body = b"".join((request.body, response.body, trailer))
         shadowed = Request(wire.SHADOW, request.json_bytes, body, DiscardedResponse(), request.arrived_s)
+        shadowed.model_number = self._models.index(request.model)
         shadowed.number = FIRST_REQUEST_NUMBER + self._sent_requests
         self._sender.send(shadowed)
 

@@ -2,16 +2,32 @@
 
 import fcntl
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 from bundle.errors import Malformed
 from bundle.files import BundleFile
+from bundle.variant import ModelEntry
 
 DEFAULT_RUNTIME: Final = "onnxruntime"
 MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherModel:
+    """A model of a bundle beside the first one.
+
+    Attributes:
+        name: name of the model.
+        model: path of the model.
+        golden: path of the golden vectors, or None.
+    """
+
+    name: str
+    model: str
+    golden: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +36,13 @@ class BundleFds:
 
     Attributes:
         files: descriptor of a sealed memfd, by bundle path.
-        model: path of the model.
-        golden: path of the golden vectors, or None.
-        external_data: paths of the model's external data.
+        model: path of the model; of the first one if there are several.
+        golden: path of its golden vectors, or None.
+        external_data: paths of the external data of all models.
         adapter: name of a personal adapter (device_agent.workers.adapter_check), or None.
-        runtime: name of the runtime that loads the model (device_agent.runtime.model_backends).
+        runtime: name of the runtime that loads the models (device_agent.runtime.model_backends).
+        name: name of the first model.
+        further: the other models, in the order of the manifest.
     """
 
     files: Mapping[str, int]
@@ -33,45 +51,69 @@ class BundleFds:
     external_data: tuple[str, ...] = ()
     adapter: str | None = None
     runtime: str = DEFAULT_RUNTIME
+    name: str = "model"
+    further: tuple[FurtherModel, ...] = ()
 
     @classmethod
-    def from_files(
-        cls, files: Iterable[BundleFile], fds: Mapping[str, int], runtime: str = DEFAULT_RUNTIME
+    def from_models(
+        cls,
+        models: Sequence[ModelEntry],
+        files: Iterable[BundleFile],
+        fds: Mapping[str, int],
+        runtime: str = DEFAULT_RUNTIME,
     ) -> "BundleFds":
-        """Create the value from a manifest's file list.
+        """Create the value from a manifest's lists of models and files.
 
         Args:
+            models: the manifest's models; at least one.
             files: the manifest's files.
             fds: a descriptor, by bundle path, for each file with the role "model", "golden" or "external-data".
             runtime: name of the runtime.
 
         Raises:
-            Malformed: the bundle has no model, several models, or several files of golden vectors.
+            Malformed: the bundle has no model.
         """
-        by_role: dict[str, list[str]] = {"model": [], "golden": [], "external-data": []}
-        for file in files:
-            if file.role in by_role:
-                by_role[file.role].append(file.path)
-        models, goldens = by_role["model"], by_role["golden"]
-        if len(models) != 1 or len(goldens) > 1:
-            raise Malformed(
-                f"bundle files: found {len(models)} models and {len(goldens)} files of golden vectors, "
-                "expected one model and at most one file of golden vectors"
-            )
-        external = tuple(by_role["external-data"])
-        needed = {path: fds[path] for path in (*models, *goldens, *external)}
-        return cls(needed, models[0], goldens[0] if goldens else None, external, runtime=runtime)
+        if not models:
+            raise Malformed("variant.models: found none, expected at least one")
+        first, *others = models
+        external = tuple(file.path for file in files if file.role == "external-data")
+        named = (path for model in models for path in (model.file, model.golden) if path is not None)
+        needed = {path: fds[path] for path in (*named, *external)}
+        further = tuple(FurtherModel(model.name, model.file, model.golden) for model in others)
+        return cls(needed, first.file, first.golden, external, None, runtime, first.name, further)
+
+    def each_model(self) -> "tuple[BundleFds, ...]":
+        """Return a value for each model, with that model only; they share the descriptors."""
+        first = replace(self, further=())
+        return (first, *(replace(first, name=m.name, model=m.model, golden=m.golden) for m in self.further))
+
+    def with_golden_of(self, other: "BundleFds") -> "BundleFds":
+        """Return the same models with the golden vectors of the same models of another bundle.
+
+        Args:
+            other: a bundle whose models have the same names.
+        """
+        golden = {part.name: part.golden for part in other.each_model()}
+        fds = {path: other.files[path] for path in golden.values() if path is not None}
+        further = tuple(replace(model, golden=golden[model.name]) for model in self.further)
+        return replace(self, files={**self.files, **fds}, golden=golden[self.name], further=further)
 
     def external_names(self) -> dict[str, int]:
         """Return the descriptors of the external data, by path relative to the model's folder."""
         folder = PurePosixPath(self.model).parent
-        return {str(PurePosixPath(path).relative_to(folder)): self.files[path] for path in self.external_data}
+        paths = {path: PurePosixPath(path) for path in self.external_data}
+        return {
+            str(path.relative_to(folder)): self.files[text]
+            for text, path in paths.items()
+            if path.is_relative_to(folder)
+        }
 
     def to_message(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Return the fields and the descriptors of a message to a worker."""
         paths = tuple(self.files)
         value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
-        value |= {"external": self.external_data, "adapter": self.adapter, "runtime": self.runtime}
+        value |= {"external": self.external_data, "adapter": self.adapter, "runtime": self.runtime, "name": self.name}
+        value["further"] = [[model.name, model.model, model.golden] for model in self.further]
         return value, tuple(self.files[path] for path in paths)
 
     @classmethod
@@ -83,7 +125,16 @@ class BundleFds:
             fds: the message's descriptors; they stay the caller's.
         """
         files = dict(zip(value["paths"], fds, strict=True))
-        return cls(files, value["model"], value["golden"], tuple(value["external"]), value["adapter"], value["runtime"])
+        return cls(
+            files,
+            value["model"],
+            value["golden"],
+            tuple(value["external"]),
+            value["adapter"],
+            value["runtime"],
+            value["name"],
+            tuple(FurtherModel(*row) for row in value["further"]),
+        )
 
     def close(self) -> None:
         """Close all descriptors of the bundle."""

@@ -129,8 +129,18 @@ class FrontHandle:
             "generation": spec.generation,
             "version": spec.version,
             "process": _process_name(process),
-            "meta": {"platform": PLATFORMS[process.runtime], **model_metadata(spec), **(meta or {})},
-            "max_body_bytes": max_request_bytes(spec.contract, spec.max_body_bytes),
+            "models": [
+                {
+                    "name": name,
+                    "meta": {
+                        "platform": PLATFORMS[process.runtime],
+                        **model_metadata(contract, spec.variant),
+                        **(meta or {}),
+                    },
+                    "max_body_bytes": max_request_bytes(contract, spec.max_body_bytes),
+                }
+                for name, contract in spec.served_models
+            ],
         }
         with ExitStack() as stack:
             fds = [process.channel]
@@ -181,7 +191,13 @@ class FrontHandle:
         Raises:
             WorkerCrashed, WorkerTimeout: the front is gone.
         """
-        request = {"family": family, "process": _process_name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
+        request = {
+            "family": family,
+            "process": _process_name(process),
+            "share_ppm": share_ppm,
+            "limit_ppm": limit_ppm,
+            "models": [name for name, _ in process.spec.served_models],
+        }
         self._worker.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
 
     def shadow_stats(self, family: str) -> ShadowStats:

@@ -12,6 +12,7 @@ from device_agent.process.jail import JailPolicy
 from device_agent.process.replies import parse_reply
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds
+from device_agent.runtime.oip import served_names
 
 MODULE: Final = "device_agent.workers.model_process"
 LOAD_DEADLINE_S: Final = (
@@ -32,6 +33,8 @@ class GenerationSpec:
         generation: the supervisor's number; the same bundle can be loaded again under another number.
         version, variant: of the release.
         contract: contract that the model must have; None to accept the model's own.
+        further: name and contract of each further model of the bundle, in order.
+        model: name of the first model, which counts only beside others.
         threads: intra-op threads; 0 for one per processor, at most 4.
         max_body_bytes: largest request body after decompression; the contract can allow less.
         request_memory_bytes: memory that requests may use, beyond what the model and its golden inputs need; 0 for no
@@ -46,15 +49,25 @@ class GenerationSpec:
     threads: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
     request_memory_bytes: int = REQUEST_MEMORY_BYTES
+    further: tuple[tuple[str, Contract], ...] = ()
+    model: str = "model"
+
+    @property
+    def served_models(self) -> tuple[tuple[str, Contract | None], ...]:
+        """Return name at the endpoint and contract of each model."""
+        names = served_names(self.family, (self.model, *(name for name, _ in self.further)))
+        return tuple(zip(names, (self.contract, *(contract for _, contract in self.further)), strict=True))
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields for the model process."""
         return {
-            "family": self.family,
             "generation": self.generation,
             "version": self.version,
             "variant": self.variant,
-            "contract": None if self.contract is None else self.contract.as_json(),
+            "models": [
+                {"name": name, "contract": None if contract is None else contract.as_json()}
+                for name, contract in self.served_models
+            ],
             "threads": self.threads,
             "max_body_bytes": self.max_body_bytes,
             "request_memory_bytes": self.request_memory_bytes,
@@ -231,15 +244,16 @@ class ModelProcess:
         return self._worker.call("facts", deadline_s=30).value
 
     def reset(self) -> None:
-        """Bring a model whose runs change its state into its initial state."""
+        """Bring models whose runs change their state into their initial state."""
         self._worker.call("reset", deadline_s=LOAD_DEADLINE_S)
 
-    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+    def check_golden(self, golden_fd: int, tolerance_ppm: int, model: int = 0) -> None:
         """Run the golden inputs in the process, between two requests, and compare the outputs.
 
         Args:
             golden_fd: descriptor of the golden vectors; the caller still owns it.
             tolerance_ppm: allowed relative RMS error, in parts per million.
+            model: position of the model in the bundle.
 
         Raises:
             Unfit: an output differs by more (GoldenMismatch, NanOutput), or the process crashed (ModelProcessCrashed).
@@ -247,7 +261,8 @@ class ModelProcess:
             WorkerTimeout: the process did not reply in time and was ended.
         """
         try:
-            self._worker.call("golden", {"tolerance_ppm": tolerance_ppm}, (golden_fd,), deadline_s=GOLDEN_DEADLINE_S)
+            request = {"tolerance_ppm": tolerance_ppm, "model": model}
+            self._worker.call("golden", request, (golden_fd,), deadline_s=GOLDEN_DEADLINE_S)
         except WorkerCrashed as error:
             raise ModelProcessCrashed(error.message) from error
 

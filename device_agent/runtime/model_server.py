@@ -24,8 +24,9 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
@@ -52,6 +53,21 @@ logger = logging.getLogger(__name__)
 MAX_BUSY_US: Final = 2**32 - 1
 
 
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One loaded model of the bundle.
+
+    Attributes:
+        model: the model.
+        inference: handles its requests.
+        max_body_bytes: largest request body after decompression.
+    """
+
+    model: LoadedModel
+    inference: Inference
+    max_body_bytes: int
+
+
 class ModelServer:
     """Runs the loop of a model process (rule 3).
 
@@ -66,10 +82,8 @@ class ModelServer:
         self._poll = select.poll()
         self._poll.register(supervisor.fileno(), select.POLLIN)
         self._requests: socket.socket | None = None
-        self._inference: Inference | None = None
-        self._model: LoadedModel | None = None
-        self._tensors: TensorServer | None = None
-        self._max_body_bytes = 0
+        self._models: list[ServedModel] = []
+        self._tensors: TensorServer  # of the first model, for device_agent.runtime.model_runners
         self._others_ns = 0  # time in requests that were handled within others, which is not part of those
         buffer = np.empty(wire.MESSAGE_BYTES + wire.ALIGNMENT_BYTES, np.uint8)
         start_at = -buffer.ctypes.data % wire.ALIGNMENT_BYTES
@@ -104,89 +118,98 @@ class ModelServer:
             message: the fields of GenerationSpec, "is_paced" and "bundle"; the bundle's descriptors.
 
         Raises:
-            Unfit: the model does not load, breaks its contract, or fails on a golden input.
+            Unfit: a model does not load, breaks its contract, or fails on a golden input.
             Refused: the golden vectors are malformed.
         """
         value = message.value
         try:
-            if self._inference is not None:
-                raise Bug("this model process has loaded a model already")
+            if self._models:
+                raise Bug("this model process has loaded its models already")
             bundle = BundleFds.from_message(value["bundle"], message.fds)
             throttle = Throttle(is_paced=value["is_paced"])
             started = time.monotonic_ns()
-            model = load_model(bundle, threads=value["threads"])
-            contract = Contract(model.inputs, model.outputs)
-            if value["contract"] is not None:
-                contract = Contract.parse(StrictObject(value["contract"], "contract"))
-                model.check_contract(contract)
-            check_servable(contract)
-            loaded = time.monotonic_ns()
-            throttle.wait()
-            samples = read_golden_samples(bundle)
-            for sample in samples:
-                model.infer(sample.inputs)
-                throttle.wait()
-            model.reset()
+            load_ns = 0
+            for part, row in zip(bundle.each_model(), value["models"], strict=True):
+                served, took_ns = self._load_one(part, row, value, throttle)
+                self._models.append(served)
+                load_ns += took_ns
         finally:
             message.close()
-        self._max_body_bytes = max_request_bytes(contract, value["max_body_bytes"])
-        self._inference = Inference(
-            model,
-            contract,
-            value["family"],
-            value["version"],
-            [sample.inputs for sample in samples],
-            max_response_bytes=wire.KEPT_BODIES * value["max_body_bytes"],
-            on_pause=self._serve_others,
-        )
-        self._model = model
-        self._tensors = TensorServer(model)
-        warmed = time.monotonic_ns()
+        self._tensors = TensorServer(self._models[0].model)
+        warm_ns = time.monotonic_ns() - started - load_ns
         trim_heap()
         if self._statm is not None and value["request_memory_bytes"]:
             limit_memory(self._statm, value["request_memory_bytes"])
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours
         self._poll.register(ours.fileno(), select.POLLIN)
-        result = {"load_us": (loaded - started) // 1000, "warm_us": (warmed - loaded) // 1000}
-        return Message(result, (theirs.detach(),))
+        return Message({"load_us": load_ns // 1000, "warm_us": warm_ns // 1000}, (theirs.detach(),))
+
+    def _load_one(
+        self, bundle: BundleFds, row: Mapping[str, Any], value: Mapping[str, Any], throttle: Throttle
+    ) -> tuple[ServedModel, int]:
+        """Load and warm one model; return it, and the nanoseconds of loading."""
+        started = time.monotonic_ns()
+        model = load_model(bundle, threads=value["threads"])
+        contract = Contract(model.inputs, model.outputs)
+        if row["contract"] is not None:
+            contract = Contract.parse(StrictObject(row["contract"], "contract"))
+            model.check_contract(contract)
+        check_servable(contract)
+        load_ns = time.monotonic_ns() - started
+        throttle.wait()
+        samples = read_golden_samples(bundle)
+        for sample in samples:
+            model.infer(sample.inputs)
+            throttle.wait()
+        model.reset()
+        inference = Inference(
+            model,
+            contract,
+            row["name"],
+            value["version"],
+            [sample.inputs for sample in samples],
+            max_response_bytes=wire.KEPT_BODIES * value["max_body_bytes"],
+            on_pause=self._serve_others,
+        )
+        return ServedModel(model, inference, max_request_bytes(contract, value["max_body_bytes"])), load_ns
 
     def check_golden(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Handle the call `golden`: run golden inputs between two requests, and compare the outputs.
 
         Args:
             _supervisor: unused.
-            message: field "tolerance_ppm"; the descriptor of the golden vectors.
+            message: fields "tolerance_ppm" and "model", a position in the bundle; the descriptor of its golden vectors.
 
         Raises:
             GoldenMismatch, NanOutput: an output differs from the golden one.
             InferenceFailed: a run failed.
             Malformed: the golden vectors are malformed.
         """
-        assert self._model is not None
         try:
             samples = read_golden_samples(BundleFds({"golden": message.fds[0]}, "", "golden"))
         finally:
             message.close()
-        worst = check_golden_samples(self._model, samples, message.value["tolerance_ppm"])
+        model = self._models[message.value["model"]].model
+        worst = check_golden_samples(model, samples, message.value["tolerance_ppm"])
         return {"worst_relative_rms_ppm": round(worst * 1e6)}
 
     def reset(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Handle the call `reset`: bring the model into its initial state.
+        """Handle the call `reset`: bring the models into their initial state.
 
         Args:
             _supervisor: unused.
             message: has no fields.
         """
         message.close()
-        assert self._model is not None
-        self._model.reset()
+        for served in self._models:
+            served.model.reset()
         return {}
 
     def facts(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Handle the call `facts`: return the loaded modules, the user id and the model's facts, for tests."""
+        """Handle the call `facts`: return modules, user id and the first model's facts, for tests."""
         message.close()
-        model = {} if self._model is None else self._model.process_facts()
+        model = self._models[0].model.process_facts() if self._models else {}
         return {"modules": sorted(sys.modules), "uid": os.geteuid(), "model": model}
 
     def _serve_others(self) -> None:
@@ -246,14 +269,16 @@ class ModelServer:
         return memoryview(mapping)[head.padding :]
 
     def _handle_request(self, head: FrameHead, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
-        assert self._inference is not None
         try:
+            if head.model >= len(self._models):
+                raise RequestInvalid("this release has no such model")  # the front asks for models of the release only
+            served = self._models[head.model]
             if head.flags & wire.GZIP_BODY:
-                body = decompress(body, "gzip", self._max_body_bytes)
+                body = decompress(body, "gzip", served.max_body_bytes)
             elif head.flags & wire.DEFLATE_BODY:
-                body = decompress(body, "deflate", self._max_body_bytes)
-            elif len(body) > self._max_body_bytes and not head.flags & wire.SHADOW:
-                raise RequestInvalid(f"body has {len(body)} bytes, at most {self._max_body_bytes} are allowed")
+                body = decompress(body, "deflate", served.max_body_bytes)
+            elif len(body) > served.max_body_bytes and not head.flags & wire.SHADOW:
+                raise RequestInvalid(f"body has {len(body)} bytes, at most {served.max_body_bytes} are allowed")
             if head.flags & wire.SHADOW:
                 live_bytes, live_json, limit_ppm = wire.SHADOW_TRAILER.unpack(body[-wire.SHADOW_TRAILER.size :])
                 request, live = (
@@ -261,9 +286,9 @@ class ModelServer:
                     body[-wire.SHADOW_TRAILER.size - live_bytes :],
                 )
                 live = live[:live_bytes]
-                result = self._inference.compare_with_live(request, head.json_bytes, live, live_json, limit_ppm)
+                result = served.inference.compare_with_live(request, head.json_bytes, live, live_json, limit_ppm)
             else:
-                result = self._inference.handle_request(body, head.json_bytes)
+                result = served.inference.handle_request(body, head.json_bytes)
         except InputsRejected as error:
             return 400, NO_JSON, (_error_body(error.message),), wire.REJECTED
         except Invalid as error:
@@ -297,7 +322,6 @@ class ModelServer:
     def _handle_tensors(
         self, head: FrameHead, body: memoryview, fds: Sequence[int]
     ) -> tuple[int, int, Sequence[Part], int]:
-        assert self._tensors is not None
         try:
             json_bytes, parts = self._tensors.handle_request(body, head.json_bytes, fds)
         except Invalid as error:

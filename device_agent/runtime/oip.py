@@ -4,7 +4,8 @@ This module does not import numpy, because the supervisor uses it.
 """
 
 import math
-from typing import Any, Final, Protocol
+from collections.abc import Sequence
+from typing import Any, Final
 
 from bundle.contract import Contract, TensorSpec
 from bundle.tensor_types import BY_NAME
@@ -14,18 +15,16 @@ MAX_VALUE_BYTES: Final = 64  # of one number in JSON: 24 characters, and white s
 MAX_NAME_BYTES: Final = 6  # of one character of a tensor's name, as a JSON escape
 
 
-class DescribedModel(Protocol):
-    """A model that has metadata; GenerationSpec implements it."""
+def served_names(family: str, models: Sequence[str]) -> tuple[str, ...]:
+    """Return the names under which the endpoint serves the models of a bundle, in order.
 
-    @property
-    def contract(self) -> Contract | None:
-        """Inputs and outputs of the model; None if unknown."""
-        ...
+    The only model has the name of the family; each of several is FAMILY.MODEL.
 
-    @property
-    def variant(self) -> str:
-        """Name of the variant of the release."""
-        ...
+    Args:
+        family: name of the family.
+        models: names of the models in the bundle.
+    """
+    return (family,) if len(models) == 1 else tuple(f"{family}.{name}" for name in models)
 
 
 # runtime of a manifest -> platform in the metadata of a model
@@ -38,13 +37,17 @@ def oip_datatype_name(spec: TensorSpec) -> str:
     return row.protocol if row is not None and row.is_served else spec.dtype
 
 
-def model_metadata(described: DescribedModel) -> dict[str, Any]:
-    """Return `inputs` and `outputs` of the model metadata, with -1 for a free size, and the variant."""
-    contract = described.contract
+def model_metadata(contract: Contract | None, variant: str) -> dict[str, Any]:
+    """Return `inputs` and `outputs` of the model metadata, with -1 for a free size, and the variant.
+
+    Args:
+        contract: inputs and outputs of the model; None if unknown.
+        variant: name of the variant of the release.
+    """
     return {
         "inputs": [_tensor_metadata(spec) for spec in contract.inputs] if contract else [],
         "outputs": [_tensor_metadata(spec) for spec in contract.outputs] if contract else [],
-        "parameters": {"variant": described.variant},
+        "parameters": {"variant": variant},
     }
 
 

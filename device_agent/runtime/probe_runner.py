@@ -8,13 +8,14 @@ Rules:
 2. A crash of the worker counts against the model, because the model's bytes drive native code. So do an unexpected
    exception and a malformed message. Only a SIGKILL from outside (the out-of-memory killer) is inconclusive.
 3. The deadline of the health contract covers the whole probe, from the start of the worker. Then the worker is killed.
-4. Latency and peak memory may exceed the running model's by the percentages of the health contract, plus a fixed
+4. Models of one bundle are probed together: their times and their memory add up.
+5. Latency and peak memory may exceed the running model's by the percentages of the health contract, plus a fixed
    allowance for noise. Peak memory is VmHWM minus the resident memory before the model was loaded. The supervisor
    reads it from /proc; the worker's own figures are not trusted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -104,7 +105,7 @@ class ProbeReport:
 
 def run_probe_process(
     bundle: BundleFds,
-    contract: Contract,
+    contracts: Contract | Sequence[Contract],
     health: Health,
     baseline: ProbeBaseline | None = None,
     jail: JailPolicy | None = None,
@@ -115,11 +116,12 @@ def run_probe_process(
     measures_ratio: bool = False,
     on_idle: Callable[[], None] | None = None,
 ) -> ProbeReport:
-    """Probe a candidate in a jailed worker (rules 1 to 4). Nothing that the candidate causes is raised.
+    """Probe a candidate in a jailed worker (rules 1 to 5). Nothing that the candidate causes is raised.
 
     Args:
         bundle: the candidate's files; the caller still owns them.
-        contract, health: of the candidate's variant.
+        contracts: that of each model, in order; or the only one.
+        health: of the candidate's variant.
         baseline: the running model's figures; None for a first install, which is compared with nothing.
         jail: policy of the worker; memory, processor time and file size are limited if it does not limit them.
         threads: intra-op threads that the candidate will run with.
@@ -152,14 +154,14 @@ def run_probe_process(
     with worker:
         tolerance_ppm = health.golden_relative_rms_ppm if compares_outputs else None
         request: JsonObject = {
-            "contract": contract.as_json(),
+            "contracts": _as_list(contracts),
             "golden_relative_rms_ppm": tolerance_ppm,
             "threads": threads,
             "asks_requests": asks_requests,
         }
         report = _judge_bundle(worker, bundle, request, health, baseline, started, on_idle)
         if measures_ratio and report.verdict == "pass":
-            ratio_ppm = _measure_ratio(worker, bundle, contract, health, on_idle)
+            ratio_ppm = _measure_ratio(worker, bundle, contracts, health, on_idle)
             report = replace(report, reference_ratio_ppm=ratio_ppm)
         return report
 
@@ -230,13 +232,13 @@ def _judge_bundle(
 def _measure_ratio(
     worker: WorkerProcess,
     bundle: BundleFds,
-    contract: Contract,
+    contracts: Contract | Sequence[Contract],
     health: Health,
     on_idle: Callable[[], None] | None,
 ) -> int | None:
     """Return the ratio to the reference graph, or None if it cannot be measured."""
     value, fds = bundle.to_message()
-    request = {"contract": contract.as_json(), "bundle": value}
+    request = {"contracts": _as_list(contracts), "bundle": value}
     try:
         reply = worker.call("measure", request, fds, deadline_s=health.probe_deadline_s, on_idle=on_idle)
         with parse_reply(MODULE):
@@ -246,10 +248,14 @@ def _measure_ratio(
         return None
 
 
+def _as_list(contracts: Contract | Sequence[Contract]) -> list[JsonObject]:
+    return [each.as_json() for each in ((contracts,) if isinstance(contracts, Contract) else contracts)]
+
+
 def compare_with_baseline(
     report: ProbeReport, health: Health, baseline: ProbeBaseline | None, *, cpu_share: float = 1.0
 ) -> ProbeReport:
-    """Compare the measurements of a candidate that passed so far with the running model's (rule 4).
+    """Compare the measurements of a candidate that passed so far with the running model's (rule 5).
 
     Args:
         report: measurements of the candidate.

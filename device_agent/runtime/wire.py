@@ -39,7 +39,7 @@ COMPRESSED: Final = GZIP_BODY | GZIP_RESPONSE | DEFLATE_BODY | DEFLATE_RESPONSE
 REJECTED: Final = 128  # in a response with status 400: the model could not run on the inputs (InputsRejected)
 SHADOW: Final = 16  # in a request: the live response follows its body (device_agent.front.shadow)
 
-_HEAD: Final = struct.Struct("!BBBxIQQIH")
+_HEAD: Final = struct.Struct("!BBBBIQQIH")
 HEAD_BYTES: Final = _HEAD.size
 SHADOW_TRAILER: Final = struct.Struct(
     "!QII"
@@ -63,6 +63,7 @@ class FrameHead(NamedTuple):
         size: length of the body, in bytes.
         busy_us: in a response: microseconds since the request's arrival in the model process, at most 2^32 - 1.
         status: in a response: HTTP status.
+        model: in a request: position of the model in its bundle (device_agent.runtime.oip.served_names).
     """
 
     kind: int
@@ -73,10 +74,11 @@ class FrameHead(NamedTuple):
     size: int
     busy_us: int = 0
     status: int = 0
+    model: int = 0
 
     def pack(self) -> bytes:
         """Encode the head in HEAD_BYTES."""
-        return _HEAD.pack(*self)
+        return _HEAD.pack(*self[:3], self.model, *self[3:-1])
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> "FrameHead":
@@ -87,7 +89,8 @@ class FrameHead(NamedTuple):
         """
         if len(data) < HEAD_BYTES:
             raise WireError(f"frame of {len(data)} bytes, expected at least {HEAD_BYTES}")
-        return cls(*_HEAD.unpack_from(data))
+        kind, flags, padding, model, json_bytes, number, size, busy_us, status = _HEAD.unpack_from(data)
+        return cls(kind, flags, padding, json_bytes, number, size, busy_us, status, model)
 
 
 @dataclass(frozen=True, slots=True)

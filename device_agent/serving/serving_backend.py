@@ -32,12 +32,13 @@ class ModelProcessHandle(Protocol):
         """Return the resident memory, in bytes; 0 after the process has ended."""
         ...
 
-    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+    def check_golden(self, golden_fd: int, tolerance_ppm: int, model: int = 0) -> None:
         """Run the golden inputs in the process, between two requests, and compare the outputs.
 
         Args:
             golden_fd: descriptor of the golden vectors; the caller still owns it.
             tolerance_ppm: allowed relative RMS error, in parts per million.
+            model: position of the model in the bundle.
 
         Raises:
             Unfit: an output differs by more, or the process crashed.
@@ -72,12 +73,13 @@ class NoProcess:
         """Return 0: no memory is used."""
         return 0
 
-    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+    def check_golden(self, golden_fd: int, tolerance_ppm: int, model: int = 0) -> None:
         """Do nothing: there is no model to run.
 
         Args:
             golden_fd: the golden vectors, not read.
             tolerance_ppm: not used.
+            model: not used.
         """
 
     def stop(self) -> None:

@@ -232,12 +232,15 @@ class FamilyRuntime:
             Refused: the golden vectors are malformed.
             Unavailable: no process can be started.
         """
+        first, *others = variant.models
         spec = GenerationSpec(
             family=bundle.family,
             generation=generation,
             version=bundle.version,
             variant=bundle.variant,
-            contract=variant.require_model().contract,
+            contract=first.contract,
+            further=tuple((model.name, model.contract) for model in others),
+            model=first.name,
             threads=self.settings.threads,
             max_body_bytes=self.settings.max_body_bytes,
             request_memory_bytes=self.settings.request_memory_bytes,

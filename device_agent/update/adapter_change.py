@@ -37,6 +37,9 @@ def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, An
     active = context.journal.bundle(context.journal.pointers.active)
     if active is None:
         raise AdapterMissing("no release is active", hint="run `device-agent update` first")
+    models = len(active.parse_manifest()[1].models)
+    if models != 1:
+        raise AdapterIncompatible(f"release {active.version} has {models} models, an adapter is for a release with one")
     with context.open_workers() as workers:
         if fields.get("file") is None:
             _reattach(context, workers, active)

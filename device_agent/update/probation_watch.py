@@ -76,11 +76,11 @@ class ProbationWatch:
         self._context, self._workers, self._serving = context, workers, serving
         self._number, self._version, self._limits = candidate.number, candidate.bundle.version, limits
         self._previous = previous
-        contract = candidate.variant.require_model().contract
+        interfaces = [(model.name, model.contract) for model in candidate.variant.models]
         self._can_repeat = (
             previous is not None
-            and [model.contract for model in previous.parse_manifest()[1].models] == [contract]
-            and not returns_state(contract)
+            and [(model.name, model.contract) for model in previous.parse_manifest()[1].models] == interfaces
+            and not any(returns_state(contract) for _, contract in interfaces)
         )
         self._suspended_at_s: float | None = None
         self._alternated_at_s = -ALTERNATION_INTERVAL_S
@@ -214,11 +214,11 @@ class ProbationWatch:
         try:
             fds = self._workers.patcher.unseal_to_serve(candidate.bundle)
             try:
-                golden_fd = None if fds.golden is None else fds.files[fds.golden]
                 tolerance_ppm = candidate.variant.health.golden_relative_rms_ppm
                 adapter = AdapterStore(self._context.device).find_attached(candidate.digest)
-                if golden_fd is not None and adapter is None:
-                    candidate.process.check_golden(golden_fd, tolerance_ppm)
+                for number, part in enumerate(fds.each_model() if adapter is None else ()):
+                    if part.golden is not None:
+                        candidate.process.check_golden(part.files[part.golden], tolerance_ppm, number)
             finally:
                 fds.close()
         except (Refused, Unfit) as error:

@@ -9,7 +9,6 @@ Rules:
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from bundle.contract import Contract
@@ -116,7 +115,7 @@ class ProbeClient:
 
         return run_probe_process(
             fds,
-            variant.require_model().contract,
+            _contracts(variant),
             variant.health,
             baseline,
             JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=self._allow_unjailed),
@@ -132,9 +131,8 @@ class ProbeClient:
         fds = workers.patcher.unseal(running.bundle)
         try:
             same_inputs, compares_outputs = fds, True
-            if candidate_fds.golden is not None and _contracts(running.variant) == _contracts(candidate):
-                golden = {candidate_fds.golden: candidate_fds.files[candidate_fds.golden]}
-                same_inputs = replace(fds, files={**fds.files, **golden}, golden=candidate_fds.golden)
+            if candidate_fds.golden is not None and _interfaces(running.variant) == _interfaces(candidate):
+                same_inputs = fds.with_golden_of(candidate_fds)
                 compares_outputs = False  # they are the candidate's
             measured = self._run_probe(same_inputs, running.variant, None, compares_outputs=compares_outputs).baseline()
         finally:
@@ -146,6 +144,10 @@ class ProbeClient:
 
 def _contracts(variant: Variant) -> tuple[Contract, ...]:
     return tuple(model.contract for model in variant.models)
+
+
+def _interfaces(variant: Variant) -> tuple[tuple[str, Contract], ...]:
+    return tuple((model.name, model.contract) for model in variant.models)
 
 
 def probe_error(report: "ProbeReport") -> Unfit:

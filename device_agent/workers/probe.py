@@ -24,6 +24,7 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.contract import Contract
+from bundle.errors import Refused, Unfit
 from bundle.golden.comparison import GoldenVector, check_outputs
 from bundle.golden.golden_file import GoldenSample, write_golden
 from bundle.strict_json import StrictObject
@@ -51,8 +52,9 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
     Args:
         supervisor: receives the stages.
-        message: fields `bundle`, `contract`, `golden_relative_rms_ppm` (None to compare no outputs), `threads`,
-            `asks_requests` (also send the golden inputs through the request parser); descriptors of the bundle.
+        message: fields `bundle`, `contracts` (one for each model), `golden_relative_rms_ppm` (None to compare no
+            outputs), `threads`, `asks_requests` (also send the golden inputs through the request parser); the bundle's
+            descriptors.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
@@ -64,24 +66,48 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         MemoryLeak: the memory grows with every run.
         Malformed: the golden vectors are malformed.
     """
-    value = message.value
-
-    def stage(name: str) -> None:
-        supervisor.send_event({"stage": name})
-
+    found: list[JsonObject] = []
+    models: list[LoadedModel] = []  # all stay loaded, as in service, so that the peak memory is that of all
     try:
-        bundle = BundleFds.from_message(value["bundle"], message.fds)
-        stage("load")
-        started = time.perf_counter_ns()
-        model = load_model(bundle, threads=value["threads"])
-        load_us = (time.perf_counter_ns() - started) // 1000
-        stage("contract")
-        contract = Contract.parse(StrictObject(value["contract"], "contract"))
-        model.check_contract(contract)
-        check_servable(contract)
-        samples = read_golden_samples(bundle)
+        parts = BundleFds.from_message(message.value["bundle"], message.fds).each_model()
+        for part, contract in zip(parts, message.value["contracts"], strict=True):
+            prefix = f"model {part.name!r}: " if len(parts) > 1 else ""
+            try:
+                found.append(_probe_model(supervisor, message.value, part, contract, prefix, models))
+            except (Unfit, Refused) as error:
+                raise type(error)(f"{prefix}{error.message}", hint=error.hint) from error
     finally:
         message.close()
+    latencies = [row["latency_us"] for row in found]
+    return {
+        "latency_us": None if None in latencies else sum(latencies),
+        "cpu_share": min(row["cpu_share"] for row in found),
+        "worst_relative_rms_ppm": max(row["worst_relative_rms_ppm"] for row in found),
+        **{name: sum(row[name] for row in found) for name in ("load_us", "samples", "runs")},
+    }
+
+
+def _probe_model(
+    supervisor: SupervisorChannel,
+    value: JsonObject,
+    bundle: BundleFds,
+    contract_fields: JsonObject,
+    prefix: str,
+    models: list[LoadedModel],
+) -> JsonObject:
+    def stage(name: str) -> None:
+        supervisor.send_event({"stage": f"{prefix}{name}"})
+
+    stage("load")
+    started = time.perf_counter_ns()
+    model = load_model(bundle, threads=value["threads"])
+    load_us = (time.perf_counter_ns() - started) // 1000
+    models.append(model)
+    stage("contract")
+    contract = Contract.parse(StrictObject(contract_fields, "contract"))
+    model.check_contract(contract)
+    check_servable(contract)
+    samples = read_golden_samples(bundle)
     worst, tolerance_ppm = 0.0, value["golden_relative_rms_ppm"]
     if tolerance_ppm is not None:
         worst = check_golden_samples(model, samples, tolerance_ppm, stage)
@@ -105,10 +131,10 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Measure the model relative to the reference graph: call `measure`.
 
     Args:
-        message: fields `bundle`, `contract`; descriptors of the bundle.
+        message: fields `bundle`, `contracts`; descriptors of the bundle.
 
     Returns:
-        {"ratio": figures of ReferenceRatio, or None without an input to run, or for another runtime}.
+        {"ratio": {"ratio_ppm": sum over the models}, or None without an input to run, or for another runtime}.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
@@ -119,13 +145,18 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         bundle = BundleFds.from_message(message.value["bundle"], message.fds)
         if bundle.runtime != DEFAULT_RUNTIME:
             return {"ratio": None}  # the reference graph is for onnxruntime, which this process has not imported
-        model = load_model(bundle, threads=1)
-        contract = Contract.parse(StrictObject(message.value["contract"], "contract"))
-        samples = read_golden_samples(bundle)
+        total_ppm = 0
+        for part, contract_fields in zip(bundle.each_model(), message.value["contracts"], strict=True):
+            model = load_model(part, threads=1)
+            contract = Contract.parse(StrictObject(contract_fields, "contract"))
+            samples = read_golden_samples(part)
+            found = measure_ratio(model, [sample.inputs for sample in samples] or _zero_inputs(model, contract))
+            if found is None:
+                return {"ratio": None}
+            total_ppm += found.ratio_ppm
+        return {"ratio": {"ratio_ppm": total_ppm}}
     finally:
         message.close()
-    found = measure_ratio(model, [sample.inputs for sample in samples] or _zero_inputs(model, contract))
-    return {"ratio": None if found is None else found.as_json()}
 
 
 def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> tuple[int, JsonObject]:

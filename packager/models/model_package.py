@@ -4,6 +4,8 @@
     <family>/component.json             the component: one variant, its execution provider and model file
     <family>/<variant>/model.onnx       the model or model.tflite, and its external data under the names that it uses
     golden/golden.bin                   golden vectors
+
+Several models are several components: <model>/component.json, <model>/<variant>/model.onnx, golden/<model>.bin.
     labels/…  preprocessing/…  tokenizer/…  other/…    further files, in a folder named by their role
 
 1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list of roles.
@@ -44,6 +46,21 @@ SCHEMA_VERSION: Final = "1.0"  # format version of ONNX Runtime's model package;
 
 
 @dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A further model of a bundle.
+
+    Attributes:
+        name: its name.
+        model: an ONNX or TFLite file with its external data beside it.
+        golden: the file of golden vectors, or None.
+    """
+
+    name: str
+    model: Path
+    golden: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class ExtraFile:
     """A file that ships with the model.
 
@@ -72,6 +89,8 @@ def build_package(
     variant: str,
     files: Sequence[ExtraFile] = (),
     golden: Path | None = None,
+    name: str = "",
+    further: Sequence[PackagedModel] = (),
 ) -> BundleDirectory:
     """Lay out one variant as a bundle folder.
 
@@ -83,6 +102,8 @@ def build_package(
         variant: name of the variant.
         files: further files.
         golden: the file of golden vectors, or None.
+        name: name of the model; unused if it is the only one.
+        further: the other models.
 
     Raises:
         ModelUnreadable: the model is not an ONNX model.
@@ -98,23 +119,38 @@ def build_package(
             f"family {family!r} has the name of a folder of the bundle layout",
             hint=f"use a name other than {', '.join(RESERVED_ROLES)}",
         )
-    folder = f"{family}/{variant}"
     from packager.models.model_files import save_model
 
-    model_file = TFLITE_FILE if is_tflite(model) else MODEL_FILE
-    portable, locations = (None, {}) if model_file == TFLITE_FILE else portable_model(model)
-    sources = {f"{folder}/{model_file}": model}
-    for name, source in locations.items():
-        _add_source(sources, f"{folder}/{name}", source)
-    if golden is not None:
-        sources[GOLDEN_PATH] = golden
+    models = (PackagedModel(name if further else family, model, golden), *further)
+    sources: dict[str, Path] = {}
+    rewritten: dict[str, onnx.ModelProto] = {}
+    for each in models:
+        folder, model_file = f"{each.name}/{variant}", _model_file_of(each.model)
+        portable, locations = (None, {}) if model_file == TFLITE_FILE else portable_model(each.model)
+        sources[f"{folder}/{model_file}"] = each.model
+        for location, source in locations.items():
+            _add_source(sources, f"{folder}/{location}", source)
+        if portable is not None:
+            rewritten[f"{folder}/{model_file}"] = portable
+        if each.golden is not None:
+            sources[golden_path_of(each.name) if further else GOLDEN_PATH] = each.golden
     _add_extra_files(sources, files)
     with _new_bundle(out, sources) as root:
-        if portable is not None:
-            save_model(portable, root / folder / model_file)
-        _write_json(root / PACKAGE_FILE, _package_document(family, version))
-        _write_json(root / family / COMPONENT_FILE, _component_document(variant, model_file))
+        for path, proto in rewritten.items():
+            save_model(proto, root / path)
+        _write_json(root / PACKAGE_FILE, _package_document(family, version, [each.name for each in models]))
+        for each in models:
+            _write_json(root / each.name / COMPONENT_FILE, _component_document(variant, _model_file_of(each.model)))
     return open_package(out)
+
+
+def golden_path_of(model: str) -> str:
+    """Return the path of the golden vectors of one of several models."""
+    return f"golden/{model}.bin"
+
+
+def _model_file_of(model: Path) -> str:
+    return TFLITE_FILE if is_tflite(model) else MODEL_FILE
 
 
 def portable_model(model: Path) -> tuple["onnx.ModelProto | None", dict[str, Path]]:
@@ -199,17 +235,19 @@ def external_data(model: Path) -> tuple[str, ...]:
 
 def roles_of(root: Path) -> dict[str, str]:
     """Return the role of every file of a plain bundle by path; of any other folder, "other" for all files."""
-    model_folder = _model_folder(root)
+    model_folders = _model_folders(root)
+    described = {PACKAGE_FILE, *(f"{folder.split('/', 1)[0]}/{COMPONENT_FILE}" for folder in model_folders)}
     out = {}
     for file in root.rglob("*"):
         path = file.relative_to(root).as_posix()
         first = path.split("/", 1)[0]
-        if model_folder is not None and path in (PACKAGE_FILE, f"{model_folder.split('/', 1)[0]}/{COMPONENT_FILE}"):
+        folder = next((folder for folder in model_folders if path.startswith(f"{folder}/")), None)
+        if model_folders and path in described:
             out[path] = "package"
-        elif model_folder is not None and path.startswith(f"{model_folder}/"):
-            is_model = path.removeprefix(f"{model_folder}/") in (MODEL_FILE, TFLITE_FILE)
+        elif folder is not None:
+            is_model = path.removeprefix(f"{folder}/") in (MODEL_FILE, TFLITE_FILE)
             out[path] = "model" if is_model else "external-data"
-        elif first in (RESERVED_ROLES if model_folder is not None else FILES_ONLY_ROLES) and "/" in path:
+        elif first in (RESERVED_ROLES if model_folders else FILES_ONLY_ROLES) and "/" in path:
             out[path] = first
         else:
             out[path] = "other"
@@ -283,23 +321,25 @@ def is_bundle_path(path: str) -> bool:
     return PATH_PATTERN.fullmatch(path) is not None and len(path) <= MAX_PATH_CHARACTERS
 
 
-def _model_folder(root: Path) -> str | None:
-    """Return `<family>/<variant>` if `root` has this layout, else None."""
+def _model_folders(root: Path) -> tuple[str, ...]:
+    """Return `<component>/<variant>` of each component if `root` has this layout, else ()."""
     try:
         package = json.loads((root / PACKAGE_FILE).read_text())
-        (family,) = package["components"].values()
-        (variant,) = json.loads((root / family / COMPONENT_FILE).read_text())["variants"]
+        folders = []
+        for component in package["components"].values():
+            (variant,) = json.loads((root / component / COMPONENT_FILE).read_text())["variants"]
+            folders.append(f"{component}/{variant}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return f"{family}/{variant}"
+        return ()
+    return tuple(folders)
 
 
-def _package_document(family: str, version: str) -> dict[str, object]:
+def _package_document(family: str, version: str, components: Sequence[str]) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "package_name": family,
         "package_version": version,
-        "components": {family: family},
+        "components": {name: name for name in components},
     }
 
 

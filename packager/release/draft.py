@@ -156,6 +156,21 @@ class QuantizedVariant:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChecks:
+    """The limits that a device checks a further model against.
+
+    Attributes:
+        name: name of the model.
+        contract: its inputs and outputs.
+        golden: the recorded golden vectors, or None.
+    """
+
+    name: str
+    contract: Contract
+    golden: "GoldenReport | None"
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceChecks:
     """The limits that a device checks a variant against.
 
@@ -164,12 +179,14 @@ class DeviceChecks:
         health: the health contract.
         golden: the recorded golden vectors, or None.
         no_golden_reason: cause of `golden` None, for the provenance.
+        further: those of the further models, in order.
     """
 
     contract: Contract | None
     health: Health
     golden: "GoldenReport | None"
     no_golden_reason: str | None
+    further: tuple[ModelChecks, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +259,7 @@ class Draft:
         notes: what a person who signs should know, one sentence each.
         manifest: the signed manifest, set by the step sign.
         envelopes: number of sealed envelopes.
+        further_samples: inputs of the further models, by name.
         sign_report, publish_report: results of the steps sign and publish.
     """
 
@@ -263,6 +281,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
     envelopes: int = 0
+    further_samples: dict[str, "Samples"] = field(default_factory=dict)
     sign_report: "SignReport | None" = None
     publish_report: "PublishReport | None" = None
 
@@ -270,9 +289,14 @@ class Draft:
         """Return the temporary folder of a variant."""
         return self.folder / name
 
-    def golden_path(self, name: str) -> Path:
-        """Return the path of a variant's golden vectors."""
-        return self.variant_folder(name) / "golden.bin"
+    def golden_path(self, name: str, model: str | None = None) -> Path:
+        """Return the path of a variant's golden vectors.
+
+        Args:
+            name: name of the variant.
+            model: name of a further model; None for the first one.
+        """
+        return self.variant_folder(name) / ("golden.bin" if model is None else f"golden-{model}.bin")
 
     def note(self, text: str) -> None:
         """Report one sentence now, and again in the report of the release."""

@@ -111,6 +111,7 @@ def run_release(
             samples=samples_for(plan),
             reporter=progress if progress is not None else SilentReporter(),
             executor=executor,
+            further_samples=further_samples_for(plan),
         )
         for variant in plan.variants:
             draft.variant_folder(variant.name).mkdir()
@@ -167,6 +168,20 @@ def samples_for(plan: ReleasePlan) -> Samples:
     if plan.inputs is None:
         return random_samples(model, plan.samples, plan.seed)
     return load_inputs(model, plan.inputs)
+
+
+def further_samples_for(plan: ReleasePlan) -> dict[str, Samples]:
+    """Load or draw the inputs of the further models, by name.
+
+    Raises:
+        Invalid: an input cannot be read, or does not fit its model (packager.models.inputs).
+    """
+    return {
+        each.name: random_samples(each.model, plan.samples, plan.seed)
+        if each.inputs is None
+        else load_inputs(each.model, each.inputs)
+        for each in plan.further
+    }
 
 
 @contextmanager

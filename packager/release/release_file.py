@@ -28,12 +28,13 @@ from bundle.variant import AT_REST
 from packager.errors import ReleaseFileInvalid
 from packager.models.model_package import FILES_ONLY_ROLES, ExtraFile
 from packager.quantize.targets import ANY, TARGETS
-from packager.release.release_file_checks import check_files, check_runtime
+from packager.release.release_file_checks import check_files, check_model_names, check_runtime
 from packager.release.release_plan import (
     AUTO_SCHEME,
     DEFAULT_BASES,
     DEFAULT_GOLDEN,
     DEFAULT_MIN_AGENT,
+    DEFAULT_MODEL_NAME,
     DEFAULT_RUNTIME,
     DEFAULT_SAMPLES,
     DRILLS,
@@ -42,6 +43,7 @@ from packager.release.release_plan import (
     RELEASE_RUNTIMES,
     RUNTIME_KEYS,
     UNQUANTIZED_SCHEME,
+    ModelPlan,
     Overrides,
     ReleasePlan,
     RolloutPlan,
@@ -58,6 +60,7 @@ RELEASE_KEYS: Final = (
     "runtime",
     "at_rest",
     "model",
+    "models",
     "variants",
     "min_counter",
     "min_agent",
@@ -86,6 +89,7 @@ REQUIRES_KEYS: Final = (
     "storage_bytes",
 )
 HEALTH_KEYS: Final = tuple(field.name for field in fields(Health))
+MODEL_KEYS: Final = ("name", "model", "inputs")
 FILE_KEYS: Final = ("path", "role", "name")
 PATCHES_KEYS: Final = ("from",)
 ROLLOUT_KEYS: Final = ("channels", "percent", "cohorts", "note")
@@ -146,9 +150,10 @@ def _check_keys(document: Mapping[str, object], where: str) -> None:
         _check_table(row, VARIANT_KEYS, place)
         for key, known in (("requires", REQUIRES_KEYS), ("health", HEALTH_KEYS), ("gate", GATE_LIMITS)):
             _check_table(row.get(key) if isinstance(row, dict) else None, known, f"{place}: {key}")
-    files = document.get("files")
-    for number, row in enumerate(files if isinstance(files, list) else ()):
-        _check_table(row, FILE_KEYS, f"{where}: files[{number}]")
+    for key, known in (("files", FILE_KEYS), ("models", MODEL_KEYS)):
+        rows = document.get(key)
+        for number, row in enumerate(rows if isinstance(rows, list) else ()):
+            _check_table(row, known, f"{where}: {key}[{number}]")
     _check_table(document.get("patches"), PATCHES_KEYS, f"{where}: patches")
     _check_table(document.get("rollout"), ROLLOUT_KEYS, f"{where}: rollout")
 
@@ -206,17 +211,20 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     channels = table.texts("channels", NAME_PATTERN, max_items=64)
     if not channels:
         raise Malformed(f"{table.where}: channels: found none, expected at least one")
+    first, further = _parse_models(table, folder)
     out = ReleasePlan(
         family=table.text("family", NAME_PATTERN),
         version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
         runtime=table.choice("runtime", RELEASE_RUNTIMES) if table.has("runtime") else DEFAULT_RUNTIME,
         at_rest=table.choice("at_rest", AT_REST) if table.has("at_rest") else "sealed",
-        model=table.path("model", folder) if table.has("model") else None,
+        model=None if first is None else first.model,
+        model_name=DEFAULT_MODEL_NAME if first is None else first.name,
+        further=further,
         variants=_parse_variants(table, folder),
         min_counter=table.integer("min_counter") if table.has("min_counter") else None,
         min_agent=table.text("min_agent", NUMERIC_VERSION_PATTERN) if table.has("min_agent") else DEFAULT_MIN_AGENT,
-        inputs=table.path("inputs", folder) if table.has("inputs") else None,
+        inputs=_parse_inputs(table, folder) if first is None else first.inputs,
         samples=table.integer("samples", 2, 100_000) if table.has("samples") else DEFAULT_SAMPLES,
         seed=table.integer("seed") if table.has("seed") else 0,
         golden=table.integer("golden", 0, 1000) if table.has("golden") else DEFAULT_GOLDEN,
@@ -239,6 +247,27 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     if out.drill == "live-nan" and not out.golden:
         raise Malformed(f"{table.where}: drill: 'live-nan' needs golden vectors, found golden = 0")
     return out
+
+
+def _parse_inputs(table: _Table, folder: Path) -> Path | None:
+    return table.path("inputs", folder) if table.has("inputs") else None
+
+
+def _parse_models(table: _Table, folder: Path) -> tuple[ModelPlan | None, tuple[ModelPlan, ...]]:
+    """Return the first model, or None, and the other ones."""
+    if not table.has("models"):
+        if not table.has("model"):
+            return None, ()
+        return ModelPlan(DEFAULT_MODEL_NAME, table.path("model", folder), _parse_inputs(table, folder)), ()
+    found = [
+        ModelPlan(row.text("name", NAME_PATTERN), row.path("model", folder), _parse_inputs(row, folder))
+        for row in table.tables_in_array("models")
+    ]
+    for key in ("model", "inputs"):
+        if table.has(key):
+            raise Malformed(f"{table.where}: {key}: found beside [[models]], expected it in an entry of [[models]]")
+    check_model_names([model.name for model in found], table.where)
+    return found[0], tuple(found[1:])
 
 
 def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:

@@ -1,11 +1,12 @@
 """Checks of a release file that need several keys, or other files (packager.release.release_file)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.errors import Malformed
-from bundle.variant import MAX_PLAIN_FILES
+from bundle.variant import MAX_MODELS, MAX_PLAIN_FILES
 from packager.errors import InputFileMissing
-from packager.models.model_package import FILE_ROLES
+from packager.models.model_package import FILE_ROLES, RESERVED_ROLES
 from packager.release.release_plan import RUNTIME_KEYS, UNQUANTIZED_SCHEME, ReleasePlan
 
 
@@ -26,6 +27,8 @@ def check_runtime(plan: ReleasePlan, where: str) -> None:
             raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
         if plan.runtime == "litert":
             _check_litert(plan, where)
+        if plan.further:
+            _check_several_models(plan, where)
         for extra in plan.files:
             if extra.role not in FILE_ROLES:
                 raise Malformed(f"{where}: files {extra.name!r}: role {extra.role!r} needs runtime 'app' or 'none'")
@@ -51,6 +54,26 @@ def check_runtime(plan: ReleasePlan, where: str) -> None:
             )
 
 
+def check_model_names(names: Sequence[str], where: str) -> None:
+    """Check the names of the entries of [[models]].
+
+    Args:
+        names: the names, in the order of the file.
+        where: name of the file, for messages.
+
+    Raises:
+        Malformed: there are too few or too many, or a name is there twice, or a bundle cannot have it.
+    """
+    if not 1 <= len(names) <= MAX_MODELS:
+        raise Malformed(f"{where}: models: found {len(names)}, expected 1 to {MAX_MODELS}")
+    for name in names:
+        if names.count(name) > 1 or name in RESERVED_ROLES:
+            raise Malformed(
+                f"{where}: models: found the name {name!r}, expected each name once, and none of "
+                f"{', '.join(RESERVED_ROLES)}"
+            )
+
+
 def check_files(plan: ReleasePlan, where: str) -> None:
     """Check that all named files exist.
 
@@ -62,6 +85,7 @@ def check_files(plan: ReleasePlan, where: str) -> None:
         InputFileMissing: one does not exist, or the system cannot look it up.
     """
     named: list[tuple[str, Path | None]] = [("model", plan.model)]
+    named += [(f"models {each.name!r}", each.model) for each in plan.further]
     named += [(f"variants.{v.name}.model", v.model) for v in plan.variants]
     named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
     for key, path in named:
@@ -69,11 +93,25 @@ def check_files(plan: ReleasePlan, where: str) -> None:
             raise InputFileMissing(
                 f"{where}: {key}: {path} does not exist", hint="name a path relative to the release file"
             )
-    if plan.inputs is not None and not _exists(plan.inputs, f"{where}: inputs"):
-        raise InputFileMissing(
-            f"{where}: inputs: {plan.inputs} does not exist",
-            hint="name an .npz or a folder of .npz files",
-        )
+    for inputs in (plan.inputs, *(each.inputs for each in plan.further)):
+        if inputs is not None and not _exists(inputs, f"{where}: inputs"):
+            raise InputFileMissing(
+                f"{where}: inputs: {inputs} does not exist",
+                hint="name an .npz or a folder of .npz files",
+            )
+
+
+def _check_several_models(plan: ReleasePlan, where: str) -> None:
+    """Check that nothing is to be done to one of several models. Raises Malformed: a key has no effect."""
+    for key in ("metric", "drill", "override_gate"):
+        if getattr(plan, key) is not None:
+            raise Malformed(f"{where}: {key}: has no effect with several models, expected no such key")
+    for variant in plan.variants:
+        if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
+            raise Malformed(
+                f"{where}: variants.{variant.name}: several models are released unchanged, expected no model, scheme "
+                "or gate; quantize them with `packager quantize`, and name the files in [[models]]"
+            )
 
 
 def _check_plain(plan: ReleasePlan, where: str) -> None:

@@ -38,7 +38,7 @@ GATE_LIMITS: Final = (
 
 AUTO_SCHEME: Final = "auto"  # int8 weights, and an integer form for each target where that is faster
 
-DEFAULT_MODEL_NAME: Final = "model"  # of the only model of a bundle
+DEFAULT_MODEL_NAME: Final = "model"  # of the model of a release file without [[models]]
 # keys of `requires` in a release file that are fields of the variant's runtime
 RUNTIME_KEYS: Final = {"runtime_min": "min_version", "runtime_below": "below_version"}
 Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
@@ -112,6 +112,21 @@ class VariantPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """An entry of `[[models]]` of a release file.
+
+    Attributes:
+        name: name of the model in the bundle.
+        model: the model file, with its external data beside it.
+        inputs: an `.npz` or a folder of them; None draws random samples.
+    """
+
+    name: str
+    model: Path
+    inputs: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutPlan:
     """The table `[rollout]` of a release file.
 
@@ -138,6 +153,8 @@ class ReleasePlan:
         runtime: what runs the release, one of RELEASE_RUNTIMES.
         at_rest: "sealed" or "plain", as in the manifest.
         model: the float model, with its external data beside it; None if the agent runs no model of the release.
+        model_name: name of that model in the bundle.
+        further: the other models of the bundle, released unchanged.
         inputs: an `.npz` or a folder of them; None draws `samples` random samples from `seed`.
         golden: number of golden vectors; 0 records none.
         golden_bytes: bytes that golden vectors may take of a download; None for the default budgets.
@@ -159,6 +176,8 @@ class ReleasePlan:
     variants: tuple[VariantPlan, ...]
     runtime: str = DEFAULT_RUNTIME
     at_rest: str = "sealed"
+    model_name: str = DEFAULT_MODEL_NAME
+    further: tuple[ModelPlan, ...] = ()
     min_counter: int | None = None
     min_agent: str = DEFAULT_MIN_AGENT
     inputs: Path | None = None
@@ -182,8 +201,8 @@ class ReleasePlan:
 
     @property
     def models(self) -> tuple[Path, ...]:
-        """The release's model and those of its variants, each once."""
-        named = (self.model, *(variant.model for variant in self.variants))
+        """The release's models and those of its variants, each once."""
+        named = (self.model, *(each.model for each in self.further), *(variant.model for variant in self.variants))
         return tuple(dict.fromkeys(model for model in named if model is not None))
 
     def require_model(self) -> Path:

@@ -25,7 +25,7 @@ from bundle.manifest import Manifest
 from bundle.variant import Variant
 from packager.errors import InvalidUsage, NotReproduced
 from packager.release.draft import AssembledVariant, Draft, Reporter, SilentReporter
-from packager.release.pipeline import STEP_NAMES, STEPS, run_steps, samples_for
+from packager.release.pipeline import STEP_NAMES, STEPS, further_samples_for, run_steps, samples_for
 from packager.release.release_plan import ReleasePlan
 from packager.release.steps.sign import model_entries
 from packager.repository.repository import Repository
@@ -156,11 +156,14 @@ def reproduce_release(
             samples=samples_for(plan),
             reporter=progress if progress is not None else SilentReporter(),
             executor=executor,
+            further_samples=further_samples_for(plan),
         )
         for variant in plan.variants:
             draft.variant_folder(variant.name).mkdir()
         run_steps(draft, STEPS[: STEP_NAMES.index(LAST_STEP) + 1])
-        rows = [_compare(name, variant, draft.assembled.get(name)) for name, variant in manifest.variants]
+        rows = [
+            _compare(name, variant, draft.assembled.get(name), plan.model_name) for name, variant in manifest.variants
+        ]
         rows += [
             ReproducedVariant(name, "", bundle_digest(made.bundle.files), ("not in the manifest",))
             for name, made in draft.assembled.items()
@@ -179,20 +182,21 @@ def reproduce_release(
     )
 
 
-def _compare(name: str, signed: Variant, made: AssembledVariant | None) -> ReproducedVariant:
+def _compare(name: str, signed: Variant, made: AssembledVariant | None, model_name: str) -> ReproducedVariant:
     if made is None:
         return ReproducedVariant(name, signed.digest, "", ())
-    return ReproducedVariant(name, signed.digest, bundle_digest(made.bundle.files), tuple(_differences(signed, made)))
+    differences = tuple(_differences(signed, made, model_name))
+    return ReproducedVariant(name, signed.digest, bundle_digest(made.bundle.files), differences)
 
 
-def _differences(signed: Variant, made: AssembledVariant) -> Iterator[str]:
+def _differences(signed: Variant, made: AssembledVariant, model_name: str) -> Iterator[str]:
     here = {file.path: file for file in made.bundle.files}
     for file in signed.files:
         if here.pop(file.path, None) != file:
             yield f"file {file.path}"
     yield from (f"file {path}" for path in here)
     pairs = {
-        "models": (signed.models, model_entries(made)),
+        "models": (signed.models, model_entries(made, model_name)),
         "health": (signed.health, made.checks.health),
         "quantization": (signed.quantization, made.quantized.quantization),
         "runtime": (signed.runtime, made.runtime),

@@ -45,7 +45,8 @@ class FakeProcess:
     def resident_bytes(self) -> int:
         return 50 * 2**20 if self.alive else 0
 
-    def check_golden(self, golden_fd: int, tolerance_ppm: int) -> None:
+    def check_golden(self, golden_fd: int, tolerance_ppm: int, model: int = 0) -> None:
+        assert model == 0
         assert os.fstat(golden_fd).st_size
         assert tolerance_ppm == Health().golden_relative_rms_ppm
         self.golden_runs += 1
@@ -132,7 +133,7 @@ class Lab:
 
     @staticmethod
     def _bundle(version: str, contract: Contract) -> Any:
-        models = [SimpleNamespace(contract=contract)]
+        models = [SimpleNamespace(name="model", contract=contract)]
         variant = SimpleNamespace(models=models, require_model=lambda: models[0], health=Health())
         return MagicMock(version=version, digest=version, parse_manifest=lambda: (None, variant))
 

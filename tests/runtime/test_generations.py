@@ -7,7 +7,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from device_agent.front.front_generation import LARGE_BODY_BYTES, MAX_LARGE_REQUESTS, CounterWindow, FrontGeneration
+from device_agent.front.front_generation import (
+    LARGE_BODY_BYTES,
+    MAX_LARGE_REQUESTS,
+    CounterWindow,
+    FrontGeneration,
+    FrontModel,
+)
 from device_agent.front.generations import FamilyQueue
 from device_agent.front.requests import Request, RequestFailed
 from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
@@ -25,7 +31,7 @@ class QueueHarness:
 
     def publish(self, number: int) -> Process:
         generation = self.queue.generations.get(number) or FrontGeneration(
-            number, f"1.{number}", {}, CounterWindow(self.now)
+            number, f"1.{number}", (FrontModel("", {}),), CounterWindow(self.now)
         )
         if generation.sender is None:
             generation.sender = self.processes[number] = Process()

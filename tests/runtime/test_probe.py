@@ -28,7 +28,7 @@ from device_agent.errors import (
     error_from_dict,
 )
 from device_agent.process.jail import JailPolicy
-from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.bundle_fds import BundleFds, FurtherModel, create_sealed_memfd
 from device_agent.runtime.probe_runner import (
     LATENCY_ALLOWANCE_US,
     ProbeBaseline,
@@ -329,7 +329,7 @@ def test_a_candidate_is_too_slow_only_on_equal_inputs() -> None:
     ):
 
         def variant(digest: str, bundle: MemfdBundle) -> Any:
-            models = [SimpleNamespace(contract=bundle.contract)]
+            models = [SimpleNamespace(name="model", contract=bundle.contract)]
             return SimpleNamespace(digest=digest, models=models, require_model=lambda: models[0], health=HEALTH)
 
         def unseal(_bundle: object) -> BundleFds:
@@ -367,3 +367,21 @@ def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
         report = run_probe_process(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
         assert report.verdict == "inconclusive"
         assert report.reason in ("worker-crashed", "jail-unavailable", "worker-failed")
+
+
+def test_several_models_are_probed_together_and_the_first_failure_is_named() -> None:
+    with (
+        create_memfd_bundle(make_scale_model(2.0), [{"x": floats(1, 2, 3, 4)}]) as first,
+        create_memfd_bundle(make_scale_model(3.0), [{"x": floats(1, 2, 3, 4)}]) as second,
+    ):
+        assert second.fds.golden is not None
+        files = {**first.fds.files, "b/model.onnx": second.fds.files[second.fds.model]}
+        files |= {"b.bin": second.fds.files[second.fds.golden]}
+        contracts = [first.contract, second.contract]
+        both = replace(first.fds, files=files, further=(FurtherModel("b", "b/model.onnx", "b.bin"),))
+        report = run_probe_process(both, contracts, HEALTH, threads=1)
+        assert (report.verdict, report.samples) == ("pass", 2), report
+        wrong = replace(both, further=(FurtherModel("b", "b/model.onnx", first.fds.golden),))
+        report = run_probe_process(wrong, contracts, HEALTH, threads=1)
+        assert (report.verdict, report.reason) == ("fail", "golden-mismatch")
+        assert report.detail.startswith("model 'b': golden 0")

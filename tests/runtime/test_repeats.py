@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from device_agent.front import repeats
-from device_agent.front.front_generation import CounterWindow, FrontGeneration
+from device_agent.front.front_generation import CounterWindow, FrontGeneration, FrontModel
 from device_agent.front.generations import FamilyQueue
 from device_agent.front.repeats import RequestRepeater
 from device_agent.front.requests import Request, RequestFailed
@@ -39,7 +39,7 @@ class Lab:
         self.repeater = RequestRepeater(2, slow_us, percent, 60.0, lambda: self.now)
         self.queue = FamilyQueue("toy", max_waiting=64, wait_s=10.0, clock=lambda: self.now)
         self.queue.observer = self.repeater
-        self.candidate = FrontGeneration(2, "1.2", {}, CounterWindow(self.now))
+        self.candidate = FrontGeneration(2, "1.2", (FrontModel("", {}),), CounterWindow(self.now))
         self.restart()
         self.previous: list[PreviousProcess] = []
 
@@ -216,7 +216,7 @@ def test_a_request_that_crashed_the_candidate_goes_to_the_previous_release_only_
     else:
         process.on_lost()
     assert lab.kinds()["crash"][2] == int(is_known_to_be_safe)
-    target = FrontGeneration(1, "1.1", {}, CounterWindow(lab.now), sender=Process())
+    target = FrontGeneration(1, "1.1", (FrontModel("", {}),), CounterWindow(lab.now), sender=Process())
     lab.queue.publish(target)
     lab.queue.retire(2, lambda: None)
     assert isinstance(target.sender, Process)
@@ -259,7 +259,7 @@ def test_after_a_stop_by_the_supervisor_a_suspect_stays_with_the_candidate() -> 
     lab.restart()
     lab.queue.expect_stop(2)
     lab.crash()
-    target = FrontGeneration(1, "1.1", {}, CounterWindow(lab.now), sender=Process())
+    target = FrontGeneration(1, "1.1", (FrontModel("", {}),), CounterWindow(lab.now), sender=Process())
     lab.queue.publish(target)
     assert isinstance(target.sender, Process)
     assert target.sender.inbox == []

@@ -110,7 +110,7 @@ def test_answers_are_compared_output_by_output() -> None:
 
 def test_a_request_that_the_live_model_answers_with_nan_is_not_mirrored() -> None:
     candidate = Process()
-    mirror = ShadowMirror("candidate", 1_000_000, 0, lambda **_callbacks: candidate)
+    mirror = ShadowMirror("candidate", 1_000_000, 0, lambda **_callbacks: candidate, [""])
     request = Request(0, NO_JSON, b"{}", RecordedResponse(), 0.0)
     mirror.mirror(request, Response(200, NO_JSON, b"{}", has_nan=True))
     assert candidate.inbox == []

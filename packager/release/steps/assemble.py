@@ -7,6 +7,7 @@ Rules:
 """
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -21,13 +22,14 @@ from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_outline
 from packager.models.model_facts import requirements_of, runtime_of
-from packager.models.model_package import build_files_bundle, build_package, open_package
+from packager.models.model_package import PackagedModel, build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.peak_memory import measure_load_memory
 from packager.models.tflite_model import is_tflite
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 from packager.release.release_plan import UNQUANTIZED_SCHEME
 
+EMPTY_PROCESS_BYTES: Final = 40 * 1024 * 1024  # a model process without a model takes 45 MiB
 TOOLS: Final = ("onnx", "onnxruntime", "numpy")
 MAX_PROVENANCE_CHARACTERS: Final = 512  # bundle.manifest
 
@@ -58,10 +60,12 @@ def run(draft: Draft) -> None:
             variant=variant.name,
             files=draft.plan.files,
             golden=draft.golden_path(variant.name) if checks.golden is not None else None,
+            name=draft.plan.model_name,
+            further=_further_models(draft, variant.name, checks),
         )
         measured = requirements_of(variant.model, draft.samples, sum(file.size for file in built.files))
-        requires = variant.plan.apply_requires(measured)
-        runtime = variant.plan.apply_runtime(runtime_of(variant.model))
+        requires = variant.plan.apply_requires(_with_further(draft, measured))
+        runtime = variant.plan.apply_runtime(_newest_runtime(variant.model, *(m.model for m in draft.plan.further)))
         _check_runtime(variant, runtime)
         if draft.plan.drill is not None:
             _apply_drill(draft, variant.name, checks, draft.plan.drill, root)
@@ -71,7 +75,7 @@ def run(draft: Draft) -> None:
         if draft.plan.drill is not None:
             provenance["drill"] = draft.plan.drill
         draft.assembled[variant.name] = AssembledVariant(
-            variant, checks, open_package(root), runtime, requires, provenance, _measured_figures(variant)
+            variant, checks, open_package(root), runtime, requires, provenance, _measured_figures(draft, variant)
         )
 
 
@@ -90,14 +94,46 @@ def _assemble_files(draft: Draft, variant: QuantizedVariant) -> AssembledVariant
     )
 
 
-def _measured_figures(variant: QuantizedVariant) -> Measured:
+def _further_models(draft: Draft, variant: str, checks: DeviceChecks) -> tuple[PackagedModel, ...]:
+    return tuple(
+        PackagedModel(
+            plan.name, plan.model, draft.golden_path(variant, plan.name) if found.golden is not None else None
+        )
+        for plan, found in zip(draft.plan.further, checks.further, strict=True)
+    )
+
+
+def _with_further(draft: Draft, requires: Requirements) -> Requirements:
+    """Return the requirements with the memory of the further models; all share a process."""
+    for each in draft.plan.further:
+        peak_bytes = requirements_of(each.model, draft.further_samples[each.name], 0).memory_bytes
+        more_bytes = max(peak_bytes - EMPTY_PROCESS_BYTES, measure_load_memory(each.model))
+        requires = replace(requires, memory_bytes=requires.memory_bytes + more_bytes)
+    return requires
+
+
+def _newest_runtime(*models: Path) -> Runtime:
+    """Return the runtime that loads all of the models."""
+    found = [runtime_of(model) for model in models]
+    names = {runtime.name for runtime in found}
+    if len(names) > 1:
+        raise ReleaseFileInvalid(
+            f"models: found models for {' and '.join(sorted(names))}, expected one runtime for all models of a release",
+            hint="convert them to one format, or release them in families of their own",
+        )
+    return max(found, key=lambda runtime: parse_version(runtime.min_version or "0"))
+
+
+def _measured_figures(draft: Draft, variant: QuantizedVariant) -> Measured:
     is_float = variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None
     ratio = 1.0 if is_float else variant.latency.ratio if variant.latency is not None else None
     return Measured(
         cpu=read_cpu_name(),
         runtime=_version_of("ai-edge-litert" if is_tflite(variant.require_model()) else "onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
-        load_memory_bytes=measure_load_memory(variant.require_model()),
+        load_memory_bytes=sum(
+            map(measure_load_memory, (variant.require_model(), *(each.model for each in draft.plan.further)))
+        ),
     )
 
 
@@ -127,6 +163,7 @@ def _collect_provenance(draft: Draft, variant: QuantizedVariant) -> dict[str, st
     source = variant.plan.model or draft.plan.require_model()
     out = {
         "source_sha256": _sha256(source),
+        **{f"source_sha256_{each.name}": _sha256(each.model) for each in draft.plan.further},
         "packager": VERSION,
         "inputs": draft.samples.origin,
         **{tool: _version_of(tool) for tool in TOOLS},

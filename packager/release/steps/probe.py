@@ -21,6 +21,7 @@ from typing import Final
 
 from bundle.errors import Unfit
 from bundle.probe_request import ProbeRequest
+from bundle.variant import ModelEntry
 from packager.errors import BundleNotProbed, BundleUnfit
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft
 from packager.release.steps.sign import model_entries
@@ -63,7 +64,8 @@ def run(draft: Draft) -> None:
     bar = draft.reporter.bar("probe")
     for number, variant in enumerate(variants, start=1):
         try:
-            found = _probe(agent, variant, draft.variant_folder(variant.name) / "probe.json")
+            models = model_entries(variant, draft.plan.model_name)
+            found = _probe(agent, variant, models, draft.variant_folder(variant.name) / "probe.json")
         except BundleUnfit as error:
             if variant.quantized.plan.required:
                 raise
@@ -94,8 +96,10 @@ def find_agent() -> tuple[str, ...] | None:
     return None if program is None else (program,)
 
 
-def _probe(agent: tuple[str, ...], variant: AssembledVariant, request: Path) -> ProbeResult:
-    expected = ProbeRequest(variant.bundle.files, model_entries(variant), variant.checks.health, variant.runtime.name)
+def _probe(
+    agent: tuple[str, ...], variant: AssembledVariant, models: tuple[ModelEntry, ...], request: Path
+) -> ProbeResult:
+    expected = ProbeRequest(variant.bundle.files, models, variant.checks.health, variant.runtime.name)
     request.write_bytes(expected.as_bytes())
     command = [*agent, "probe-bundle", str(variant.bundle.root), str(request), "--json"]
     timeout_s = 2 * variant.checks.health.probe_deadline_s + TIMEOUT_MARGIN_S

@@ -70,6 +70,9 @@ def run(draft: Draft) -> None:
     for model in dict.fromkeys(v.model or reference for v in plans if v.scheme == UNQUANTIZED_SCHEME):
         external_data(model)
         run_in_child(model, draft.samples)
+    for each in draft.plan.further:
+        external_data(each.model)
+        run_in_child(each.model, draft.further_samples[each.name])
     for plan in plans:
         if plan.scheme == UNQUANTIZED_SCHEME:
             draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or reference)
@@ -115,7 +118,7 @@ def base_of(draft: Draft, plan: VariantPlan) -> tuple[Manifest, Path] | None:
     """
     for manifest in reversed(draft.repository.releases(draft.plan.family)):
         earlier = manifest.variant(plan.name)
-        if earlier is None or not earlier.quantization.scheme.startswith(plan.scheme):
+        if earlier is None or len(earlier.models) != 1 or not earlier.quantization.scheme.startswith(plan.scheme):
             continue
         if is_drill(manifest):
             continue  # devices do not keep fire drills

@@ -20,7 +20,8 @@ from bundle.manifest import Manifest
 from packager.errors import GoldenUnstable
 from packager.models.golden_vectors import GoldenReport, record_golden
 from packager.models.model_facts import contract_of
-from packager.release.draft import DeviceChecks, Draft, QuantizedVariant
+from packager.release.draft import DeviceChecks, Draft, ModelChecks, QuantizedVariant
+from packager.release.release_plan import ModelPlan
 
 
 def run(draft: Draft) -> None:
@@ -41,7 +42,9 @@ def run(draft: Draft) -> None:
         contract = contract_of(variant.model)
         reason = _no_golden_reason(draft, contract)
         golden = None
+        further: tuple[ModelChecks, ...] = ()
         try:
+            further = tuple(_check_further(draft, variant, each) for each in draft.plan.further)
             if reason is None:
                 golden = _record_golden(draft, variant)
             else:
@@ -51,14 +54,47 @@ def run(draft: Draft) -> None:
                 raise
             draft.drop_variant(variant.name, error.message)
         else:
-            health = variant.plan.apply_health(health_of(golden))
-            draft.checks[variant.name] = DeviceChecks(contract, health, golden, reason)
+            default = replace(health_of(golden), golden_relative_rms_ppm=_tolerance_ppm(golden, further))
+            health = variant.plan.apply_health(default)
+            draft.checks[variant.name] = DeviceChecks(contract, health, golden, reason, further)
         bar(number, len(draft.plan.variants))
 
 
 def health_of(golden: GoldenReport | None) -> Health:
     """Return the default health contract, with the tolerance that the golden vectors need."""
     return Health() if golden is None else replace(Health(), golden_relative_rms_ppm=golden.tolerance_ppm)
+
+
+def _tolerance_ppm(golden: GoldenReport | None, further: tuple[ModelChecks, ...]) -> int:
+    """Return the largest tolerance that the golden vectors of a variant need, in parts per million."""
+    reports = (golden, *(each.golden for each in further))
+    return max(health_of(report).golden_relative_rms_ppm for report in reports)
+
+
+def _check_further(draft: Draft, variant: QuantizedVariant, plan: ModelPlan) -> ModelChecks:
+    """Record what a device checks of a further model."""
+    contract = contract_of(plan.model)
+    reason = _no_golden_reason(draft, contract)
+    if reason is not None:
+        draft.note(f"model {plan.name} has no golden vectors ({reason}): devices only check that it loads")
+        return ModelChecks(plan.name, contract, None)
+    report = record_golden(
+        plan.model,
+        draft.further_samples[plan.name],
+        draft.golden_path(variant.name, plan.name),
+        draft.plan.golden,
+        earlier=_find_earlier_of_model(draft, variant.name, plan.name),
+        golden_bytes=draft.plan.golden_bytes,
+    )
+    return ModelChecks(plan.name, contract, report)
+
+
+def _find_earlier_of_model(draft: Draft, variant: str, model: str) -> GoldenFile | None:
+    for manifest in reversed(draft.repository.releases(draft.plan.family)):
+        found = _read_released(draft, manifest, variant, model)
+        if found is not None:
+            return found
+    return None
 
 
 def _no_golden_reason(draft: Draft, contract: Contract) -> str | None:
@@ -93,7 +129,7 @@ def find_earlier(draft: Draft, variant: str) -> GoldenFile | None:
         variant: name of the variant.
     """
     for manifest in reversed(draft.repository.releases(draft.plan.family)):
-        found = _read_released(draft, manifest, variant)
+        found = _read_released(draft, manifest, variant, draft.plan.model_name)
         if found is not None:
             return found
     for name, checks in draft.checks.items():
@@ -102,9 +138,10 @@ def find_earlier(draft: Draft, variant: str) -> GoldenFile | None:
     return None
 
 
-def _read_released(draft: Draft, manifest: Manifest, variant: str) -> GoldenFile | None:
+def _read_released(draft: Draft, manifest: Manifest, variant: str, name: str) -> GoldenFile | None:
     released = manifest.variant(variant)
-    path = None if released is None else next((model.golden for model in released.models if model.golden), None)
+    models = () if released is None else released.models
+    path = next((model.golden for model in models if model.name == name), None)
     if released is None or path is None:
         return None
     directory = draft.workspace.open_bundle(draft.plan.family, released.digest)  # verifies all of it

@@ -16,8 +16,9 @@ from bundle.repository_paths import content_shard_path
 from bundle.rollout import Rollout
 from bundle.variant import ModelEntry, Variant
 from keys.errors import CohortUnknown
-from packager.release.draft import AssembledVariant, Draft, EncryptedVariant
-from packager.release.release_plan import DEFAULT_MODEL_NAME, RolloutPlan
+from packager.models.model_package import golden_path_of
+from packager.release.draft import AssembledVariant, Draft, EncryptedVariant, ModelChecks
+from packager.release.release_plan import RolloutPlan
 from packager.release.release_record import build_record
 from packager.release.steps.encrypt import blob_path, seal_to_cohorts
 from packager.repository.workspace import StoredVariant
@@ -61,7 +62,9 @@ def make_manifest(draft: Draft) -> Manifest:
         min_agent=plan.min_agent,
         created=draft.created,
         ramp=plan.ramp,
-        variants=tuple((name, _manifest_variant(v, plan.at_rest)) for name, v in sorted(draft.encrypted.items())),
+        variants=tuple(
+            (name, _manifest_variant(v, plan.at_rest, plan.model_name)) for name, v in sorted(draft.encrypted.items())
+        ),
     )
 
 
@@ -119,14 +122,14 @@ def _put_content_shard(draft: Draft, manifest: Manifest, fleet: Fleet) -> None:
     draft.envelopes += len(envelopes)
 
 
-def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
+def _manifest_variant(variant: EncryptedVariant, at_rest: str, model_name: str) -> Variant:
     assembled = variant.assembled
     return Variant(
         runtime=assembled.runtime,
         requires=assembled.requires,
         at_rest=at_rest,
         files=assembled.bundle.files,
-        models=model_entries(assembled),
+        models=model_entries(assembled, model_name),
         patches=variant.entries,
         key_commitment=compute_commitment(variant.content_key),
         health=assembled.checks.health,
@@ -136,13 +139,31 @@ def _manifest_variant(variant: EncryptedVariant, at_rest: str) -> Variant:
     )
 
 
-def model_entries(assembled: AssembledVariant) -> tuple[ModelEntry, ...]:
-    """Return the models of a variant that the agent runs."""
-    contract = assembled.checks.contract
-    if contract is None:
+def model_entries(assembled: AssembledVariant, model_name: str) -> tuple[ModelEntry, ...]:
+    """Return the models of a variant that the agent runs.
+
+    Args:
+        assembled: the variant.
+        model_name: name of the first model.
+    """
+    checks, files = assembled.checks, assembled.bundle.files
+    if checks.contract is None:
         return ()
-    by_role = {file.role: file.path for file in assembled.bundle.files}
-    return (ModelEntry(DEFAULT_MODEL_NAME, by_role["model"], by_role.get("golden"), contract),)
+    if not checks.further:
+        by_role = {file.role: file.path for file in files}
+        return (ModelEntry(model_name, by_role["model"], by_role.get("golden"), checks.contract),)
+    folders = {file.path.split("/", 1)[0]: file.path for file in files if file.role == "model"}
+    golden = {file.path for file in files if file.role == "golden"}
+    first = ModelChecks(model_name, checks.contract, checks.golden)
+    return tuple(
+        ModelEntry(
+            found.name,
+            folders[found.name],
+            path if (path := golden_path_of(found.name)) in golden else None,
+            found.contract,
+        )
+        for found in (first, *checks.further)
+    )
 
 
 def _store_variant(draft: Draft, variant: EncryptedVariant) -> None:
