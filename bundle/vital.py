@@ -1,7 +1,8 @@
 """Vitals: what a device says about itself once an interval, signed (docs/format.md section 18).
 
 Rules:
-- Off until `reports.url` is configured. At most one vital an interval is made (`reports.vital_interval_s`).
+- Off until `reports.url` is configured. At most one vital an interval is made (`reports.vital_interval_s`), and one
+  more when the soak time of a plan ends.
 - Coarse: counts are magnitudes (powers of two), times are whole days. A vital contains no model inputs or outputs, no
   address, no place and no free text.
 - Vitals are numbered from 1 in the log of the device's reports, and not chained: each one replaces the one before it,
@@ -59,7 +60,7 @@ class Vital(LineContent):
         counter: its counter, or 0.
         variant: its variant, or None.
         probation: verdict of its probation, one of PROBATIONS.
-        served_days: whole days for which it has been active, by the device's clock.
+        served_days: whole days of operation since it became active, by the device's boot clock.
         restarts: magnitude of the unexpected ends of its model process since the vital before.
         requests: magnitude of the answered requests since the vital before.
         failed: magnitude of the failed ones among them.

@@ -17,7 +17,8 @@ Rules:
 6. The window of `silent` and `control_silent` begins when the percentage was last raised and ends at the checkpoint.
    It is the same for all devices: also those of earlier stages must be heard from in it.
 7. A stratum has the same counts for the part of the census that shares a variant, a CPU class, a cohort or an agent
-   version, from what each device said before it took the release. Each device is in one stratum of each kind.
+   version, from what each device said before it took the release. Each device is in one stratum of each kind. The
+   strata are fixed with the census: the rule shares its error budget among them.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from bundle.errors import Malformed
 from bundle.strict_json import JSON, StrictObject
 
 CENSUS_WINDOW_S: Final = 7 * 86_400
-MAX_STRATA: Final = 32  # a fixed number, so that the error budget of each stratum is fixed before the data
+MAX_STRATA: Final = 32
 MAX_STRATUM_NAME: Final = 128
 BASIS_POINTS: Final = 10_000
 CHECKPOINTS_PER_SOAK: Final = 4

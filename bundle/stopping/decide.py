@@ -10,13 +10,16 @@ Rules, in this order; `counts.py` defines what is counted:
 5. Ask if silence has no measure: fewer than MIN_CONTROL control devices, no line from any of them (no vitals), or a
    silent share of the control group above the plan's ceiling.
 6. Go if E against `refuse` is large enough. Incomplete devices count as bad, beyond the number that the control group
-   explains; and no stratum may be above `refuse` with them.
+   explains; and no stratum may be above `refuse` with them. But grow to twice the share first if the next stage would
+   expose more than MAX_UNTESTED devices of a stratum, and more than twice as many as now, for which a failure rate of
+   UNTESTED_RATE times `refuse` is not ruled out yet. So a small class that fails loses few devices.
 7. When the stage is old enough: grow to twice the share, below the next stage, if the unexplained devices are fewer
    than `refuse`, since reported failures then halt or clear the release; otherwise ask.
 
 Bounds. They hold for any number of looks and any delay of reports, and as far as it says here:
 - A false halt on failures (rate at most `accept`, in the whole and in each stratum): at most 3/4 alpha, for failures
-  that are independent from device to device.
+  that are independent from device to device. Half of it is for the whole fleet, and the strata share the other half
+  equally: their number is fixed by the census, before the data.
 - A false halt on silence (the release silences no device): at most 1/4 alpha, also for outages that strike together.
 - A false go (rate at least `refuse`): at most 3/4 beta if the time of a report does not depend on its outcome. If bad
   devices report late or never: at most beta for the looks of each share, if devices that are silent anyway are not
@@ -32,13 +35,16 @@ from typing import Final
 
 from bundle.plan import MILLION, Plan
 from bundle.stopping.control import innocent_silence, silence_p_value
-from bundle.stopping.counts import MAX_STRATA, Counts, Group, checkpoint_number
+from bundle.stopping.counts import BASIS_POINTS, Counts, Group, checkpoint_number
 from bundle.stopping.decisions import Ask, Decision, Go, Grow, Halt, Wait
 from bundle.stopping.e_values import fewest_devices, go_log_e, halt_log_e
 
 MIN_CONTROL: Final = 200
 MIN_BAD: Final = 3  # fewer bad or silent devices never halt a rollout
 HEARD_PERCENT: Final = 80
+MAX_UNTESTED: Final = 30  # devices; at a failure rate of 40 %, a step then costs a class 12 of them
+UNTESTED_RATE: Final = 6  # times `refuse`: the failure rate that such a stratum must not have
+HIGHEST_REFUSE: Final = 0.5
 FAILURE_SHARE: Final = 0.75  # of alpha; half of it for the whole fleet, half for the strata
 SILENCE_SHARE: Final = 0.25
 E_VALUE_SHARE: Final = 0.75  # of beta; the rest is for the number of innocent silent devices
@@ -78,8 +84,7 @@ def silence_level(plan: Plan, counts: Counts) -> float:
 
 def _halt_on_failures(plan: Plan, counts: Counts) -> Halt | None:
     alpha = FAILURE_SHARE * plan.alpha_ppm / MILLION
-    groups = [("", counts.whole, alpha / 2), *((name, one, alpha / 2 / MAX_STRATA) for name, one in _sorted(counts))]
-    for name, group, part in groups:
+    for name, group, part in _shares(counts, alpha):
         if group.bad < MIN_BAD:
             continue
         found, needed = halt_log_e(group.bad, group.exposed, plan.accept_ppm / MILLION), -math.log(part)
@@ -103,8 +108,7 @@ def _halt_on_silence(plan: Plan, counts: Counts) -> Halt | None:
     if counts.age_s < plan.soak_s:
         return None
     alpha = SILENCE_SHARE * plan.alpha_ppm / MILLION * silence_level(plan, counts)
-    groups = [("", counts.whole, alpha / 2), *((name, one, alpha / 2 / MAX_STRATA) for name, one in _sorted(counts))]
-    for name, group, part in groups:
+    for name, group, part in _shares(counts, alpha):
         if group.silent < MIN_BAD or not group.control:
             continue
         found = silence_p_value(group.silent, group.exposed, group.control_silent, group.control)
@@ -165,6 +169,10 @@ def _advance(plan: Plan, counts: Counts, following: int) -> Decision:
     numbers = _go_numbers(plan, whole, explained)
     doubtful = _doubtful_stratum(plan, counts, level)
     if _is_good(plan, whole, explained) and doubtful is None:
+        untested = _untested_stratum(plan, counts, following, level)
+        if untested is not None:
+            text = f"too little is known{_of(untested)} for {following / 100:g} %: twice the share first"
+            return Grow("untested-stratum", text, numbers, percent_bp=2 * counts.percent_bp)
         text = (
             f"{whole.complete} of {whole.exposed} devices are complete, {whole.bad} failed,"
             f" {min(explained, whole.incomplete)} of {whole.incomplete} others are explained by the control group"
@@ -185,7 +193,7 @@ def _advance(plan: Plan, counts: Counts, following: int) -> Decision:
 
 def _is_good(plan: Plan, group: Group, explained: int) -> bool:
     """Return whether a group passes the go test with `explained` innocent silent devices."""
-    guilty = group.bad + max(0, group.incomplete - explained)
+    guilty = _guilty(group, explained)
     is_heard = 100 * (group.complete + group.bad) >= HEARD_PERCENT * group.exposed
     return is_heard and go_log_e(guilty, guilty + group.complete, plan.refuse_ppm / MILLION) >= _go_threshold(plan)
 
@@ -193,8 +201,7 @@ def _is_good(plan: Plan, group: Group, explained: int) -> bool:
 def _doubtful_stratum(plan: Plan, counts: Counts, level: float) -> str | None:
     """Return the first stratum that is above `refuse` if its unexplained devices are bad, or None."""
     for name, group in _sorted(counts):
-        explained = innocent_silence(group.exposed, group.control_silent, group.control, level)
-        guilty = group.bad + max(0, group.incomplete - explained)
+        guilty = _guilty(group, innocent_silence(group.exposed, group.control_silent, group.control, level))
         if guilty < MIN_BAD:
             continue
         if halt_log_e(guilty, guilty + group.complete, plan.refuse_ppm / MILLION) >= -math.log(
@@ -204,9 +211,31 @@ def _doubtful_stratum(plan: Plan, counts: Counts, level: float) -> str | None:
     return None
 
 
+def _untested_stratum(plan: Plan, counts: Counts, following: int, level: float) -> str | None:
+    """Return the first stratum of which a stage would expose too many devices for what is known, or None.
+
+    Args:
+        plan: the signed plan.
+        counts: what is known about the rollout.
+        following: share of the next stage, in basis points.
+        level: probability of an error of the number of innocent silent devices.
+    """
+    if following <= 2 * counts.percent_bp:
+        return None
+    drawn = (following - counts.percent_bp) / (BASIS_POINTS - counts.percent_bp)  # share of the control group
+    rate = min(HIGHEST_REFUSE, UNTESTED_RATE * plan.refuse_ppm / MILLION)
+    for name, group in _sorted(counts):
+        if group.exposed + group.control * drawn <= MAX_UNTESTED:
+            continue
+        guilty = _guilty(group, innocent_silence(group.exposed, group.control_silent, group.control, level))
+        if go_log_e(guilty, guilty + group.complete, rate) < _go_threshold(plan):
+            return name
+    return None
+
+
 def _go_numbers(plan: Plan, group: Group, explained: int) -> dict[str, int]:
     refuse = plan.refuse_ppm / MILLION
-    guilty = group.bad + max(0, group.incomplete - explained)
+    guilty = _guilty(group, explained)
     return {
         "exposed": group.exposed,
         "bad": group.bad,
@@ -220,8 +249,19 @@ def _go_numbers(plan: Plan, group: Group, explained: int) -> dict[str, int]:
     }
 
 
+def _guilty(group: Group, explained: int) -> int:
+    """Return the number of bad devices and of incomplete ones that the control group does not explain."""
+    return group.bad + max(0, group.incomplete - explained)
+
+
 def _go_threshold(plan: Plan) -> float:
     return -math.log(E_VALUE_SHARE * plan.beta_ppm / MILLION)
+
+
+def _shares(counts: Counts, alpha: float) -> list[tuple[str, Group, float]]:
+    """Return the whole and each stratum with its part of an error budget."""
+    strata = _sorted(counts)
+    return [("", counts.whole, alpha / 2), *((name, one, alpha / 2 / len(strata)) for name, one in strata)]
 
 
 def _sorted(counts: Counts) -> list[tuple[str, Group]]:

@@ -3,7 +3,8 @@
 Rules:
 - Nothing is made or sent without `reports.url`.
 - A vital is made once in `reports.vital_interval_s`, also over restarts: the journal has the time of the last one. Its
-  counts are those since the vital before, or since the daemon started.
+  counts are those since the vital before, or since the daemon started. One more is made when the soak time of a plan
+  ends, since the rollout waits for it.
 - Reports are sent soon after an update, with jitter, so that a fleet that updates together does not send together.
 - After a failure the next try comes soon, then later with each further failure (policy.poll_schedule).
 - What a send needs is imported when it is needed, and is not in memory at rest before.
@@ -76,8 +77,7 @@ class ReportSchedule:
             self.next_at_s = None
             return
         window_s = min(SOON_S, settings.vital_interval_s / 10) if settings.vital_interval_s else SOON_S
-        draw = int.from_bytes(os.urandom(4), "big") / 2**32
-        at = time.monotonic() + window_s * draw
+        at = time.monotonic() + window_s * _draw()
         self.next_at_s = at if self.next_at_s is None else min(self.next_at_s, at)
 
     def run(self) -> None:
@@ -95,7 +95,15 @@ class ReportSchedule:
             return
         self._failures = 0
         if settings.vital_interval_s:
-            self.next_at_s = time.monotonic() + next_poll_delay_s(settings.vital_interval_s, 0)
+            self.next_at_s = time.monotonic() + self._delay_s(settings.vital_interval_s)
+
+    def _delay_s(self, interval_s: int) -> float:
+        """Return the seconds until the next vital: the interval, or less if the soak time ends sooner."""
+        from device_agent.host.system_clock import read_boot_clock  # not in memory at rest
+
+        delay_s = next_poll_delay_s(interval_s, 0)
+        left_s = self._context().journal.record_served_time(*read_boot_clock()).soak_left_s
+        return delay_s if left_s is None else min(delay_s, left_s + SOON_S * _draw())
 
     def send(self, *, is_forced: bool = False) -> int:
         """Make the vital that is due, and send what the collector does not have; return the number of lines.
@@ -144,3 +152,8 @@ class ReportSchedule:
             is_down=not current.process.is_alive(),
         )
         return counts, now
+
+
+def _draw() -> float:
+    """Return a random number from 0 to 1."""
+    return int.from_bytes(os.urandom(4), "big") / 2**32

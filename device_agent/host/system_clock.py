@@ -18,13 +18,20 @@ BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 def clock_facts() -> dict[str, int | bool | str]:
     """Return the fields of bundle.trust.clock.ClockFacts: times in Unix seconds, boot time in seconds."""
+    boot_id, boot_elapsed_s = read_boot_clock()
     return {
         "now_s": int(time.time()),
         "is_synchronized": is_synchronized(),
         "build_time_s": BUILT_AT_S,
-        "boot_elapsed_s": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
-        "boot_id": BOOT_ID_PATH.read_text().strip() if BOOT_ID_PATH.exists() else "",
+        "boot_elapsed_s": boot_elapsed_s,
+        "boot_id": boot_id,
     }
+
+
+def read_boot_clock() -> tuple[str, int]:
+    """Return the id of this boot, or "" if unknown, and the seconds since it, with time in suspend."""
+    boot_id = BOOT_ID_PATH.read_text().strip() if BOOT_ID_PATH.exists() else ""
+    return boot_id, int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
 def is_synchronized() -> bool:

@@ -57,6 +57,7 @@ class VitalSources:
         free_bytes: free bytes of the device directory's file system.
         cpu: class of the processor.
         runtime: version of onnxruntime.
+        served_days: whole days for which the active bundle has served (policy.served_time).
         now_ms: the time, Unix milliseconds.
     """
 
@@ -72,6 +73,7 @@ class VitalSources:
     free_bytes: int
     cpu: str
     runtime: str
+    served_days: int
     now_ms: int
 
 
@@ -82,7 +84,6 @@ def next_vital(sources: VitalSources) -> Vital | None:
         return None
     state, reason = _state(sources)
     change = next((row for row in sources.history if row.is_change), None)
-    served_days = 0 if change is None or active is None else max(0, sources.now_ms - change.finished_ms) // DAY_MS
     return Vital(
         log=sources.log,
         number=sources.number,
@@ -100,7 +101,7 @@ def next_vital(sources: VitalSources) -> Vital | None:
         counter=0 if active is None else active.counter,
         variant=None if active is None else active.variant,
         probation=_probation(change, active),
-        served_days=min(served_days, MAX_SERVED_DAYS),
+        served_days=0 if active is None else min(sources.served_days, MAX_SERVED_DAYS),
         restarts=magnitude(counts.restarts),
         requests=magnitude(counts.requests),
         failed=magnitude(counts.failed),

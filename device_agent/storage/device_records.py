@@ -7,6 +7,7 @@ device_agent.storage.journal lists the records and the rules.
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from device_agent.storage.journal_reader import JournalReader
 if TYPE_CHECKING:
     from bundle.vital import Vital  # these are not in memory at rest
     from device_agent.policy.sent_position import SentPosition
+    from device_agent.policy.served_time import ServedTime
 
 
 def _now_ms() -> int:
@@ -83,6 +85,22 @@ class DeviceRecords(JournalReader):
         if measured != self.variant_measurements:
             with self._records.transaction():
                 self._records.put("machine", "variant-measurements", measured.as_json())
+
+    def record_served_time(self, boot_id: str, boot_elapsed_s: int, soak_s: int | None = None) -> "ServedTime":
+        """Return for how long the active bundle has served until now; it is written if that is worth it.
+
+        Args:
+            boot_id: id of this boot, or "" if unknown.
+            boot_elapsed_s: seconds since this boot.
+            soak_s: soak time of the plan of a check, 0 without a plan; None leaves it.
+        """
+        before = self.served_time
+        after = before.advance(self.pointers.active, boot_id, boot_elapsed_s)
+        after = after if soak_s is None else replace(after, soak_s=soak_s)
+        if before.is_worth_recording(after):
+            with self._records.transaction():
+                self._records.put("machine", "served-time", after.as_json())
+        return after
 
     def open_log(self) -> str:
         """Return the log of reports and vitals; the first call begins it."""

@@ -11,8 +11,9 @@ Rules:
 - device_agent.storage.device_records writes the records that belong to no attempt.
 
 Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
-`machine/metered`, `machine/variant-measurements`, `machine/log`, `machine/vital`, `machine/sent`, `bundle/DIGEST`,
-`quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
+`machine/metered`, `machine/variant-measurements`, `machine/log`, `machine/vital`, `machine/served-time`,
+`machine/sent`, `bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`,
+`report/SEQUENCE`.
 """
 
 from collections.abc import Iterator

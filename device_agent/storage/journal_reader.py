@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bundle.device_report import DeviceReport  # these are not in memory at rest
     from bundle.vital import Vital
     from device_agent.policy.sent_position import SentPosition
+    from device_agent.policy.served_time import ServedTime
 
 MAX_HISTORY_ROWS: Final = 200
 
@@ -97,6 +98,14 @@ class JournalReader:
         """Return what the device measured of the family's variants."""
         row = self._records.get("machine", "variant-measurements")
         return NO_MEASUREMENTS if row is None else VariantMeasurements.parse(row)
+
+    @property
+    def served_time(self) -> "ServedTime":
+        """Return for how long the active bundle has served, as last recorded."""
+        from device_agent.policy.served_time import ServedTime  # not in memory at rest
+
+        row = self._records.get("machine", "served-time")
+        return ServedTime() if row is None else ServedTime.parse(row)
 
     @property
     def newest_vital(self) -> "tuple[Vital, int] | None":

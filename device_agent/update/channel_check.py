@@ -12,6 +12,7 @@ from bundle.acceptance import VerifiedRelease, check_eligibility
 from bundle.errors import Refused, Unavailable
 from bundle.files import BundleDigest
 from device_agent.errors import BundleQuarantined, NotEligible, RollbackFloorUnproven
+from device_agent.host.system_clock import read_boot_clock
 from device_agent.policy.followed_rollout import FollowedRollout
 from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
 from device_agent.policy.planner import DeviceFacts
@@ -77,6 +78,7 @@ class ChannelCheck:
             followed=FollowedRollout.from_release(release),
         )
         self._journal.update_persistent_state(lambda _: checked)
+        self._journal.record_served_time(*read_boot_clock(), 0 if release.plan is None else release.plan.soak_s)
         if seen is not None and (is_raised or self._context.device_journal.tpm_counter.is_unproven):
             # record first: after a crash in between, the journal is ahead of the TPM, which is not a rollback
             self._context.device_journal.record_tpm_counter(TpmCounterRecord(seen + 1))

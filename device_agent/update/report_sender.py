@@ -23,9 +23,13 @@ from bundle import strict_json
 from bundle.cpu_features import cpu_class, read_cpu_features
 from bundle.errors import DownloadFailed, Malformed, TooLarge
 from bundle.strict_json import StrictObject
+from bundle.vital import Vital
 from device_agent.host.device_facts import runtime_version
+from device_agent.host.system_clock import read_boot_clock
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.next_vital import ServedCounts, VitalSources, next_vital
 from device_agent.policy.sent_position import SentPosition
+from device_agent.policy.served_time import ServedTime
 from device_agent.storage.journal import Journal
 from device_agent.update.context import UpdateContext
 from device_agent.workers.worker_pool import WorkerPool
@@ -43,6 +47,8 @@ def make_vital(
 ) -> bool:
     """Make and record the next vital if it is due, and return whether it was made.
 
+    It is due once an interval, and when the soak time of the plan ends.
+
     Args:
         context: journal and identity of the family.
         interval_s: seconds between two vitals.
@@ -55,9 +61,11 @@ def make_vital(
     """
     journal, now_ms = context.journal, time.time_ns() // 1_000_000
     newest = journal.newest_vital
+    active, served = journal.bundle(journal.pointers.active), journal.record_served_time(*read_boot_clock())
     age_ms = interval_s * 1000 if newest is None else now_ms - newest[1]
     # a clock that was set back makes the vital due, too
-    if not is_forced and 0 <= age_ms < MIN_AGE_SHARE * interval_s * 1000:
+    is_due = is_forced or _is_soak_over(newest[0] if newest is not None else None, active, served)
+    if not is_due and 0 <= age_ms < MIN_AGE_SHARE * interval_s * 1000:
         return False
     log, reports = journal.open_log(), journal.reports()
     free = os.statvfs(context.config.directory)
@@ -69,18 +77,27 @@ def make_vital(
             state=journal.state,
             persistent=journal.persistent_state,
             is_paused=is_paused,
-            active=journal.bundle(journal.pointers.active),
+            active=active,
             history=journal.history(),
             counts=counts,
             free_bytes=free.f_bavail * free.f_frsize,
             cpu=cpu_class(os.uname().machine, read_cpu_features()),
             runtime=runtime_version(),
+            served_days=served.days,
             now_ms=now_ms,
         )
     )
     if vital is not None:
         journal.record_vital(vital)
     return vital is not None
+
+
+def _is_soak_over(newest: Vital | None, active: BundleRecord | None, served: ServedTime) -> bool:
+    """Return whether the soak time is over, and the newest vital does not say so."""
+    if active is None or not served.soak_s or served.days < served.soak_days:
+        return False
+    is_same = newest is not None and (newest.release, newest.counter) == (active.version, active.counter)
+    return not is_same or newest is None or newest.served_days < served.soak_days
 
 
 def send_lines(journal: Journal, workers: WorkerPool, url: str, device_id: str) -> int:

@@ -1,8 +1,8 @@
 """The simulated devices, in steps of a minute.
 
 Each device polls once an hour at its own minute; at each minute, a sixtieth of the devices polls. What a device does at
-a poll: it sends the vital that is due (one a day), the report that is due, and installs the release if the rollout
-selects it. Delays and shares are constants below; they are assumptions.
+a poll: it sends the vital that is due (one a day, and one when the soak time ends), the report that is due, and
+installs the release if the rollout selects it. Delays and shares are constants below; they are assumptions.
 
 All arrays have one element per device. Times are minutes since the start; NEVER is after the end.
 """
@@ -28,8 +28,8 @@ PROBATION_MINUTES: Final = 35  # download, probe and half an hour of probation
 FAILURE_MINUTES: Final = 5
 NEVER: Final = 2**30
 DEAD: Final = 0.03  # devices that never answer, and so are in no census
-RARELY: Final = 0.15  # devices that are switched on now and then
-RARELY_ON: Final = 0.12  # probability that such a device polls in its hour
+RARELY: Final = 0.15  # devices that are online now and then
+RARELY_ON: Final = 0.12  # probability that such a device is online in its hour
 MOSTLY_ON: Final = 0.99
 CLASS_B: Final = 0.05
 OUTAGE: Final = (6 * 60, 54 * 60)
@@ -81,7 +81,7 @@ class SimulatedDevices:
     def __init__(self, fleet: "FleetIds", truth: Truth, soak_s: int, seed: int) -> None:
         count = len(fleet.ids)
         self._rng = rng = np.random.default_rng(seed)
-        self._truth, self._soak = truth, max(1, -(-soak_s // 60))
+        self._truth, self._soak = truth, -(-soak_s // 86_400) * DAY_MINUTES  # devices count whole days
         self.ids, self.buckets = fleet.ids, fleet.buckets
         self.alive = rng.random(count) >= DEAD
         self._on = np.where(rng.random(count) < RARELY, RARELY_ON, MOSTLY_ON).astype(np.float32)
@@ -95,6 +95,7 @@ class SimulatedDevices:
         self._is_dark = np.zeros(count, bool)
         self._is_dark[rng.choice(count, min(truth.dark_site, count), replace=False)] = True
         self._vital = rng.integers(0, DAY_MINUTES, count).astype(np.int32)  # when the next vital is due
+        self._soak_end = np.full(count, NEVER, np.int32)
         self._report = np.full(count, NEVER, np.int32)
         self._late = np.full(count, NEVER, np.int32)
         self._heard = np.full(count, -1, np.int32)
@@ -132,6 +133,7 @@ class SimulatedDevices:
         is_late = self._truth.late_h > 0
         failing = fresh[self._fails[fresh]]
         self._report[fresh] = minute + PROBATION_MINUTES
+        self._soak_end[fresh] = minute + PROBATION_MINUTES + self._soak
         if is_late:
             self._late[failing] = minute + self._truth.late_h * 60
         else:
@@ -152,7 +154,8 @@ class SimulatedDevices:
         if self._truth.late_h:
             late = polling[self._late[polling] <= minute]
             self._late[late], self._heard[late], self.bad[late] = NEVER, minute, True
-        due = polling[self._vital[polling] <= minute]
+        due = polling[(self._vital[polling] <= minute) | (self._soak_end[polling] <= minute)]
+        self._soak_end[due[self._soak_end[due] <= minute]] = NEVER
         self._vital[due] = minute + DAY_MINUTES
         self._heard[due] = minute
         soaked = due[self.done[due] & (minute - self._installed[due] - PROBATION_MINUTES >= self._soak)]

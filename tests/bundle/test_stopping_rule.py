@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bundle.errors import Malformed
 from bundle.plan import Plan, PlannedRelease
 from bundle.stopping.control import innocent_silence, silence_p_value
-from bundle.stopping.counts import MAX_STRATA, Counts, Group, checkpoint_number, checkpoint_s, parse_counts
+from bundle.stopping.counts import Counts, Group, checkpoint_number, checkpoint_s, parse_counts
 from bundle.stopping.decide import E_VALUE_SHARE, FAILURE_SHARE, MIN_BAD, decide, silence_level
 from bundle.stopping.decisions import Ask, Go, Grow, Halt, Wait
 from bundle.stopping.e_values import fewest_devices, go_with, halt_at, halt_log_e
@@ -169,11 +169,49 @@ def test_the_fewest_failures_of_200_devices_that_halt_are_the_documented_ones(ba
     assert isinstance(decide(PLAN, Counts(500, 0, Group(exposed=200, bad=bad, control=1_000))), kind)
 
 
-@pytest.mark.parametrize(("bad", "exposed", "kind"), [(2, 2, Wait), (3, 4, Halt), (3, 5, Wait)])
-def test_the_fewest_failures_of_a_stratum_that_halt_are_the_documented_ones(bad: int, exposed: int, kind: type) -> None:
+@pytest.mark.parametrize(
+    ("bad", "exposed", "strata", "kind"),
+    [(2, 2, 32, Wait), (3, 4, 32, Halt), (3, 5, 32, Wait), (3, 8, 4, Halt), (3, 9, 4, Wait)],
+)
+def test_the_fewest_failures_of_a_stratum_that_halt_are_the_documented_ones(
+    bad: int, exposed: int, strata: int, kind: type
+) -> None:
     part = Group(exposed=exposed, bad=bad, control=20)
     whole = Group(exposed=200, bad=bad, control=1_000)
-    assert isinstance(decide(PLAN, Counts(500, 0, whole, {"variant:int8": part})), kind)
+    others = {f"cohort:{number}": Group(0) for number in range(strata - 1)}
+    assert isinstance(decide(PLAN, Counts(500, 0, whole, {"variant:int8": part, **others})), kind)
+
+
+@pytest.mark.parametrize(
+    ("bad", "complete", "control", "percent_bp", "kind"),
+    [
+        (0, 10, 960, 100, Grow),  # nothing rules out that a third of the class fails
+        (0, 11, 960, 100, Go),
+        (1, 18, 1_880, 100, Grow),
+        (1, 19, 1_880, 100, Go),
+        (0, 3, 600, 100, Go),  # at most 30 devices of the class
+        (0, 10, 960, 250, Go),  # twice the share, as a growth would be
+    ],
+)
+def test_a_stratum_is_tested_before_a_stage_exposes_many_of_its_devices(
+    bad: int, complete: int, control: int, percent_bp: int, kind: type
+) -> None:
+    part = Group(exposed=bad + complete, bad=bad, complete=complete, control=control)
+    whole = replace(GOOD, bad=bad, complete=990)
+    found = decide(PLAN, Counts(percent_bp, DAY, whole, {"cpu:b": part}))
+    assert isinstance(found, kind), found
+    if isinstance(found, Grow):
+        assert (found.reason, found.percent_bp) == ("untested-stratum", 2 * percent_bp)
+
+
+@given(looks, st.data())
+def test_lines_of_a_stratum_that_are_lost_never_make_a_go(counts: Counts, data: st.DataObject) -> None:
+    whole = counts.whole
+    bad, complete = data.draw(st.integers(0, whole.bad)), data.draw(st.integers(0, whole.complete))
+    part = Group(bad + complete, bad, complete, 0, whole.control, min(whole.control_silent, whole.control))
+    fewer = replace(part, bad=data.draw(st.integers(0, bad)), complete=data.draw(st.integers(0, complete)))
+    if isinstance(decide(PLAN, replace(counts, strata={"cpu:b": fewer})), Go):
+        assert isinstance(decide(PLAN, replace(counts, strata={"cpu:b": part})), Go | Halt)
 
 
 def test_the_fewest_devices_that_allow_an_advance_are_the_documented_ones() -> None:
@@ -213,7 +251,7 @@ def _run(truth: Truth, seeds: range, devices: int = 20_000) -> list[tuple[str, b
         (Truth(0.05, late_h=20), {"halt", "ask"}, 60),
         (Truth(0.05, late_h=60), {"halt", "ask"}, 60),
         (Truth(0.005, bricked=0.08), {"halt"}, 60),
-        (Truth(0.005, class_b=0.4), {"halt"}, 25),
+        (Truth(0.005, class_b=0.4), {"halt"}, 20),
     ],
     ids=["good", "bad", "very-bad", "late", "later-than-successes", "silent-bricks", "one-class"],
 )
@@ -230,20 +268,28 @@ def test_failures_that_report_after_successes_never_advance(first: int) -> None:
     assert {word for word, _, _, _ in runs} <= {"halt", "ask"}
 
 
+@pytest.mark.parametrize("first", range(5_000, 5_100, 10))
+def test_a_small_class_that_fails_costs_at_most_20_devices(first: int) -> None:
+    runs = _run(Truth(0.005, class_b=0.4), range(first, first + 10))
+    assert {word for word, _, _, _ in runs} == {"halt"}
+    assert max(hit for _, _, hit, _ in runs) <= 20
+
+
 def _false_halts(rate: float, runs: int) -> float:
     """Return the share of runs that ever halt, looked at after each 50 devices; two strata."""
     rng = np.random.default_rng(7)
     sizes = np.arange(50, 20_001, 50)
     part = FAILURE_SHARE * PLAN.alpha_ppm / 1e6 / 2
-    limits = np.array([halt_at(int(n), 0.01, part) for n in sizes])
-    small = np.array([halt_at(int(n), 0.01, part / MAX_STRATA) for n in sizes // 10])
+    limits = [halt_at(int(n), 0.01, part) for n in sizes]
+    small, large = ([halt_at(int(n), 0.01, part / 2) for n in of] for of in (sizes // 10, sizes * 9 // 10))
     halted = np.zeros(runs, bool)
     bad_of_b, bad = np.zeros(runs, int), np.zeros(runs, int)
-    for limit, small_limit in zip(limits, small, strict=True):
+    for limit, small_limit, large_limit in zip(limits, small, large, strict=True):
         fresh = rng.binomial(5, rate, runs)  # a tenth of the devices are of class B
         bad_of_b += fresh
         bad += fresh + rng.binomial(45, rate, runs)
-        halted |= (bad >= np.maximum(limit, MIN_BAD)) | (bad_of_b >= np.maximum(small_limit, MIN_BAD))
+        halted |= (bad >= max(limit, MIN_BAD)) | (bad_of_b >= max(small_limit, MIN_BAD))
+        halted |= bad - bad_of_b >= max(large_limit, MIN_BAD)
     return float(halted.mean())
 
 
