@@ -36,6 +36,7 @@ FILE_SECONDS = {
     "test_push": 40,
     "test_generated_models": 15,
     "test_push_registry": 30,
+    "test_registry_mirror": 25,
     "test_client_requests": 80,
     "test_families": 75,
     "test_tuf_js": 60,

@@ -49,7 +49,7 @@ Raises:
 MAX_ROOT_BYTES: Final = 512 * 1024  # room for 30 keys (5.5 kB) and signatures (6.6 kB) of ML-DSA-65
 MAX_TIMESTAMP_BYTES: Final = 64 * 1024  # two signatures are 7 kB
 MAX_SNAPSHOT_BYTES: Final = 2 * 1024 * 1024  # 200 bytes per role
-MAX_TARGETS_BYTES: Final = 4 * 1024 * 1024  # 8 kB per family in targets, 200 bytes per release in a release role
+MAX_TARGETS_BYTES: Final = 8 * 1024 * 1024  # 6,705 bytes per family in targets: 1,200 families (docs/scale.md)
 MAX_ROOT_ROTATIONS: Final = 1024
 MAX_DELEGATIONS: Final = 32
 
