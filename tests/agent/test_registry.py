@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import RollbackRefused
 from device_agent.config.repository import RepositorySettings, origin_of
 from device_agent.errors import RepositoryAuthRequired, TokenRealmRefused
 from device_agent.policy.attempt import Outcome
@@ -79,6 +80,28 @@ def test_an_update_over_a_registry_is_that_over_http(
     assert answers == {"timestamp.awz": 304, "2.root.json": 404}
     with serve_folder(publisher.published) as site:
         assert other.update(repository_url=site.url).outcome is not Outcome.REFUSED
+
+
+@needs_registry
+def test_a_device_moves_from_http_to_a_registry_and_back(
+    installed: DeviceUnderTest, publisher: Publisher, proxy: CuttingProxy, tmp_path: Path
+) -> None:
+    """What a place has that was not pushed to is older than what the device knows, and is refused as a rollback."""
+    url = registry_url(proxy, tmp_path)
+    push_to(publisher, url)
+    with serve_folder(publisher.published) as site:
+        publisher.offer("1.1.0")
+        assert installed.update(repository_url=site.url).attempt.release == "1.1.0"
+        behind = installed.update(repository_url=url)
+        assert (behind.outcome, behind.reason) == (Outcome.REFUSED, RollbackRefused.reason), behind
+        push_to(publisher, url)
+        moved = installed.update(repository_url=url)
+        assert moved.outcome not in (Outcome.REFUSED, Outcome.UNAVAILABLE), moved
+        publisher.offer("1.0.0")
+        push_to(publisher, url)
+        assert installed.update(repository_url=url).outcome not in (Outcome.REFUSED, Outcome.UNAVAILABLE)
+        back = installed.update(repository_url=site.url)
+        assert back.outcome not in (Outcome.REFUSED, Outcome.UNAVAILABLE), back
 
 
 @needs_registry
