@@ -68,6 +68,9 @@ class _Transport(FetcherInterface):
         yield BytesIO(self.download_bytes(url, max_length))
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
+        # a length in signed metadata takes the place of tuf's limits, so a stolen online key could name any
+        if max_length > MAX_TARGETS_BYTES:
+            raise TooLarge(f"{url}: found a signed length of {max_length} bytes, expected at most {MAX_TARGETS_BYTES}")
         try:
             data = self._fetch_bytes(url, max_length)
         except NotFound as error:
