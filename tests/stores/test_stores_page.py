@@ -58,6 +58,6 @@ def test_the_commands_of_the_page_work_as_written(
         assert program == "packager", text
         result = run_packager(*arguments)
         assert result.code == 0, f"{text}\n{result.stdout}{result.stderr}"
-    for words in (("pull", bucket), ("push", registry)):
-        assert run_packager("repo", *words).code == 0
+    for verb, url in (("pull", bucket), ("push", registry)):
+        assert run_packager("repo", verb, url).code == 0
     assert device.check(registry, fetcher_of(registry)).rollout.halted
