@@ -1,7 +1,7 @@
 """Markers by folder: `process` starts daemons or workers, `slow` takes long; `make test-fast` runs neither.
 
-Enumerations: of a test that tries many similar cases, `make test` runs a few, spread evenly (SAMPLED_CASES). `make
-torture` runs them all (`--all-cases -m enumeration`).
+Enumerations: of a test that tries many similar cases, `make test` runs a few, spread evenly, or none (SAMPLED_CASES).
+`make torture` runs them all (`--all-cases -m enumeration`).
 
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
@@ -89,6 +89,11 @@ SAMPLED_CASES = {
     "test_two_of_three_mirrors_lie": 2,
     "test_one_honest_mirror_is_enough_beside_a_dripping_one": 2,
     "test_a_device_updates_from_a_real_server_or_names_what_is_wrong": 5,
+    "test_the_packages_agent_serves_the_release_of_the_tutorial": 0,
+    "test_a_reload_keeps_the_process_and_names_what_changed": 0,
+    "test_the_sockets_group_may_send_requests_and_no_other_user": 0,
+    "test_the_socket_of_systemd_stays_while_the_agent_restarts": 0,
+    "test_the_package_is_removed_with_its_service_and_without_the_devices_keys": 0,
     "test_an_update_arrives_through_a_store_that_names_a_coding": 1,
     "test_check_config_names_the_step_that_fails": 6,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,

@@ -155,7 +155,7 @@ def test_the_units_and_the_manual_agree() -> None:
     files = [path for path in (PACKAGING / "systemd").rglob("*") if path.is_file() and path.name != "README.md"]
     assert [path.name for path in files if path.name not in page] == []
     unit = UNIT.read_text()
-    assert "ExecReload=/bin/kill -HUP $MAINPID" in unit
+    assert "ExecReload=/bin/sh -c 'kill -HUP $$MAINPID'" in unit
     assert "User=airweights" in unit
     assert "u airweights " in (PACKAGING / "sysusers.d" / "airweights.conf").read_text()
     shared = tomllib.loads((PACKAGING.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
