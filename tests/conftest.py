@@ -89,6 +89,7 @@ SAMPLED_CASES = {
     "test_two_of_three_mirrors_lie": 2,
     "test_one_honest_mirror_is_enough_beside_a_dripping_one": 2,
     "test_a_device_updates_from_a_real_server_or_names_what_is_wrong": 5,
+    "test_the_section_about_a_fresh_device_works_as_written": 0,
     "test_the_packages_agent_serves_the_release_of_the_tutorial": 0,
     "test_a_reload_keeps_the_process_and_names_what_changed": 0,
     "test_the_sockets_group_may_send_requests_and_no_other_user": 0,

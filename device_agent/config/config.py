@@ -21,6 +21,7 @@ from bundle.strict_json import NAME_PATTERN
 from device_agent.config.key_storage import parse_key_storage
 from device_agent.config.reports import REPORTS_KEYS, ReportsSettings, parse_reports
 from device_agent.config.repository import (
+    MIRROR_URL_EXPECTED,
     MIRROR_URL_PATTERN,
     REPOSITORY_KEYS,
     URL_EXPECTED,
@@ -294,7 +295,7 @@ def _parse_further_families(tables: Iterable[Table], where: str, first: Config) 
 
 
 def _parse_mirrors(table: Table, where: str, repository_url: str) -> tuple[str, ...]:
-    mirrors = parse_urls(table, "mirrors", MIRROR_URL_PATTERN, MAX_MIRRORS)
+    mirrors = parse_urls(table, "mirrors", MIRROR_URL_PATTERN, MIRROR_URL_EXPECTED, MAX_MIRRORS)
     if mirrors and repository_url.startswith("file:"):
         # the fetcher's jail allows either the network or one folder
         raise ConfigInvalid(f"{where}: mirrors need an http:, https: or oci: repository_url, found {repository_url!r}")

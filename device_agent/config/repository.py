@@ -32,6 +32,10 @@ MAX_PORT: Final = 65535
 URL_EXPECTED: Final = (
     "a URL such as https://models.example.com/kws, oci://registry.example.com/kws or file:///media/stick, without query"
 )
+MIRROR_URL_EXPECTED: Final = (
+    "URLs such as https://mirror.example.com/kws or oci://registry.example.com/kws, without query"
+)
+ORIGIN_EXPECTED: Final = "origins such as https://mirror.example.com, without path"
 USER_INFO_HINT: Final = (
     "put USER:PASSWORD into a file of mode 0600 and name it as `repository.basic_auth_file`, "
     "or as `repository.proxy_auth_file` for a proxy"
@@ -123,7 +127,7 @@ def parse_repository(table: Table, where: str, folder: Path) -> RepositorySettin
         system_ca=table.flag("system_ca", default.system_ca),
         client_key=client_key,
         headers=_parse_headers(table, where),
-        send_credentials_to=parse_urls(table, "send_credentials_to", ORIGIN_PATTERN, MAX_ITEMS),
+        send_credentials_to=parse_urls(table, "send_credentials_to", ORIGIN_PATTERN, ORIGIN_EXPECTED, MAX_ITEMS),
         token_realm=table.text("token_realm", None, HOST_PATTERN) if table.has("token_realm") else "",
         proxy=parse_url(table, "proxy", PROXY_PATTERN, "http://HOST:PORT or none", "") if table.has("proxy") else "",
         no_proxy=_parse_host_rules(table, "no_proxy") if table.has("no_proxy") else None,
@@ -161,20 +165,21 @@ def parse_url(table: Table, key: str, pattern: re.Pattern[str], expected: str, d
     return _check_url(table, key, table.any_text(key, default), pattern, expected)
 
 
-def parse_urls(table: Table, key: str, pattern: re.Pattern[str], max_items: int) -> tuple[str, ...]:
+def parse_urls(table: Table, key: str, pattern: re.Pattern[str], expected: str, max_items: int) -> tuple[str, ...]:
     """Return the URLs of a key, each without a slash at its end.
 
     Args:
         table: the table with the key.
         key: the key.
         pattern: form of each URL.
+        expected: the form in words, for the error message.
         max_items: maximum number of URLs.
 
     Raises:
         ConfigInvalid: there are too many, or one has a wrong form or contains credentials or a query.
     """
     values = table.any_texts(key, max_items)
-    return tuple(_check_url(table, key, value, pattern, f"a match of {pattern.pattern}") for value in values)
+    return tuple(_check_url(table, key, value, pattern, expected) for value in values)
 
 
 def redact_url(text: str) -> str:
@@ -200,7 +205,9 @@ def _check_url(table: Table, key: str, value: str, pattern: re.Pattern[str], exp
         raise table.invalid(
             key, f"has a user name or password in its URL {redact_url(value)!r}, expected {expected}", USER_INFO_HINT
         )
-    if not pattern.fullmatch(value) or not _has_valid_port(value):
+    if pattern.fullmatch(value) and not _has_valid_port(value):
+        raise table.invalid(key, f"is {redact_url(value)!r}, expected a port from 1 to {MAX_PORT}")
+    if not pattern.fullmatch(value):
         raise table.invalid(key, f"is {redact_url(value)!r}, expected {expected}")
     return value.rstrip("/")
 

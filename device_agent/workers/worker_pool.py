@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 CHECK_DEADLINE_S: Final = 900.0  # enough for years of root versions over a slow connection
 CHECKED_S: Final = 300.0  # a round of polls without updates takes seconds
 MAX_REACHED_BYTES: Final = 64 * 1024
+MAX_NAMED_COHORTS: Final = 8
 T = TypeVar("T")
 
 
@@ -257,7 +258,10 @@ class WorkerPool:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
-            raise EnvelopeMissing(f"the fleet document has no cohort {name!r}", hint="check `cohort`")
+            names = ", ".join(one.name for one in release.fleet.cohorts[:MAX_NAMED_COHORTS])
+            raise EnvelopeMissing(
+                f"the fleet document has no cohort {name!r}", hint=f"check `cohort`; the first cohorts are: {names}"
+            )
         own_name = envelope_name(x_wing_public, cohort.epoch)
         kept = CohortEnvelopes(self._device.root).read(name, own_name)
         if kept is not None:

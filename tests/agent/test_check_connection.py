@@ -1,8 +1,9 @@
 """`check-config --connect` names the step that fails, with the reason of the error, before real servers and proxies."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -20,6 +21,7 @@ class Case:
 
     Attributes:
         place: first part of the path.
+        top: top-level keys that are replaced.
         lines: of the table `[repository]`, by key; None leaves a key out. Values are formatted with `folder`, `tls`,
             `port` (a free one) and `tinyproxy`.
         step: the step that fails, or "".
@@ -34,6 +36,7 @@ class Case:
     reason: str
     message: str
     hint: str = ""
+    top: Mapping[str, str] = field(default_factory=dict)
 
 
 TINYPROXY = {"proxy": "{tinyproxy}"}
@@ -60,6 +63,27 @@ CASES = {
     "no client certificate": Case("mtls", {}, "authentication", "access-denied", "HTTP 403", "client_cert"),
     "a login page": Case("portal", {}, "metadata", "repository-not-reached", "web page", "log in"),
     "a wrong path": Case("nowhere", {}, "metadata", "not-found", "HTTP 404"),
+    "no such family": Case(
+        "open",
+        {},
+        "metadata",
+        "no-rollout",
+        "'rollout-other'; its families: kws",
+        "'other'",
+        {"family": "other"},
+    ),
+    "no such channel": Case(
+        "open",
+        {},
+        "metadata",
+        "no-rollout",
+        "'other' of 'kws'; its channels: stable",
+        "`channel`",
+        {"channel": "other"},
+    ),
+    "no such cohort": Case(
+        "open", {}, "enrollment", "envelope-missing", "no cohort 'other'", "cohorts are: default", {"cohort": "other"}
+    ),
     "another repository": Case("other", {}, "metadata", "another-repository", "repository"),
 }
 
@@ -77,6 +101,10 @@ def write_config(device: DeviceUnderTest, servers: RealServers, case: Case) -> N
         if value is not None
     }
     write_repository_table(device, url, table)
+    text = device.config_path.read_text()
+    for key, value in case.top.items():
+        text = re.sub(rf'(?m)^{key} = ".*"$', f'{key} = "{value}"', text)
+    device.config_path.write_text(text)
 
 
 def check(device: DeviceUnderTest, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

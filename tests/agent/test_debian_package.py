@@ -103,12 +103,12 @@ def device(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     serve = ("-m", "http.server", "--bind", "127.0.0.1", "--directory", folder / "repo" / "published", "8080")
     web = subprocess.Popen(machine.in_network(sys.executable, *serve), stderr=subprocess.DEVNULL)
     try:
-        shutil.copy(folder / "repo" / "published" / "metadata" / "1.root.json", machine.root / "root")
-        words = ("--root", "/root/1.root.json", "--repository-url", "http://127.0.0.1:8080", "--family", "sounds")
+        shutil.copy(folder / "repo" / "published" / "metadata" / "1.root.json", machine.root / "srv")
+        words = ("--root", "/srv/1.root.json", "--repository-url", "http://127.0.0.1:8080", "--family", "sounds")
         machine.run("device-agent", "init", *words, "--listen", "tcp:127.0.0.1:8500", "--label", "kitchen")
-        printed = machine.run("device-agent", "enroll", "--output", "/root/request.json").stdout
+        printed = machine.run("device-agent", "enroll", "--output", "/srv/request.json").stdout
         fingerprint = printed.split("fingerprint: ")[1].strip()
-        request = machine.root / "root" / "request.json"
+        request = machine.root / "srv" / "request.json"
         publish("-m", "packager", "device", "enroll", request, "--keys", "keys", "--fingerprint", fingerprint)
         (folder / "release.toml").write_text(RELEASE)
         publish("-m", "packager", "release", "release.toml", "--keys", "keys")
@@ -182,7 +182,7 @@ def test_the_package_is_removed_with_its_service_and_without_the_devices_keys(de
     assert device.machine.run("systemctl", "is-active", UNIT, check=False).stdout.strip() == "inactive"
     assert (device.machine.root / "var/lib/airweights/identity").is_dir()
     assert not (device.machine.root / "usr/lib/airweights").exists()
-    shutil.copy(package, device.machine.root / "root" / "agent.deb")
-    device.machine.run("dpkg", "--install", "/root/agent.deb")
+    shutil.copy(package, device.machine.root / "srv" / "agent.deb")
+    device.machine.run("dpkg", "--install", "/srv/agent.deb")
     device.machine.run("systemctl", "enable", "--now", UNIT)
     assert "1.0.0 (int8)" in device.status()

@@ -17,7 +17,6 @@ from typing import Final
 from tests.support.load_clients import wait_until
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-MIRROR: Final = "http://deb.debian.org/debian"
 PROGRAMS: Final = ("debootstrap", "unshare", "nsenter", "dpkg-deb")
 # starts systemd in the namespaces that `unshare` made: $1 is the root
 START = """
@@ -86,9 +85,9 @@ def create_root(folder: Path, package: Path, *further: str) -> None:
     depends = subprocess.run(["dpkg-deb", "-f", package, "Depends"], check=True, capture_output=True, text=True).stdout
     names = {part.split()[0] for part in depends.split(",")} | {"systemd", "systemd-sysv", *further}
     words = ["debootstrap", "--variant=minbase", f"--include={','.join(sorted(names))}", _codename(), str(folder)]
-    subprocess.run([*words, MIRROR], check=True, capture_output=True)
-    shutil.copy(package, folder / "root" / "agent.deb")
-    subprocess.run(["chroot", folder, "dpkg", "--install", "/root/agent.deb"], check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True)
+    shutil.copy(package, folder / "srv" / "agent.deb")
+    subprocess.run(["chroot", folder, "dpkg", "--install", "/srv/agent.deb"], check=True, capture_output=True)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tests.support.publisher import DeviceUnderTest
 
 LOGIN = "ann:s3cret"
 TOKEN = "t0ken-of-this-device"
+PROXY_ONLY_HOST = "models.corp.example"  # squid resolves it, and this machine does not
 HEADER = ("X-Key", "k3y-of-the-header")
 PROXY_LOGIN = "pat:pr0xy-passw0rd"
 PROGRAMS = ("nginx", "tinyproxy", "squid")
@@ -69,6 +70,7 @@ pid_filename {folder}/squid.pid
 cache_log {folder}/squid.log
 access_log none
 coredump_dir {folder}
+hosts_file {folder}/hosts
 shutdown_lifetime 0 seconds
 cache deny all
 acl web port {nginx} {plain}
@@ -161,6 +163,7 @@ def start_real_servers(folder: Path, site: Path, update: Path, other: Path) -> I
         "tinyproxy": TINYPROXY.format(port=tiny, user=user, password=password, **values),
         "squid": SQUID.format(port=squid, **values),
     }
+    (folder / "hosts").write_text(f"127.0.0.1 {PROXY_ONLY_HOST}\n")
     for name, text in configs.items():
         (folder / f"{name}.conf").write_text(text)
     words = {
