@@ -40,6 +40,7 @@ silent    wrong-channel outside-plan release-withdrawn agent-too-old offline-pac
 silent    probe-inconclusive probation-inconclusive bench-failed illegal-transition
 silent    config-invalid identity-invalid not-initialized already-initialized already-enrolled adapter-missing
 silent    nothing-to-benchmark nothing-to-roll-back request-invalid inputs-rejected file-unknown program-missing
+silent    export-not-in-memory export-folder-foreign
 silent    not-allowed lend-limit-reached release-replaced control-peer-refused cohort-key-mismatch
 silent    tpm-unavailable tpm-policy-mismatch device-token-unavailable no-space out-of-memory metered-limit-exceeded
 silent    rollback-floor-unproven no-patch-path envelope-missing not-enrolled nothing-served not-eligible device-locked

@@ -96,6 +96,18 @@ class ProgramMissing(Invalid):
     reason = "program-missing"
 
 
+class ExportNotInMemory(Invalid):
+    """`serve.export` names a folder on a disk. Name one on tmpfs or ramfs, below /run."""
+
+    reason = "export-not-in-memory"
+
+
+class ExportFolderForeign(Invalid):
+    """The folder of `serve.export` is another user's, or holds other files. Name one of its own."""
+
+    reason = "export-folder-foreign"
+
+
 class NotAllowed(Refused):
     """The user, group or unit may not read or judge the family. The owner lists it in `apps.FAMILY`."""
 

@@ -8,6 +8,7 @@ Files, in reading order:
     protocol     the messages of the socket (docs/apps/protocol.md), parsed strictly
     lender       unseals the files of the active bundle and counts what each client holds
     app_socket   the server of `apps.sock`
+    export_folder  named files in memory, for applications that can read nothing else
     client       the client, standard library only; `airweights.open_bundle` uses it
     agent_runtime  a model inside an application that follows the agent; it loads numpy and a runtime
 """

@@ -23,6 +23,10 @@ def check_config(path: Path, *, connect: bool, as_json: bool) -> None:
     error names the step that fails, and the exit status is that of an update with the same error.
     """
     config = load_config(path)
+    if config.serve.export is not None:
+        from device_agent.apps.export_folder import check_export_filesystem
+
+        check_export_filesystem(config.serve.export)
     result: dict[str, Any] = {
         "config": str(path),
         "ok": True,

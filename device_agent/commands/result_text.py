@@ -124,6 +124,8 @@ def _family_status_lines(status: FamilyStatus) -> list[str]:
         lines.append("unjailed: the kernel does not confine the agent's workers")
     if status.is_memory_swappable:
         lines.append("memory swappable: the kernel does not let the agent lock models into memory")
+    if status.export is not None:
+        lines.append(status.export.as_line())
     lines += [f"jail of {worker} lacks: {', '.join(names)}" for worker, names in status.missing_restrictions]
     if status.last_update is not None:
         last = status.last_update

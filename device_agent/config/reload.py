@@ -15,7 +15,7 @@ IDENTITY_KEYS: Final = ("directory", "family", "families")
 RESTART_KEYS: Final = (
     *IDENTITY_KEYS,
     *("key_storage", "jail.allow_unjailed", "serve.listen", "serve.group", "serve.mode", "serve.apps_socket"),
-    *("serve.max_body_bytes", "serve.max_connections"),
+    *("serve.max_body_bytes", "serve.max_connections", "serve.export"),
 )
 RESTART_SERVE_FIELDS: Final = tuple(key.removeprefix("serve.") for key in RESTART_KEYS if key.startswith("serve."))
 TABLES: Final = ("repository", "reports", "serve", "update", "probation")

@@ -42,6 +42,7 @@ class ServeSettings:
         max_body_bytes: largest request body; a model with fixed shapes allows only what its inputs can need.
         max_connections: connections that may have a request at the same time; idle ones give way.
         apps_socket: path of the socket for applications; None: `apps.sock` in the device directory.
+        export: folder in memory for the files of serving releases (device_agent.apps.export_folder), or None.
         request_memory_bytes: memory that requests may use in a model process, beyond what the model and its golden
             inputs need.
     """
@@ -58,6 +59,7 @@ class ServeSettings:
     max_connections: int = 1024
     request_memory_bytes: int = 1024 * 1024 * 1024
     apps_socket: Path | None = None
+    export: Path | None = None
 
 
 def parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
@@ -89,6 +91,7 @@ def parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
         max_connections=table.integer("max_connections", default.max_connections, 16, 2**16),
         request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
         apps_socket=table.path("apps_socket", folder) if table.has("apps_socket") else None,
+        export=table.path("export", folder) if table.has("export") else None,
     )
 
 

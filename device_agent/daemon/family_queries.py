@@ -22,6 +22,7 @@ from device_agent.storage.journal import Journal, open_for_reading
 from device_agent.update.context import UpdateContext
 
 if TYPE_CHECKING:
+    from device_agent.apps.export_folder import FamilyExport
     from device_agent.daemon.supervisor import Supervisor
     from device_agent.policy.probation_progress import ProbationProgress
     from device_agent.policy.status_report import FamilyStatus, UpdateHistory
@@ -36,6 +37,7 @@ class FamilyQueries:
         config, device, context, serving, watchdog, runtime, supervisor: parts of the service.
         too_new: the error of a journal that a newer agent wrote, or None.
         probation: progress of the running probation, or None.
+        export: the exported files of the family, or None.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class FamilyQueries:
     supervisor: "Supervisor"
     too_new: JournalTooNew | None
     probation: "ProbationProgress | None"
+    export: "FamilyExport | None"
 
     def check_not_too_new(self) -> None:
         """Check that no newer agent wrote the journal.
@@ -146,4 +149,5 @@ class FamilyQueries:
             no_update_reason=None if self.too_new is None else self.too_new.message,
             probation=self.probation,  # assigned as a whole by the main thread
             needs_restart=self.supervisor.needs_restart,
+            export=None if self.export is None else self.export.status(),
         )

@@ -46,6 +46,7 @@ from device_agent.update.update import run_staged, run_update
 from device_agent.workers.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
+    from device_agent.apps.export_folder import FamilyExport
     from device_agent.daemon.supervisor import Supervisor
     from device_agent.policy.probation_progress import ProbationProgress
     from device_agent.update.preview import Plan
@@ -66,6 +67,7 @@ class FamilyService(FamilyQueries):
     Attributes:
         name: name of the family.
         app_family: the family as applications see it.
+        export: the exported files of the family, or None.
         config: configuration of the family.
         device: the family's part of the device directory.
         journal: the family's journal, open for writing.
@@ -100,7 +102,8 @@ class FamilyService(FamilyQueries):
         self.serving = FamilyServing(self.runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
         lender = FileLender(self._unseal_files, self._store.is_plain)
         self.app_family = AppFamily(self.name, _family_access(config), lender, self._serving_bundle)
-        self.serving.on_change = self.app_family.changed
+        self.export = self._open_export()
+        self.serving.on_change = self._serving_changed
         self.context = UpdateContext(
             config=config,
             device=self.device,
@@ -155,6 +158,18 @@ class FamilyService(FamilyQueries):
             self.supervisor.enqueue(BundleDamaged(self.name, bundle.digest))
             raise
 
+    def _open_export(self) -> "FamilyExport | None":
+        if self.config.serve.export is None:
+            return None
+        from device_agent.apps.export_folder import FamilyExport  # not in memory otherwise
+
+        return FamilyExport(self.config.serve.export, self.name, self._unseal_files, self._serving_bundle)
+
+    def _serving_changed(self) -> None:
+        self.app_family.changed()
+        if self.export is not None:
+            self.export.changed()
+
     def _serving_bundle(self) -> tuple[BundleRecord, int] | None:
         current = self.serving.current  # assigned as a whole by the main thread
         return None if current is None else (current.bundle, current.number)
@@ -186,7 +201,9 @@ class FamilyService(FamilyQueries):
         self.watchdog.serve_active()
 
     def close(self) -> None:
-        """Stop the model processes and close the journal."""
+        """Stop the model processes, remove exported files, and close the journal."""
+        if self.export is not None:
+            self.export.close()
         self.serving.stop_all()
         self.journal.close()
 

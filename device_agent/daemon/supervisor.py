@@ -78,6 +78,7 @@ class Supervisor:
     Raises:
         JournalUnreadable: the journal of the first family cannot be opened.
         AddressUnavailable: the address of the endpoint or of a socket cannot be used.
+        ExportNotInMemory, ExportFolderForeign: `serve.export` cannot be used.
         OsFailure: the first family's folder cannot be created.
     """
 
@@ -95,6 +96,10 @@ class Supervisor:
         self._deferred_messages: list[DaemonMessage] = []
         self.is_stopping, self.needs_restart = False, tuple[str, ...]()
         self.identity = device.read_public_identity()
+        if config.serve.export is not None:
+            from device_agent.apps.export_folder import prepare_export_folder  # not in memory otherwise
+
+            prepare_export_folder(config.serve.export)
         self._notifier = SystemdNotifier()
         self.runtime = ServingRuntime(config)
         self._watch_front()

@@ -14,6 +14,7 @@ from bundle.files import BundleDigest
 from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from device_agent.errors import error_from_dict
 from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.export_status import ExportStatus
 from device_agent.policy.journal_records import QuarantineRecord
 from device_agent.policy.probation_progress import ProbationProgress
 
@@ -157,6 +158,7 @@ class FamilyStatus:
         no_update_reason: why the agent takes no updates although it runs, or None.
         probation: progress of the running probation, or None.
         needs_restart: keys of the configuration that changed in the file and need a restart of the daemon.
+        export: the exported files, or None if `serve.export` is not set.
     """
 
     device_id: str
@@ -196,6 +198,7 @@ class FamilyStatus:
     no_update_reason: str | None = None
     probation: ProbationProgress | None = None
     needs_restart: tuple[str, ...] = ()
+    export: ExportStatus | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -244,6 +247,7 @@ class FamilyStatus:
             "no_update_reason": self.no_update_reason,
             "probation": None if self.probation is None else self.probation.as_json(),
             "needs_restart": list(self.needs_restart),
+            "export": None if self.export is None else self.export.as_json(),
         }
 
     @classmethod
@@ -255,7 +259,7 @@ class FamilyStatus:
         """
         floor = fields.object("rollback_floor")
         last_update, serving = _optional_object(fields, "last_update"), _optional_object(fields, "serving")
-        probation = _optional_object(fields, "probation")
+        probation, export = _optional_object(fields, "probation"), _optional_object(fields, "export")
         fields.flag("ready")  # follows from `serving`
         found = cls(
             device_id=fields.text("device_id"),
@@ -298,6 +302,7 @@ class FamilyStatus:
             no_update_reason=fields.optional_text("no_update_reason"),
             probation=None if probation is None else ProbationProgress.parse(probation),
             needs_restart=fields.texts("needs_restart", CONFIG_KEY_PATTERN, max_items=MAX_ROWS),
+            export=None if export is None else ExportStatus.parse(export),
         )
         fields.reject_unknown()
         floor.reject_unknown()
