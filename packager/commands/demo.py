@@ -108,6 +108,40 @@ def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> Non
         )
 
 
+@demo.command("apps", short_help="Demonstrate applications that borrow files and judge releases.")
+@click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
+def apps_command(keep: Path | None, as_json: bool) -> None:
+    """Demonstrate applications that borrow files and judge releases, in less than a minute.
+
+    One is in Python, one in C if there is a compiler, and one is an unchanged program. They borrow the files of a
+    release from the agent, follow an update that is a patch, and end the probation of a bad release by their own
+    verdict. No part of the files is found on the device's disk. Everything happens in one folder and on loopback
+    addresses.
+
+    Exit status: 0 all checks passed, 2 invalid input, 5 a check failed.
+    """
+    from dataclasses import asdict
+
+    from packager.demo.apps_demo import AppsDemo
+    from packager.errors import DemoFailed
+
+    def print_line(line: str) -> None:
+        print_lines(line, stream=sys.stderr if as_json else sys.stdout)
+
+    with _demo_folder(keep) as folder:
+        report = AppsDemo(folder, print_line).play()
+    passed = sum(check.passed for check in report.checks)
+    text = [f"{passed} of {len(report.checks)} checks passed in {report.seconds} s"]
+    print_result({"ok": report.has_passed, **asdict(report)}, as_json=as_json, text=text)
+    if not report.has_passed:
+        failed = next((check for check in report.checks if not check.passed), None)
+        raise DemoFailed(
+            f"check failed: {failed.name}: {failed.observed}" if failed else "no check ran",
+            hint="run it again on an idle machine, with --keep FOLDER to keep the logs",
+        )
+
+
 @contextmanager
 def _demo_folder(keep: Path | None) -> Iterator[Path]:
     if keep is None:

@@ -12,4 +12,7 @@ Reading order:
     plaintext_scan    searches files for an unencrypted model
     update_sizes      the bytes of the update, beside other ways
     demo_report       the report
+
+`packager demo apps`: apps_demo, with the applications of app_programs.
+`packager demo fleet`: fleet_demo, with fleet_models and collector.
 """

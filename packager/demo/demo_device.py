@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,6 +102,39 @@ class DemoDevice:
         """Configure the URL of a collector; call it before `start`."""
         with self._config.open("a", encoding="utf-8") as config:
             config.write(f'\n[reports]\nurl = "{url}"\n')
+
+    @property
+    def apps_socket(self) -> Path:
+        """The path of the socket over which applications borrow files."""
+        return self.directory / "apps.sock"
+
+    def allow_judges(self, family: str, judges: Sequence[str]) -> None:
+        """Let users judge releases of a family; call it before `start`.
+
+        Args:
+            family: name of the family.
+            judges: users, as `apps.FAMILY.judges` of the configuration names them.
+        """
+        with self._config.open("a", encoding="utf-8") as config:
+            config.write(f"\n[apps.{family}]\njudges = {json.dumps(list(judges))}\n")
+
+    def run_on_files(self, *words: str) -> str:
+        """Run a program with `device-agent files exec`, and return what it prints.
+
+        Raises:
+            AgentUnavailable: it failed.
+        """
+        done = subprocess.run(
+            [*self._agent_command(), "files", "exec", "--", *words],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+            env=self._environment,
+        )
+        if done.returncode:
+            raise AgentUnavailable(f"files exec ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        return done.stdout
 
     def send_reports(self) -> Report:
         """Run `device-agent report send`, and return its object."""
