@@ -19,7 +19,8 @@ from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.diff.write.patch_job import CreatedPatch
 from packager.diff.write.patch_report import PatchRow
 from packager.errors import SourceMismatch, SourceMissing
-from packager.executors.errors import ExecutorInvalid, WorkerLost
+from packager.executors.dask_gateway import run_on_worker
+from packager.executors.errors import ExecutorInvalid, WorkerIncompatible, WorkerLost, WorkerOutOfMemory
 from packager.executors.open_executor import open_executor
 from packager.executors.results import decode_result, encode_result
 from packager.executors.sealed_inputs import SealedFinder, share_inputs
@@ -142,6 +143,28 @@ def test_a_job_that_fails_on_a_worker_ends_with_its_error(cluster: Cluster, monk
         monkeypatch.setenv(name, value)
     with open_executor(f"dask://{cluster.address}") as executor, pytest.raises(WorkerLost, match="nonsense"):
         list(run_jobs(raise_nonsense, [1], {}, executor))
+
+
+def take_memory(size: int) -> int:
+    return len(bytearray(size))
+
+
+@needs_dask
+@needs_s3
+def test_a_job_that_needs_more_memory_than_its_worker_has_says_so(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.client_environment().items():
+        monkeypatch.setenv(name, value)
+    with open_executor(f"dask://{cluster.address}") as executor:
+        with pytest.raises(WorkerOutOfMemory):
+            list(run_jobs(take_memory, [8 << 30], {}, executor))
+        assert list(run_jobs(take_memory, [1 << 20], {}, executor)) == [1 << 20]
+
+
+def test_a_worker_that_joined_later_with_another_version_is_refused() -> None:
+    with pytest.raises(WorkerIncompatible, match="the worker has airweights"):
+        run_on_worker({"airweights": "0.0.0"}, take_memory, 1)
 
 
 def test_results_are_a_closed_format() -> None:

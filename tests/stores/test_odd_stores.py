@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import NotFound
 from packager.errors import RepositoryDamaged
 from packager.remote.pull import pull
 from packager.remote.push import push, read_timestamps
-from packager.remote.remote_repository import check_store_files, open_repository
+from packager.remote.remote_repository import check_store_files, collect_store_garbage, open_repository
 from packager.repository.layout import RepositoryLayout
 from packager.stores.folder_store import FolderStore
 from packager.stores.open_store import open_store
@@ -76,6 +77,36 @@ def test_what_a_rule_deleted_is_sent_again(
     found = read_all_files(site)
     assert {path: found[path] for path in whole} == whole
     assert device.check(site).rollout.percent_bp == 10_000
+
+
+def test_a_device_in_mid_check_finds_its_files_after_the_garbage_went(
+    publisher: MetadataPublisher, device: CheckClient, tmp_path: Path
+) -> None:
+    """It has read the timestamp of a publication that was replaced and whose files would be garbage without grace."""
+    site = tmp_path / "site"
+    store = FolderStore(site.as_uri(), site)
+    push_all(publisher, store)
+    old = {path: (site / "metadata" / path).read_bytes() for path in ("timestamp.json", "timestamp.awz")}
+    for percent in (1000, 2000):
+        set_percent(publisher, percent)
+        push_all(publisher, store)
+    with open_repository(store.url) as repository:
+        assert collect_store_garbage(repository, store, dry_run=False, grace_s=86_400).removed == ()
+
+    def fetch(address: str, max_bytes: int) -> bytes:
+        name = address.rpartition("/")[2]
+        data = old.get(name) or read(site / address.removeprefix("https://store/"))
+        assert len(data) <= max_bytes
+        return data
+
+    assert device.check("https://store", fetch).rollout.percent_bp == 10_000
+    assert device.check(site).rollout.percent_bp == 2000
+
+
+def read(path: Path) -> bytes:
+    if not path.is_file():
+        raise NotFound(str(path))
+    return path.read_bytes()
 
 
 @needs_s3

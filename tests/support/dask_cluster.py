@@ -18,6 +18,7 @@ from tests.support.certificates import Certificates, create_certificates
 from tests.support.s3_server import free_ports
 
 START_S = 60
+WORKER_MEMORY = "2 GiB"
 needs_dask = pytest.mark.skipif(
     importlib.util.find_spec("distributed") is None, reason="distributed (extra dask) is not installed"
 )
@@ -80,6 +81,7 @@ def start_cluster(
         scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port, "--protocol", "tls", "--no-dashboard"]
         start("scheduler", [*program, *scheduler, *tls])
         words = ["worker", f"tls://127.0.0.1:{port}", "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        words += ["--memory-limit", WORKER_MEMORY]
         started = [
             start(f"worker-{number}", [*apart, *program, *words, "--name", number, *tls]) for number in range(workers)
         ]
