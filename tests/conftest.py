@@ -7,10 +7,13 @@ Files that take longest run first, so that no worker of pytest-xdist starts a lo
 (`--dist loadfile --no-loadscope-reorder`).
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.support.s3_server import S3Server, start_s3_server
 
 # speed is measured in benchmarks/; on a busy machine any example can take long
 settings.register_profile("without-deadlines", deadline=None)
@@ -142,3 +145,10 @@ def _mark(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.process)
         if folder in SLOW_FOLDERS or Path(item.path).stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server for all tests of a process; each test has a prefix of its own."""
+    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

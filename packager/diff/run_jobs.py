@@ -4,7 +4,9 @@ Rules:
 1. Any `concurrent.futures.Executor` works whose processes see the same files. A `JobExecutor` knows more: how its
    processes find files (packager.diff.sources), and how many jobs keep it busy.
 2. The results come in the order of the jobs, so the patch has the same bytes with any executor.
-3. A process that dies is the executor's business; a job can run again, because it changes nothing.
+3. Results that wait for an earlier one are in this process's memory. Of jobs whose results may be large, as many are
+   submitted as may return MAX_WAITING_BYTES.
+4. A process that dies is the executor's business; a job can run again, because it changes nothing.
 """
 
 from collections import deque
@@ -19,6 +21,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 JOBS_IN_FLIGHT: Final = 6  # submitted at a time to a plain executor: enough to keep it busy, few enough to bound memory
+MAX_WAITING_BYTES: Final = 4 << 30
 
 
 class JobExecutor(Executor):
@@ -54,17 +57,19 @@ def run_jobs(
         yield from map(function, jobs)
         return
     finder = _own(executor).share_sources(paths)
-    yield from _run(function, ((job, tuple(paths), finder) for job in jobs), executor)
+    yield from _run(function, ((job, tuple(paths), finder, 0) for job in jobs), executor)
 
 
 def run_separate_jobs(
-    function: Callable[[Job], Result], jobs: Iterable[tuple[Job, Mapping[Source, Path]]], executor: Executor
+    function: Callable[[Job], Result],
+    jobs: Iterable[tuple[Job, Mapping[Source, Path], int]],
+    executor: Executor,
 ) -> Iterator[Result]:
     """Yield the result of each job, in order; the files of each are shared when it is submitted.
 
     Args:
         function: runs one job; a function of a module, so that other processes can import it.
-        jobs: the jobs, each with the files that it reads.
+        jobs: the jobs, each with the files that it reads, and the largest number of bytes that it may return.
         executor: runs the jobs.
 
     Raises:
@@ -72,21 +77,26 @@ def run_separate_jobs(
         SourceMismatch: a process finds other bytes.
     """
     own = _own(executor)
-    yield from _run(function, ((job, tuple(paths), own.share_sources(paths)) for job, paths in jobs), executor)
+    yield from _run(
+        function, ((job, tuple(paths), own.share_sources(paths), size) for job, paths, size in jobs), executor
+    )
 
 
 def _run(
     function: Callable[[Job], Result],
-    jobs: Iterable[tuple[Job, tuple[Source, ...], SourceFinder]],
+    jobs: Iterable[tuple[Job, tuple[Source, ...], SourceFinder, int]],
     executor: Executor,
 ) -> Iterator[Result]:
-    waiting, in_flight = deque[Future[Result]](), _own(executor).jobs_in_flight
-    for job, sources, finder in jobs:
-        waiting.append(executor.submit(_run_job, function, job, sources, finder))
-        if len(waiting) > in_flight:
-            yield waiting.popleft().result()
+    waiting, in_flight, waiting_bytes = deque[tuple[Future[Result], int]](), _own(executor).jobs_in_flight, 0
+    for job, sources, finder, size in jobs:
+        while waiting and (len(waiting) > in_flight or waiting_bytes + size > MAX_WAITING_BYTES):
+            future, returned = waiting.popleft()
+            waiting_bytes -= returned
+            yield future.result()
+        waiting.append((executor.submit(_run_job, function, job, sources, finder), size))
+        waiting_bytes += size
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[0].result()
 
 
 def _own(executor: Executor) -> JobExecutor:

@@ -28,7 +28,7 @@ from tests.support.faulty_http_server import serve_folder
 from tests.support.fetcher_process import start_fetcher
 from tests.support.publisher import DeviceUnderTest, Publisher
 from tests.support.registry_server import LOGIN, needs_registry, start_registry, start_token_server
-from tests.support.s3_server import PUBLISHER, S3Server, needs_s3, start_s3_server
+from tests.support.s3_server import PUBLISHER, S3Server, needs_s3
 
 CUT_BYTES = 64 * 1024
 
@@ -38,12 +38,6 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CuttingProxy]:
     """A proxy in front of an open registry."""
     with start_registry(tmp_path_factory.mktemp("registry")) as host, start_cutting_proxy(f"http://{host}") as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 def push_to(publisher: Publisher, url: str) -> None:

@@ -28,7 +28,7 @@ from packager.stores.open_store import open_store
 from tests.support import model_formats
 from tests.support.dask_cluster import Cluster, can_hide_folders, needs_dask, start_cluster
 from tests.support.memory_bundles import write_bundle
-from tests.support.s3_server import S3Server, needs_s3, start_s3_server
+from tests.support.s3_server import S3Server, needs_s3
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,6 @@ def alone(bundles: tuple[BundleDirectory, BundleDirectory]) -> bytes:
     out = BytesIO()
     make_patch(*bundles, out)
     return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """The patches of a release are jobs of workers: the same bytes, bounded memory, and lies are found out."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundle.files import BundleDirectory
-from packager.diff import sources
+from packager.diff import run_jobs, sources
 from packager.diff.sources import LocalFinder, Source, open_sources, read_source
 from packager.diff.write import patch_job
 from packager.diff.write.make_patch import make_patch
@@ -136,6 +137,22 @@ def test_a_worker_gives_back_the_files_that_no_job_reads(tmp_path: Path, monkeyp
         assert finder.released == [found[1].sha256]
         assert read_source(found[0], 0, 2) == b"\0\0"
     assert finder.released == [found[1].sha256, found[0].sha256]
+
+
+def test_no_more_results_wait_than_memory_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_jobs, "MAX_WAITING_BYTES", 250)
+    submitted: list[int] = []
+
+    def jobs() -> Iterator[tuple[int, dict[Source, Path], int]]:
+        for number in range(5):
+            submitted.append(number)
+            yield number, {}, 100
+
+    with ThreadPoolExecutor(1) as executor:
+        results = run_jobs.run_separate_jobs(str, jobs(), executor)
+        assert next(results) == "0"
+        assert submitted == [0, 1, 2]  # the third waits until there is room
+        assert list(results) == ["1", "2", "3", "4"]
 
 
 def test_a_worker_has_the_memory_that_its_largest_job_needs() -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the store tests: a repository with release 1.0.0, one S3 server and a proxy in front of it."""
+"""Fixtures of the store tests: a repository with release 1.0.0, and proxies of one S3 server and one registry."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,14 +12,7 @@ from tests.support.registry_server import start_registry
 from tests.support.repository_fixtures import device as device
 from tests.support.repository_fixtures import pristine_publisher as pristine_publisher
 from tests.support.repository_fixtures import publisher as publisher
-from tests.support.s3_server import S3Server, start_s3_server
-
-
-@pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """One S3 server for all tests; each test has a prefix of its own."""
-    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
+from tests.support.s3_server import S3Server
 
 
 @pytest.fixture(scope="session")

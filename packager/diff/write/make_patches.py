@@ -73,6 +73,7 @@ def make_patches(
     return [reports[order.path] for order in orders]
 
 
-def _separate_job(order: PatchOrder) -> tuple[PatchJob, Mapping[Source, Path]]:
+def _separate_job(order: PatchOrder) -> tuple[PatchJob, Mapping[Source, Path], int]:
     base = None if order.base is None else order.base.files
-    return PatchJob(base, order.target.files, order.codec), list_sources(order.base, order.target)
+    size = sum(file.size for file in order.target.files)
+    return PatchJob(base, order.target.files, order.codec), list_sources(order.base, order.target), size
