@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.rollout import Rollout
+from fleet.follower_look import FollowerLook
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +17,14 @@ class Site:
         registry: path of the device registry.
         registry_digest: digest that the fleet document signs, hexadecimal.
         rollouts: the rollouts of all families and channels.
+        looks: the follower's last looks at planned rollouts.
     """
 
     repository_id: str
     registry: Path
     registry_digest: str
     rollouts: tuple[Rollout, ...]
+    looks: tuple[FollowerLook, ...] = ()
 
 
 ReadSite = Callable[[], Site]

@@ -21,6 +21,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from bundle.rendering import render_line
 from bundle.rollout import Rollout
+from bundle.stopping.counts import Group
+from fleet.follower_look import FollowerLook
 from fleet.queries import (
     DAY_S,
     SILENT_AFTER_S,
@@ -39,6 +41,9 @@ from fleet.web.privacy import MIN_GROUP, visible, without_small_groups
 from fleet.web.state import ServerState
 
 PLOT_DAYS: Final = 30
+OLD_LOOK_S: Final = 300
+COUNTS: Final = (*Group.__dataclass_fields__, "incomplete", "explained", "counted_as_bad")  # numbers in texts
+LOG_TEN_MILLI: Final = 1000 * math.log(10)
 MAX_ROWS: Final = 500
 MAX_FORM_BYTES: Final = 4096
 GOOD_STATES: Final = ("serving", "updated")
@@ -54,7 +59,13 @@ def _environment() -> Environment:
     environment = Environment(
         loader=DictLoader(found), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"line": render_line, "time": _utc, "count": _count_text, "interval": _interval_text}
+    environment.filters |= {
+        "line": render_line,
+        "time": _utc,
+        "count": _count_text,
+        "interval": _interval_text,
+        "visible": lambda count, is_logged_in: _count_text(count if is_logged_in else visible(count)),
+    }
     environment.globals["min_group"] = MIN_GROUP
     return environment
 
@@ -77,18 +88,60 @@ STYLE: Final = _load("style.css")
 
 
 @dataclass(frozen=True, slots=True)
+class LookRow:
+    """Hold what the follower saw of a planned rollout at its last look.
+
+    Attributes:
+        look: the look.
+        groups: name and counts of the whole fleet, "", and of each stratum that may be shown.
+        text: why it decided so, or its reason alone if the text could name a small group.
+        e_value: the evidence of the decision and what it needs, in decimal orders; None if it rests on something else.
+        is_old: whether the follower has not looked for OLD_LOOK_S.
+    """
+
+    look: FollowerLook
+    groups: tuple[tuple[str, Group], ...]
+    text: str
+    e_value: tuple[float, float] | None
+    is_old: bool
+
+    @classmethod
+    def create(cls, look: FollowerLook, now_s: int, *, is_logged_in: bool) -> "LookRow":
+        """Create the row of a look.
+
+        Args:
+            look: the look.
+            now_s: the time, Unix seconds.
+            is_logged_in: whether groups below MIN_GROUP are shown.
+        """
+        strata = sorted(look.counts.strata.items())
+        if not is_logged_in:
+            strata = [(name, group) for name, group in strata if group.exposed + group.control >= MIN_GROUP]
+        numbers = look.numbers
+        e_value = None
+        if "log_e_milli" in numbers and "needed_milli" in numbers:
+            e_value = (numbers["log_e_milli"] / LOG_TEN_MILLI, numbers["needed_milli"] / LOG_TEN_MILLI)
+        names_small_group = any(0 < numbers.get(name, 0) < MIN_GROUP for name in COUNTS)
+        text = look.text if is_logged_in or not names_small_group else look.reason
+        groups = (("", look.counts.whole), *strata)
+        return cls(look, groups, text, e_value, now_s - look.at_s > OLD_LOOK_S)
+
+
+@dataclass(frozen=True, slots=True)
 class RolloutRow:
     """A rollout on the overview.
 
     Attributes:
         rollout: the rollout.
         counts: the devices that stand for its release, or None.
+        look: what the follower saw last, or None.
         registered: registered devices, of which the percentage selects a part.
     """
 
     rollout: Rollout
     counts: ReleaseCounts | None
     registered: int
+    look: "LookRow | None" = None
 
     @property
     def selected(self) -> int:
@@ -179,9 +232,14 @@ def _overview(_: Request, state: ServerState, is_logged_in: bool) -> tuple[str, 
     if not is_logged_in:
         releases = without_small_groups(releases)
     by_key = {(one.family, one.channel, one.release): one for one in releases}
+    looks = {
+        (one.family, one.channel, one.release): LookRow.create(one, now_s, is_logged_in=is_logged_in)
+        for one in state.site.looks
+    }
     rollouts = [
-        RolloutRow(rollout, by_key.get((rollout.family, rollout.channel, rollout.version)), totals.registered)
+        RolloutRow(rollout, by_key.get(key), totals.registered, looks.get(key))
         for rollout in state.site.rollouts
+        for key in [(rollout.family, rollout.channel, rollout.version)]
     ]
     series = _daily_series(state, now_s, None, is_logged_in)
     shown = {

@@ -10,7 +10,7 @@ from fleet.rate_limit import TokenBuckets
 from fleet.site import ReadSite, Site
 from fleet.web.login import Login
 
-REFRESH_S: Final = 5.0
+REFRESH_S: Final = 3.0  # with the follower's interval, a halt is on the page within 10 seconds
 
 
 @dataclass(slots=True)

@@ -312,6 +312,7 @@ def _run_mqtt(
 
 def _site_reader(repository: "Repository") -> "Callable[[], Site]":
     def read() -> "Site":
+        from fleet.follower_look import read_looks
         from fleet.site import Site
 
         rollouts = [
@@ -321,7 +322,11 @@ def _site_reader(repository: "Repository") -> "Callable[[], Site]":
             if (found := repository.published_rollout(family, one.channel)) is not None
         ]
         return Site(
-            repository.repository_id, repository.registry_path, repository.fleet().registry_digest, tuple(rollouts)
+            repository.repository_id,
+            repository.registry_path,
+            repository.fleet().registry_digest,
+            tuple(rollouts),
+            tuple(read_looks(repository.layout.root)),
         )
 
     return read

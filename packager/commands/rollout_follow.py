@@ -34,7 +34,7 @@ LINES_OPTION: Final = click.option("--lines", type=PATH, help="Read device lines
 @click.option("--once", is_flag=True, help="Look once and end, for cron.")
 @click.option("--dry-run", is_flag=True, help="Show what would be published; sign nothing.")
 @click.option(
-    "--interval", type=click.FloatRange(1, 86_400), default=5.0, show_default=True, help="Seconds between looks."
+    "--interval", type=click.FloatRange(1, 86_400), default=3.0, show_default=True, help="Seconds between looks."
 )
 @click.option(
     "--notify", "notify_target", metavar="COMMAND|URL", help="Notify people of decisions, no lines, and due roles."

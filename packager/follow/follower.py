@@ -5,7 +5,8 @@ Rules, for each channel whose published rollout follows its plan:
 2. On halt, go and grow: write the evidence, then sign and publish the changed rollout. Its note names the evidence.
 3. The rollout is published only if it is still the one that was looked at. Otherwise another publisher was first: that
    is reported, and the next look begins from what is published then.
-4. A person is called once for each cause: halt, ask, no line for a day, roles that are due for renewal. When lines
+4. After each look, what was counted and decided is written for the collector's page. A disk that is full stops no halt.
+5. A person is called once for each cause: halt, ask, no line for a day, roles that are due for renewal. When lines
    come again, the next silence is a new cause.
 """
 
@@ -23,6 +24,7 @@ from bundle.plan import Plan
 from bundle.rollout import Rollout
 from bundle.stopping.decisions import Ask, Go, Grow, Halt, Wait
 from bundle.strict_json import JSON
+from fleet.follower_look import FollowerLook
 from packager.errors import PublishConflict
 from packager.follow.evidence import write_evidence
 from packager.follow.lines import LineSource
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 STALE_S: Final = 86_400  # devices send a vital a day
 STATE_NAME: Final = "follower.json"
+SHOWN_S: Final = 60  # the page calls a look old after some minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Follower:
         self._repository, self._source, self._signers = repository, source, signers
         self._target = notify_target
         self._views: dict[tuple[str, str], ChannelView] = {}
+        self._shown: dict[tuple[str, str], FollowerLook] = {}
 
     def step(self, channels: Iterable[tuple[str, str]] | None = None, now_s: int | None = None) -> list[Action]:
         """Look at channels once, and act.
@@ -101,10 +105,10 @@ class Follower:
             now_s: the time, Unix seconds; None for now.
         """
         now = int(time.time()) if now_s is None else now_s
-        out = [
-            self._step(family, channel, now)
-            for family, channel in (planned_channels(self._repository) if channels is None else channels)
-        ]
+        out = []
+        for family, channel in planned_channels(self._repository) if channels is None else channels:
+            out.append(self._step(family, channel, now))
+            self._show(out[-1])
         self._notify_of_roles(now)
         return out
 
@@ -159,6 +163,33 @@ class Follower:
             f"{family}/{channel}/{decision.word}", decision.word, look.now_s, family, channel, decision.text, digest
         )
         return Action(family, channel, look, report.timestamp_version, changed, digest)
+
+    def _show(self, action: Action) -> None:
+        """Write what was seen for the page, if it changed or the file is SHOWN_S old."""
+        look = action.look
+        if look is None or self._signers is None:
+            return
+        found, decision = look.plan, look.decision
+        shown = FollowerLook(
+            family=found.family,
+            channel=found.channel,
+            release=found.release.version,
+            at_s=look.now_s,
+            counts=look.counts,
+            word=decision.word,
+            reason=decision.reason,
+            text=decision.text,
+            numbers=decision.numbers,
+        )
+        before = self._shown.get((found.family, found.channel))
+        if before is not None and look.now_s - before.at_s < SHOWN_S and _is_same(before, shown):
+            return
+        try:
+            write_file(shown.path(self._repository.layout.root), shown.as_bytes(), is_synced=False)
+        except OSError as error:
+            logger.warning("the look was not written for the page: %s", error)
+            return
+        self._shown[found.family, found.channel] = shown
 
     def _view(self, plan: Plan, rollout: Rollout) -> ChannelView:
         signed = self._repository.published_fleet().registry_digest
@@ -216,6 +247,14 @@ class Follower:
 
     def _write_state(self, state: dict[str, str]) -> None:
         write_file(self._repository.layout.root / STATE_NAME, json.dumps(state, sort_keys=True).encode())
+
+
+def _is_same(before: FollowerLook, after: FollowerLook) -> bool:
+    """Return whether two looks differ in nothing but the time."""
+    counts = replace(after.counts, age_s=before.counts.age_s)
+    return replace(after, at_s=before.at_s, counts=counts, text=before.text, numbers=before.numbers) == before and (
+        after.reason == "soak" or (after.text, after.numbers) == (before.text, before.numbers)
+    )
 
 
 def _changed(look: Look) -> Rollout | None:

@@ -5,17 +5,23 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle.errors import AirweightsError, InvalidUsage
 from bundle.rollout import Rollout
+from bundle.stopping.counts import Counts, Group
 from fleet.errors import BodyTooSlow, CollectorBusy, LoginRequired
+from fleet.follower_look import FollowerLook, parse_look, read_looks
 from fleet.line import MAX_BATCH_LINES
 from fleet.rate_limit import TokenBuckets
 from fleet.site import Site
 from fleet.web import lines
+from fleet.web.page import LookRow
 from fleet.web.server import listen, open_server, read_token
 from tests.support.fleet_devices import SigningDevice
 from tests.support.fleet_server import FleetServer, run_fleet_server
@@ -25,12 +31,28 @@ TOKEN = "correct horse battery staple"
 ROLLOUT = Rollout("kws", "stable", "1.1.0", 2, "a" * 64, percent_bp=2_500, note="<script>alert(1)</script>")
 FAILURE = {"outcome": "rolled-back", "state": "probation", "reason": "probation-failed"}
 BEARER = f"Bearer {TOKEN}"
+LOOK = FollowerLook(
+    family="kws",
+    channel="stable",
+    release="1.1.0",
+    at_s=1_700_000_000,
+    counts=Counts(
+        2_500,
+        600,
+        Group(400, 12, 300, 40, 1_200, 90),
+        {"cpu:<b>": Group(60, 11, 40, 2, 200, 15), "agent:0.9": Group(2, 0, 1, 1, 5, 3)},
+    ),
+    word="halt",
+    reason="failures",
+    text="11 of 60 devices of cpu:<b> failed",
+    numbers={"bad": 11, "exposed": 60, "log_e_milli": 23_026, "needed_milli": 6_908},
+)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetServer]:
     devices = [SigningDevice(f"camera-{number}") for number in range(30)]
-    with run_fleet_server(tmp_path_factory.mktemp("fleet"), devices, (ROLLOUT,), token=TOKEN) as running:
+    with run_fleet_server(tmp_path_factory.mktemp("fleet"), devices, (ROLLOUT,), token=TOKEN, looks=(LOOK,)) as running:
         lines = []
         for number, device in enumerate(devices):
             variant = "fp32" if number < 3 else "int8"
@@ -51,6 +73,39 @@ def test_every_response_forbids_scripts_and_frames(server: FleetServer) -> None:
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
     assert "<script" not in server.request("/", Authorization=BEARER).text.lower()
+
+
+def test_the_follower_s_numbers_are_on_the_page(server: FleetServer) -> None:
+    page = server.request("/", Authorization=BEARER).text
+    assert "Decision: halt, 11 of 60 devices of cpu:&lt;b&gt; failed." in page
+    assert "10<sup>10.0</sup> of 10<sup>3.0</sup> that are needed to halt" in page
+    assert "the follower does not run" in page
+    rows = re.sub(r"<[^>]+>", " ", page)
+    for name, *numbers in (("all", "400", "12", "1.7 to 5.2 %", "300", "40", "1,200", "90"), ("agent:0.9", "2", "0")):
+        assert re.search(r"\s+".join([name, *numbers]), rows), rows
+    page = server.request("/").text
+    assert "agent:0.9" not in page, "a stratum of 7 devices"
+    assert "Decision: halt, 11 of 60" in page
+    assert re.search(r"cpu:&lt;b&gt;.*11 of 60|11 of 60.*cpu:&lt;b&gt;", page, re.DOTALL)
+    assert "below 10" in page, "2 silent devices"
+
+
+@given(st.sampled_from(("halt", "wait")), st.integers(0, 9), st.integers(0, 2**40))
+def test_a_text_about_a_small_group_is_not_shown_without_a_login(word: str, bad: int, at_s: int) -> None:
+    look = replace(LOOK, word=word, numbers={"bad": bad, "exposed": 60}, at_s=at_s)
+    assert parse_look(look.as_bytes()) == look
+    shown = LookRow.create(look, at_s, is_logged_in=False)
+    assert shown.text == (look.text if bad == 0 else "failures")
+    assert LookRow.create(look, at_s, is_logged_in=True).text == look.text
+
+
+def test_a_look_that_is_damaged_is_left_out(tmp_path: Path) -> None:
+    folder = LOOK.path(tmp_path).parent
+    folder.mkdir()
+    for number, data in enumerate((LOOK.as_bytes(), b"", LOOK.as_bytes()[:-1], b"[]", b"x" * 10**6)):
+        (folder / f"{number}.json").write_bytes(data)
+    (folder / "f.json").mkdir()
+    assert list(read_looks(tmp_path)) == [LOOK]
 
 
 def test_without_a_login_no_small_group_is_shown(server: FleetServer) -> None:

@@ -5,99 +5,23 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bundle.rollout import Rollout, bucket
 from fleet.line import ReceivedLine
 from packager.errors import EvidenceMismatch, LinesMalformed, NoPlan, NotificationFailed
 from packager.follow.evidence import recompute
 from packager.follow.follower import Follower
 from packager.follow.lines import FileLines
 from packager.follow.notify import notify
-from packager.repository.planned_rollout import make_plan, next_rollout
-from packager.repository.repository import Repository
-from tests.support.fleet_devices import SigningDevice, write_registry
+from tests.support.fleet_devices import SigningDevice
 from tests.support.json_schemas import check_schema
-from tests.support.metadata_publisher import CHANNEL, FAMILY, NOW_S, PASSPHRASE, MetadataPublisher
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, MetadataPublisher
 from tests.support.packager_cli import run_packager
-
-DAY = 86_400
-BEGAN = NOW_S - 3 * DAY
-OLD: dict[str, Any] = {"release": "1.1.0", "counter": 2}
-NEW: dict[str, Any] = {"release": "1.2.0", "counter": 3}
-
-
-class Fleet:
-    """600 devices, the lines that they sent, and a planned rollout at 50 %."""
-
-    def __init__(self, publisher: MetadataPublisher, devices: list[SigningDevice]) -> None:
-        self.publisher, self.lines = publisher, list[ReceivedLine]()
-        self.devices = [SigningDevice(device.label) for device in devices]
-        write_registry(self.repository.registry_path, [device.registered() for device in self.devices])
-        self.repository.stage_registry()
-        before = publisher.release("1.1.0", 2)
-        manifest = publisher.make_manifest("1.2.0", 3)
-        self.repository.stage_manifest(manifest)
-        current = self.repository.rollout(FAMILY, CHANNEL)
-        self.plan = make_plan(
-            manifest,
-            CHANNEL,
-            current,
-            stages_bp=(5_000, 10_000),
-            soak_s=DAY,
-            base_ceiling_ppm=100_000,
-            accept_ppm=10_000,
-            refuse_ppm=50_000,
-            alpha_ppm=10_000,
-            beta_ppm=50_000,
-        )
-        self.repository.stage_plan(self.plan)
-        publisher.publish()
-        self.rollout = next_rollout(manifest, CHANNEL, current, self.plan, BEGAN)
-        self.repository.publish_rollout(self.rollout, self.repository.rollout(FAMILY, CHANNEL), publisher.signers)
-        self.exposed = [d for d in self.devices if bucket(self.plan.salt, d.device_id) < 5_000]
-        self.control = [d for d in self.devices if d not in self.exposed]
-        self.common = {"repository": self.repository.repository_id, "family": FAMILY, "channel": CHANNEL}
-        assert before.counter == 2
-        for device in self.devices:
-            self.send(-3_600, device.vital(**OLD, **self.common))
-
-    @property
-    def repository(self) -> Repository:
-        return self.publisher.repository
-
-    @property
-    def current(self) -> Rollout:
-        found = self.repository.published_rollout(FAMILY, CHANNEL)
-        assert found is not None
-        return found
-
-    def send(self, at: int, line: bytes) -> None:
-        self.lines.append(ReceivedLine(BEGAN + at, line))
-
-    def read(self, family: str, since_s: int) -> Iterator[ReceivedLine]:
-        return iter([line for line in self.lines if line.received_s >= since_s and family == FAMILY])
-
-    def fail(self, devices: Iterable[SigningDevice], at: int = 600) -> None:
-        for device in devices:
-            changes: dict[str, Any] = {"outcome": "rolled-back", "state": "probation", "reason": "probation-failed"}
-            self.send(at, device.report(**NEW, **self.common, **changes))
-
-    def succeed(self, devices: Iterable[SigningDevice], at: int = DAY - 60) -> None:
-        for device in devices:
-            self.send(at, device.vital(**NEW, **self.common, served_days=1))
-
-    def serve_on(self, at: int = DAY - 60) -> None:
-        for device in self.control:
-            self.send(at, device.vital(**OLD, **self.common))
-
-    def follower(self, *, dry_run: bool = False, target: str | None = None) -> Follower:
-        return Follower(self.repository, self, None if dry_run else self.publisher.signers, target)
+from tests.support.planned_fleet import BEGAN, DAY, NEW, OLD, PlannedFleet
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +30,19 @@ def devices() -> list[SigningDevice]:
 
 
 @pytest.fixture
-def fleet(publisher: MetadataPublisher, devices: list[SigningDevice]) -> Fleet:
-    return Fleet(publisher, devices)
+def fleet(publisher: MetadataPublisher, devices: list[SigningDevice]) -> PlannedFleet:
+    planned = PlannedFleet(publisher, devices)
+    planned.roll_out()
+    for device in planned.devices:
+        planned.send(-3_600, device.vital(**OLD, **planned.common))
+    return planned
 
 
-def evidence_files(fleet: Fleet) -> list[Path]:
+def evidence_files(fleet: PlannedFleet) -> list[Path]:
     return sorted((fleet.repository.layout.root / "evidence" / f"{FAMILY}.{CHANNEL}").glob("*"))
 
 
-def test_a_halt_is_signed_with_the_digest_of_its_evidence_and_never_lifted(fleet: Fleet) -> None:
+def test_a_halt_is_signed_with_the_digest_of_its_evidence_and_never_lifted(fleet: PlannedFleet) -> None:
     follower = fleet.follower()
     assert follower.step(now_s=BEGAN + 500)[0].published is None
     fleet.fail(fleet.exposed[:14])
@@ -130,7 +58,7 @@ def test_a_halt_is_signed_with_the_digest_of_its_evidence_and_never_lifted(fleet
     assert set(look.bad_devices) == {device.device_id for device in fleet.exposed[:14]}
 
 
-def test_evidence_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+def test_evidence_that_was_changed_is_refused(fleet: PlannedFleet, tmp_path: Path) -> None:
     fleet.fail(fleet.exposed[:14])
     fleet.follower().step(now_s=BEGAN + 700)
     rows = gzip.decompress(evidence_files(fleet)[0].read_bytes()).splitlines(keepends=True)
@@ -143,7 +71,7 @@ def test_evidence_that_was_changed_is_refused(fleet: Fleet, tmp_path: Path) -> N
         recompute(changed, fleet.repository.registry_path)
 
 
-def test_complete_devices_advance_the_rollout_inside_the_plan(fleet: Fleet) -> None:
+def test_complete_devices_advance_the_rollout_inside_the_plan(fleet: PlannedFleet) -> None:
     fleet.succeed(fleet.exposed)
     fleet.serve_on()
     assert fleet.follower(dry_run=True).step(now_s=BEGAN + DAY + 60)[0].rollout is not None
@@ -155,7 +83,7 @@ def test_complete_devices_advance_the_rollout_inside_the_plan(fleet: Fleet) -> N
     assert recompute(evidence_files(fleet)[0], fleet.repository.registry_path)[0].decision.word == "go"
 
 
-def test_lines_that_nobody_signed_change_nothing(fleet: Fleet) -> None:
+def test_lines_that_nobody_signed_change_nothing(fleet: PlannedFleet) -> None:
     stranger = SigningDevice("stranger")
     for device in fleet.exposed[:20]:
         stranger.device_id = device.device_id  # the collector knows ids, and has no key
@@ -168,7 +96,7 @@ def test_lines_that_nobody_signed_change_nothing(fleet: Fleet) -> None:
     assert found.look.counts.whole.bad == 0
 
 
-def test_a_collector_that_hides_the_exposed_devices_halts_and_one_that_hides_all_asks(fleet: Fleet) -> None:
+def test_a_collector_that_hides_the_exposed_devices_halts_and_one_that_hides_all_asks(fleet: PlannedFleet) -> None:
     found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
     assert found.look is not None
     assert (found.look.decision.word, found.look.decision.reason) == ("ask", "no-vitals")
@@ -178,7 +106,7 @@ def test_a_collector_that_hides_the_exposed_devices_halts_and_one_that_hides_all
     assert (found.look.decision.word, found.look.decision.reason) == ("halt", "silence")
 
 
-def test_of_two_followers_one_publishes_and_the_other_is_told(fleet: Fleet) -> None:
+def test_of_two_followers_one_publishes_and_the_other_is_told(fleet: PlannedFleet) -> None:
     fleet.fail(fleet.exposed[:14])
     first = fleet.follower()
 
@@ -200,14 +128,14 @@ def test_of_two_followers_one_publishes_and_the_other_is_told(fleet: Fleet) -> N
 class Source:
     """The lines of a fleet; a test can put another `read` in front."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: PlannedFleet) -> None:
         self._fleet = fleet
 
     def read(self, family: str, since_s: int) -> Iterator[ReceivedLine]:
         return self._fleet.read(family, since_s)
 
 
-def test_people_are_called_once_for_each_cause(fleet: Fleet, tmp_path: Path) -> None:
+def test_people_are_called_once_for_each_cause(fleet: PlannedFleet, tmp_path: Path) -> None:
     out = tmp_path / "calls"
     script = f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read())"
     (tmp_path / "call.py").write_text(script)
@@ -221,7 +149,7 @@ def test_people_are_called_once_for_each_cause(fleet: Fleet, tmp_path: Path) -> 
     assert events == ["stale-collector", "ask", "halt"]
 
 
-def test_a_collector_that_is_silent_again_is_a_new_cause(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_collector_that_is_silent_again_is_a_new_cause(fleet: PlannedFleet, tmp_path: Path) -> None:
     out = tmp_path / "calls"
     (tmp_path / "call.py").write_text(f"import sys; open({str(out)!r}, 'a').write(sys.stdin.read())")
     follower = fleet.follower(target=f"{sys.executable} {tmp_path / 'call.py'}")
@@ -269,7 +197,7 @@ def test_an_answer_that_is_no_http_is_a_failed_notification() -> None:
         thread.join(20)
 
 
-def test_a_line_from_the_future_hides_no_later_ones(fleet: Fleet) -> None:
+def test_a_line_from_the_future_hides_no_later_ones(fleet: PlannedFleet) -> None:
     follower = fleet.follower()
     fleet.send(30 * DAY, fleet.control[0].vital(**OLD, **fleet.common))  # the collector's clock was ahead
     assert follower.step(now_s=BEGAN + 500)[0].published is None
@@ -278,7 +206,7 @@ def test_a_line_from_the_future_hides_no_later_ones(fleet: Fleet) -> None:
     assert fleet.current.halted
 
 
-def test_bytes_that_are_no_text_in_the_store_do_not_stop_a_halt(fleet: Fleet) -> None:
+def test_bytes_that_are_no_text_in_the_store_do_not_stop_a_halt(fleet: PlannedFleet) -> None:
     fleet.fail(fleet.exposed[:14])
     fleet.send(600, b"\xff\xfe")
     found = fleet.follower().step(now_s=BEGAN + 700)[0]
@@ -294,7 +222,7 @@ def test_a_channel_without_a_plan_is_not_followed(publisher: MetadataPublisher) 
         follower.step([(FAMILY, CHANNEL)])
 
 
-def test_the_command_line_follows_and_says_why(fleet: Fleet, tmp_path: Path) -> None:
+def test_the_command_line_follows_and_says_why(fleet: PlannedFleet, tmp_path: Path) -> None:
     fleet.fail(fleet.exposed[:14])
     rows = [json.dumps({"received_s": line.received_s, "line": line.data.decode()}) for line in fleet.lines]
     lines = tmp_path / "lines.jsonl"
@@ -321,7 +249,7 @@ def _passphrase(folder: Path) -> Path:
     return path
 
 
-def test_a_damaged_file_of_lines_is_refused(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_damaged_file_of_lines_is_refused(fleet: PlannedFleet, tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     surrogate = f'{{"received_s":1,"line":"\\"family\\":\\"{FAMILY}\\"\\ud800"}}\n'
     nested = "[" * 200_000 + "\n"

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 
 from bundle.rollout import Rollout
 from fleet.database import Database
+from fleet.follower_look import FollowerLook
 from fleet.site import Site
 from fleet.web.server import create_server, listen, open_server
 from tests.support.device_reports import REPOSITORY
@@ -71,6 +72,7 @@ def run_fleet_server(
     token: str | None = None,
     trusted_header: str | None = None,
     store: str | None = None,
+    looks: tuple[FollowerLook, ...] = (),
 ) -> Iterator[FleetServer]:
     """Run a collector that knows some devices.
 
@@ -81,11 +83,12 @@ def run_fleet_server(
         token: token of the operators, or None.
         trusted_header: header of the reverse proxy, or None.
         store: URL of the store, or None for a file in `folder`.
+        looks: the follower's looks.
     """
     database = open_store(folder, devices, store)
     registry = folder / "registry.jsonl"
     digest = write_registry(registry, [device.registered() for device in devices])
-    site = Site(REPOSITORY, registry, digest, rollouts)
+    site = Site(REPOSITORY, registry, digest, rollouts, looks)
     state = open_server(database, lambda: site, "127.0.0.1", token=token, trusted_header=trusted_header)
     sock = listen("127.0.0.1", 0)
     server = create_server(state)

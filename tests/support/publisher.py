@@ -89,6 +89,7 @@ class Publisher:
         *,
         seed: int = 0,
         extra: str = "",
+        head: str = "",
         drill: str = "",
         size: int = 128,
         model: onnx.ModelProto | None = None,
@@ -100,6 +101,7 @@ class Publisher:
             version: of the release.
             seed: of the model.
             extra: further lines of release.toml.
+            head: further lines above the tables.
             drill: kind of drill; empty for none.
             size: hidden width of the model, a multiple of 128.
             model: used instead of a model by seed and size.
@@ -108,7 +110,7 @@ class Publisher:
         onnx.save(model or similar_model(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
-        place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{RELEASE_SETTINGS}{extra}')
+        place.write_text(f'family = "{family}"\nversion = "{version}"\n{head}{drill_line}{RELEASE_SETTINGS}{extra}')
         run_release(parse_release_file(place), self.repository, self.signers)
         return self.manifest(version, family)
 
