@@ -52,6 +52,7 @@ from bundle.trust.check_request import CheckRequest as CheckRequest
 from bundle.trust.clock import ISSUED_AT_FIELD, TimeFloor, current_time, parse_time, raise_floor
 from bundle.trust.content_shard import read_content_envelope
 from bundle.trust.document_source import DocumentSource, run_with_copies
+from bundle.trust.fallback_release import find_covered_fallback
 from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.other_repository import check_same_repository
 from bundle.trust.repository_id import repository_id_of
@@ -211,7 +212,8 @@ class TrustSession:
 
         Steps: 1 require the delegations; 2 read the rollout, find the manifest, read the fleet document; 3 raise the
         time floor from signed times only; 4 store what verified, even if the release is refused below; 5 apply the
-        acceptance rules (bundle.acceptance) and store the new rollback floor.
+        acceptance rules (bundle.acceptance) and store the new rollback floor; 6 for a device with nothing installed,
+        take a fallback of the plan if the ramp of the release does not cover it (bundle.trust.fallback_release).
 
         Raises:
             AgentTooOld: the release needs a newer agent.
@@ -241,7 +243,15 @@ class TrustSession:
         if manifest_target is None:
             raise _release_withdrawn(rollout, self._request)
         manifest = self._documents.read_manifest(manifest_target)
-        return self._accept(manifest, rollout, fleet, self._documents.read_plan(), times.expires_at_s)
+        accepted = self._accept(manifest, rollout, fleet, self._documents.read_plan(), times.expires_at_s)
+        fallback = find_covered_fallback(accepted, self._request, self.trust_state, self._read_manifest_of)
+        if fallback is not None:
+            self._save_trust_state(self.trust_state.with_release(fallback))
+        return fallback or accepted
+
+    def _read_manifest_of(self, rollout: Rollout) -> Manifest | None:
+        target = self._documents.find_manifest(rollout)
+        return None if target is None else self._documents.read_manifest(target)
 
     def verify_fleet(self) -> Fleet:
         """Return the verified fleet document, for a repository that has no rollout yet. Call `refresh` first.

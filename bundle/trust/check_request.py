@@ -25,6 +25,7 @@ class CheckRequest:
         walk_root: look for a new root even if the timestamp is unchanged.
         has_timestamp: the stored timestamp was requested from this URL a moment ago, so it is not requested again.
         cohort: the device's cohort, whose content envelope is taken from the archive; "" for none.
+        new_device: id of a device with nothing installed, which may take a fallback; "" for others.
     """
 
     cache_dir: Path
@@ -39,3 +40,4 @@ class CheckRequest:
     walk_root: bool = False
     cohort: str = ""
     has_timestamp: bool = False
+    new_device: str = ""

@@ -33,6 +33,11 @@ def is_active(journal: Journal, digest: BundleDigest) -> bool:
     return journal.pointers.active == digest and digest not in journal.persistent_state.damaged_bundles
 
 
+def new_device_of(context: UpdateContext) -> str:
+    """Return the id of the device if no release of the family is active, which may take a fallback; else ""."""
+    return context.identity.device_id if context.journal.pointers.active is None else ""
+
+
 class ChannelCheck:
     """Checks the channel for one attempt.
 
@@ -59,7 +64,10 @@ class ChannelCheck:
         seen = self._check_tpm_counter()
         try:
             release = self._workers.check_channel(
-                self._journal.persistent_state, self._journal.bundles(), walk_root=walk_root
+                self._journal.persistent_state,
+                self._journal.bundles(),
+                walk_root=walk_root,
+                new_device=new_device_of(self._context),
             )
         except (Refused, Unavailable) as error:
             reason = error.reason

@@ -22,7 +22,7 @@ from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.planner import DeviceFacts, PatchPath, choose_variant, unmet_requirement
 from device_agent.policy.state_machine import State
 from device_agent.policy.variant_choice import explain_variant
-from device_agent.update.channel_check import ChannelCheck, is_active
+from device_agent.update.channel_check import ChannelCheck, is_active, new_device_of
 from device_agent.update.context import UpdateContext, find_patch_path
 from device_agent.update.expected_download import expect_download
 from device_agent.update.variant_trials import read_measurements
@@ -300,7 +300,9 @@ def preview_update(context: UpdateContext) -> Plan:
     chosen: str | None = None
     outcome, reason, detail = Outcome.UPDATED if context.serving is not None else Outcome.STAGED, "", ""
     with context.open_workers() as workers:
-        release = workers.check_channel(context.journal.persistent_state, context.journal.bundles())
+        release = workers.check_channel(
+            context.journal.persistent_state, context.journal.bundles(), new_device=new_device_of(context)
+        )
         manifest = release.manifest
         try:
             measured = read_measurements(context, facts)

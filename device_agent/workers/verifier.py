@@ -34,8 +34,8 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
     Args:
         supervisor: downloads files on request.
         message: fields `trust_dir`, `repository_url`, `family`, `channel`, `cohort`, `clock`, `agent_version`,
-            `walk_root`, `has_timestamp`, and `known`: the floor and releases of the family's journal, which are used if
-            the trust state is lost.
+            `walk_root`, `has_timestamp`, `new_device`, and `known`: the floor and releases of the family's journal,
+            which are used if the trust state is lost.
 
     Raises:
         Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
@@ -56,6 +56,7 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
         rebuilt_state=_rebuild_trust_state(value["family"], value["known"]),
         walk_root=bool(value["walk_root"]),
         has_timestamp=bool(value["has_timestamp"]),
+        new_device=str(value["new_device"]),
     )
 
     def fetch_if_changed(url: str, max_bytes: int, validators: Validators) -> Download:

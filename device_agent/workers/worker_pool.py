@@ -98,7 +98,12 @@ class WorkerPool:
         self._processes.interrupt()
 
     def check_channel(
-        self, persistent_state: PersistentState, bundles: Sequence[BundleRecord], *, walk_root: bool = False
+        self,
+        persistent_state: PersistentState,
+        bundles: Sequence[BundleRecord],
+        *,
+        walk_root: bool = False,
+        new_device: str = "",
     ) -> VerifiedRelease:
         """Return the verified release that the channel runs now.
 
@@ -106,13 +111,16 @@ class WorkerPool:
             persistent_state: content of the family's journal; used if the trust state is lost.
             bundles: recorded bundles; used if the trust state is lost.
             walk_root: look for a new root even if the timestamp is unchanged.
+            new_device: id of the device if nothing is installed, which may take a fallback; else "".
 
         Raises:
             Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
             Unavailable: no mirror could be reached, or the metadata expired.
         """
         return self._try_mirrors(
-            lambda source: self.check_source(source, persistent_state, bundles, walk_root=walk_root)
+            lambda source: self.check_source(
+                source, persistent_state, bundles, walk_root=walk_root, new_device=new_device
+            )
         )
 
     def check_source(
@@ -122,6 +130,7 @@ class WorkerPool:
         bundles: Sequence[BundleRecord],
         *,
         walk_root: bool = False,
+        new_device: str = "",
     ) -> VerifiedRelease:
         """Return the verified release that the channel runs now, from one URL.
 
@@ -130,6 +139,7 @@ class WorkerPool:
             persistent_state: as of `check_channel`.
             bundles: as of `check_channel`.
             walk_root: as of `check_channel`.
+            new_device: as of `check_channel`.
 
         Raises:
             Refused: signed metadata is wrong, or the release is not admitted.
@@ -146,6 +156,7 @@ class WorkerPool:
             "agent_version": VERSION,
             "known": _known_releases(config.family, persistent_state, bundles),
             "walk_root": walk_root,
+            "new_device": new_device,
             "has_timestamp": not walk_root and self._is_checked(source),
         }
         reply = self._processes.call(
