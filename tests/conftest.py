@@ -74,6 +74,8 @@ SAMPLED_CASES = {
     "test_a_request_that_is_cut_once_is_repeated": 3,
     "test_of_two_publishers_at_the_same_time_each_succeeds_or_is_told_who_did": 2,
     "test_killed_in": 4,
+    "test_killed_while_it_lends_in": 1,
+    "test_an_application_that_asks_without_end_gets_answers_and_leaves_nothing": 1,
     "test_a_generated_model_is_served_with_the_bits_of_onnxruntime": 3,
     "test_killed_again_and_again_in_the_same_trial_refuses_the_release": 1,
     "test_swaps_of_any_kind_of_model_fail_no_request": 1,
