@@ -25,7 +25,7 @@ from bundle.errors import AirweightsError
 from packager.diff.run_jobs import JobExecutor
 from packager.diff.sources import Source, SourceFinder
 from packager.errors import SourceMismatch, SourceMissing
-from packager.executors.dask_gateway import NUMBER, read_message
+from packager.executors.dask_gateway import GONE_S, NUMBER, read_message
 from packager.executors.errors import ExecutorInvalid, WorkerIncompatible, WorkerLost, WorkerOutOfMemory
 from packager.executors.results import decode_result
 from packager.executors.sealed_inputs import KEY_BYTES, SealedFinder, share_inputs
@@ -47,6 +47,7 @@ class DaskExecutor(JobExecutor):
     Args:
         address: host and port of the scheduler.
         inputs: URL of a store for sealed inputs; None if the workers see this machine's folders.
+        gone_s: after this many seconds without any worker, all jobs end with WorkerLost.
 
     Raises:
         ExecutorInvalid: no certificates are configured.
@@ -54,14 +55,14 @@ class DaskExecutor(JobExecutor):
         WorkerLost: the scheduler does not answer, or has no worker.
     """
 
-    def __init__(self, address: str, inputs: str | None = None) -> None:
+    def __init__(self, address: str, inputs: str | None = None, gone_s: float = GONE_S) -> None:
         self._inputs, self._key = inputs, secrets.token_bytes(KEY_BYTES)
         self._shared: set[str] = set()
         self._futures: dict[int, Future[Any]] = {}
         self._lock, self._next = threading.Lock(), 1
         environment = {name: text for name, text in os.environ.items() if not name.startswith(PRIVATE_PREFIXES)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", GATEWAY, address],
+            [sys.executable, "-m", GATEWAY, address, str(gone_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -132,7 +133,7 @@ class DaskExecutor(JobExecutor):
             number, answer = self._read()
             with self._lock:
                 if number not in self._futures:  # 0: the connection ended; another: no answer to a job
-                    number, answer = 0, LOST
+                    number, answer = 0, answer if number == 0 and answer[:1] == b"E" else LOST
                 ended = list(self._futures.values()) if number == 0 else [self._futures.pop(number)]
                 if number == 0:
                     self._futures.clear()

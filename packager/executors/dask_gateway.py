@@ -5,7 +5,8 @@ without the passphrase: only bytes of a closed format (packager.executors.result
 
 Messages: a length (8 bytes, big-endian), then the message. From the parent: a pickled (number, function, arguments), in
 Dask's terms one task. To the parent: the number (8 bytes), "R" and a result, or "E" and an error as JSON. The first
-message to the parent is the number of threads of the cluster.
+message to the parent is the number of threads of the cluster. An error with the number 0 ends the connection: after
+GONE_S seconds without any worker, since Dask would wait forever.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import resource
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import IO, Any, Final
 
@@ -26,6 +28,7 @@ from packager.executors.results import encode_result
 
 NUMBER: Final = struct.Struct(">Q")
 WORKERS_S: Final = 30
+GONE_S: Final = 120.0
 LIBRARIES: Final = ("numpy", "backports.zstd", "pcodec", "bsdiff4")  # of other versions, they could create other bytes
 
 
@@ -93,11 +96,25 @@ def main() -> None:
         return
     own = worker_versions()
     send(0, b"R", encode_result(threads))
+    gone_s = float(sys.argv[2]) if len(sys.argv) > 2 else GONE_S
+    threading.Thread(target=_watch_workers, args=(client, gone_s, send), name="watch", daemon=True).start()
     while message := read_message(sys.stdin.buffer):
         number, function, arguments = pickle.loads(message)  # noqa: S301 - from the parent
         future = client.submit(run_on_worker, own, function, *arguments, pure=False)
         future.add_done_callback(_finisher(send, number))
         _kept[number] = future
+
+
+def _watch_workers(client: Any, gone_s: float, send: Callable[[int, bytes, bytes], None]) -> None:
+    seen_s = time.monotonic()
+    while True:
+        time.sleep(gone_s / 10)
+        with contextlib.suppress(Exception):  # the scheduler may be unavailable for a moment
+            if client.scheduler_info(n_workers=-1)["workers"]:
+                seen_s = time.monotonic()
+        if time.monotonic() - seen_s > gone_s:
+            send(0, b"E", _error(WorkerLost(f"the cluster has had no worker for {gone_s:.0f} s")))
+            os._exit(0)
 
 
 _kept: dict[int, Any] = {}  # a task whose future is dropped is cancelled

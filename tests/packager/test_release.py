@@ -30,6 +30,7 @@ from packager.errors import (
     VariantUnknown,
     VersionTaken,
 )
+from packager.executors.processes import ProcessExecutor
 from packager.models.model_package import open_package
 from packager.release.add_patches import add_patches
 from packager.release.pipeline import run_release
@@ -241,7 +242,8 @@ def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(
     (bench.folder / "labels.txt").write_text("a\nb\nc\n")
     bench.release("1.2.0", body, seed=0)
     before = bench.published_manifest("1.2.0")
-    added = add_patches(bench.repository, "kws", "1.2.0", ["1.0.0", "1.1.0"], variants=["fp32"])
+    with ProcessExecutor(2) as executor:  # each patch is a job
+        added = add_patches(bench.repository, "kws", "1.2.0", ["1.0.0", "1.1.0"], variants=["fp32"], executor=executor)
     assert {row.version for row in added} == {"1.0.0", "1.1.0"}
     bench.repository.sign(bench.signers)
     bench.repository.publish()

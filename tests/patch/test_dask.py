@@ -19,6 +19,7 @@ from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.diff.write.patch_job import CreatedPatch
 from packager.diff.write.patch_report import PatchRow
 from packager.errors import SourceMismatch, SourceMissing
+from packager.executors.dask import DaskExecutor
 from packager.executors.dask_gateway import run_on_worker
 from packager.executors.errors import ExecutorInvalid, WorkerIncompatible, WorkerLost, WorkerOutOfMemory
 from packager.executors.open_executor import open_executor
@@ -154,6 +155,17 @@ def test_a_job_that_needs_more_memory_than_its_worker_has_says_so(
         with pytest.raises(WorkerOutOfMemory):
             list(run_jobs(take_memory, [8 << 30], {}, executor))
         assert list(run_jobs(take_memory, [1 << 20], {}, executor)) == [1 << 20]
+
+
+@needs_dask
+def test_a_cluster_without_any_worker_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with start_cluster(tmp_path, 1) as found:
+        for name, value in found.client_environment().items():
+            monkeypatch.setenv(name, value)
+        with DaskExecutor(found.address, gone_s=2) as executor:
+            found.workers[0].kill()
+            with pytest.raises(WorkerLost, match="no worker for 2 s"):
+                list(run_jobs(take_memory, [1], {}, executor))
 
 
 def test_a_worker_that_joined_later_with_another_version_is_refused() -> None:
