@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faulty_http_server import Site, serve_folder
-from tests.support.publisher import DeviceUnderTest, Publisher
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 from tests.support.real_servers import RealServers, missing_programs, start_real_servers
 
 
@@ -98,11 +98,14 @@ def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceU
 
 
 @pytest.fixture(scope="session")
-def real_servers(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServers]:
+def real_servers(
+    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealServers]:
     """Run nginx, tinyproxy and squid before the publisher's files, with an update, and of another repository."""
     if "nginx" in missing_programs():
         pytest.skip("nginx is not installed")
     folder = tmp_path_factory.mktemp("servers")
+    assert first_device.config.family == FAMILY  # enrolled before the copy, so that the copy's metadata is newer
     update, other = first_publisher.copy(folder / "update"), Publisher(folder / "other")
     update.offer("1.1.0")
     with start_real_servers(folder, first_publisher.published, update.published, other.published) as servers:
