@@ -1,11 +1,11 @@
-"""The release for a device with nothing installed, while the ramp of the offered release does not cover it.
+"""The release of a device with nothing installed that the ramp of the offered release does not cover.
 
 Rules:
 - Only a device without an active release takes a fallback, and only while nothing but the ramp keeps it waiting.
 - Only fallbacks of the channel's plan, which the release role signed; older than the offered release, the
   newest first. Online keys choose none.
 - A fallback passes all rules of acceptance, and its own ramp. That counts the time that this device has seen the
-  fallback itself; the time of the offered release goes on.
+  fallback itself; the time of the offered release still grows.
 """
 
 from collections.abc import Callable

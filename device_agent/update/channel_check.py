@@ -34,7 +34,7 @@ def is_active(journal: Journal, digest: BundleDigest) -> bool:
 
 
 def new_device_of(context: UpdateContext) -> str:
-    """Return the id of the device if no release of the family is active, which may take a fallback; else ""."""
+    """Return the id of a device without an active release, which may take a fallback; else ""."""
     return context.identity.device_id if context.journal.pointers.active is None else ""
 
 

@@ -54,7 +54,7 @@ def kill_before_write(number: int, root: Path, act: Callable[[], object]) -> boo
     return code == KILLED
 
 
-@pytest.mark.parametrize("number", range(1, 41))
+@pytest.mark.parametrize("number", range(1, 121))  # more than it makes
 def test_a_follower_killed_before_a_write_leaves_the_old_or_the_new_rollout(fleet: PlannedFleet, number: int) -> None:
     root = fleet.repository.layout.root
     was_killed = kill_before_write(number, root, lambda: fleet.follower().step(now_s=BEGAN + 700))
