@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundle.contract import PPM, Contract, Health, TensorSpec
+from bundle.cpu_features import CPUINFO_VARIABLE
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import MAX_VARIANTS, Manifest
 from bundle.requirements import Requirements, Runtime
 from bundle.strict_json import StrictObject
 from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
+from device_agent.host.device_facts import device_facts
 from device_agent.policy.planner import (
     DeviceFacts,
     PatchEdge,
@@ -189,18 +192,22 @@ def test_without_a_reference_ratio_the_ratio_to_the_float_model_decides() -> Non
 
 
 @pytest.mark.parametrize(
-    ("arch", "features", "expected"),
+    ("arch", "cpuinfo", "expected"),
     [
-        ("x86_64", {"sse4_2"}, "int8"),
-        ("x86_64", {"avx2"}, "int8"),
-        ("x86_64", {"avx2", "avx512_vnni", "vnni"}, "int8-x86-vnni"),
-        ("aarch64", {"asimd"}, "int8"),
-        ("aarch64", {"asimd", "asimddp"}, "int8-arm-dotprod"),
+        ("x86_64", "flags\t\t: fpu sse4_2", "int8"),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f", "int8"),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f avx512_vnni", "int8-x86-vnni"),
+        ("x86_64", "flags\t\t: fpu avx2 avx_vnni", "int8-x86-vnni"),
+        ("x86_64", "processor\t: 0", "int8"),
+        ("aarch64", "Features\t: fp asimd", "int8"),
+        ("aarch64", "Features\t: fp asimd asimddp", "int8-arm-dotprod"),
     ],
 )
 def test_a_processor_without_fast_integer_instructions_takes_the_weights(
-    arch: str, features: set[str], expected: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, cpuinfo: str, expected: str
 ) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: A Processor\n{cpuinfo}\n")
+    monkeypatch.setenv(CPUINFO_VARIABLE, str(tmp_path / "cpuinfo"))
     weights = make_measured("c", 4_000, 1.0)
     vnni, dotprod = make_measured("d", 4_100, 0.5), make_measured("e", 4_100, 0.5)
     release = make_manifest(
@@ -213,7 +220,7 @@ def test_a_processor_without_fast_integer_instructions_takes_the_weights(
             "int8-x86-vnni": replace(vnni, requires=Requirements(("x86_64",), ("vnni",))),
         },
     )
-    facts = replace(FACTS, arch=arch, cpu_features=frozenset(features))
+    facts = replace(FACTS, arch=arch, cpu_features=device_facts().cpu_features)
     assert choose_variant(release, "auto", facts, None)[0] == expected
 
 
