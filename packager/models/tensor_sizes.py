@@ -7,6 +7,7 @@ Rules:
 - Constants of strings, and of types whose packing the format leaves open, are not checked.
 """
 
+import errno
 import math
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -59,7 +60,7 @@ def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: 
             hint="save the model again with a plain file name for its external data",
         )
     file = path.parent / location
-    if not file.is_file():
+    if not _is_file(file):
         raise ExternalDataMissing(
             f"{where} is stored in {location!r}, found no such file beside the model",
             hint="put the model's data files beside it",
@@ -77,6 +78,15 @@ def _check_external(tensor: onnx.TensorProto, expected: int, path: Path, where: 
             f"{where} is stored at bytes {offset:,} to {offset + length:,} of {location!r}, which has {size:,} bytes",
             hint="copy the model together with its data files",
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def _check_typed_field(tensor: onnx.TensorProto, elements: int, where: str) -> None:

@@ -167,6 +167,7 @@ def test_a_tensor_of_another_size_than_its_shape_is_refused(tmp_path: Path, chan
         ("offset", "1099511627776", ExternalDataMissing),
         ("offset", "x", ModelUnreadable),
         ("length", "1", ModelUnreadable),
+        ("location", "x" * 300, ExternalDataMissing),
     ],
 )
 def test_external_data_must_lie_in_its_file(tmp_path: Path, key: str, value: str, error: type[Exception]) -> None:
