@@ -19,7 +19,7 @@ Reading order:
     candidate_search     which methods are tried in which order, and repair
     candidates           builds the candidates of one model
     static, dynamic, weight_only, int4, fp16   one method each
-    integer_weights, nbits, activation_ranges  levels and ranges that the methods share
+    integer_weights, moved_weights, nbits, activation_ranges  what the methods share: levels, weights, ranges
     targets              CPUs, what they require, and which form is tried first there
     latency              processor time relative to float, for the gate on speed
     gate, agreement      the verdict, and the figures behind it

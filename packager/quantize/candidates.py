@@ -13,7 +13,7 @@ from typing import Final, Literal
 import onnx
 
 from packager.errors import QuantizationRefused
-from packager.models.graphs import METADATA_KEY, all_nodes, is_quantized, weight_uses
+from packager.models.graphs import METADATA_KEY, WeightUse, all_nodes, is_quantized, weight_uses
 from packager.models.samples import Samples
 from packager.models.sessions import one_line_message
 from packager.quantize.activation_ranges import ActivationRange
@@ -21,6 +21,7 @@ from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.fp16 import quantize_fp16
 from packager.quantize.int4 import int4_nodes, quantize_int4
 from packager.quantize.integer_weights import REDUCED_LEVELS, SIGNED_LEVELS, UNSIGNED_LEVELS, LevelRange
+from packager.quantize.moved_weights import moved_weight_uses
 from packager.quantize.static import measure_activation_ranges, quantize_static, static_nodes
 from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
@@ -83,7 +84,7 @@ class CandidateBuilder:
         Raises:
             QuantizationRefused: there is none.
         """
-        uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
+        uses = _large_uses(self.prepared)
         if not uses:
             raise QuantizationRefused(
                 f"found no constant weight of {MIN_ELEMENTS} or more numbers in a MatMul, Gemm, Conv, ConvTranspose, "
@@ -119,7 +120,7 @@ class CandidateBuilder:
         """Return the names of the nodes that `method` would quantize, in graph order.
         Nodes that share a weight form one group.
         """
-        uses = [use for use in weight_uses(self.source(method)) if use.elements >= MIN_ELEMENTS]
+        uses = _large_uses(self.source(method))
         if method == "static":
             reached = {use.node.name for use in static_nodes(self.source("static"))}
         elif method == "dynamic":
@@ -220,3 +221,8 @@ class CandidateBuilder:
                 copy.CopyFrom(self.prepared)
                 quantize_weights(copy, float_nodes)
                 return copy
+
+
+def _large_uses(model: onnx.ModelProto) -> list[WeightUse]:
+    every = (*weight_uses(model), *moved_weight_uses(model))
+    return [use for use in every if use.elements >= MIN_ELEMENTS]

@@ -9,6 +9,7 @@
 4. Arithmetic is float32; a second Cast follows if the weight was float16, bfloat16 or double.
 5. A weight stays float if it has fewer than MIN_ELEMENTS, or if levels and scales take more than MAX_STORED_SHARE of
    its bytes.
+6. A weight that is moved before it is read is quantized, too (packager.quantize.moved_weights).
 """
 
 from typing import Final
@@ -17,6 +18,7 @@ import onnx
 
 from packager.models.graphs import WeightUse, names_in, scopes, set_array, unused_name, weight_uses
 from packager.quantize.integer_weights import SIGNED_LEVELS, add_levels, broadcast_along, weight_of
+from packager.quantize.moved_weights import most_exact_axis, moved_weight_uses
 
 MIN_ELEMENTS: Final = 512  # size of a weight; below it scales and names take as many bytes as quantizing saves
 SCALE_BYTES: Final = 4  # float32
@@ -34,14 +36,18 @@ def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = froze
     uses: dict[tuple[int, str], list[WeightUse]] = {}
     for use in weight_uses(model):
         uses.setdefault((id(use.owner.graph), use.tensor.name), []).append(use)
+    moved: dict[tuple[int, str], list[WeightUse]] = {}
+    for use in moved_weight_uses(model):
+        moved.setdefault((id(use.owner.graph), use.tensor.name), []).append(use)
     done: list[str] = []
-    for group in uses.values():
+    for key, group in (uses | moved).items():
         first = group[0]
+        axis = most_exact_axis(first.tensor) if key in moved else channel_axis(first)
         is_output = any(value.name == first.tensor.name for value in first.owner.graph.output)
-        if not is_worth_storing(first) or is_output or any(use.node.name in float_nodes for use in group):
+        if not is_worth_storing(first, axis) or is_output or any(use.node.name in float_nodes for use in group):
             continue
-        levels, scale = _add_levels(first, taken)
-        if _is_table(group):
+        levels, scale = _add_levels(first, axis, taken)
+        if key not in moved and _is_table(group):
             for use in group:
                 _look_up_in_int8(use, levels, scale, taken)
         else:
@@ -72,12 +78,17 @@ def channel_axis(use: WeightUse) -> int:
             return 1
 
 
-def is_worth_storing(use: WeightUse) -> bool:
-    """Return whether int8 levels and their scales take clearly fewer bytes than the float weight."""
+def is_worth_storing(use: WeightUse, axis: int) -> bool:
+    """Return whether int8 levels and their scales take clearly fewer bytes than the float weight.
+
+    Args:
+        use: the node that reads the weight.
+        axis: axis of the channels.
+    """
     if use.elements < MIN_ELEMENTS:
         return False
     itemsize = onnx.helper.tensor_dtype_to_np_dtype(use.tensor.data_type).itemsize
-    scales = use.tensor.dims[channel_axis(use)] * SCALE_BYTES
+    scales = use.tensor.dims[axis] * SCALE_BYTES
     return bool(use.elements + scales <= MAX_STORED_SHARE * itemsize * use.elements)
 
 
@@ -98,9 +109,8 @@ def _reader_count(use: WeightUse) -> int:
     )
 
 
-def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str]:
+def _add_levels(use: WeightUse, axis: int, taken: set[str]) -> tuple[str, str]:
     """Add W_quantized and W_scale to the graph that owns the weight; return their names."""
-    axis = channel_axis(use)
     names = add_levels(use, weight_of(use), axis, taken, levels=SIGNED_LEVELS, has_zero_point=False)
     # trailing axes only: the scale of a table must also broadcast over rows of another rank
     spread = broadcast_along(names.scales, axis, len(use.tensor.dims))

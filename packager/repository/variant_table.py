@@ -1,4 +1,4 @@
-"""The table of variants that people read before they sign: sizes, errors, speed and memory.
+"""The table of variants that people read before they sign: sizes, errors, latency and memory.
 
 Rules:
 - A row is computed from the manifest's entry alone, so that a signer's machine shows what is signed; the release
@@ -100,7 +100,7 @@ def table_cells(rows: Sequence[VariantRow]) -> list[tuple[str, ...]]:
     bases = tuple(dict.fromkeys(base for row in rows for base in row.patches))[:MAX_BASE_COLUMNS]
     head = (
         "variant", "method", "model", "golden", "full download", *(f"from {base}" for base in bases),
-        "error", "top-1", "gate", "speed", "memory",
+        "error", "top-1", "gate", "latency", "memory",
     )  # fmt: skip
     return [head, *(_row_cells(row, bases) for row in rows)]
 

@@ -98,7 +98,7 @@ def test_it_tells_a_person_what_happens(site: ReleaseSite) -> None:
     assert "kws 1.2.0 (counter 3): not published" in result.stdout
     assert "from 1.1.0" in result.stdout
     head, fp32, int8 = result.stdout.splitlines()[1:4]
-    titles = ("variant", "method", "model", "golden", "full download", "error", "top-1", "gate", "speed", "memory")
+    titles = ("variant", "method", "model", "golden", "full download", "error", "top-1", "gate", "latency", "memory")
     assert all(title in head for title in titles), head
     assert fp32.split()[:2] == ["fp32", "float"]
     assert "1.00 x" in fp32

@@ -10,8 +10,58 @@ import pytest
 
 from packager.models.graphs import all_nodes, all_tensors, array_of, has_integer_weights, is_quantized, set_array
 from packager.models.random_inputs import random_samples
+from packager.quantize.moved_weights import most_exact_axis, moved_weight_uses
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
+
+HIDDEN = 16
+
+
+def moved_weights() -> onnx.ModelProto:
+    """Return a model whose branches have one LSTM each; both reorder the gates of the same weights."""
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    rng = np.random.default_rng(0)
+    values: dict[str, np.ndarray] = {
+        "w": rng.standard_normal((4 * HIDDEN, 32)).astype(np.float32) / 4,
+        "r": rng.standard_normal((4 * HIDDEN, HIDDEN)).astype(np.float32) / 4,
+        "zero": np.zeros((), np.float32),
+        "first": np.array([0]),
+        "middle": np.array([HIDDEN]),
+        "last": np.array([4 * HIDDEN]),
+    }
+
+    def branch(name: str, direction: str) -> onnx.GraphProto:
+        nodes = []
+        for weight in ("w", "r"):
+            for part, ends in (("a", ("middle", "last")), ("b", ("first", "middle"))):
+                nodes.append(helper.make_node("Slice", [weight, *ends, "first"], [f"{name}_{weight}_{part}"]))
+            parts = [f"{name}_{weight}_{part}" for part in "ab"]
+            nodes.append(helper.make_node("Concat", parts, [f"{name}_{weight}"], axis=0))
+            nodes.append(helper.make_node("Unsqueeze", [f"{name}_{weight}", "first"], [f"{name}_{weight}_1"]))
+        read = ["x", f"{name}_w_1", f"{name}_r_1"]
+        nodes.append(helper.make_node("LSTM", read, [name], name, hidden_size=HIDDEN, direction=direction))
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, float32, None)])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["is_positive"]),
+        helper.make_node(
+            "If",
+            ["is_positive"],
+            ["y"],
+            then_branch=branch("positive", "forward"),
+            else_branch=branch("negative", "reverse"),
+        ),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "moved",
+        [helper.make_tensor_value_info("x", float32, [5, 1, 32])],
+        [helper.make_tensor_value_info("y", float32, [5, 1, 1, HIDDEN])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
 
 LEVELS = onnxruntime.GraphOptimizationLevel
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -19,6 +69,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "convolutions": tiny_models.conv_net,
     "recurrent": tiny_models.recurrent,
     "nested graphs": tiny_models.branching,
+    "moved weights": moved_weights,
 }
 
 
@@ -108,3 +159,21 @@ def test_quantized_model_is_recognized_and_an_image_table_is_not(tmp_path: Path)
         [levels],
     )
     assert not is_quantized(onnx.helper.make_model(graph))
+
+
+def test_a_moved_weight_with_another_reader_stays_float() -> None:
+    model = moved_weights()
+    assert {use.tensor.name for use in moved_weight_uses(model)} == {"w", "r"}
+    assert {use.node.op_type for use in moved_weight_uses(model)} == {"LSTM"}
+    branch = model.graph.node[2].attribute[0].g
+    branch.node.append(onnx.helper.make_node("Relu", ["positive_r"], ["unused"]))
+    assert {use.tensor.name for use in moved_weight_uses(model)} == {"w"}
+    branch.output.append(onnx.ValueInfoProto(name="positive_w_a"))
+    assert moved_weight_uses(model) == []
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_scales_of_a_moved_weight_run_along_the_axis_with_the_smaller_error(axis: int) -> None:
+    sizes = np.moveaxis(np.geomspace(1, 1000, 24).reshape(-1, 1), 0, axis)
+    weight = np.random.default_rng(0).standard_normal((24, 24)) * sizes
+    assert most_exact_axis(onnx.numpy_helper.from_array(weight.astype(np.float32))) == axis

@@ -10,6 +10,7 @@ from packager.models.graphs import all_nodes, float_bytes, quantization_of, weig
 from packager.models.samples import Samples
 from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.int4 import int4_nodes
+from packager.quantize.moved_weights import moved_weight_uses
 
 
 def quantize_like_template(
@@ -34,7 +35,8 @@ def quantize_like_template(
     elif "dynamic" in recorded or (not recorded and "DynamicQuantizeLinear" in operators):
         method = "dynamic"
     float_tensors = {tensor.name for tensor in template.graph.initializer}
-    float_nodes = frozenset(use.node.name for use in weight_uses(prepared) if use.tensor.name in float_tensors)
+    uses = (*weight_uses(prepared), *moved_weight_uses(prepared))
+    float_nodes = frozenset(use.node.name for use in uses if use.tensor.name in float_tensors)
     promoted = _promoted_nodes(template, method, {use.node.name for use in int4_nodes(prepared)}) - float_nodes
     builder = CandidateBuilder(
         prepared,
