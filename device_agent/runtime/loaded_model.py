@@ -125,6 +125,8 @@ class LoadedModel(ABC):
 class OutputBinding:
     """Runs a model with outputs in the caller's memory, if their shapes are known from an earlier run.
 
+    Shapes that depend on the inputs' values are never known: after the first run that shows it, nothing is bound.
+
     Args:
         model: the model to run.
     """
@@ -132,20 +134,21 @@ class OutputBinding:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._outputs_by_shapes: dict[object, tuple[tuple[str, Any, tuple[int, ...]], ...]] = {}
+        self._is_bound = not model.has_adapter  # a runtime may ignore adapters in such runs
 
     def expected_outputs(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None
     ) -> tuple[tuple[str, Any, tuple[int, ...]], ...] | None:
         """Return name, dtype and shape of each output, as in the last run with inputs of these shapes.
 
-        Returns None if there was no such run.
+        Returns None if there was no such run, or its shapes say nothing about the next one's.
 
         Args:
             inputs: the inputs of the next run.
             outputs: names of the outputs to compute; None for all.
         """
-        if self._model.has_adapter:
-            return None  # a runtime may ignore adapters in such runs
+        if not self._is_bound:
+            return None
         return self._outputs_by_shapes.get(_shapes_key(inputs, outputs))
 
     def record_outputs(
@@ -160,6 +163,8 @@ class OutputBinding:
             outputs: the requested names; None for all.
             computed: the outputs.
         """
+        if not self._is_bound:
+            return
         while len(self._outputs_by_shapes) >= MAX_KNOWN_SHAPES:
             del self._outputs_by_shapes[next(iter(self._outputs_by_shapes))]
         rows = tuple((name, array.dtype, array.shape) for name, array in computed.items())
@@ -177,6 +182,7 @@ class OutputBinding:
         """
         if self._model.run_into(inputs, targets):
             return True
+        self._is_bound = False
         self._outputs_by_shapes.clear()
         return False
 

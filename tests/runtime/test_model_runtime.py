@@ -170,12 +170,19 @@ def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
         ModelRuntime(isolation="x")
 
 
+def child_processes() -> set[str]:
+    """Return the ids of this process's children."""
+    return {child for path in Path("/proc/self/task").glob("*/children") for child in path.read_text().split()}
+
+
 def test_outputs_whose_size_depends_on_the_values_are_right_every_time() -> None:
     nodes = [helper.make_node("NonZero", ["x"], ["y"])]
     model = make_graph_model(nodes, [("x", "float32", ["n"])], [("y", "int64", [1, "k"])])
     rng = np.random.default_rng(0)
     with ModelRuntime(isolation="worker", threads=1) as runtime, create_memfd_bundle(model) as bundle:
         runtime.swap(bundle.fds)
+        before = child_processes()
         for share in (0.5, 0.5, 0.9, 0.9, 0.1, 0.0):
             x = (rng.random(50_000) < share).astype(np.float32)
             assert np.array_equal(runtime.run({"x": x})["y"], [np.nonzero(x)[0]])
+        assert child_processes() == before, "a model process ended"
