@@ -2,11 +2,14 @@
 
     python -m benchmarks.golden_power MODEL.onnx...
 
-Of every model, golden vectors are recorded with random inputs, and again for a copy with small changes in all weights,
-as a fine-tune would make them. `update` is the patch between the two with golden vectors, `alone` without. Damaged
-copies have one weight set to zero, one channel of a weight with its sign flipped, or one weight scaled by 1.02, for
-weights spread over the model. They are compared with the golden vectors (`sketch`), and with whole outputs of up to 8
-samples as they were drawn (`whole`). A copy that neither finds is not counted.
+Of every model, golden vectors are recorded, and again for a copy with small changes in all weights, as of a fine-tune.
+Inputs come from `MODEL.npz` beside the model (first axis = sample; `benchmarks.published_models` writes such files), or
+are random. "golden" is the patch without a base of the file of golden vectors, "update" the patch between the two
+models, "golden in it" the patch between the two files of golden vectors.
+
+Damaged copies have one weight set to zero, one channel of a weight with its sign flipped, or one weight scaled by 1.02,
+for weights spread over the model. "by whole" compares whole outputs of up to 8 samples, as they were drawn, "by golden"
+the golden vectors. A copy that neither finds is not counted. The columns count copies by damage: zero, flip, scale.
 """
 
 import argparse
@@ -27,8 +30,10 @@ from bundle.golden.relative_error import relative_rms
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.make_patch import make_patch
 from packager.models.golden_vectors import record_golden
-from packager.models.inputs import Sample, load_proto
+from packager.models.graphs import all_tensors
+from packager.models.inputs import ModelInterface, Sample, load_proto
 from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, load_samples, samples_from
 from packager.models.sessions import open_session, run_session
 
 WEIGHTS: Final = 6  # damaged weights of each model
@@ -51,13 +56,18 @@ CHANGES: Final[dict[str, Change]] = {
 }
 
 
+def float_weights(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """Return the weights of at least two axes: initializers, and constants of nodes and branches."""
+    return [
+        tensor
+        for tensor in all_tensors(proto)
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= MIN_ELEMENTS
+    ]
+
+
 def damaged_copies(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
     """Yield (kind of damage, model) for WEIGHTS weights."""
-    weights = [
-        tensor
-        for tensor in proto.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_ELEMENTS
-    ]
+    weights = float_weights(proto)
     for index in sorted({round(i * (len(weights) - 1) / (WEIGHTS - 1)) for i in range(WEIGHTS)}) if weights else ():
         kept = weights[index].SerializeToString()
         for kind, change in CHANGES.items():
@@ -72,11 +82,10 @@ def tune(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     rng = np.random.default_rng(seed)
-    for tensor in copy.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and np.prod(tensor.dims) >= MIN_ELEMENTS:
-            values = numpy_helper.to_array(tensor)
-            step = 1e-3 * float(values.std()) * rng.standard_normal(values.shape)
-            tensor.CopyFrom(numpy_helper.from_array((values + step).astype(np.float32), tensor.name))
+    for tensor in float_weights(copy):
+        values = numpy_helper.to_array(tensor)
+        step = 1e-3 * float(values.std()) * rng.standard_normal(values.shape)
+        tensor.CopyFrom(numpy_helper.from_array((values + step).astype(np.float32), tensor.name))
     return copy
 
 
@@ -110,28 +119,39 @@ def whole_error(outputs: list[Sample], expected: list[Sample]) -> float:
     return worst
 
 
-def patch_bytes(base: Path, target: Path, folder: Path) -> int:
-    """Return the size of the patch between two files."""
+def read_samples(model: Path) -> Samples:
+    """Return samples of the `.npz` beside a model, evenly spread, or random ones."""
+    path = model.with_suffix(".npz")
+    if not path.is_file():
+        return random_samples(model, SAMPLES)
+    samples = load_samples(path, ModelInterface.from_file(model))
+    rows = np.linspace(0, len(samples) - 1, SAMPLES).astype(int)
+    return samples_from([sample for row, sample in enumerate(samples) if row in rows])
+
+
+def patch_bytes(base: Path | None, target: Path, folder: Path) -> int:
+    """Return the size of the patch between two files, or of the full download without a base."""
     path = folder / "patch"
     with path.open("wb") as out:
-        return make_patch(open_bundle(base), open_bundle(target), out).plain_size
+        return make_patch(None if base is None else open_bundle(base), open_bundle(target), out).plain_size
 
 
 def measure(model: Path, folder: Path) -> str:
     """Return the row of one model."""
     proto = load_proto(model)
-    samples = random_samples(model, SAMPLES)
+    samples = read_samples(model)
     first, second = folder / "1.bin", folder / "2.bin"
     report = record_golden(model, samples, first, SAMPLES)
     golden = read_golden_file(first.read_bytes())
     tuned = folder / "tuned.onnx"
     onnx.save(tune(proto, 1), str(tuned))
     record_golden(tuned, samples, second, SAMPLES, earlier=golden)
+    first_download = patch_bytes(None, first, folder)
     alone, added = patch_bytes(model, tuned, folder), patch_bytes(first, second, folder)
     inputs = [dict(sample) for sample in samples]
     expected = outputs_of(model, inputs)
-    found = {"sketch": 0, "whole": 0, "damaged": 0}
-    for _, copy in damaged_copies(proto):
+    found = {way: dict.fromkeys(CHANGES, 0) for way in ("damaged", "whole", "sketch")}
+    for kind, copy in damaged_copies(proto):
         path = folder / "damaged.onnx"
         onnx.save(copy, str(path))
         try:
@@ -141,15 +161,14 @@ def measure(model: Path, folder: Path) -> str:
             )
         except AirweightsError:
             continue
-        found["damaged"] += by_whole or by_sketch
-        found["sketch"] += by_sketch
-        found["whole"] += by_whole
+        found["damaged"][kind] += by_whole or by_sketch
+        found["sketch"][kind] += by_sketch
+        found["whole"][kind] += by_whole
     whole_bytes = sum(array.nbytes for sample in (*inputs, *expected) for array in sample.values())
-    codes = "/".join(sorted({item.code for sample in golden.inputs for item in sample.values()}))
+    counts = " | ".join(", ".join(map(str, found[way].values())) for way in ("damaged", "whole", "sketch"))
     return (
-        f"| {model.stem} | {model.stat().st_size:,} | {whole_bytes:,} | {report.bytes:,} | {report.samples} {codes} | "
-        f"{alone:,} | {added:,} | {report.tolerance_ppm:,} | {found['whole']} | {found['sketch']} | "
-        f"{found['damaged']} |"
+        f"| {model.stem} | {model.stat().st_size:,} | {whole_bytes:,} | {first_download:,} | {alone:,} | {added:,} | "
+        f"{counts} |"
     )
 
 
@@ -157,10 +176,8 @@ def main() -> int:
     """Print one row for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+")
-    print(
-        "| model | bytes | golden, whole | golden | samples | update alone | golden in it | ppm | whole | sketch | of |"
-    )
-    print("| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| model | bytes | whole, bytes | golden, bytes | update | golden in it | damaged | by whole | by golden |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | --- | --- | --- |")
     for model in parser.parse_args().models:
         with tempfile.TemporaryDirectory() as folder:
             try:

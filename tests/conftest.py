@@ -84,6 +84,7 @@ SAMPLED_CASES = {
     "test_a_run_that_asks_for_what_can_not_be_had_fails": 2,
     "test_a_model_that_does_not_end_is_killed_at_the_deadline": 1,
     "test_single_bytes_edited_in_a_model_cost_what_generic_tools_take": 1,
+    "test_an_update_costs_what_the_model_costs_and_a_kilobyte": 1,
     "test_model_becomes_smaller_and_passes_the_gate": 4,
     "test_every_write_may_fail": 1,
     "test_no_way_out_on_an_older_kernel": 1,

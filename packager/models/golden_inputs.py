@@ -8,6 +8,8 @@ Order of choice:
        the samples do (packager.models.damage_probe)
     5. as many samples rounded to 16 or else 8 bits as fit, at least one
 
+If not all samples fit in 2, those that show damaged weights best come first (packager.models.damage_probe).
+
 Golden outputs are those of the stored inputs, so rounding does not make the check less exact.
 """
 
@@ -34,18 +36,26 @@ Encoder: TypeAlias = Callable[[np.ndarray], StoredInput]
 
 
 def choose_inputs(
-    samples: Samples, count: int, limit_bytes: int, shows_damage: Callable[[list[Sample], list[Sample]], bool]
+    samples: Samples,
+    count: int,
+    limit_bytes: int,
+    shows_damage: Callable[[list[Sample], list[Sample]], bool],
+    rank: Callable[[list[Sample]], list[float]],
 ) -> list[StoredSample]:
-    """Return at most `count` stored samples, the smallest first (order of choice, 2 to 5).
+    """Return at most `count` stored samples, the smallest first if all fit (order of choice, 2 to 5).
 
     Args:
         samples: samples that the model accepts.
         count: maximum number of samples.
         limit_bytes: compressed bytes that the inputs may take; only a single sample may exceed it.
         shows_damage: returns whether the second list of samples shows damaged weights as well as the first.
+        rank: returns how well each sample shows damaged weights; it is asked if not all samples fit.
     """
     candidates = _order_candidates(samples, count)
     exact = _fill([_encode(sample, encode_exact) for sample in candidates], limit_bytes)
+    if len(exact) < len(candidates):
+        candidates = _order_by_score(candidates, rank(candidates))
+        exact = _fill([_encode(sample, encode_exact) for sample in candidates], limit_bytes)
     if len(exact) >= min(MIN_EXACT_SAMPLES, len(candidates)):
         return exact
     rounded = _fill([_encode(sample, encode_rounded) for sample in candidates], limit_bytes)
@@ -179,6 +189,14 @@ def _order_candidates(samples: Samples, count: int) -> list[Sample]:
     wanted = set(order)
     found = {i: sample for i, sample in enumerate(considered) if i in wanted}
     return [found[i] for i in order]
+
+
+def _order_by_score(candidates: list[Sample], scores: list[float]) -> list[Sample]:
+    """Return the candidates, best first; the smallest one stays first if sizes differ."""
+    sizes = {sum(array.size for array in sample.values()) for sample in candidates}
+    fixed = 1 if len(sizes) > 1 else 0
+    order = sorted(range(fixed, len(candidates)), key=lambda number: -scores[number])  # stable
+    return [*candidates[:fixed], *(candidates[number] for number in order)]
 
 
 def _fill(candidates: list[StoredSample], limit_bytes: int) -> list[StoredSample]:

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,7 @@ from bundle.golden.golden_file import (
 from bundle.golden.scales import Floats, keep_channels, scale_size
 from bundle.golden.sketch import OutputRow, summarize
 from packager.errors import GoldenUnstable, ModelDoesNotRun, SampleHasNan
-from packager.models.damage_probe import shows_damage
+from packager.models.damage_probe import rank_inputs, shows_damage
 from packager.models.golden_budget import download_budget, update_budget
 from packager.models.golden_inputs import (
     StoredSample,
@@ -137,7 +138,7 @@ def record_golden(
         if is_stateful:
             chosen = choose_sequence(samples, count)
         else:
-            chosen = choose_inputs(samples, count, limit, lambda real, noise: shows_damage(model, real, noise))
+            chosen = choose_inputs(samples, count, limit, partial(shows_damage, model), partial(rank_inputs, model))
         recorded = _run(model, chosen, is_stateful=is_stateful)
     if not recorded.inputs:
         raise recorded.refusal(model)

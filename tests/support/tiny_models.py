@@ -239,6 +239,16 @@ def constant_output() -> onnx.ModelProto:
     return _model(nodes, [_value("x", [1, 64])], [_value("y", [1, 32])], weights, 17)
 
 
+def saturating(width: int, seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [1, width] -> scores: float32 [1, 2], which are 0 and 1 for large inputs."""
+    weights = [_weight("w", np.random.default_rng(seed), width, 2, gain=30.0)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"]),
+    ]
+    return _model(nodes, [_value("x", [1, width])], [_value("scores", [1, 2])], weights, 17)
+
+
 def missing_values(seed: int = 0) -> onnx.ModelProto:
     """x: float32 [n, 64], NaN where a value is missing -> y: float32 [n, 8]."""
     rng = np.random.default_rng(seed)
