@@ -2,8 +2,8 @@
 
 Rules:
 - Up to MAX_PROBES weights, spread over the model, are damaged, one in each copy: set to zero to compare two lists of
-  inputs, scaled by SMALL_DAMAGE to rank the inputs of one list. A small damage tells saturated outputs, such as a
-  probability of 1, from others.
+  inputs, scaled by SMALL_DAMAGE to rank the inputs of one list. A small damage hardly shows in saturated outputs, such
+  as a probability of 1.
 - Inputs show the damage as well as others if for every copy the relative RMS error of an output is at least half of
   that of the others, or at least CLEAR_ERROR, which is above every tolerance.
 """
