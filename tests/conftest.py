@@ -104,6 +104,7 @@ SAMPLED_CASES = {
     "test_an_update_arrives_through_a_store_that_names_a_coding": 1,
     "test_check_config_names_the_step_that_fails": 6,
     "test_where_two_models_do_not_fit_the_running_one_is_stopped_first": 1,
+    "test_a_gguf_model_is_updated_by_a_patch_and_a_bad_one_is_rolled_back": 0,
     "test_collectors_killed_at_random_count_each_line_once": 2,
     "test_failures_that_report_after_successes_never_advance": 1,
     "test_a_small_class_that_fails_costs_at_most_20_devices": 1,

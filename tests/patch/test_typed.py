@@ -329,3 +329,14 @@ def test_widened_floats_cost_little_more_than_narrow_ones(tmp_path: Path) -> Non
         assert apply_to_memory(patch, base) == target
         sizes[dtype] = len(patch)
     assert sizes[np.float32] < 1.2 * sizes[np.float16]
+
+
+def test_a_quantized_gguf_whose_last_block_is_shorter_than_a_row_is_exact(tmp_path: Path) -> None:
+    # 29,128 rows of 18 bytes: two blocks of elements, and 16 bytes of a third one
+    dice = np.random.default_rng(3)
+    old = dice.normal(0, 0.02, (29_128, 32)).astype(np.float32)
+    new = old + dice.normal(0, 2e-4, old.shape).astype(np.float32)
+    files = [{"model.gguf": model_formats.to_q4_0_gguf({"w": values})} for values in (old, new)]
+    patch, report = make_patch_between(tmp_path, *files, codec="typed")
+    assert apply_to_memory(patch, files[0]) == files[1]
+    assert report.plain_size < 0.15 * len(files[1]["model.gguf"])

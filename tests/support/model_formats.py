@@ -50,6 +50,36 @@ def to_gguf(arrays: Arrays) -> bytes:
     return head + bytes(-len(head) % 64) + data
 
 
+def to_q4_0(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Quantize as llama.cpp does: blocks of 32 values, each a half-precision scale and 32 levels of four bits.
+
+    Args:
+        values: a matrix whose rows have a multiple of 32 columns.
+
+    Returns:
+        The blocks, uint8 [values.size / 32, 18].
+    """
+    blocks = values.reshape(-1, 32)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+    scales = extreme / np.float32(-8)
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    levels = np.clip(np.trunc(blocks * inverse + np.float32(8.5)), 0, 15).astype(np.uint8)
+    packed = levels[:, :16] | (levels[:, 16:] << 4)
+    return np.concatenate([scales.astype(np.float16).view(np.uint8), packed], axis=1)
+
+
+def to_q4_0_gguf(arrays: dict[str, npt.NDArray[np.float32]]) -> bytes:
+    """Return a GGUF file of version 3 whose matrices are quantized to Q4_0."""
+    infos, data = b"", b""
+    for name, array in arrays.items():
+        infos += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQQ", 2, *reversed(array.shape))
+        infos += struct.pack("<IQ", 2, len(data))
+        data += to_q4_0(array).tobytes()
+        data += bytes(-len(data) % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(arrays), 0) + infos
+    return head + bytes(-len(head) % 32) + data
+
+
 def to_npz(arrays: Arrays) -> bytes:
     """Return an uncompressed `.npz` file."""
     out = io.BytesIO()

@@ -193,9 +193,11 @@ def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> byt
     if tensor.job.is_transposed and prediction is not None:
         flags |= Flag.TRANSPOSED
     if coder is Coder.KEYED:
-        flags |= keyed_flags(prediction, kind, plan.period, has_units=plan.has_units)
+        # a pattern has at most as many steps as its frame has elements, which decoders require
+        period = plan.period if plan.period is not None and plan.period.count <= end - start else None
+        flags |= keyed_flags(prediction, kind, period, has_units=plan.has_units)
         tables, parts = write_keyed(
-            residual, prediction, kind, plan.sub_block, options, plan.period, start, has_units=plan.has_units
+            residual, prediction, kind, plan.sub_block, options, period, start, has_units=plan.has_units
         )
         data = tables + parts
     elif coder is Coder.SINGLE_PART:
