@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _requirements(extras: tuple[str, ...]) -> dict[str, tuple[list[str], SpecifierSet]]:
-    """Return name → (the base, or extras that need it; allowed versions) of all packages, also indirect ones."""
+    """Return name → (the extras that need it, or "base"; allowed versions) of all packages."""
     found: dict[str, tuple[list[str], SpecifierSet]] = {}
     for extra in ("", *extras):
         pending = list(_needs(PROJECT, extra))

@@ -336,7 +336,7 @@ def test_a_quantized_gguf_whose_last_block_is_shorter_than_a_row_is_exact(tmp_pa
     dice = np.random.default_rng(3)
     old = dice.normal(0, 0.02, (29_128, 32)).astype(np.float32)
     new = old + dice.normal(0, 2e-4, old.shape).astype(np.float32)
-    files = [{"model.gguf": model_formats.to_q4_0_gguf({"w": values})} for values in (old, new)]
-    patch, report = make_patch_between(tmp_path, *files, codec="typed")
-    assert apply_to_memory(patch, files[0]) == files[1]
-    assert report.plain_size < 0.15 * len(files[1]["model.gguf"])
+    base, target = ({"model.gguf": model_formats.to_q4_0_gguf({"w": values})} for values in (old, new))
+    patch, report = make_patch_between(tmp_path, base, target, "typed")
+    assert apply_to_memory(patch, base) == target
+    assert report.plain_size < 0.15 * len(target["model.gguf"])
