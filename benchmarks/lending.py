@@ -47,6 +47,10 @@ def main() -> None:
         files = '[patches]\nfrom = 0\n[[files]]\npath = "large.bin"\nrole = "other"\n'
         release(publisher, "1.1.0", "one\n", extra=files)
         device.start()
+        assert device.daemon is not None
+        assert device.daemon.stderr is not None
+        # each request is logged: a pipe that is not read would stop the daemon
+        threading.Thread(target=device.daemon.stderr.read, daemon=True).start()
         device.call("update")
         found = {"mb": options.mb, **measure_borrowing(device), **measure_swap(publisher, device, files)}
         found |= measure_notice(Path(text))
