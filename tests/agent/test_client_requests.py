@@ -18,7 +18,7 @@ from tests.support.fragile_models import KINDS, make_fragile_model, make_inputs
 from tests.support.load_clients import UnixConnection
 from tests.support.publisher import DeviceUnderTest, Publisher
 
-WINDOW_S = 15  # extended three times: starting a crashed candidate again takes seconds on a busy machine
+WINDOW_S = 8
 MIN_REQUESTS = 5
 
 
