@@ -36,7 +36,7 @@ def moved_weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
     found: list[WeightUse] = []
     for owner in everywhere:
         for tensor in owner.graph.initializer:
-            is_weight = tensor.data_type in FLOAT_TYPES and len(tensor.dims) >= 2
+            is_weight = tensor.data_type in FLOAT_TYPES and len(tensor.dims) >= 2 and all(tensor.dims)
             if is_weight and all(_moves(node, index) for _, node, index in readers.get(tensor.name, [])):
                 ends = _find_ends(tensor.name, readers, outputs) or []
                 found += [WeightUse(scope, node, index, owner, tensor) for scope, node, index in ends]

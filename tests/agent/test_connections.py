@@ -186,8 +186,9 @@ def test_the_target_of_a_presigned_url_is_sent_byte_for_byte(served: Path, throu
 
 def test_a_closed_client_leaves_no_thread() -> None:
     client = HttpClient(ClientSettings(no_credentials(SystemAuthorities.read(os.environ)), proxy="none"))
+    before = set(threading.enumerate())  # of other tests, too
     with client.watchdog.watch(1):
-        (watchdog,) = [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+        (watchdog,) = set(threading.enumerate()) - before
     client.close()
     watchdog.join(5)
     assert not watchdog.is_alive()

@@ -194,9 +194,7 @@ def test_the_log_says_what_an_inconclusive_phase_leads_to(
     phase: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = SimpleNamespace(probation=ProbationSettings(window_s=0, min_requests=5))
-    variant = SimpleNamespace(
-        health=replace(Health(), shadow_ppm=1), require_model=lambda: MagicMock(contract=Contract((), ()))
-    )
+    variant = SimpleNamespace(health=replace(Health(), shadow_ppm=1), models=(MagicMock(contract=Contract((), ())),))
     generation = MagicMock(variant=variant)
     serving = MagicMock(previous=None, current=None)
     serving.shadow_observation.return_value = ShadowObservation()

@@ -94,7 +94,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Publisher, D
     publish(publisher, "1.0.0", 1)
     with serve_folder(publisher.published) as site:
         device = DeviceUnderTest.create(folder / "lab", site.url, publisher.root)
-        device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=40))
+        device.config = replace(device.config, probation=ProbationSettings(window_s=8, min_requests=40))
         device.write_config()
         publisher.enroll(device.directory)
         device.start()
