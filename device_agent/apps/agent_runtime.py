@@ -7,13 +7,13 @@ Rules:
 1. The model of the serving release is borrowed, checked on its golden inputs and loaded (device_agent.runtime). When
    the agent swaps, the new model is loaded beside the running one, which serves until then. When the agent rolls back,
    the previous model, which is still loaded, serves again.
-2. A model that does not load, or that `judge` rejects, changes nothing: the one before it keeps running. If a process
-   is a judge of the family, the agent gets the verdict, and ends the probation of such a release.
+2. A model that does not load changes nothing: the one before it keeps running. One that `judge` rejects, or on which
+   `judge` raises an exception, ran until then and is replaced by the one before it. If a process is a judge of the
+   family, the agent gets the verdict, and ends the probation of such a release.
 3. If the daemon ends, or serves nothing, the model keeps running. The connection is opened again until `close`.
 4. One thread follows the agent. `run` never waits for it.
 """
 
-import contextlib
 import logging
 import os
 import threading
@@ -46,9 +46,9 @@ class AgentRuntime(ModelRuntime):
         socket_path: path of the agent's socket for applications; None: as `open_bundle`.
         model: the model of the bundle: its name, path or file name; None for the only one.
         judge: called with this runtime after each new model is loaded; returns "" if the application finds it healthy,
-            else the reason. With it, verdicts are sent to the agent.
+            else the reason. An exception is a reason, too. With it, verdicts are sent to the agent.
         on_change: called after each event of the agent with the release that it serves, and with the error if its model
-            could not be used.
+            could not be used. An exception that it raises is logged.
         isolation: as in ModelRuntime.
         threads: as in ModelRuntime.
         tolerance_ppm: as in ModelRuntime.
@@ -139,9 +139,13 @@ class AgentRuntime(ModelRuntime):
             if self._client is not None:
                 self._client.close()
             self._client = None
-            with contextlib.suppress(DaemonNotRunning):
+            try:
                 self._client = AppClient(self._path)
                 self._events = self._client.watch(self._family)
+            except DaemonNotRunning:
+                pass  # tried again
+            except AirweightsError as error:
+                logger.warning("not following %s: %s", self._family, error.message)
 
     def _follow_safely(self, serving: ServingRelease) -> None:
         problem: AirweightsError | None = None
@@ -151,7 +155,10 @@ class AgentRuntime(ModelRuntime):
             logger.warning("release %s of %s is not used: %s", serving.release, self._family, error.message)
             problem = error
         if self._on_change is not None:
-            self._on_change(serving, problem)
+            try:
+                self._on_change(serving, problem)
+            except Exception:  # the application's own code must not end the thread that follows the agent
+                logger.exception("on_change failed on release %s of %s", serving.release, self._family)
 
     def _follow(self, serving: ServingRelease) -> None:
         """Run the model of a release, unless it runs already."""
@@ -179,7 +186,11 @@ class AgentRuntime(ModelRuntime):
         previous, self._releases = self._releases[-1:], [*self._releases[-1:], bundle.release]
         if self._judge is None:
             return
-        reason = self._judge(self)
+        try:
+            reason = self._judge(self)
+        except Exception as error:  # the application's own code: it could not use the model
+            logger.exception("the judge failed on release %s of %s", bundle.release.release, self._family)
+            reason = f"the judge failed: {type(error).__name__}: {error}"
         if reason and previous:
             self.rollback()
             self._releases = previous

@@ -17,6 +17,7 @@ from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
 FILE = '[[files]]\npath = "scale.onnx"\nrole = "model"\n'
 TIMEOUT_S = 60
+UNKNOWN_FACTOR = 13.0
 Changes = queue.Queue[tuple[ServingRelease, AirweightsError | None]]
 
 
@@ -42,6 +43,8 @@ def first(runtime: AgentRuntime) -> float:
 
 
 def judge(runtime: AgentRuntime) -> str:
+    if first(runtime) == UNKNOWN_FACTOR:
+        raise LookupError("no such factor")
     return "" if first(runtime) < 100 else f"{first(runtime):g} is too loud"
 
 
@@ -52,6 +55,7 @@ def test_a_model_follows_updates_and_rollbacks_while_calls_run(lab: tuple[Publis
 
     def on_change(serving: ServingRelease, error: AirweightsError | None) -> None:
         changes.put((serving, error))
+        raise LookupError("an exception of the application")
 
     with AgentRuntime(FAMILY, path, model="scale.onnx", judge=judge, on_change=on_change, threads=1) as runtime:
         assert runtime.release is not None
@@ -84,6 +88,14 @@ def test_a_model_follows_updates_and_rollbacks_while_calls_run(lab: tuple[Publis
             assert [changes.get(timeout=TIMEOUT_S)[0].release for _ in range(2)] == ["1.3.0", "1.1.0"]
             assert (first(runtime), runtime.release and runtime.release.release) == (2.0, "1.1.0")
 
+            # so does one on which the application's own code fails
+            publish(publisher, "1.3.1", UNKNOWN_FACTOR)
+            rejected = device.call("update")
+            assert (rejected["outcome"], rejected["release"]) == ("rolled-back", "1.3.1")
+            assert "the judge failed: LookupError: no such factor" in rejected["detail"]
+            assert [changes.get(timeout=TIMEOUT_S)[0].release for _ in range(2)] == ["1.3.1", "1.1.0"]
+            assert first(runtime) == 2.0
+
             # so does one that does not load
             publish(publisher, "1.4.0", None)
             assert device.call("update")["outcome"] == "rolled-back"
@@ -101,7 +113,7 @@ def test_a_model_follows_updates_and_rollbacks_while_calls_run(lab: tuple[Publis
         finally:
             stop.set()
             caller.join()
-        assert {2.0, 3.0} <= seen <= {2.0, 3.0, 1000.0}
+        assert {2.0, 3.0} <= seen <= {2.0, 3.0, UNKNOWN_FACTOR, 1000.0}
     runtime.close()
 
 
