@@ -164,7 +164,8 @@ class FamilyQueue:
 
     def has_model(self, model: str) -> bool:
         """Return whether a request can name a model of this family, whose models may be unknown yet."""
-        return model in self.model_names() or not any(not g.is_retired for g in self.generations.values())
+        loaded = [generation for generation in self.generations.values() if not generation.is_retired]
+        return not loaded or any(generation.find_model(model) is not None for generation in loaded)
 
     def generation_of_version(self, version: str) -> FrontGeneration | None:
         """Return the generation that serves a version; the current one if several do."""
