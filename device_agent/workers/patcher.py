@@ -118,7 +118,7 @@ class Patcher:
             message.close()
 
     def apply_patch(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Apply a patch and seal the result: call `apply`.
+        """Apply a patch and write the result: call `apply`.
 
         Args:
             message: fields `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry), `outputs` (number of

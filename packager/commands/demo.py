@@ -78,8 +78,8 @@ def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> Non
     """Demonstrate a fleet: twelve agents of two CPU classes, and a release that fails live on one of them.
 
     The follower halts the rollout because of the devices' signed reports. The other class keeps its release, and no
-    request fails. Everything happens in one folder and on loopback addresses, in about two minutes. It needs the extra
-    `fleet`.
+    request fails. Everything happens in one folder and on loopback addresses, and takes some minutes. It needs the
+    extra `fleet`.
 
     Exit status: 0 all checks passed, 2 invalid input or a missing extra, 5 a check failed.
     """
@@ -112,7 +112,7 @@ def fleet_command(keep: Path | None, picture: Path | None, as_json: bool) -> Non
 @click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
 def apps_command(keep: Path | None, as_json: bool) -> None:
-    """Demonstrate applications that borrow files and judge releases, in less than a minute.
+    """Demonstrate applications that borrow files and judge releases.
 
     One is in Python, one in C if there is a compiler, and one is an unchanged program. They borrow the files of a
     release from the agent, follow an update that is a patch, and end the probation of a bad release by their own
