@@ -37,6 +37,7 @@ ONLY_IN = {
         "packager/stores/registry_client.py",
         "device_agent/workers/http_client.py",
         "device_agent/workers/http_connection.py",
+        "device_agent/workers/http_response.py",
     },
     "requests": set(),
     "distributed": {"packager/executors/dask_gateway.py"},

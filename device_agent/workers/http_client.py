@@ -15,15 +15,14 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from urllib3 import BaseHTTPResponse, PoolManager
+from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError
 
-from bundle.errors import AccessDenied, DownloadFailed, NotFound, TooLarge, UnexpectedNotModified
+from bundle.errors import AccessDenied, DownloadFailed, NotFound, UnexpectedNotModified
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RedirectRefused, RepositoryAuthRequired, ServerTooSlow
 from device_agent.policy.proxy_choice import choose_proxy
@@ -44,6 +43,7 @@ from device_agent.workers.http_connection import (
     tls_failed,
 )
 from device_agent.workers.http_heads import is_conditional
+from device_agent.workers.http_response import HttpResponse
 from device_agent.workers.repository_credentials import RepositoryCredentials, basic_authorization
 from device_agent.workers.transfer_watchdog import TransferWatchdog
 
@@ -51,7 +51,6 @@ logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 REDIRECT_STATUSES: Final = (301, 302, 303, 307, 308)
 RANGE_NOT_SATISFIABLE: Final = 416
-READ_BYTES: Final = 64 * 1024
 NO_CODINGS: Final = ("", "identity", "none", "aws-chunked")  # stores play back what the upload said over plain bytes
 CERTIFICATE_PAGE_BYTES: Final = 1024  # how nginx says that a client certificate is missing: a page with status 400
 
@@ -104,72 +103,6 @@ class Target:
     def url_host(self) -> str:
         """The host as URLs have it: an IPv6 address in brackets."""
         return f"[{self.host}]" if ":" in self.host else self.host
-
-
-@dataclass(slots=True)
-class HttpResponse:
-    """A response with its body still unread. Close it.
-
-    Attributes:
-        url: the URL that it came from, for messages.
-        response: status, header fields and body.
-    """
-
-    url: str
-    response: BaseHTTPResponse
-    _watchdog: TransferWatchdog
-
-    @property
-    def status(self) -> int:
-        """The status code of the response."""
-        return self.response.status
-
-    def header(self, name: str) -> str:
-        """Return a header field, the first of those with this name, or ""."""
-        return next(iter(self.response.headers.getlist(name)), "")
-
-    def chunks(self, size: int) -> Iterator[bytes]:
-        """Yield the body, each time what has arrived, at most `size` bytes.
-
-        Raises:
-            DownloadFailed: the connection broke.
-            ServerTooSlow: the watchdog cut it.
-        """
-        while self.response.length_remaining != 0:
-            # http.client's read1 does not count the bytes that are left (before Python 3.13)
-            wanted = size if self.response.length_remaining is None else min(size, self.response.length_remaining)
-            try:
-                with self._watchdog.waiting(self.url):
-                    # read1: a full read would block on a slow server and hide what has arrived
-                    data = self.response.read1(wanted)
-            except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
-                raise DownloadFailed(
-                    f"{self.url}: the transfer broke: {describe_error(below_urllib3(error))}"
-                ) from error
-            if not data:
-                return
-            self._watchdog.record_body(len(data))
-            yield data
-
-    def read(self, max_bytes: int) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            TooLarge: it is longer than `max_bytes`.
-            DownloadFailed, ServerTooSlow: as `chunks`.
-        """
-        body = bytearray()
-        for data in self.chunks(READ_BYTES):
-            body += data
-            if len(body) > max_bytes:
-                raise TooLarge(f"{self.url}: more than the allowed {max_bytes} bytes")
-        return bytes(body)
-
-    def close(self) -> None:
-        """Close the response; its connection is kept only if the body was read to its end."""
-        if self.response.length_remaining == 0:
-            self.response.drain_conn()  # an empty body is read only now
-        self.response.close()
 
 
 _Key = tuple[str, bool, str]  # proxy, has credentials, host of the repository

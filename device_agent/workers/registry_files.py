@@ -22,8 +22,9 @@ from urllib.parse import unquote
 from bundle.errors import DownloadFailed, NotFound
 from bundle.registry_paths import DIGEST_PATTERN, MANIFEST_TYPE, place_of
 from device_agent.config.repository import redact_url
-from device_agent.workers.http_client import HttpClient, HttpResponse
+from device_agent.workers.http_client import HttpClient
 from device_agent.workers.http_heads import received
+from device_agent.workers.http_response import HttpResponse
 from device_agent.workers.registry_login import open_registry_url
 
 MAX_MANIFEST_BYTES: Final = 256 * 1024  # of one file

@@ -19,7 +19,8 @@ from urllib.parse import urlencode, urlsplit
 from bundle.errors import AccessDenied, DownloadFailed, NotFound, TooLarge
 from device_agent.config.repository import origin_of, redact_url
 from device_agent.errors import RepositoryAuthRequired, TokenRealmRefused
-from device_agent.workers.http_client import HttpClient, HttpResponse
+from device_agent.workers.http_client import HttpClient
+from device_agent.workers.http_response import HttpResponse
 
 MAX_TOKEN_BYTES: Final = 64 * 1024
 FIELD_PATTERN: Final = re.compile(r'([a-z]+)="([^"]*)"')

@@ -18,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 from bundle.errors import DownloadFailed, NotFound
 from device_agent.config.repository import REGISTRY_SCHEMES
 from device_agent.errors import RepositoryNotReached
-from device_agent.workers.http_client import RANGE_NOT_SATISFIABLE, HttpClient, HttpResponse
+from device_agent.workers.http_client import RANGE_NOT_SATISFIABLE, HttpClient
 from device_agent.workers.http_heads import received, usable_validator
+from device_agent.workers.http_response import HttpResponse
 from device_agent.workers.registry_files import InlineFile, open_registry_file
 
 CHUNK_BYTES: Final = 64 * 1024
