@@ -1,4 +1,4 @@
-"""A response of a server with its body still unread; the transfer watchdog cuts a body that is too slow."""
+"""A response of a server, with its body still unread."""
 
 import http.client
 from collections.abc import Iterator
