@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,8 +144,10 @@ def start_real_servers(folder: Path, site: Path, update: Path, other: Path) -> I
         update: the same, with a newer release in the channel.
         other: published folder of another repository.
     """
-    for above in (folder, *folder.parents[:2]):
-        above.chmod(0o755)  # squid reads as another user
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for above in (folder, *folder.parents):
+        if temporary in above.resolve().parents:
+            above.chmod(0o755)  # squid reads as another user; pytest's folders are its own user's
     tls = create_certificates(folder / "tls")
     for name, line in (
         ("basic", LOGIN),
