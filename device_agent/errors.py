@@ -411,8 +411,8 @@ class TooMuchMemory(Unfit):
 
 
 class NotFaster(NotEligible):
-    """Another variant than the active one was expected to be better, and is not on this device. The active
-    variant stays.
+    """Another variant than the active one was expected to be better, and is not. The next attempt
+    follows at once, with the active variant.
     """
 
     reason = "not-faster"

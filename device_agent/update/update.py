@@ -35,6 +35,7 @@ from bundle.files import BundleDigest
 from bundle.strict_json import JSON
 from device_agent.errors import (
     JournalUnreadable,
+    NotFaster,
     PatcherCrashed,
     StoreDamaged,
     WorkerCrashed,
@@ -61,11 +62,15 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
+MAX_VARIANT_TRIALS: Final = 3  # attempts that follow each other because a variant is not faster
 MAX_REPLANS: Final = 4  # bounds the blobs that a bad mirror or release can make a device download in one attempt
 
 
 def run_update(context: UpdateContext, trigger: str) -> UpdateResult:
     """Run one attempt from its check on. An error of the attempt becomes its outcome.
+
+    If the candidate's variant turns out not to be faster than the active one, the next attempt follows at once: it
+    updates the active variant, so that a wrong guess never holds back a release.
 
     Args:
         context: stores and workers of the family; the state in its journal is IDLE or STAGED.
@@ -78,8 +83,12 @@ def run_update(context: UpdateContext, trigger: str) -> UpdateResult:
     """
     facts = _read_facts(context)
     with context.open_workers() as workers:
-        update = _Update(context, workers, facts, context.journal.begin_attempt(trigger))
-        return update.run_to_result(update.from_check)
+        for _ in range(MAX_VARIANT_TRIALS):
+            update = _Update(context, workers, facts, context.journal.begin_attempt(trigger))
+            result = update.run_to_result(update.from_check)
+            if result.reason != NotFaster.reason:
+                break
+        return result
 
 
 def run_staged(context: UpdateContext) -> UpdateResult | None:

@@ -5,7 +5,7 @@ Rules:
   first install, where nothing runs to compare with, the manifest's ratio is the expectation: a candidate that takes
   twice as long is reported, and one beyond `health.first_latency_percent` is refused.
 - A change of choice is confirmed before the candidate serves: the active bundle is measured, too. If the gain is not
-  there, the attempt ends, and the next one keeps the active variant.
+  there, the attempt ends, and the one that follows at once keeps the active variant.
 - Other variants are measured if their bundle is in the store, or cheap to fetch: at most CHEAP_SHARE_PERCENT of the
   update's bytes, and never on a metered connection. No failure there has an effect on the update. A stop of the agent,
   or an operator's request, ends it there as everywhere.
@@ -98,7 +98,7 @@ class VariantTrials:
             name: variant of the candidate, which was measured.
 
         Raises:
-            NotFaster: it is not; the next attempt keeps the active variant.
+            NotFaster: it is not; the attempt that follows at once keeps the active variant.
         """
         active = self._context.journal.bundle(self._context.journal.pointers.active)
         settings = self._context.config.update

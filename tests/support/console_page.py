@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 LIMIT_S: Final = 240
 MARK: Final = "### command"
@@ -64,22 +66,29 @@ def run_page(page: Path, folder: Path) -> None:
     """
     commands = parse_commands(page.read_text())
     script = "\n".join(f"printf '\\n{MARK} {number}\\n'\n{command.text}" for number, command in enumerate(commands))
-    process = subprocess.Popen(
-        ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
-        cwd=REPOSITORY,
-        env=reader_environment(folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    printed_path = folder / "printed.txt"
+    with printed_path.open("wb") as printed_file:
+        process = subprocess.Popen(
+            ["bash", "-e", "-u", "-o", "pipefail", "-c", script],
+            cwd=REPOSITORY,
+            env=reader_environment(folder),
+            stdin=subprocess.DEVNULL,
+            stdout=printed_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        output, _ = process.communicate(timeout=LIMIT_S)
+        process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        agent_logs = [path.read_text() for path in folder.rglob("agent.log")]
+        pytest.fail(
+            f"not finished in {LIMIT_S} s; printed:\n{printed_path.read_text()}\nagent logs:\n" + "\n".join(agent_logs)
+        )
     finally:
         with suppress(ProcessLookupError):  # its process group contains the web server and the daemon
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    output = printed_path.read_text()
     assert process.returncode == 0, output
     parts = re.split(rf"^{MARK} \d+\n", output, flags=re.MULTILINE)[1:]
     assert len(parts) == len(commands)
