@@ -45,6 +45,7 @@ silent    not-allowed lend-limit-reached release-replaced control-peer-refused c
 silent    tpm-unavailable tpm-policy-mismatch device-token-unavailable no-space out-of-memory metered-limit-exceeded
 silent    rollback-floor-unproven no-patch-path envelope-missing not-enrolled nothing-served not-eligible device-locked
 silent    updates-paused daemon-not-running journal-unreadable journal-damaged server-too-slow connection-failed
+silent    mqtt-missing collector-silent
 silent    proxy-failed proxy-auth-required repository-auth-required tls-failed redirect-refused repository-not-reached
 silent    shard-malformed shard-too-large shard-mismatch shard-unsorted shard-truncated
 silent    token-realm-refused not-faster

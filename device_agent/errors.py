@@ -24,6 +24,12 @@ class ConfigInvalid(Invalid):
     reason = "config-invalid"
 
 
+class MqttMissing(Invalid):
+    """`reports.url` names an MQTT broker, and paho-mqtt is not installed. Install the extra `mqtt`."""
+
+    reason = "mqtt-missing"
+
+
 class IdentityInvalid(Invalid):
     """A key file is missing, damaged or readable by others. Restore it, or enroll the device again."""
 
@@ -318,6 +324,12 @@ class RepositoryAuthRequired(DownloadFailed):
     """The server wants other credentials: it responded with 401. Set `repository.token_file`."""
 
     reason = "repository-auth-required"
+
+
+class CollectorSilent(DownloadFailed):
+    """No collector answered through the broker. Check `packager fleet serve --mqtt` and the access list."""
+
+    reason = "collector-silent"
 
 
 class TlsFailed(DownloadFailed):

@@ -89,14 +89,19 @@ class BatchResult:
         known: lines that were stored before.
         forks: lines that contradict a stored one; also in `refused`.
         refused: the lines that were not accepted.
-        logs: log → what the store has of it now, for each log with an accepted line.
+        devices: device → log → what the store has of the log now, for each log with an accepted line.
     """
 
     new: int = 0
     known: int = 0
     forks: int = 0
     refused: list[RefusedLine] = field(default_factory=list)
-    logs: dict[str, LogAnswer] = field(default_factory=dict)
+    devices: dict[str, dict[str, LogAnswer]] = field(default_factory=dict)
+
+    @property
+    def logs(self) -> dict[str, LogAnswer]:
+        """Return what the store has of each log with an accepted line."""
+        return {log: answer for logs in self.devices.values() for log, answer in logs.items()}
 
     @property
     def lines(self) -> int:
@@ -112,7 +117,8 @@ class BatchResult:
         """
         self.new, self.known, self.forks = self.new + other.new, self.known + other.known, self.forks + other.forks
         self.refused += [replace(one, number=one.number + offset) for one in other.refused]
-        self.logs |= other.logs
+        for device_id, logs in other.devices.items():
+            self.devices.setdefault(device_id, {}).update(logs)
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object of the answer and of `fleet ingest --json`."""
@@ -162,7 +168,7 @@ def ingest(
                 result.refused.append(RefusedLine(number, error.reason, error.message))
                 result.forks += isinstance(error, LineForked)
         batch.write(result.refused)
-        result.logs = batch.answers()
+        result.devices = batch.answers()
     result.refused.sort(key=lambda one: one.number)
     return result
 
@@ -349,9 +355,9 @@ class _Batch:
             tally.update(tally_rows(now, family, device["cohort"], is_suspect=device["is_suspect"]))
         return tally
 
-    def answers(self) -> dict[str, LogAnswer]:
-        """Return what the store has of each log with an accepted line."""
-        found = {}
+    def answers(self) -> dict[str, dict[str, LogAnswer]]:
+        """Return what the store has of each log with an accepted line, by device."""
+        found: dict[str, dict[str, LogAnswer]] = {}
         for key in self._touched:
             log = self._logs.get(key)
             if log is None:
@@ -362,5 +368,6 @@ class _Batch:
                 query = select(REPORT.c.sequence).where(where & (REPORT.c.sequence > log.contiguous_to))
                 numbers = self._connection.execute(query.order_by(REPORT.c.sequence)).scalars()
                 missing = missing_ranges(log, list(numbers))
-            found[key[1]] = LogAnswer(log.contiguous_to, log.highest, tuple(missing), log.vital_number)
+            answer = LogAnswer(log.contiguous_to, log.highest, tuple(missing), log.vital_number)
+            found.setdefault(key[0], {})[key[1]] = answer
         return found

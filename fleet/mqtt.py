@@ -5,9 +5,14 @@ Rules:
 - The broker is not believed: each line proves its sender, as over HTTP. It can delay, repeat or drop.
 - The session is kept (`clean_session` false), so that messages wait while the collector is away.
 - A message may have any number of lines; they are stored MAX_BATCH_LINES at a time.
+- After the commit, each device of which a line was accepted gets an answer on a topic of its own: the SHA-256 of the
+  message, and what the store has of the device's logs. An answer that is lost costs a message that comes again.
+- Collectors of other machines or repositories have other client identifiers, so that each gets every message.
 """
 
+import hashlib
 import logging
+import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +23,10 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bundle import strict_json
 from bundle.errors import AirweightsError, InvalidUsage
 from bundle.local_files import check_regular_file, read_local_file
+from bundle.strict_json import JSON
 from fleet.database import Database
 from fleet.errors import BrokerUnavailable
 from fleet.ingest import BatchResult, ingest
@@ -28,7 +35,7 @@ from fleet.line import MAX_BATCH_LINES
 logger = logging.getLogger(__name__)
 
 TOPIC: Final = "airweights/lines"
-CLIENT_ID: Final = "airweights-collector"
+ANSWERS_TOPIC: Final = "airweights/answers"
 PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 RETRY_S: Final = 5.0
 MAX_PASSWORD_BYTES: Final = 4096
@@ -61,7 +68,7 @@ class MqttCollector:
             BrokerUnavailable: the broker cannot be reached.
         """
         is_secure, host, port = _parse_url(self.url)
-        client = Client(CallbackAPIVersion.VERSION2, client_id=CLIENT_ID, clean_session=False, manual_ack=True)
+        client = Client(CallbackAPIVersion.VERSION2, client_id=self._client_id(), clean_session=False, manual_ack=True)
         if is_secure:
             if self.ca_file is not None:
                 check_regular_file(self.ca_file)
@@ -85,15 +92,25 @@ class MqttCollector:
 
     def _take(self, client: Client, _: object, message: MQTTMessage) -> None:
         """Ingest the lines of a message, and acknowledge it when they are committed."""
-        lines, refused = bytes(message.payload).splitlines(), 0
+        payload, result = bytes(message.payload), BatchResult()
+        lines = payload.splitlines()
         for start in range(0, len(lines), MAX_BATCH_LINES):
-            result = self._store(lines[start : start + MAX_BATCH_LINES])
-            if result is None:
+            stored = self._store(lines[start : start + MAX_BATCH_LINES])
+            if stored is None:
                 return  # not acknowledged: it comes again
-            refused += len(result.refused)
-        if refused:
-            logger.info("lines from the broker refused", extra={"lines": refused})
+            result.add(stored, start)
+        if result.refused:
+            logger.info("lines from the broker refused", extra={"lines": len(result.refused)})
+        digest = hashlib.sha256(payload).hexdigest()
+        for device_id, logs in result.devices.items():
+            stored_logs: dict[str, JSON] = {log: one.as_json() for log, one in sorted(logs.items())}
+            answer: JSON = {"lines_sha256": digest, "logs": stored_logs}
+            client.publish(f"{ANSWERS_TOPIC}/{device_id}", strict_json.encode(answer))
         client.ack(message.mid, message.qos)
+
+    def _client_id(self) -> str:
+        name = f"{socket.gethostname()} {self.database.repository_id}"
+        return f"airweights-collector-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
     def _store(self, lines: list[bytes]) -> BatchResult | None:
         """Ingest a batch, again until the store takes it; return None if the collector stops before."""

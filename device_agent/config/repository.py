@@ -23,7 +23,9 @@ _REGISTRY_URL: Final = (
 URL_PATTERN: Final = re.compile(rf"(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|file:///[^\s?#]*|{_REGISTRY_URL})")
 MIRROR_URL_PATTERN: Final = re.compile(rf"(?:https?://[^\s/?#@]+(?:/[^\s?#]*)?|{_REGISTRY_URL})")
 HOST_PATTERN: Final = re.compile(r"[^\s/@?#:]{1,255}")
-ORIGIN_PATTERN: Final = re.compile(r"https?://[^\s/?#@]+/?")
+ORIGIN_PATTERN: Final = re.compile(r"(?:http|mqtt)s?://[^\s/?#@]+/?")
+MQTT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+DEFAULT_PORTS: Final = {"http": 80, "https": 443, **MQTT_PORTS}
 PROXY_PATTERN: Final = re.compile(r"none|http://[^\s/?#@]+/?")
 HEADER_NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 HEADER_VALUE_PATTERN: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,8190}[\x21-\x7e])?")
@@ -192,12 +194,12 @@ def origin_of(url: str) -> str:
 
     A registry's origin is that of its HTTP URLs.
     """
-    pattern = r"(https?|oci(?:\+http)?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::([0-9]*))?"
+    pattern = r"(https?|mqtts?|oci(?:\+http)?)://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::([0-9]*))?"
     found = re.match(pattern, url, re.IGNORECASE)
     if found is None:
         return ""
     scheme = {"oci": "https", "oci+http": "http"}.get(found[1].lower(), found[1].lower())
-    return f"{scheme}://{found[2].lower()}:{int(found[3] or (443 if scheme == 'https' else 80))}"
+    return f"{scheme}://{found[2].lower()}:{int(found[3] or DEFAULT_PORTS[scheme])}"
 
 
 def _check_url(table: Table, key: str, value: str, pattern: re.Pattern[str], expected: str) -> str:
@@ -213,9 +215,9 @@ def _check_url(table: Table, key: str, value: str, pattern: re.Pattern[str], exp
 
 
 def _has_valid_port(url: str) -> bool:
-    found = re.match(r"(?:https?|oci(?:\+http)?)://(?:\[[^\]]*\]|[^/:]*)(?::([^/]*))?(?:/|$)", url)
+    found = re.match(r"(?:https?|mqtts?|oci(?:\+http)?)://(?:\[[^\]]*\]|[^/:]*)(?::([^/]*))?(?:/|$)", url)
     if found is None or found[1] is None:
-        return found is not None or not url.startswith(("http", "oci"))
+        return found is not None or not url.startswith(("http", "mqtt", "oci"))
     return found[1].isascii() and found[1].isdecimal() and 0 < int(found[1]) <= MAX_PORT
 
 

@@ -36,7 +36,6 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-LINES_PATH: Final = "/v1/lines"
 MAX_ANSWER_BYTES: Final = 256 * 1024
 MIN_AGE_SHARE: Final = 0.75  # of the interval, whose jitter is a fifth
 MAX_BATCHES: Final = 8  # in one call: 512 reports are more than a journal has
@@ -106,7 +105,7 @@ def send_lines(journal: Journal, workers: WorkerPool, url: str, device_id: str) 
     Args:
         journal: journal of the family, open for writing.
         workers: workers of the family.
-        url: URL of the collector.
+        url: URL of the collector, or of an MQTT broker.
         device_id: id of the device.
 
     Raises:
@@ -119,7 +118,8 @@ def send_lines(journal: Journal, workers: WorkerPool, url: str, device_id: str) 
         if not reports and vital is None:
             break
         lines = workers.patcher.sign_lines(device_id, reports, () if vital is None else (vital,))
-        answer = workers.post_lines(url + LINES_PATH, b"".join(line + b"\n" for line in lines), MAX_ANSWER_BYTES)
+        data = b"".join(line + b"\n" for line in lines)
+        answer = workers.send_lines(url, device_id, data, MAX_ANSWER_BYTES)
         now = _read_answer(answer, position.log)
         sent += len(lines)
         if now == position:

@@ -10,6 +10,7 @@ Reading order:
     blob_transfer     transfers of one blob; response_body: a response or a file, read in pieces
     http_client       requests with redirects, credentials and proxies; http_connection: its connections
     http_response     a response with its body still unread
+    mqtt_sender       lines sent through an MQTT broker
     key_opener        opens keys in a TPM or token; the only worker that talks to it
     probe             tries a candidate; model_process: serves a model
     sealed_bundle     format of a bundle in the store; partial_download: state of a download

@@ -26,20 +26,23 @@ Calls: `configure` {settings} with descriptors of credential files; `get` {url, 
 `envelope` {url, name} → {envelope} in hexadecimal (device_agent.workers.envelope_lookup); `blob` {url, sha256, size,
 min_rate_bytes_s, max_rate_bytes_s, backoff_ms, budget_bytes} with the descriptor of the partial file →
 {received, resumed_at}; events {"done", "total"}; `post` {url, max_bytes} with a descriptor of what to send → {size} and
-a memfd with the answer.
+a memfd with the answer; `publish` {url, device_id, max_bytes} likewise, through an MQTT broker.
 """
 
 import functools
+import importlib
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
+from device_agent.config.reports import MQTT_VARIABLE
 from device_agent.config.repository import redact_url
-from device_agent.errors import ServerTooSlow
+from device_agent.errors import MqttMissing, ServerTooSlow
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.workers.blob_transfer import BlobTransfer, RateLimit
@@ -236,6 +239,46 @@ def post_document(supervisor: SupervisorChannel, message: Message) -> Message:
     return Message({"size": len(answer)}, (fd,))
 
 
+def publish_document(supervisor: SupervisorChannel, message: Message) -> Message:
+    """Send lines through an MQTT broker, and return the collector's answer in a memfd: call `publish`.
+
+    Args:
+        supervisor: receives the count of bytes.
+        message: fields `url`, `device_id`, `max_bytes` of the answer; descriptor of the lines.
+
+    Raises:
+        MqttMissing: paho-mqtt is not installed.
+        DownloadFailed: the transfer failed, or no collector answers.
+        TooLarge: the answer is longer than its limit.
+    """
+    value, client = message.value, prepare_client()
+    try:
+        body = os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
+    finally:
+        message.close()
+    try:
+        from device_agent.workers.mqtt_sender import MqttSender  # loaded before the jail, if it is configured
+    except ImportError as error:
+        raise MqttMissing("paho-mqtt is not installed", hint="install the extra `mqtt`") from error
+    try:
+        with client.watchdog.watch(client.settings.min_rate_bytes_s):
+            sender = MqttSender(client, str(value["url"]), str(value["device_id"]))
+            answer = sender.send(body, int(value["max_bytes"]))
+    finally:
+        received.send_count(supervisor, 0)
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC)
+    os.write(fd, answer)
+    return Message({"size": len(answer)}, (fd,))
+
+
+def prepare() -> None:
+    """Import what requests need; called before the jail closes the files."""
+    prepare_client()
+    if MQTT_VARIABLE in os.environ:
+        with suppress(ImportError):
+            importlib.import_module("device_agent.workers.mqtt_sender")
+
+
 def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Download one blob into its partial file, from where it stopped: call `blob`.
 
@@ -294,5 +337,6 @@ if __name__ == "__main__":
         "envelope": handle_envelope,
         "blob": fetch_blob,
         "post": post_document,
+        "publish": publish_document,
     }
-    serve_calls(start_worker(lambda _pace, _policy: prepare_client())[0], handlers)
+    serve_calls(start_worker(lambda _pace, _policy: prepare())[0], handlers)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bundle.repository_paths import blob_path
 from device_agent.config.config import Config
+from device_agent.config.reports import MQTT_SCHEMES
 from device_agent.errors import ProxyAuthRequired, RepositoryAuthRequired
 from device_agent.policy.download_bytes import DownloadKind, ReceivedCount
 from device_agent.policy.planner import PatchEdge
@@ -26,6 +27,7 @@ DOCUMENT_DEADLINE_S: Final = 900.0  # the fetcher's watchdog ends a stalled tran
 CONFIGURE_DEADLINE_S: Final = 60.0
 BLOB_DEADLINE_S: Final = 7 * 86400.0  # likewise
 BACKOFF_MS: Final = 500
+LINES_PATH: Final = "/v1/lines"
 OnProgress = Callable[[int, int], None]
 
 
@@ -152,11 +154,12 @@ class FetcherClient:
         with parse_reply("fetcher"):
             return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
 
-    def post_lines(self, url: str, data: bytes, max_bytes: int) -> bytes:
+    def send_lines(self, url: str, device_id: str, data: bytes, max_bytes: int) -> bytes:
         """Send lines to the collector, and return its answer.
 
         Args:
-            url: URL that takes lines.
+            url: URL of the collector, or of the MQTT broker that it takes lines from.
+            device_id: id of the device; the collector's answer through a broker is addressed to it.
             data: the lines.
             max_bytes: limit of the answer.
 
@@ -167,8 +170,11 @@ class FetcherClient:
         fd = os.memfd_create("lines", os.MFD_CLOEXEC)
         try:
             os.write(fd, data)
-            request = {"url": url, "max_bytes": max_bytes}
-            reply = self._call("post", request, DownloadKind.METADATA, (fd,), deadline_s=DOCUMENT_DEADLINE_S)
+            if url.startswith(MQTT_SCHEMES):
+                operation, request = "publish", {"url": url, "device_id": device_id, "max_bytes": max_bytes}
+            else:
+                operation, request = "post", {"url": url + LINES_PATH, "max_bytes": max_bytes}
+            reply = self._call(operation, request, DownloadKind.METADATA, (fd,), deadline_s=DOCUMENT_DEADLINE_S)
         finally:
             os.close(fd)
         try:

@@ -19,11 +19,13 @@ from typing import Any, Final
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 from bundle.errors import AirweightsError
 from bundle.version import VERSION
 from device_agent.errors import ProxyAuthRequired, ProxyFailed, TlsFailed
-from device_agent.workers.connection_opener import Opener, proxy_url
+from device_agent.policy.proxy_choice import Proxy
+from device_agent.workers.connection_opener import Opener, ascii_host, proxy_url
 from device_agent.workers.http_heads import CountedReader
 
 MAX_INTERIM_RESPONSES: Final = 8  # an honest server sends one or two
@@ -130,6 +132,16 @@ class TlsConnection(PlainConnection, HTTPSConnection):
         except (OSError, ValueError, HTTPError) as error:
             raise tls_failed(below_urllib3(error), self._opener.shown) from error
 
+    def open_tunnel(self) -> socket.socket:
+        """Connect to the proxy, and return the socket of the tunnel, without TLS.
+
+        Raises:
+            ProxyFailed, ProxyAuthRequired: the proxy cannot be reached, or refuses.
+        """
+        self.sock = self._new_conn()
+        self._tunnel()
+        return self.sock
+
     def set_tunnel(
         self, host: str, port: int | None = None, headers: Mapping[str, str] | None = None, scheme: str = "http"
     ) -> None:
@@ -161,6 +173,25 @@ class TlsConnection(PlainConnection, HTTPSConnection):
             raise ProxyFailed(f"{shown}: the proxy {url} does not answer CONNECT: {describe_error(error)}") from error
         finally:
             self.response_class = Response
+
+
+def open_tunnel(opener: Opener, proxy: Proxy, authorization: str, host: str, port: int) -> socket.socket:
+    """Connect to a server that does not speak HTTP, through a proxy by CONNECT.
+
+    Args:
+        opener: opens the connection; prepared.
+        proxy: the proxy.
+        authorization: value of `Proxy-Authorization`, or "".
+        host: name or address of the server.
+        port: its port.
+
+    Raises:
+        ProxyFailed, ProxyAuthRequired: the proxy cannot be reached, or refuses.
+    """
+    connection = TlsConnection(ascii_host(proxy.host), proxy.port, opener=opener, proxy=parse_url(proxy.url))
+    headers = {"User-Agent": USER_AGENT} | ({"Proxy-Authorization": authorization} if authorization else {})
+    connection.set_tunnel(f"[{host}]" if ":" in host else host, port, headers)
+    return connection.open_tunnel()
 
 
 class _PlainPool(HTTPConnectionPool):

@@ -170,11 +170,12 @@ class WorkerPool:
     def _is_checked(self, source: str) -> bool:
         return time.monotonic() - self._checked_sources.get(source, -math.inf) < CHECKED_S
 
-    def post_lines(self, url: str, data: bytes, max_bytes: int) -> bytes:
+    def send_lines(self, url: str, device_id: str, data: bytes, max_bytes: int) -> bytes:
         """Send lines to the collector, and return its answer.
 
         Args:
-            url: URL that takes lines.
+            url: URL of the collector, or of the MQTT broker that it takes lines from.
+            device_id: id of the device.
             data: the lines.
             max_bytes: limit of the answer.
 
@@ -182,7 +183,7 @@ class WorkerPool:
             Unavailable: the transfer failed.
             TooLarge: the answer is longer than its limit.
         """
-        return self._fetcher.post_lines(url, data, max_bytes)
+        return self._fetcher.send_lines(url, device_id, data, max_bytes)
 
     def fetch_blob(
         self, edge: PatchEdge, on_progress: OnProgress | None = None, budget_bytes: int | None = None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from device_agent.config.config import Config
+from device_agent.config.reports import MQTT_SCHEMES, MQTT_VARIABLE
 from device_agent.errors import AgentStopping, UpdateInterrupted, WorkerCrashed, WorkerTimeout
 from device_agent.process.channel import Message
 from device_agent.process.jail import JailPolicy
@@ -169,7 +170,8 @@ def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
 
 def _environment_of(worker: str, config: Config) -> dict[str, str]:
     if worker == "fetcher":
-        return {name: value for name, value in os.environ.items() if name.lower() in NETWORK_VARIABLES}
+        found = {name: value for name, value in os.environ.items() if name.lower() in NETWORK_VARIABLES}
+        return found | ({MQTT_VARIABLE: "1"} if config.reports.url.startswith(MQTT_SCHEMES) else {})
     if worker == "key_opener":
         # the library of a token reads environment variables of its own, which are not known here
         others = {name: value for name, value in os.environ.items() if name.lower() not in NETWORK_VARIABLES}

@@ -1,9 +1,6 @@
 """Lines from a broker count once, wait while the collector or the store is away, and are not believed."""
 
 import os
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,30 +14,15 @@ from fleet.line import MAX_BATCH_LINES
 from fleet.mqtt import TOPIC, MqttCollector
 from fleet.tables import REPORT, VITAL
 from tests.support.fleet_devices import SigningDevice, open_store
+from tests.support.mqtt_broker import find_broker, run_broker
 
-BROKER = shutil.which("mosquitto") or shutil.which("/usr/sbin/mosquitto")
-
-pytestmark = pytest.mark.skipif(BROKER is None, reason="Mosquitto is not installed (Debian: mosquitto)")
+pytestmark = pytest.mark.skipif(find_broker() is None, reason="Mosquitto is not installed (Debian: mosquitto)")
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = tmp_path_factory.mktemp("broker") / "mosquitto.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    process = subprocess.Popen([str(BROKER), "-c", settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: is_open(port))
+    with run_broker(tmp_path_factory.mktemp("broker")) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
