@@ -22,11 +22,11 @@ STORE_OPTION: Final = click.option(
 )
 
 
-def default_store(repository: "Repository") -> str:
-    """Return the URL of the store beside a repository."""
+def default_store(root: Path) -> str:
+    """Return the URL of the store in the folder of a repository or a follower."""
     from packager.repository.workspace import PRIVATE_FOLDER
 
-    folder = repository.root.absolute() / PRIVATE_FOLDER
+    folder = root.absolute() / PRIVATE_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     return f"sqlite:{folder / STORE_NAME}"
 
@@ -50,7 +50,7 @@ def open_store(repo: Path, store: str | None) -> "Iterator[tuple[Repository, Dat
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)
-    database = Database(store or default_store(repository), repository.repository_id)
+    database = Database(store or default_store(repository.root), repository.repository_id)
     try:
         fill_devices(database, repository.registry_path, repository.fleet().registry_digest)
         yield repository, database

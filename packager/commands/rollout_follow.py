@@ -15,7 +15,8 @@ from packager.commands.options import (
     KEYS_OPTION,
     PASSPHRASE_OPTION,
     PATH,
-    REPO_OPTION,
+    REPO_OR_URL_OPTION,
+    ROOT_OPTION,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
     from packager.repository.repository import Repository
 
 SHOWN_DEVICES: Final = 20
+FOLDER_HINT: Final = "name a folder with a copy of registry.jsonl, in which evidence and state are kept"
 LINES_OPTION: Final = click.option("--lines", type=PATH, help="Read device lines from this file instead of a store.")
+
+FOLDER_OPTION: Final = click.option(
+    "--folder",
+    type=PATH,
+    help="Folder of the device registry, evidence and state; default: that of --repo, which a URL has not.",
+)
 
 
 @click.command("follow", short_help="Halt and advance planned rollouts.")
@@ -41,7 +49,9 @@ LINES_OPTION: Final = click.option("--lines", type=PATH, help="Read device lines
 )
 @STORE_OPTION
 @LINES_OPTION
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
+@FOLDER_OPTION
 @KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -55,7 +65,9 @@ def follow_command(
     notify_target: str | None,
     store: str | None,
     lines: Path | None,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
+    folder: Path | None,
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -65,7 +77,10 @@ def follow_command(
 
     The lines of the devices are verified again. A halt is published at once, an advance only inside the signed plan; a
     halted rollout is never resumed. Needs the keys of rollout-FAMILY, snapshot and timestamp. The evidence of each
-    change is kept in the repository's folder `evidence`. With --json, each look is one object on a line.
+    change is kept in `evidence` of --folder. With --json, each look is one object on a line.
+
+    If --repo is a URL (`packager repo pull`), its publication is read there, and changes are published there unless
+    another publisher was first. --folder then has a copy of registry.jsonl, which no store has.
 
     Exit status: 0 looked, 2 no plan or invalid input, 3 the registry is not the signed one, 4 the store or a lock
     is not available, or another publisher was first.
@@ -76,28 +91,42 @@ def follow_command(
 
     require_fleet_extra()
     from packager.follow.follower import Follower
+    from packager.remote.remote_repository import PulledRepository
     from packager.repository.repository import Repository
 
     if (family is None) != (channel is None):
         raise InvalidUsage("found a family without a channel", hint="give FAMILY and CHANNEL, or neither")
+    folder = _folder_of(repo, folder)
     signers = None if dry_run else load_signers(uris, key_dir, passphrase_file)
-    repository = Repository.open(repo)
-    follower = Follower(repository, _open_source(repository, store, lines), signers, notify_target)
     channels = None if family is None or channel is None else [(family, channel)]
+    if isinstance(repo, str):
+        pulled = click.get_current_context().with_resource(PulledRepository(repo, root, is_signing=not dry_run))
+        repository = pulled.refresh()
+    else:
+        pulled, repository = None, Repository.open(repo)
+    follower = Follower(
+        repository, _open_source(folder, repository.repository_id, store, lines), signers, notify_target, folder
+    )
     while True:
         try:
+            if pulled is not None:
+                follower.use(pulled.refresh())
             actions = follower.step(channels)
         except Unavailable as error:
+            if pulled is not None:
+                pulled.forget()
             if once:
                 raise
             print_lines(f"{error.reason}: {error.message}", stream=sys.stderr)
             actions = []
+        problem = next((action.problem for action in actions if action.problem), "")
+        if problem and pulled is not None:
+            pulled.forget()
         result = {"actions": [action.as_json() for action in actions]}
         if once or as_json or any(_is_notable(action) for action in actions):
             text = [line for action in actions for line in _describe(action)] or "no rollout follows a plan"
             print_result(result, as_json=as_json, text=text)
         if once:
-            problem = next((action.problem for action in actions if action.problem), "")
             if problem:
                 raise PublishConflict(problem, hint="the next look begins from what is published then")
             return
@@ -110,7 +139,9 @@ def follow_command(
 @click.option("--evidence", type=PATH, help="Compute the decision of this evidence file again.")
 @STORE_OPTION
 @LINES_OPTION
-@REPO_OPTION
+@REPO_OR_URL_OPTION
+@ROOT_OPTION
+@FOLDER_OPTION
 @JSON_OPTION
 def why_command(
     family: str | None,
@@ -118,7 +149,9 @@ def why_command(
     evidence: Path | None,
     store: str | None,
     lines: Path | None,
-    repo: Path,
+    repo: Path | str,
+    root: Path | None,
+    folder: Path | None,
     as_json: bool,
 ) -> None:
     """Show the numbers, the bound and what is missing for the rollout on CHANNEL of FAMILY.
@@ -130,24 +163,27 @@ def why_command(
     the signed one, 4 the store is not available.
     """
     from packager.errors import InvalidUsage
-    from packager.repository.repository import Repository
+    from packager.remote.remote_repository import open_repository
+    from packager.repository.layout import REGISTRY_NAME
 
     require_fleet_extra()
-    repository = Repository.open(repo)
+    folder = _folder_of(repo, folder)
+    registry = folder / REGISTRY_NAME
+    repository = click.get_current_context().with_resource(open_repository(repo, root))
     digest: str | None = None
     if evidence is not None:
         from packager.follow.evidence import recompute
 
-        look, digest = recompute(evidence, repository.registry_path)
+        look, digest = recompute(evidence, registry)
     else:
         if family is None or channel is None:
             raise InvalidUsage("found no rollout", hint="give FAMILY and CHANNEL, or --evidence FILE")
         from packager.follow.look import open_view, planned_rollout
 
         plan, rollout = planned_rollout(repository, family, channel)
-        view = open_view(repository, plan, rollout)
+        view = open_view(repository, plan, rollout, registry)
         now_s = int(time.time())
-        view.add(_open_source(repository, store, lines), now_s)
+        view.add(_open_source(folder, repository.repository_id, store, lines), now_s)
         look = view.look(rollout, now_s)
     note = _published_note(repository, look) if digest is not None else ""
     result = {**look.as_json(), "evidence": digest, "is_named_by_rollout": digest is not None and digest in note}
@@ -158,12 +194,23 @@ def why_command(
     print_result(result, as_json=as_json, text=text)
 
 
-def _open_source(repository: "Repository", store: str | None, lines: Path | None) -> "LineSource":
+def _folder_of(repo: Path | str, folder: Path | None) -> Path:
+    """Return the folder of registry, evidence and state."""
+    from packager.errors import InvalidUsage
+
+    if folder is not None:
+        return folder
+    if isinstance(repo, str):
+        raise InvalidUsage(f"--repo is the URL {repo}, and --folder is missing", hint=FOLDER_HINT)
+    return repo
+
+
+def _open_source(folder: Path, repository_id: str, store: str | None, lines: Path | None) -> "LineSource":
     from packager.follow.lines import FileLines, StoreLines
 
     if lines is not None:
         return FileLines(lines)
-    return StoreLines(store or default_store(repository), repository.repository_id)
+    return StoreLines(store or default_store(folder), repository_id)
 
 
 def _published_note(repository: "Repository", look: "Look") -> str:

@@ -1,8 +1,8 @@
 """The evidence of a decision: the signed lines that it rests on, so that anyone can compute it again.
 
-A file `evidence/FAMILY.CHANNEL/TIME-WORD-DIGEST.jsonl.gz` of the repository has the lines as they came with their times
-of receipt, and last a statement: plan, rollout, time, revoked devices, counts and decision. Its digest is the SHA-256
-of the uncompressed content; the note of the rollout names it.
+A file `evidence/FAMILY.CHANNEL/TIME-WORD-DIGEST.jsonl.gz` of the follower's folder has the lines as they came with
+their times of receipt, and last a statement: plan, rollout, time, revoked devices, counts and decision. Its digest is
+the SHA-256 of the uncompressed content; the note of the rollout names it.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from keys.registry_index import open_index
 from packager.errors import EvidenceMismatch, LinesMalformed
 from packager.follow.lines import FileLines, LineSource, is_utf8
 from packager.follow.look import ChannelView, Look
-from packager.repository.layout import RepositoryLayout, sync_directory
+from packager.repository.layout import sync_directory
 
 SCHEMA: Final = "airweights.evidence/1"
 MAX_REVOKED: Final = 1_000_000
@@ -59,13 +59,11 @@ class Evidence:
     counts: JSON
 
 
-def write_evidence(
-    layout: RepositoryLayout, view: ChannelView, source: LineSource, rollout: Rollout, now_s: int
-) -> tuple[Look, str]:
+def write_evidence(root: Path, view: ChannelView, source: LineSource, rollout: Rollout, now_s: int) -> tuple[Look, str]:
     """Write all lines of a rollout durably, with the look that follows from exactly these lines.
 
     Args:
-        layout: paths of the repository.
+        root: folder in which evidence is kept, that of the repository or of the follower.
         view: a view without lines.
         source: where the lines come from.
         rollout: the published rollout.
@@ -74,7 +72,7 @@ def write_evidence(
     Returns:
         The look, and the digest of the evidence.
     """
-    folder = layout.root / "evidence" / f"{view.plan.family}.{view.plan.channel}"
+    folder = root / "evidence" / f"{view.plan.family}.{view.plan.channel}"
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".part-{os.getpid()}"
     hashed = hashlib.sha256()

@@ -15,6 +15,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from securesystemslib.signer import Signer
@@ -30,7 +31,7 @@ from packager.follow.evidence import write_evidence
 from packager.follow.lines import LineSource
 from packager.follow.look import ChannelView, Look, open_view, planned_channels, planned_rollout
 from packager.follow.notify import notify
-from packager.repository.layout import write_file
+from packager.repository.layout import REGISTRY_NAME, write_file
 from packager.repository.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Follower:
         source: where the lines come from.
         signers: the online keys; None to publish nothing (dry run).
         notify_target: command or URL of notifications, or None.
+        folder: folder with the device registry, in which evidence and state are kept; None for the repository's.
     """
 
     def __init__(
@@ -91,11 +93,17 @@ class Follower:
         source: LineSource,
         signers: Sequence[Signer] | None,
         notify_target: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._repository, self._source, self._signers = repository, source, signers
+        self._folder = folder or repository.layout.root
         self._target = notify_target
         self._views: dict[tuple[str, str], ChannelView] = {}
         self._shown: dict[tuple[str, str], FollowerLook] = {}
+
+    def use(self, repository: Repository) -> None:
+        """Look at another copy of the repository from now on: it was pulled again."""
+        self._repository = repository
 
     def step(self, channels: Iterable[tuple[str, str]] | None = None, now_s: int | None = None) -> list[Action]:
         """Look at channels once, and act.
@@ -146,8 +154,8 @@ class Follower:
         if self._signers is None:
             return Action(family, channel, seen, rollout=_changed(seen))
         # decide from what is written, so that the evidence leads to what is published
-        fresh = open_view(self._repository, plan, rollout)
-        look, digest = write_evidence(self._repository.layout, fresh, self._source, rollout, now_s)
+        fresh = self._open_view(plan, rollout)
+        look, digest = write_evidence(self._folder, fresh, self._source, rollout, now_s)
         changed = _changed(look)
         if changed is None:
             return Action(family, channel, look, evidence=digest, problem="the lines changed while they were read")
@@ -185,7 +193,7 @@ class Follower:
         if before is not None and look.now_s - before.at_s < SHOWN_S and _is_same(before, shown):
             return
         try:
-            write_file(shown.path(self._repository.layout.root), shown.as_bytes(), is_synced=False)
+            write_file(shown.path(self._folder), shown.as_bytes(), is_synced=False)
         except OSError as error:
             logger.warning("the look was not written for the page: %s", error)
             return
@@ -195,8 +203,11 @@ class Follower:
         signed = self._repository.published_fleet().registry_digest
         view = self._views.get((plan.family, plan.channel))
         if view is None or (view.plan, view.began_s, view.registry_digest) != (plan, rollout.began_s, signed):
-            view = self._views[plan.family, plan.channel] = open_view(self._repository, plan, rollout)
+            view = self._views[plan.family, plan.channel] = self._open_view(plan, rollout)
         return view
+
+    def _open_view(self, plan: Plan, rollout: Rollout) -> ChannelView:
+        return open_view(self._repository, plan, rollout, self._folder / REGISTRY_NAME)
 
     def _notify_of_roles(self, now_s: int) -> None:
         if self._target is None:
@@ -240,13 +251,13 @@ class Follower:
 
     def _read_state(self) -> dict[str, str]:
         try:
-            found = json.loads((self._repository.layout.root / STATE_NAME).read_bytes())
+            found = json.loads((self._folder / STATE_NAME).read_bytes())
             return {str(key): str(value) for key, value in found.items()}
         except (OSError, ValueError, AttributeError):
             return {}
 
     def _write_state(self, state: dict[str, str]) -> None:
-        write_file(self._repository.layout.root / STATE_NAME, json.dumps(state, sort_keys=True).encode())
+        write_file(self._folder / STATE_NAME, json.dumps(state, sort_keys=True).encode())
 
 
 def _is_same(before: FollowerLook, after: FollowerLook) -> bool:

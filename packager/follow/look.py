@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from bundle.plan import Plan, check_inside_plan
@@ -184,23 +185,25 @@ def planned_channels(repository: Repository) -> Iterator[tuple[str, str]]:
             yield family, staged.channel
 
 
-def open_view(repository: Repository, plan: Plan, rollout: Rollout) -> ChannelView:
+def open_view(repository: Repository, plan: Plan, rollout: Rollout, registry: Path | None = None) -> ChannelView:
     """Return the view of a channel, with the devices of the registry and no line yet.
 
     Args:
         repository: the repository.
         plan: the published plan.
         rollout: the published rollout of its release.
+        registry: file of the device registry; None for that of the repository's folder.
 
     Raises:
         RegistryUnsigned: the registry is not the one that the fleet role signed.
         RegistryDamaged: the registry is damaged.
     """
     signed = repository.published_fleet().registry_digest
-    with open_index(repository.registry_path) as index:
+    path = registry or repository.registry_path
+    with open_index(path) as index:
         if index.digest != signed:
             raise RegistryUnsigned(
-                f"{repository.registry_path}: found digest {index.digest[:16]}…, the fleet role signed {signed[:16]}…",
+                f"{path}: found digest {index.digest[:16]}…, the fleet role signed {signed[:16]}…",
                 hint="restore the registry, or sign and publish the staged fleet document first",
             )
         rows = list(index.devices())

@@ -12,7 +12,7 @@ Rules:
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -66,6 +66,48 @@ def open_repository(repo: Path | str, root: Path | None = None, *, is_signing: b
         if not isinstance(store, RegistryStore):
             publish_to(repository, open_store(repo))
         yield repository
+
+
+class PulledRepository:
+    """A repository that is pulled again when its store has changed; use it in a `with` block.
+
+    Args:
+        url: URL of the store.
+        root: file of the trusted first root; None if there is none.
+        is_signing: changes are signed and published.
+    """
+
+    def __init__(self, url: str, root: Path | None, *, is_signing: bool) -> None:
+        self._url, self._root, self._is_signing = url, root, is_signing
+        self._stack = ExitStack()
+        self._repository: Repository | None = None
+
+    def __enter__(self) -> "PulledRepository":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget()
+
+    def refresh(self) -> Repository:
+        """Return the repository as the store has it now.
+
+        Raises:
+            AirweightsError: as `open_repository`.
+        """
+        if self._repository is not None:
+            found = open_readable_store(self._url).read(TIMESTAMP)
+            if found is not None and found.data == read_timestamps(self._repository.layout).data:
+                return self._repository
+        self.forget()
+        self._repository = self._stack.enter_context(
+            open_repository(self._url, self._root, is_signing=self._is_signing)
+        )
+        return self._repository
+
+    def forget(self) -> None:
+        """Delete the pulled copy: a publication that failed may have left documents in it."""
+        self._repository = None
+        self._stack.close()
 
 
 def publish_to(repository: Repository, store: Store, on_progress: OnProgress | None = None) -> None:

@@ -38,6 +38,7 @@ LOCK_TIMEOUT_S: Final = 10.0
 LOCK_POLL_INTERVAL_S: Final = 0.05
 COPY_CHUNK_BYTES: Final = 1024 * 1024
 PUBLISHED: Final = "published"
+REGISTRY_NAME: Final = "registry.jsonl"
 SERVED_FOLDER_MODE: Final = 0o755
 SERVED_FILE_MODE: Final = 0o644
 MAX_PUBLICATION_TIMES: Final = 4096  # a year of ten publications a day
@@ -77,7 +78,7 @@ class RepositoryLayout:
     @property
     def registry(self) -> Path:
         """The device registry's file."""
-        return self.root / "registry.jsonl"
+        return self.root / REGISTRY_NAME
 
     @property
     def lock(self) -> Path:
