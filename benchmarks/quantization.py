@@ -74,10 +74,10 @@ def measure(model: Path, scheme: str) -> dict[str, Any]:
     """Quantize a model with one scheme, and return its row; runs in the row's process."""
     from packager.models.inputs import ModelInterface
     from packager.models.model_files import model_bytes
-    from packager.models.peak_memory import measure_load_memory
     from packager.models.random_inputs import random_samples
     from packager.models.samples import load_samples
     from packager.models.sessions import ONE_THREAD_SETTINGS, open_session
+    from packager.models.trial_run import run_trial
     from packager.quantize.agreement import finite_or_none
     from packager.quantize.gate import run_gate
     from packager.quantize.latency import measure_latency
@@ -98,7 +98,7 @@ def measure(model: Path, scheme: str) -> dict[str, Any]:
             "float_bytes": model_bytes(model),
             "relative_rms": finite_or_none(gate.relative_rms),
             "latency_ratio": measure_latency(left, right, held_out, 1.0).ratio,
-            "load_bytes": measure_load_memory(out),
+            "load_bytes": run_trial(out, held_out).load_bytes,
         }
 
 

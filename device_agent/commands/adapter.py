@@ -7,6 +7,7 @@ import click
 
 from bundle import console
 from device_agent.commands.daemon_or_offline import JSON_OPTION, REQUIRED_FAMILY_OPTION, daemon_or_offline, plain_json
+from device_agent.config.config import Config
 
 
 @click.group(short_help="Manage this device's personal LoRA adapter.")
@@ -57,12 +58,15 @@ def adapter_list(path: Path, family: str | None, *, as_json: bool) -> None:
 
 
 def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: str | None, *, as_json: bool) -> None:
-    from device_agent.commands.offline import adapter_offline
+    def offline(config: Config) -> dict[str, Any]:
+        from device_agent.commands.offline import adapter_offline
+
+        return adapter_offline(config, family, command, fields)
 
     found = daemon_or_offline(
         path,
         command,
-        lambda config: adapter_offline(config, family, command, fields),
+        offline,
         plain_json,
         family=family,
         **fields,

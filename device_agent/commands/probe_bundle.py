@@ -13,14 +13,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from bundle import console
-from bundle.files import BundleFile
-from bundle.probe_request import MAX_REQUEST_BYTES, ProbeRequest, parse_probe_request
 from device_agent.commands.daemon_or_offline import JSON_OPTION
+
+if TYPE_CHECKING:
+    from bundle.files import BundleFile
+    from bundle.probe_request import ProbeRequest
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -41,6 +43,7 @@ def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
     would refuse it.
     """
     from bundle.local_files import read_local_file
+    from bundle.probe_request import MAX_REQUEST_BYTES, parse_probe_request
     from device_agent.errors import ConfigInvalid, ProbeInconclusive
     from device_agent.process.jail import JailPolicy
     from device_agent.process.worker_process import missing_restrictions
@@ -84,7 +87,7 @@ def probe_bundle(folder: Path, request: Path, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _memory_files(folder: Path, expected: ProbeRequest) -> Iterator[dict[str, int]]:
+def _memory_files(folder: Path, expected: "ProbeRequest") -> Iterator[dict[str, int]]:
     """Yield a sealed memory file for each file of the bundle, by path."""
     fds: dict[str, int] = {}
     try:
@@ -96,7 +99,7 @@ def _memory_files(folder: Path, expected: ProbeRequest) -> Iterator[dict[str, in
             os.close(fd)
 
 
-def _copy_to_memory(path: Path, file: BundleFile) -> int:
+def _copy_to_memory(path: Path, file: "BundleFile") -> int:
     import fcntl
 
     from bundle.local_files import open_local_file

@@ -1,7 +1,7 @@
 """`device-agent quarantine`: the bundles that failed on this device."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -45,12 +45,16 @@ def list_command(path: Path, family: str | None, *, as_json: bool) -> None:
 @click.pass_obj
 def clear_command(path: Path, bundle: str | None, family: str | None, *, as_json: bool) -> None:
     """Remove bundles from quarantine, so that the next update may try them again."""
-    from device_agent.commands.offline import clear_quarantine_offline
+
+    def offline(config: Config) -> dict[str, Any]:
+        from device_agent.commands.offline import clear_quarantine_offline
+
+        return clear_quarantine_offline(config, family, bundle)
 
     found = daemon_or_offline(
         path,
         "quarantine-clear",
-        lambda config: clear_quarantine_offline(config, family, bundle),
+        offline,
         plain_json,
         bundle=bundle,
         family=family,

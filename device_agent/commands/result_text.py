@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from bundle.errors import AirweightsError, action_of, subclasses
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.journal_records import QuarantineRecord
 from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
-from device_agent.update.preview import Plan
+
+if TYPE_CHECKING:
+    from device_agent.update.preview import Plan
 
 
 def status_lines(report: StatusReport) -> list[str]:
@@ -60,7 +63,7 @@ def quarantine_lines(rows: Sequence[QuarantineRecord]) -> list[str]:
     ] or ["no bundle is quarantined"]
 
 
-def plan_lines(plan: Plan, *, with_reasons: bool) -> list[str]:
+def plan_lines(plan: "Plan", *, with_reasons: bool) -> list[str]:
     """Format the plan of one family.
 
     Args:

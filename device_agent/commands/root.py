@@ -4,7 +4,8 @@ Rules:
 - Every command reads its settings from one TOML file (`--config`) and has `--json`.
 - A command that needs the device's state asks the running daemon. If no daemon runs, the command works on the device
   directory itself, under the directory's lock (device_agent.commands.daemon_or_offline).
-- A command imports its modules when it runs, so that `--help` is fast.
+- A command imports its modules when it runs, so that `--help` is fast. Those that only work without a daemon are
+  imported when there is none.
 - If the device follows several families, a command without `--family` is for all of them, or requires the option
   (device_agent.config.families).
 """
@@ -12,7 +13,7 @@ Rules:
 import os
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -36,7 +37,7 @@ from device_agent.commands.probe_bundle import probe_bundle
 from device_agent.commands.quarantine import quarantine
 from device_agent.commands.relabel import relabel
 from device_agent.commands.report import report
-from device_agent.config.config import DEFAULT_PATH, load_config
+from device_agent.config.config import DEFAULT_PATH, Config, load_config
 from device_agent.errors import InvalidUsage
 
 STATUS_TIMEOUT_S: Final = 10.0
@@ -107,15 +108,19 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
 
     Several families are updated one after the other; the exit code is the highest of theirs.
     """
-    from device_agent.commands.offline import update_offline
     from device_agent.commands.result_text import result_lines
     from device_agent.config.families import FamilyResults
     from device_agent.policy.attempt import UpdateResult
 
+    def offline(config: Config) -> FamilyResults[UpdateResult]:
+        from device_agent.commands.offline import update_offline
+
+        return update_offline(config, family, console.progress_bar)
+
     found = daemon_or_offline(
         path,
         "update",
-        lambda config: update_offline(config, family, console.progress_bar),
+        offline,
         lambda reply, families: FamilyResults.parse(reply, families, UpdateResult.from_json),
         family=family,
     )
@@ -129,11 +134,15 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
 def status(path: Path, *, as_json: bool) -> None:
     """Show the serving model, the stored bundles, the update state and the quarantine."""
     from device_agent.commands.result_text import status_lines
-    from device_agent.daemon.status import read_status
     from device_agent.policy.status_report import StatusReport
 
+    def offline(config: Config) -> StatusReport:
+        from device_agent.daemon.status import read_status
+
+        return read_status(config)
+
     report = daemon_or_offline(
-        path, "status", read_status, lambda reply, _: StatusReport.parse(reply), timeout_s=STATUS_TIMEOUT_S
+        path, "status", offline, lambda reply, _: StatusReport.parse(reply), timeout_s=STATUS_TIMEOUT_S
     )
     console.print_result(report.as_json(), as_json=as_json, text=status_lines(report))
 
@@ -149,13 +158,17 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
     """Show past update attempts with their outcomes, newest first."""
     from device_agent.commands.result_text import history_lines
     from device_agent.config.families import FamilyResults
-    from device_agent.daemon.status import read_history
     from device_agent.policy.status_report import UpdateHistory
+
+    def offline(config: Config) -> FamilyResults[UpdateHistory]:
+        from device_agent.daemon.status import read_history
+
+        return read_history(config, family)
 
     found = daemon_or_offline(
         path,
         "history",
-        lambda config: read_history(config, family),
+        offline,
         lambda reply, families: FamilyResults.parse(reply, families, UpdateHistory.parse),
         timeout_s=STATUS_TIMEOUT_S,
         family=family,
@@ -172,14 +185,18 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
 def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
     """Return to the previous release, and put the bundle of the current one into quarantine."""
     from bundle.strict_json import StrictObject
-    from device_agent.commands.offline import roll_back_offline
     from device_agent.commands.result_text import result_text
     from device_agent.policy.attempt import UpdateResult
+
+    def offline(config: Config) -> UpdateResult:
+        from device_agent.commands.offline import roll_back_offline
+
+        return roll_back_offline(config, family)
 
     result = daemon_or_offline(
         path,
         "rollback",
-        lambda config: roll_back_offline(config, family),
+        offline,
         lambda reply, _: UpdateResult.from_json(StrictObject(reply, "result")),
         family=family,
     )
@@ -256,9 +273,7 @@ def bench(path: Path, seconds: float, connections: int, mix: Path | None, family
 @click.pass_obj
 def pause(path: Path, *, as_json: bool) -> None:
     """Stop taking updates until `device-agent resume`. The current model keeps serving."""
-    from device_agent.commands.offline import set_paused_offline
-
-    daemon_or_offline(path, "pause", lambda config: set_paused_offline(config, is_paused=True), plain_json)
+    daemon_or_offline(path, "pause", lambda config: _pause_offline(config, is_paused=True), plain_json)
     console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
 
 
@@ -267,10 +282,14 @@ def pause(path: Path, *, as_json: bool) -> None:
 @click.pass_obj
 def resume(path: Path, *, as_json: bool) -> None:
     """Start taking updates again, after `device-agent pause`."""
+    daemon_or_offline(path, "resume", lambda config: _pause_offline(config, is_paused=False), plain_json)
+    console.print_result({"paused": False}, as_json=as_json, text="updates are resumed")
+
+
+def _pause_offline(config: Config, *, is_paused: bool) -> dict[str, Any]:
     from device_agent.commands.offline import set_paused_offline
 
-    daemon_or_offline(path, "resume", lambda config: set_paused_offline(config, is_paused=False), plain_json)
-    console.print_result({"paused": False}, as_json=as_json, text="updates are resumed")
+    return set_paused_offline(config, is_paused=is_paused)
 
 
 @cli.group(short_help="Move the device's keys to another key storage.")

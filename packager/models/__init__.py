@@ -15,8 +15,9 @@ Reading order:
     ordered_map          runs side by side, results in order
     model_outline        an ONNX file without its large constants, for reading
     model_files          writing and sizes
-    oldest_runtime, peak_memory, model_facts   requirements and contract in the manifest
-    child_process        a module in a subprocess
+    oldest_runtime, model_facts   requirements and contract in the manifest
+    child_process        a module in a subprocess (sample_files: its inputs)
+    trial_run            the first runs of a model, and its memory
     model_runs           runs in a subprocess, and missing_values, which needs them
     golden_inputs, damage_probe   inputs of golden vectors within a budget (golden_budget)
     golden_vectors       golden vectors and their tolerance

@@ -1,6 +1,6 @@
 """Run a module with a model in a subprocess: a model that crashes ends only the subprocess.
 
-It imports nothing but the standard library and the errors, since packager.models.peak_memory measures what is imported.
+It imports nothing but the standard library and the errors, since packager.models.trial_run measures what is imported.
 """
 
 import subprocess

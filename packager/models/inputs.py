@@ -272,16 +272,6 @@ def check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None
         )
 
 
-def to_stored(array: np.ndarray) -> np.ndarray:
-    """Return an array as files have it: strings of fixed width instead of objects."""
-    return array.astype(str) if array.dtype == object else array
-
-
-def from_stored(array: np.ndarray) -> np.ndarray:
-    """Return an array as the runtime takes it: strings as objects."""
-    return array.astype(object) if array.dtype.kind == "U" else array
-
-
 def unsupported_type(where: str, kind: str) -> InputUnsupported:
     """Return the error for an input or output of a type that is not served, with the remedy.
 

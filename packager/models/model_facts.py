@@ -1,8 +1,7 @@
-"""The contract of a model, and its requirements on devices, for the manifest.
+"""The contract of a model, and the runtime that it needs, for the manifest.
 
 1. Inputs and outputs are those that the runtime reports: callers on the device meet the same.
-2. Memory is measured (packager.models.peak_memory) with the runtime on this machine.
-3. The runtime version is the first that has the model's operators (packager.models.oldest_runtime), and not below the
+2. The runtime version is the first that has the model's operators (packager.models.oldest_runtime), and not below the
    oldest that an agent supports.
 """
 
@@ -12,14 +11,11 @@ from typing import Final
 import onnxruntime
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
-from bundle.frames import sealed_size
-from bundle.requirements import Requirements, Runtime
+from bundle.requirements import Runtime
 from bundle.tensor_types import NAME_BY_RUNTIME
 from packager.errors import InputUnsupported
 from packager.models.inputs import ModelInterface, load_outline, unsupported_type
 from packager.models.oldest_runtime import oldest_runtime, parse_version
-from packager.models.peak_memory import measure_peak_memory
-from packager.models.samples import Samples
 from packager.models.sessions import open_session
 from packager.models.tflite_model import is_tflite, tflite_contract, tflite_runtime
 
@@ -65,22 +61,6 @@ def runtime_of(model: Path) -> Runtime:
     needed, oldest = oldest_runtime(load_outline(model)), Runtime()
     assert oldest.min_version is not None
     return oldest if needed.version <= parse_version(oldest.min_version) else Runtime(min_version=str(needed))
-
-
-def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirements:
-    """Return the requirements on a device: memory and storage in bytes.
-
-    Args:
-        model: the variant's model, with its external data beside it.
-        samples: inputs to run it on.
-        plain_bytes: uncompressed size of the whole bundle.
-
-    Raises:
-        ModelUnreadable: the file is not an ONNX model.
-        ModelDoesNotRun: the model does not load, or does not run on a sample.
-        ModelCrashes: the model ended its process.
-    """
-    return Requirements(memory_bytes=measure_peak_memory(model, samples), storage_bytes=sealed_size(plain_bytes))
 
 
 def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:

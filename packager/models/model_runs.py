@@ -11,19 +11,20 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
-
-import numpy as np
+from typing import TYPE_CHECKING, Final
 
 from packager.errors import ModelCrashes, ModelDoesNotRun
-from packager.models.inputs import Sample, to_stored
+from packager.models.sample_files import from_stored, load_arrays, save_arrays
 from packager.models.sessions import RunSettings, open_session, run_session
+
+if TYPE_CHECKING:
+    from packager.models.inputs import Sample
 
 CHILD_TIMEOUT_S: Final = 600.0
 EXIT_DOES_NOT_RUN: Final = 3
 
 
-def run_model(model: Path, inputs: Sequence[Sample], settings: Sequence[RunSettings]) -> list[list[Sample]]:
+def run_model(model: Path, inputs: "Sequence[Sample]", settings: Sequence[RunSettings]) -> "list[list[Sample]]":
     """Run a model on all inputs with all settings, and return the outputs as [settings][input].
 
     Args:
@@ -38,7 +39,7 @@ def run_model(model: Path, inputs: Sequence[Sample], settings: Sequence[RunSetti
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         for number, sample in enumerate(inputs):
-            _save(folder / f"input-{number}.npz", list(sample.values()))
+            save_arrays(folder / f"input-{number}.npz", list(sample.values()))
         request = {"names": [list(sample) for sample in inputs], "settings": [asdict(one) for one in settings]}
         (folder / "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-m", "packager.models.model_runs", str(model), text]
@@ -56,20 +57,11 @@ def run_model(model: Path, inputs: Sequence[Sample], settings: Sequence[RunSetti
         names = json.loads(done.stdout)
         return [
             [
-                dict(zip(names, _load(folder / f"output-{index}-{number}.npz"), strict=True))
+                dict(zip(names, load_arrays(folder / f"output-{index}-{number}.npz"), strict=True))
                 for number in range(len(inputs))
             ]
             for index in range(len(settings))
         ]
-
-
-def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    np.savez(path, allow_pickle=False, **{f"a{number}": to_stored(array) for number, array in enumerate(arrays)})
-
-
-def _load(path: Path) -> list[np.ndarray]:
-    with np.load(path, allow_pickle=False) as loaded:
-        return [loaded[f"a{number}"] for number in range(len(loaded.files))]
 
 
 def _run_as_child(model: Path, folder: Path) -> int:
@@ -80,8 +72,8 @@ def _run_as_child(model: Path, folder: Path) -> int:
             running = open_session(model, RunSettings(**fields))
             names = [output.name for output in running.get_outputs()]
             for number, inputs in enumerate(request["names"]):
-                sample = dict(zip(inputs, _load(folder / f"input-{number}.npz"), strict=True))
-                _save(folder / f"output-{index}-{number}.npz", run_session(running, sample, where=str(model)))
+                sample = dict(zip(inputs, map(from_stored, load_arrays(folder / f"input-{number}.npz")), strict=True))
+                save_arrays(folder / f"output-{index}-{number}.npz", run_session(running, sample, where=str(model)))
     except ModelDoesNotRun as error:
         print(error.message, file=sys.stderr)
         return EXIT_DOES_NOT_RUN

@@ -332,7 +332,7 @@ def _search_in_child(model: str, skip: int) -> None:
     limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from packager.models.sessions import RUNTIME_ERRORS, open_session  # only the subprocess needs the runtime
+    from packager.models.sessions import open_session, runtime_errors  # only the subprocess needs the runtime
 
     interface = ModelInterface.from_file(Path(model))
     try:
@@ -345,7 +345,7 @@ def _search_in_child(model: str, skip: int) -> None:
         start = time.monotonic()
         try:
             running.run(None, draw_sample(interface, recipe, 0, 0))
-        except RUNTIME_ERRORS as error:
+        except runtime_errors() as error:
             print(json.dumps({"error": " ".join(str(error).split())[:400]}), flush=True)
             return None
         return time.monotonic() - start

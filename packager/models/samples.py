@@ -32,9 +32,9 @@ from packager.models.inputs import (
     check_names,
     check_sample,
     check_shape,
-    from_stored,
     lacks_batch,
 )
+from packager.models.sample_files import from_stored
 
 FOLDER_SUFFIXES: Final = (".npz", ".npy")
 MAX_INFLATION: Final = 50  # numbers of real samples deflate to a quarter or a tenth, masks of ones to a thousandth

@@ -2,7 +2,8 @@
 
 1. All sessions have the same settings (threads, optimization level, no spinning), so that two runs can be compared.
 2. Errors of onnxruntime become ModelDoesNotRun, with a message of one line.
-3. `run_in_child` tries a model in its own process first: a model that crashes ends only the subprocess.
+3. `onnx` and the runtimes are imported only by functions that need them: the subprocess that measures a model's memory
+   imports this module, and may have no more than the model's runtime.
 4. A quantized model is judged, and its golden vectors are made, with the settings of `settings_for`.
 """
 
@@ -11,39 +12,35 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
-import onnx
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from packager.errors import ModelDoesNotRun
-from packager.models.child_process import run_child, shorten_middle
-from packager.models.graphs import quantization_of
-from packager.models.inputs import Sample, from_stored, to_stored
-from packager.models.samples import Samples
+from packager.models.child_process import shorten_middle
 from packager.models.tflite_model import TfliteSession, is_tflite
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+    from packager.models.inputs import Sample
 
 DEFAULT_THREADS: Final = 2
 SILENT_LOG_LEVEL: Final = 4  # onnxruntime's log level "fatal": its warnings are about the user's model
 MAX_CACHED_BYTES: Final = 64 << 20  # outputs of a CachedSession
 NOT_LOADED: Final = "does not load it"  # in the message of a model that cannot be loaded
-CHILD_TIMEOUT_S: Final = 300.0
 
-RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
-    RuntimeError,
-    ValueError,
-    MemoryError,
-    runtime_state.EPFail,
-    runtime_state.Fail,
-    runtime_state.InvalidArgument,
-    runtime_state.InvalidGraph,
-    runtime_state.InvalidProtobuf,
-    runtime_state.NoModel,
-    runtime_state.NoSuchFile,
-    runtime_state.NotImplemented,
-    runtime_state.RuntimeException,
+ONNXRUNTIME_ERRORS: Final = (
+    "EPFail",
+    "Fail",
+    "InvalidArgument",
+    "InvalidGraph",
+    "InvalidProtobuf",
+    "NoModel",
+    "NoSuchFile",
+    "NotImplemented",
+    "RuntimeException",
 )
 
 
@@ -68,6 +65,13 @@ EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
 ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # for samples that run side by side
 
 
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that a session raises: of Python, and of onnxruntime if this process has loaded it."""
+    state = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
+    own = () if state is None else tuple(getattr(state, name) for name in ONNXRUNTIME_ERRORS)
+    return (RuntimeError, ValueError, MemoryError, *own)
+
+
 def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> Any:
     """Open a CPU session of onnxruntime, or of LiteRT, which runs like one (packager.models.tflite_model).
 
@@ -82,8 +86,10 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
     if isinstance(model, Path) and is_tflite(model):
         try:
             return TfliteSession(model, threads=settings.threads, optimize=settings.optimize)
-        except RUNTIME_ERRORS as error:
+        except runtime_errors() as error:
             raise ModelDoesNotRun(f"{model}: LiteRT does not load it: {one_line_message(error)}") from error
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
@@ -97,14 +103,16 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
         return onnxruntime.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
         )
-    except RUNTIME_ERRORS as error:
+    except runtime_errors() as error:
         where = "model" if isinstance(model, bytes) else str(model)
         raise ModelDoesNotRun(
             f"{where}: onnxruntime {onnxruntime.__version__} {NOT_LOADED}: {one_line_message(error)}"
         ) from error
 
 
-def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
+def open_session_of(
+    model: "onnx.ModelProto", settings: RunSettings = DEFAULT_SETTINGS
+) -> "onnxruntime.InferenceSession":
     """Open a session of a model in memory; above protobuf's 2 GiB through a temporary folder.
 
     Args:
@@ -114,6 +122,8 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
     Raises:
         ModelDoesNotRun: onnxruntime does not load the model.
     """
+    import onnx
+
     if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         return open_session(model.SerializeToString(), settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,10 +132,12 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
         return open_session(path, settings)
 
 
-def settings_for(model: onnx.ModelProto) -> RunSettings:
+def settings_for(model: "onnx.ModelProto") -> RunSettings:
     """Return the settings with which a model is judged.
     s8s8 models run without integer kernels, which may saturate on x86.
     """
+    from packager.models.graphs import quantization_of
+
     return EXACT_SETTINGS if quantization_of(model).endswith("s8s8") else DEFAULT_SETTINGS
 
 
@@ -135,7 +147,7 @@ class Runnable(Protocol):
     def get_outputs(self) -> list[Any]:
         """Return the descriptions of the outputs."""
 
-    def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
+    def run(self, names: list[str] | None, sample: "Sample", /) -> list[Any]:
         """Return the outputs `names`, or all of them.
 
         Args:
@@ -160,7 +172,7 @@ class CachedSession:
         """Return the descriptions of the outputs."""
         return list(self._running.get_outputs())
 
-    def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
+    def run(self, names: list[str] | None, sample: "Sample", /) -> list[Any]:
         """Return the outputs `names`, or all of them, from the cache if the sample was run before.
 
         Args:
@@ -183,7 +195,7 @@ class CachedSession:
 
 
 def run_session(
-    running: Runnable, sample: Sample, names: list[str] | None = None, *, where: str = "model"
+    running: Runnable, sample: "Sample", names: list[str] | None = None, *, where: str = "model"
 ) -> list[np.ndarray]:
     """Return the outputs of one sample, in the order of `names` or of the model.
 
@@ -198,45 +210,12 @@ def run_session(
     """
     try:
         return [np.asarray(value) for value in running.run(names, sample)]
-    except RUNTIME_ERRORS as error:
+    except runtime_errors() as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
         raise ModelDoesNotRun(
             f"{where}: does not run on a sample ({shapes}): {one_line_message(error)}",
             hint="give inputs that the model accepts with --inputs FILE.npz",
         ) from error
-
-
-def run_in_child(model: Path, samples: Samples) -> None:
-    """Run a model once on one sample in its own process.
-
-    Args:
-        model: an ONNX file.
-        samples: the first one is used.
-
-    Raises:
-        ModelDoesNotRun: the model does not load, or does not run on the sample.
-        ModelCrashes: the model crashed its process, or took longer than CHILD_TIMEOUT_S.
-    """
-    sample = next(iter(samples.take(1)))
-    with tempfile.TemporaryDirectory() as folder:
-        arrays = Path(folder) / "sample.npz"
-        np.savez(
-            arrays, allow_pickle=False, **{f"input_{i}": to_stored(array) for i, array in enumerate(sample.values())}
-        )
-        try:
-            run_child(
-                "packager.models.sessions",
-                [str(model), str(arrays), *sample],
-                model=model,
-                task="one run",
-                timeout_s=CHILD_TIMEOUT_S,
-                hint="give inputs that the model accepts with --inputs FILE.npz",
-            )
-        except ModelDoesNotRun as error:
-            if NOT_LOADED not in error.message:
-                raise
-            hint = "provide what the message names on this machine, or export the model again for this runtime"
-            raise ModelDoesNotRun(error.message, hint=hint) from error
 
 
 def one_line_message(error: Exception) -> str:
@@ -245,18 +224,3 @@ def one_line_message(error: Exception) -> str:
     Of a long one, the middle is left out: onnxruntime puts the place first and the cause last.
     """
     return shorten_middle(" ".join(str(error).split()))
-
-
-def _run_as_child(model: str, arrays: str, names: list[str]) -> int:
-    with np.load(arrays) as loaded:
-        sample = {name: from_stored(loaded[f"input_{i}"]) for i, name in enumerate(names)}
-    try:
-        run_session(open_session(Path(model)), sample, where=model)
-    except ModelDoesNotRun as error:
-        print(error.message, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_run_as_child(sys.argv[1], sys.argv[2], sys.argv[3:]))

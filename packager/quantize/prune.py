@@ -17,7 +17,8 @@ from packager.models.graphs import WeightUse, array_of, set_array, weight_uses
 from packager.models.inputs import load_proto
 from packager.models.model_files import save_model
 from packager.models.samples import Samples
-from packager.models.sessions import open_session, open_session_of, run_in_child
+from packager.models.sessions import open_session, open_session_of
+from packager.models.trial_run import run_trial
 from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import check_quantizable, lift_constants
 from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis
@@ -67,7 +68,7 @@ def prune_model(
     """
     if not 0.0 < sparsity < 1.0:
         raise QuantizationRefused(f"sparsity {sparsity}, expected a number between 0 and 1")
-    run_in_child(model, samples)
+    run_trial(model, samples)
     pruned = lift_constants(load_proto(model))
     check_quantizable(pruned, str(model))
     zeros = total = 0

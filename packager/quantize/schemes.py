@@ -24,8 +24,9 @@ from packager.models.model_files import model_bytes
 from packager.models.model_files import save_model as save_model
 from packager.models.oldest_runtime import oldest_runtime
 from packager.models.samples import Samples
-from packager.models.sessions import open_session, run_in_child
+from packager.models.sessions import open_session
 from packager.models.tflite_model import is_tflite
+from packager.models.trial_run import run_trial
 from packager.quantize.candidate_search import CandidateSearch, MetricReference
 from packager.quantize.candidates import INT8_METHODS, CandidateBuilder, Method
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
@@ -86,6 +87,8 @@ def quantize_model(
     samples: Samples,
     options: QuantizeOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
+    *,
+    is_tried: bool = False,
 ) -> QuantizationReport:
     """Quantize a float model, judge it, and write it if it passes.
 
@@ -96,6 +99,7 @@ def quantize_model(
         samples: inputs; half of them are held out from calibration.
         options: settings of the quantization.
         progress: receives the numbers of finished and of planned candidates, or None.
+        is_tried: whether the model ran in a process of its own already (packager.models.trial_run).
 
     Returns:
         A report; a model that cannot be quantized, or does not pass, is a report with outcome "refused".
@@ -119,7 +123,8 @@ def quantize_model(
     interface = ModelInterface.from_file(model)
     for sample in samples.take(1):
         check_sample(sample, interface, samples.origin)
-    run_in_child(model, samples)
+    if not is_tried:
+        run_trial(model, samples)
     if scheme == "fp32":
         return _copy_float_model(model, out, samples)
     calibration, held_out = samples.split_halves()

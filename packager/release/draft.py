@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from packager.diff.write.patch_report import PatchReport
     from packager.models.golden_vectors import GoldenReport
     from packager.models.samples import Samples
+    from packager.models.trial_run import MemoryUse
     from packager.quantize.gate import GateReport
     from packager.quantize.latency import Latency
     from packager.quantize.quantization_report import QuantizationReport
@@ -254,6 +255,7 @@ class Draft:
         samples: inputs to measure and compare with.
         reporter: receives the progress.
         executor: runs parts of a diff; None runs them in this process.
+        memory: memory of each model that ran in a process of its own, by the path of its file.
         quantized, checks, assembled, encrypted: the stages of each variant, by its name.
         drop_reasons: reasons of the variants that are left out, by name.
         notes: what a person who signs should know, one sentence each.
@@ -273,6 +275,7 @@ class Draft:
     samples: "Samples"
     reporter: Reporter
     executor: "Executor | None" = None
+    memory: dict[Path, "MemoryUse"] = field(default_factory=dict)
     quantized: dict[str, QuantizedVariant] = field(default_factory=dict)
     checks: dict[str, DeviceChecks] = field(default_factory=dict)
     assembled: dict[str, AssembledVariant] = field(default_factory=dict)
@@ -297,6 +300,23 @@ class Draft:
             model: name of a further model; None for the first one.
         """
         return self.variant_folder(name) / ("golden.bin" if model is None else f"golden-{model}.bin")
+
+    def memory_of(self, model: Path, further: str | None = None) -> "MemoryUse":
+        """Return the memory of a model; the first time, it runs in a process of its own.
+
+        Args:
+            model: the model's file.
+            further: name of a further model; None for a file of the first one.
+
+        Raises:
+            ModelDoesNotRun: the model does not load, or does not run on a sample.
+            ModelCrashes: the model crashes its process.
+        """
+        from packager.models.trial_run import run_trial
+
+        if model not in self.memory:
+            self.memory[model] = run_trial(model, self.samples if further is None else self.further_samples[further])
+        return self.memory[model]
 
     def note(self, text: str) -> None:
         """Report one sentence now, and again in the report of the release."""

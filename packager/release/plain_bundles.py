@@ -104,7 +104,7 @@ def build_bundle(request: BuildRequest) -> BuildReport:
     from packager.models.golden_vectors import record_golden  # slow to import, like the next three
     from packager.models.inputs import ModelInterface
     from packager.models.model_facts import contract_of
-    from packager.models.sessions import run_in_child
+    from packager.models.trial_run import run_trial
 
     _check_names(request)
     if request.out.exists():
@@ -115,7 +115,7 @@ def build_bundle(request: BuildRequest) -> BuildReport:
     external_data(request.model)
     ModelInterface.from_file(request.model)  # refuses inputs that are no numbers
     samples = _load_samples(request)
-    run_in_child(request.model, samples)
+    run_trial(request.model, samples)
     contract = contract_of(request.model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "golden.bin"

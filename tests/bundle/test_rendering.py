@@ -24,10 +24,9 @@ MAY_PRINT = {
     "device_agent/workers/served_files.py",
     "device_agent/workers/tuf_conformance.py",
     "packager/models/model_runs.py",
-    "packager/models/peak_memory.py",
     "packager/models/random_inputs.py",
-    "packager/models/sessions.py",
     "packager/models/tflite_model.py",
+    "packager/models/trial_run.py",
     # click's own help of a group, without foreign strings
     "device_agent/commands/root.py",
     "packager/commands/root.py",

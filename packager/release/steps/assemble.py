@@ -21,10 +21,9 @@ from bundle.variant import Measured
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_outline
-from packager.models.model_facts import requirements_of, runtime_of
+from packager.models.model_facts import runtime_of
 from packager.models.model_package import PackagedModel, build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
-from packager.models.peak_memory import measure_load_memory
 from packager.models.tflite_model import is_tflite
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 from packager.release.release_plan import UNQUANTIZED_SCHEME
@@ -63,7 +62,10 @@ def run(draft: Draft) -> None:
             name=draft.plan.model_name,
             further=_further_models(draft, variant.name, checks),
         )
-        measured = requirements_of(variant.model, draft.samples, sum(file.size for file in built.files))
+        measured = Requirements(
+            memory_bytes=draft.memory_of(variant.model).peak_bytes,
+            storage_bytes=sealed_size(sum(file.size for file in built.files)),
+        )
         requires = variant.plan.apply_requires(_with_further(draft, measured))
         runtime = variant.plan.apply_runtime(_newest_runtime(variant.model, *(m.model for m in draft.plan.further)))
         _check_runtime(variant, runtime)
@@ -106,8 +108,8 @@ def _further_models(draft: Draft, variant: str, checks: DeviceChecks) -> tuple[P
 def _with_further(draft: Draft, requires: Requirements) -> Requirements:
     """Return the requirements with the memory of the further models; all share a process."""
     for each in draft.plan.further:
-        peak_bytes = requirements_of(each.model, draft.further_samples[each.name], 0).memory_bytes
-        more_bytes = max(peak_bytes - EMPTY_PROCESS_BYTES, measure_load_memory(each.model))
+        memory = draft.memory_of(each.model, each.name)
+        more_bytes = max(memory.peak_bytes - EMPTY_PROCESS_BYTES, memory.load_bytes)
         requires = replace(requires, memory_bytes=requires.memory_bytes + more_bytes)
     return requires
 
@@ -131,9 +133,8 @@ def _measured_figures(draft: Draft, variant: QuantizedVariant) -> Measured:
         cpu=read_cpu_name(),
         runtime=_version_of("ai-edge-litert" if is_tflite(variant.require_model()) else "onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
-        load_memory_bytes=sum(
-            map(measure_load_memory, (variant.require_model(), *(each.model for each in draft.plan.further)))
-        ),
+        load_memory_bytes=draft.memory_of(variant.require_model()).load_bytes
+        + sum(draft.memory_of(each.model, each.name).load_bytes for each in draft.plan.further),
     )
 
 

@@ -23,7 +23,6 @@ from packager.errors import (
     WeightsNotFinite,
 )
 from packager.models.model_package import external_data
-from packager.models.sessions import run_in_child
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.quantization_report import QuantizationReport
@@ -69,10 +68,10 @@ def run(draft: Draft) -> None:
         draft.note("the samples are random: errors on real inputs can differ; name real ones with inputs = 'FILE.npz'")
     for model in dict.fromkeys(v.model or reference for v in plans if v.scheme == UNQUANTIZED_SCHEME):
         external_data(model)
-        run_in_child(model, draft.samples)
+        draft.memory_of(model)
     for each in draft.plan.further:
         external_data(each.model)
-        run_in_child(each.model, draft.further_samples[each.name])
+        draft.memory_of(each.model, each.name)
     for plan in plans:
         if plan.scheme == UNQUANTIZED_SCHEME:
             draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or reference)
@@ -185,7 +184,9 @@ def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
         return QuantizedVariant(plan, out, update=update)
     try:
         bar = draft.reporter.bar(f"{plan.name} ({plan.scheme})")
-        report = quantize_model(draft.plan.require_model(), out, plan.scheme, draft.samples, options, bar)
+        reference = draft.plan.require_model()
+        draft.memory_of(reference)
+        report = quantize_model(reference, out, plan.scheme, draft.samples, options, bar, is_tried=True)
     except (AlreadyQuantized, WeightsNotFinite) as error:
         if plan.required:
             raise
