@@ -1,4 +1,4 @@
-"""Arrays of samples in NPZ files, by which a process passes them to its subprocess, and gets outputs back.
+"""Arrays of samples in NPZ files, by which a process passes them to a subprocess and back.
 
 Strings are stored as numpy's fixed-width strings. `onnx` is not imported: the subprocesses do not need it.
 """

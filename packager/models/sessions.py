@@ -66,7 +66,7 @@ ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # for samples that run side
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that a session raises: of Python, and of onnxruntime if this process has loaded it."""
+    """Return the errors that a session raises: those of Python, and of onnxruntime if it is loaded."""
     state = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state")
     own = () if state is None else tuple(getattr(state, name) for name in ONNXRUNTIME_ERRORS)
     return (RuntimeError, ValueError, MemoryError, *own)

@@ -1,4 +1,4 @@
-"""Run a model in a process of its own before anything else does, and measure the memory that it takes there.
+"""Run a model in a process of its own before anything else does, and measure its memory there.
 
 1. A model that crashes ends only the subprocess (packager.models.child_process).
 2. One subprocess does both, since its start takes longer than the runs of a small model.
