@@ -234,8 +234,12 @@ def test_a_standby_takes_over_when_the_model_process_dies(installed: DeviceUnder
     assert len(seen) == 3
 
 
-def test_a_second_daemon_finds_the_directory_taken(installed: DeviceUnderTest) -> None:
+def test_a_daemon_is_small_at_rest_and_a_second_one_finds_the_directory_taken(installed: DeviceUnderTest) -> None:
     installed.start()
+    process = Path(f"/proc/{installed.daemon_pid}")
+    assert "libcrypto" not in (process / "maps").read_text(), "digests of short texts need no OpenSSL"
+    fields = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    assert int(fields["VmRSS"].split()[0]) <= 24.5 * 1024
     second = installed.command("run")
     assert second.returncode == 4
     assert '"device-locked"' in second.stderr
