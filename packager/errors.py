@@ -9,7 +9,9 @@ from bundle.errors import InvalidUsage as InvalidUsage
 
 
 class ModelUnreadable(Invalid):
-    """The file is missing or is not a model that the runtime loads. Name an ONNX or TFLite file."""
+    """The file is missing or is not a model that the runtime loads. Name an ONNX or TFLite file. Files of
+    other formats are released with runtime "app" or "none".
+    """
 
     reason = "model-unreadable"
 

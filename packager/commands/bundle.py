@@ -8,6 +8,7 @@ import click
 from bundle.console import print_result, progress_bar
 from packager.commands.options import JSON_OPTION, PASSPHRASE_OPTION, PATH
 
+RUNTIMES: Final = ("onnxruntime", "litert", "app", "none")
 NO_BASE: Final = "-"  # as BASE: a full download, which needs no base
 
 
@@ -15,14 +16,19 @@ NO_BASE: Final = "-"  # as BASE: a full download, which needs no base
 def bundle() -> None:
     """Build, diff, apply, inspect and verify bundles.
 
-    A bundle is a folder with a model and its files, in the layout of an ONNX Runtime model package.
+    A bundle is a folder with a model and its files, in the layout of an ONNX Runtime model package, or with files only.
     """
 
 
-@bundle.command("build", short_help="Build a bundle folder from a model.")
-@click.argument("model", type=PATH)
+@bundle.command("build", short_help="Build a bundle folder from a model or from files.")
+@click.argument("model", type=PATH, required=False)
 @click.option("-o", "--output", "out", type=PATH, required=True, help="Folder to write; it must not exist.")
 @click.option("--family", required=True, help="Name of the family, for example kws.")
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    help="As in a release file; default: that of MODEL's format, or none without MODEL.",
+)
 @click.option("--version", default="0.0", show_default=True, help="Version of the release.")
 @click.option("--variant", default="fp32", show_default=True, help="Name of the variant.")
 @click.option(
@@ -34,31 +40,33 @@ def bundle() -> None:
 @click.option(
     "--golden",
     type=click.IntRange(0, 1000),
-    default=8,
-    show_default=True,
-    help="Record this many golden vectors; 0 records none.",
+    help="Record this many golden vectors; 0 records none.  [default: 8]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs used without --inputs.")
 @JSON_OPTION
 def build_command(
-    model: Path,
+    model: Path | None,
     out: Path,
     family: str,
+    runtime: str | None,
     version: str,
     variant: str,
     files: tuple[str, ...],
     inputs: Path | None,
-    golden: int,
+    golden: int | None,
     seed: int,
     as_json: bool,
 ) -> None:
     """Build a bundle folder from MODEL, its external data and golden vectors.
 
+    With --runtime app, MODEL is a file of any format that an application runs.
+    Without MODEL, or with --runtime none, the bundle consists of the given files.
+
     Exit status: 0 built, 2 invalid input, 4 no space, 5 the model crashes, or its outputs differ from run to run.
     """
     from packager.release.plain_bundles import BuildRequest, build_bundle
 
-    request = BuildRequest(model, out, family, version, variant, files, inputs, golden, seed)
+    request = BuildRequest(model, out, family, version, variant, files, inputs, golden, seed, runtime)
     report = build_bundle(request)
     print_result(report.as_json(), as_json=as_json, text=report.as_lines())
 

@@ -34,6 +34,7 @@ from packager.models.tflite_model import is_tflite, read_facts
 
 MAX_NAME_CHARACTERS: Final = 256  # of an input or output (bundle.contract.TensorSpec)
 MAX_SHOWN_CHARACTERS: Final = 60  # of a name in messages
+OTHER_FORMATS_HINT: Final = "give an ONNX or TFLite model; a file of another format is built with runtime app or none"
 Sample: TypeAlias = dict[str, np.ndarray]
 
 
@@ -189,13 +190,16 @@ def _load(path: Path, parse: Callable[[], onnx.ModelProto], *, external_data: bo
     except IsADirectoryError as error:
         raise ModelUnreadable(f"{path}: found a folder, expected a model file") from error
     except DecodeError as error:
-        raise ModelUnreadable(f"{path}: not an ONNX model: {error}") from error
+        raise ModelUnreadable(f"{path}: not an ONNX model: {error}", hint=OTHER_FORMATS_HINT) from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
     except (RuntimeError, ValueError, RecursionError) as error:  # onnx reports damaged fields in several ways
-        raise ModelUnreadable(f"{path}: not an ONNX model: {' '.join(str(error).split())[:200]}") from error
+        text = " ".join(str(error).split())[:200]
+        raise ModelUnreadable(f"{path}: not an ONNX model: {text}", hint=OTHER_FORMATS_HINT) from error
     if not model.graph.output or not model.opset_import:
-        raise ModelUnreadable(f"{path}: not an ONNX model: it has no outputs or names no operator set")
+        raise ModelUnreadable(
+            f"{path}: not an ONNX model: it has no outputs or names no operator set", hint=OTHER_FORMATS_HINT
+        )
     return model
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bundle.contract import Contract
 from bundle.errors import Unavailable
@@ -28,11 +28,22 @@ from packager.errors import (
     UnknownFormat,
     VariantUnknown,
 )
-from packager.models.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
+from packager.models.model_package import (
+    FILE_ROLES,
+    FILES_ONLY_ROLES,
+    ExtraFile,
+    build_files_bundle,
+    build_package,
+    external_data,
+    open_package,
+    roles_of,
+)
+from packager.models.tflite_model import is_tflite
 
 if TYPE_CHECKING:
     from packager.models.samples import Samples
 
+DEFAULT_GOLDEN: Final = 8
 Progress = Callable[[int, int], None]
 
 
@@ -41,33 +52,47 @@ class BuildRequest:
     """The arguments of `packager bundle build`.
 
     Attributes:
-        model: the model file.
+        model: the model file; None for a bundle of files.
         out: folder to write.
         family, version, variant: names that the bundle records.
         files: further files, as ROLE=PATH.
         inputs: an `.npz` or a folder of them; None draws random inputs.
-        golden: number of golden vectors; 0 records none.
+        golden: number of golden vectors; 0 records none, None DEFAULT_GOLDEN of a model that the agent runs.
         seed: seed of the random inputs.
+        runtime: what runs the bundle, as in a release file; None follows from the model.
     """
 
-    model: Path
+    model: Path | None
     out: Path
     family: str
     version: str
     variant: str
     files: tuple[str, ...]
     inputs: Path | None
-    golden: int
+    golden: int | None
     seed: int
+    runtime: str | None = None
+
+    @property
+    def is_of_files(self) -> bool:
+        """Return whether the bundle has no model that the agent runs."""
+        return self.runtime in ("app", "none") or (self.runtime is None and self.model is None)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """The built bundle; `tolerance_ppm` is the tolerance of its golden vectors, None without any."""
+    """The bundle that was built, as `packager bundle build` prints it.
+
+    Attributes:
+        root: its folder.
+        files: its files.
+        contract: of the model that the agent runs, else None.
+        tolerance_ppm: of its golden vectors, else None.
+    """
 
     root: Path
     files: tuple[BundleFile, ...]
-    contract: Contract
+    contract: Contract | None
     tolerance_ppm: int | None
 
     def as_json(self) -> dict[str, object]:
@@ -76,7 +101,7 @@ class BuildReport:
             "bundle": bundle_digest(self.files),
             "plain_size": sum(file.size for file in self.files),
             "files": [file.as_json() for file in self.files],
-            "contract": self.contract.as_json(),
+            "contract": None if self.contract is None else self.contract.as_json(),
             "golden_tolerance_ppm": self.tolerance_ppm,
         }
 
@@ -86,10 +111,10 @@ class BuildReport:
 
 
 def build_bundle(request: BuildRequest) -> BuildReport:
-    """Build a bundle folder from a model.
+    """Build a bundle folder from a model or from files.
 
     Raises:
-        InvalidUsage: a name or a ROLE=PATH is invalid.
+        InvalidUsage: a name or a ROLE=PATH is invalid, or model, runtime and options do not fit together.
         OutputExists: the output folder exists.
         FileNotFound: the parent of the output folder does not exist.
         InputFileMissing: a further file does not exist.
@@ -101,29 +126,33 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         GoldenUnstable: the outputs differ from run to run.
         Invalid: the inputs cannot be read, or do not fit the model (packager.models.inputs).
     """
-    from packager.models.golden_vectors import record_golden  # slow to import, like the next three
-    from packager.models.inputs import ModelInterface
-    from packager.models.model_facts import contract_of
-    from packager.models.trial_run import run_trial
-
     _check_names(request)
     if request.out.exists():
         raise OutputExists(f"output {request.out} already exists", hint="name another folder, or remove this one")
     if not request.out.absolute().parent.is_dir():
         raise FileNotFound(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
-    extras = tuple(_parse_extra_file(word) for word in request.files)
-    external_data(request.model)
-    ModelInterface.from_file(request.model)  # refuses inputs that are no numbers
-    samples = _load_samples(request)
-    run_trial(request.model, samples)
-    contract = contract_of(request.model)
+    roles = FILES_ONLY_ROLES if request.is_of_files else FILE_ROLES
+    extras = tuple(_parse_extra_file(word, roles) for word in request.files)
+    if request.is_of_files:
+        return BuildReport(request.out, build_files_bundle(_all_files(request, extras), request.out).files, None, None)
+    from packager.models.golden_vectors import record_golden  # slow to import, like the next three
+    from packager.models.inputs import ModelInterface
+    from packager.models.model_facts import contract_of
+    from packager.models.trial_run import run_trial
+
+    model, golden = _require_model(request), DEFAULT_GOLDEN if request.golden is None else request.golden
+    external_data(model)
+    ModelInterface.from_file(model)  # refuses inputs that are no numbers
+    samples = _load_samples(model, request.inputs, golden, request.seed)
+    run_trial(model, samples)
+    contract = contract_of(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "golden.bin"
         report = None
-        if request.golden:
-            report = record_golden(request.model, samples, path, request.golden)
+        if golden:
+            report = record_golden(model, samples, path, golden)
         built = build_package(
-            request.model,
+            model,
             request.out,
             family=request.family,
             version=request.version,
@@ -267,19 +296,47 @@ def _check_names(request: BuildRequest) -> None:
         raise InvalidUsage(f"--version: found {request.version!r}, expected a version like 1.2.0")
 
 
-def _load_samples(request: BuildRequest) -> "Samples":
+def _require_model(request: BuildRequest) -> Path:
+    """Return the model that the agent runs. Raises InvalidUsage if it is missing or of another runtime."""
+    if request.model is None:
+        raise InvalidUsage(f"--runtime {request.runtime}: found no MODEL, expected the model that it runs")
+    if request.runtime is not None and is_tflite(request.model) != (request.runtime == "litert"):
+        kind = "is" if is_tflite(request.model) else "is not"
+        raise InvalidUsage(f"--runtime {request.runtime}: {request.model} {kind} a TFLite model")
+    return request.model
+
+
+def _all_files(request: BuildRequest, extras: tuple[ExtraFile, ...]) -> tuple[ExtraFile, ...]:
+    """Return the files of a bundle without a model that the agent runs. Raises InvalidUsage."""
+    runtime = request.runtime or "none"
+    for option, is_given in (("--inputs", request.inputs is not None), ("--golden", bool(request.golden))):
+        if is_given:
+            raise InvalidUsage(f"{option}: has no effect for runtime {runtime}, whose files the agent does not run")
+    if request.model is None:
+        if not extras:
+            raise InvalidUsage("found neither MODEL nor --file, expected at least one file")
+        return extras
+    if runtime == "none":
+        raise InvalidUsage(
+            f"--runtime none: found MODEL {request.model}, expected none",
+            hint="name its role as in --file labels=PATH, or use --runtime app for a model that an application runs",
+        )
+    if not request.model.is_file():
+        raise InputFileMissing(f"{request.model}: no such file")
+    return (ExtraFile(request.model, "model", request.model.name), *extras)
+
+
+def _load_samples(model: Path, inputs: Path | None, golden: int, seed: int) -> "Samples":
     from packager.models.missing_values import load_inputs
     from packager.models.random_inputs import random_samples
 
-    if request.inputs is None:
-        return random_samples(request.model, max(1, request.golden), request.seed)
-    return load_inputs(request.model, request.inputs)
+    return random_samples(model, max(1, golden), seed) if inputs is None else load_inputs(model, inputs)
 
 
-def _parse_extra_file(text: str) -> ExtraFile:
+def _parse_extra_file(text: str, roles: tuple[str, ...]) -> ExtraFile:
     role, separator, path = text.partition("=")
-    if not separator or role not in FILE_ROLES:
-        raise InvalidUsage(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
+    if not separator or role not in roles:
+        raise InvalidUsage(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(roles)}")
     if not Path(path).is_file():
         raise InputFileMissing(f"--file {text}: {path} does not exist")
     return ExtraFile(Path(path), role, Path(path).name)

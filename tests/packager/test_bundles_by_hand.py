@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from tests.support import tiny_models
+from tests.support.model_formats import make_weights, to_safetensors
 from tests.support.packager_cli import assert_refused, read_all_files, run_packager
 
 
@@ -77,6 +78,27 @@ def test_a_bundle_is_built_diffed_and_made_again_from_the_patch(place: Path) -> 
     assert read_all_files(place / "MADE") == read_all_files(place / "NEW")
 
 
+def test_a_bundle_of_files_that_no_agent_runs(place: Path) -> None:
+    """A word list, tensors of a runtime of one's own, any bytes: built, shown, diffed and applied as models are."""
+    for name, seed in (("old", 1), ("new", 2)):
+        Path(f"{name}.safetensors").write_bytes(to_safetensors(make_weights(seed)))
+    files = ("--file", "labels=labels.txt", "--family", "kws", "--json")
+    made = {}
+    for name, out in (("old", "OLD"), ("new", "NEW")):
+        words = ("bundle", "build", f"{name}.safetensors", "--runtime", "app", "-o", out, *files)
+        made[out] = run_packager(*words).json
+        found = [(file["path"], file["role"]) for file in made[out]["files"]]
+        assert found == [("labels/labels.txt", "labels"), (f"model/{name}.safetensors", "model")]
+    assert (made["OLD"]["contract"], made["OLD"]["golden_tolerance_ppm"]) == (None, None)
+    assert "model/old.safetensors" in run_packager("bundle", "inspect", "OLD").stdout
+    assert run_packager("bundle", "diff", "OLD", "NEW", "-o", "p").code == 0
+    assert run_packager("bundle", "apply", "OLD", "p", "-o", "MADE", "--json").json["bundle"] == made["NEW"]["bundle"]
+    words = run_packager("bundle", "build", "-o", "WORDS", *files)
+    assert [file["path"] for file in words.json["files"]] == ["labels/labels.txt"]
+    parts = ("--runtime", "app", "--file", "model=old.onnx", "--file", "model=new.onnx", "-o", "PARTS")
+    assert len(run_packager("bundle", "build", *parts, *files).json["files"]) == 3
+
+
 def test_from_nothing_is_written_as_a_dash(place: Path) -> None:
     new = build_bundle("new", "NEW", "--golden", 0)
     assert run_packager("bundle", "diff", "-", "NEW", "-o", "p").code == 0
@@ -105,6 +127,34 @@ def test_every_kind_of_place_is_shown(place: Path) -> None:
     [
         (["bundle", "build", "none.onnx", "-o", "X", "--family", "kws"], 2, "model-unreadable", "none.onnx"),
         (["bundle", "build", "labels.txt", "-o", "X", "--family", "kws"], 2, "model-unreadable", "labels.txt"),
+        (["bundle", "build", "-o", "X", "--family", "kws"], 2, "invalid-usage", "at least one file"),
+        (["bundle", "build", "-o", "X", "--family", "kws", "--runtime", "onnxruntime"], 2, "invalid-usage", "MODEL"),
+        (
+            ["bundle", "build", "labels.txt", "-o", "X", "--family", "kws", "--runtime", "none"],
+            2,
+            "invalid-usage",
+            "none",
+        ),
+        (["bundle", "build", "n", "-o", "X", "--family", "kws", "--runtime", "app"], 2, "input-file-missing", "n"),
+        (["bundle", "build", "OLD", "-o", "X", "--family", "kws", "--runtime", "app"], 2, "input-file-missing", "OLD"),
+        (
+            ["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--runtime", "litert"],
+            2,
+            "invalid-usage",
+            "not a TFLite model",
+        ),
+        (
+            ["bundle", "build", "labels.txt", "-o", "X", "--family", "kws", "--runtime", "app", "--golden", "1"],
+            2,
+            "invalid-usage",
+            "--golden",
+        ),
+        (
+            ["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--file", "model=new.onnx"],
+            2,
+            "invalid-usage",
+            "labels",
+        ),
         (["bundle", "build", "old.onnx", "-o", "labels.txt", "--family", "kws"], 2, "output-exists", "labels.txt"),
         (["bundle", "build", "old.onnx", "-o", "no/X", "--family", "kws"], 2, "file-not-found", "no"),
         (["bundle", "build", "old.onnx", "-o", "X", "--family", "K W S"], 2, "invalid-usage", "K W S"),
