@@ -93,8 +93,8 @@ def test_a_bundle_of_files_that_no_agent_runs(place: Path) -> None:
     assert "model/old.safetensors" in run_packager("bundle", "inspect", "OLD").stdout
     assert run_packager("bundle", "diff", "OLD", "NEW", "-o", "p").code == 0
     assert run_packager("bundle", "apply", "OLD", "p", "-o", "MADE", "--json").json["bundle"] == made["NEW"]["bundle"]
-    words = run_packager("bundle", "build", "-o", "WORDS", *files)
-    assert [file["path"] for file in words.json["files"]] == ["labels/labels.txt"]
+    words_only = run_packager("bundle", "build", "-o", "WORDS", *files)
+    assert [file["path"] for file in words_only.json["files"]] == ["labels/labels.txt"]
     parts = ("--runtime", "app", "--file", "model=old.onnx", "--file", "model=new.onnx", "-o", "PARTS")
     assert len(run_packager("bundle", "build", *parts, *files).json["files"]) == 3
 
