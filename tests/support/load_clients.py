@@ -51,6 +51,7 @@ def wait_until(condition: Callable[[], object], deadline_s: float = 60) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end, f"the condition is still false after {deadline_s} s"
+        time.sleep(0.005)
 
 
 class Load:
