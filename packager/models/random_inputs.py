@@ -1,86 +1,51 @@
 """Find random inputs that a model runs on: sizes are tried in a subprocess until one runs.
 
 1. The model runs only in the subprocess: one that crashes, hangs or exhausts memory ends only the subprocess.
-2. Sizes 1..MAX_SIZE are tried, likely ones first. The first axis of an input with two or more axes is a batch of size
-   1, unless nothing runs that way.
+2. packager.models.input_recipes has the sizes and their order.
 3. Unknown values are kept small: integers below 64 (then below 2), masks of ones, lengths equal to the size.
 4. The subprocess prints each attempt before it starts, so that after a crash the search continues behind it.
+5. Sizes are varied around the first input with each kind of error, after FIRST_ATTEMPTS inputs. If the error with its
+   numbers stays the same, or a wrong size leads to another kind of error, then no size helps, and the search ends.
 """
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
 from packager.errors import ModelCrashes, ModelDoesNotRun, NoWorkingInput
+from packager.models.input_recipes import (
+    MAX_SIZE,
+    STATE_WORDS,
+    Recipe,
+    is_scalar,
+    one_size_varied,
+    recipe_candidates,
+    sizes_varied,
+    symbol_of,
+    symbols_of,
+    with_rank,
+)
 from packager.models.inputs import ModelInterface, Sample, TensorInfo
 from packager.models.samples import Samples, samples_from
 
-Sizes: TypeAlias = dict[str, int]
-
-MAX_SIZE: Final = 4096
-LIKELY_SIZES: Final = (
-    16,
-    32,
-    64,
-    128,
-    224,
-    256,
-    512,
-    8,
-    48,
-    96,
-    320,
-    640,
-    1024,
-    4,
-    2,
-    1,
-    160,
-    192,
-    384,
-    576,
-    768,
-    2048,
-)
-SPATIAL_SIZES: Final = (64, 224, 32, 128, 96, 48, 256, 320, 640, 512, 16, 299, 384, 416, 28, 8, 1, 1024)
-LIKELY_RANKS: Final = (2, 3, 4, 1, 0)
-INTEGER_BOUNDS: Final = (64, 2)  # exclusive; larger integers exceed small vocabularies
-LIKELY_SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, and the two sampling rates of speech models
 MAX_EXTRA_SIZES: Final = 2  # beside the first that runs, for golden vectors of smallest and largest shapes
 FAST_RUN_S: Final = 1.0  # larger sizes are tried only while one run takes less
 MAX_CRASHES: Final = 4
+FIRST_ATTEMPTS: Final = 8
+SOURCE_OF_ERROR: Final = re.compile(r".*(Status Message:|was false\.| \w+\.(h|cc):\d+ \w+)")
 MAX_CHILD_MEMORY_SHARE: Final = 0.75  # of physical memory
-STATE_WORDS: Final = ("state", "hidden", "cell", "cache", "h0", "c0", "h_0", "c_0", "hx", "cx", "past")
-SEQUENCE_WORDS: Final = ("seq", "len", "time", "frame", "token", "sample", "height", "width")
 WORDS: Final = ("a", "b", "red", "green", "yes", "no", "0", "1.5", "")  # inputs that take strings
 STATE_SCALE: Final = 0.1  # standard deviation; states are bounded by tanh in most recurrent nets
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """The choices from which inputs are drawn.
-
-    Attributes:
-        sizes: a size for every symbol.
-        integer_bound: exclusive bound of integers.
-        scalar: value of integer scalars.
-        rank: number of axes of inputs that do not declare it.
-    """
-
-    sizes: Sizes
-    integer_bound: int = INTEGER_BOUNDS[0]
-    scalar: int = LIKELY_SCALARS[0]
-    rank: int = 0
 
 
 def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
@@ -94,17 +59,6 @@ def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int
     """
     rng = np.random.default_rng([seed, index])
     return {info.name: _draw_array(info, recipe, rng, index) for info in with_rank(interface, recipe.rank).inputs}
-
-
-def with_rank(interface: ModelInterface, rank: int) -> ModelInterface:
-    """Return the interface with `rank` axes of unknown size for inputs that do not declare their number.
-
-    Args:
-        interface: inputs and outputs of the model.
-        rank: number of axes.
-    """
-    inputs = (i if i.is_ranked else replace(i, shape=(None,) * rank, is_ranked=True) for i in interface.inputs)
-    return replace(interface, inputs=tuple(inputs))
 
 
 def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
@@ -140,10 +94,11 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
     Raises:
         NoWorkingInput: nothing ran within `limit_s` seconds.
         ModelCrashes: the model crashed its process MAX_CRASHES times.
-        ModelDoesNotRun: the model does not load.
+        ModelDoesNotRun: the model does not load, or fails with one error on inputs of any size.
     """
     deadline = time.monotonic() + limit_s
     skip, last_error = 0, "none, the time limit was reached first"
+    tried = f"within {limit_s:.0f} s"
     for _ in range(MAX_CRASHES):
         command = [sys.executable, "-m", "packager.models.random_inputs", str(model), str(skip)]
         child = _run_child(command, max(1.0, deadline - time.monotonic()))
@@ -155,75 +110,26 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
                 continue
             if "refused" in line:
                 raise ModelDoesNotRun(line["refused"])
+            if "always" in line:
+                raise ModelDoesNotRun(
+                    f"{model}: fails on every random input, with one error for all sizes: {line['always']}",
+                    hint="repair the layer that the error names, or give inputs that run with --inputs FILE.npz",
+                )
             last_error = line.get("error", last_error)
             skip = int(line.get("trying", skip))
-        if child.is_complete or time.monotonic() >= deadline:
+        if child.is_complete:
+            tried = f"among {skip + 1:,} tried"
+            break
+        if time.monotonic() >= deadline:
             break
         skip += 1
     else:
         raise ModelCrashes(f"{model}: crashed its process {MAX_CRASHES} times while inputs were searched")
     inputs = "; ".join(str(info) for info in interface.inputs)
     raise NoWorkingInput(
-        f"{model}: found no input that it runs on within {limit_s:.0f} s ({inputs}); last error: {last_error}",
+        f"{model}: found no input that it runs on {tried} ({inputs}); last error: {last_error}",
         hint="give real inputs with --inputs FILE.npz (one array per model input, first axis = sample)",
     )
-
-
-def recipe_candidates(interface: ModelInterface) -> Iterator[Recipe]:
-    """Yield all recipes to try, likely ones first."""
-    if all(info.is_ranked for info in interface.inputs):
-        yield from _all_recipes(interface)
-        return
-    for rank in LIKELY_RANKS:
-        for recipe in _all_recipes(with_rank(interface, rank)):
-            yield replace(recipe, rank=rank)
-
-
-def _all_recipes(interface: ModelInterface) -> Iterator[Recipe]:
-    batch, free = _symbols(interface)
-    has_integers = any(np.dtype(info.dtype).kind in "iu" and not _is_scalar(info) for info in interface.inputs)
-    has_scalars = any(np.dtype(info.dtype).kind in "iu" and _is_scalar(info) for info in interface.inputs)
-    knobs = list(
-        product(
-            LIKELY_SCALARS if has_scalars else LIKELY_SCALARS[:1],
-            INTEGER_BOUNDS if has_integers else INTEGER_BOUNDS[:1],
-        )
-    )
-    likely = SPATIAL_SIZES if any(len(info.shape) >= 4 for info in interface.inputs) else LIKELY_SIZES
-    every = list(dict.fromkeys((*likely, *range(1, MAX_SIZE + 1))))
-    ones = dict.fromkeys(batch, 1)
-
-    def with_knobs(sizes: Sizes) -> Iterator[Recipe]:
-        for scalar, bound in knobs:
-            yield Recipe(sizes, bound, scalar)
-
-    if not free:
-        yield from with_knobs(ones)
-    for size in likely if free else ():
-        yield from with_knobs(ones | dict.fromkeys(free, size))
-    for one in free if len(free) > 1 else ():
-        for size in likely:
-            yield from with_knobs(ones | dict.fromkeys(free, 1) | {one: size})
-    if len(free) > 1:
-        for sizes in product(likely[:8], repeat=min(len(free), 3)):
-            yield from with_knobs(ones | dict(zip(free, (*sizes, *[sizes[-1]] * len(free)), strict=False)))
-    for size in every if free else ():
-        yield from with_knobs(ones | dict.fromkeys(free, size))
-    for size in every if batch else ():
-        yield from with_knobs(dict.fromkeys((*batch, *free), size))
-
-
-def symbol_of(info: TensorInfo, axis: int) -> str | None:
-    """Return the name under which a size is searched; None if the model fixes the size.
-
-    Args:
-        info: an input.
-        axis: number of the axis.
-    """
-    size = info.shape[axis]
-    if isinstance(size, int):
-        return None
-    return size if size is not None else f"{info.name}/{axis}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,27 +156,6 @@ def _run_child(command: list[str], limit_s: float) -> "_ChildOutput":
             Recipe(**event["found"]) if "found" in event else {key: str(value) for key, value in event.items()}
         )
     return _ChildOutput(lines, is_complete)
-
-
-def _symbols(interface: ModelInterface) -> tuple[list[str], list[str]]:
-    batch: dict[str, None] = {}
-    free: dict[str, None] = {}
-    for info in interface.inputs:
-        for axis in range(len(info.shape)):
-            symbol = symbol_of(info, axis)
-            if symbol is None:
-                continue
-            is_sequence = (
-                any(word in symbol.lower().split("/")[0] for word in SEQUENCE_WORDS) and "batch" not in symbol.lower()
-            )
-            is_state = info.shape[axis] is None and any(word in info.name.lower() for word in STATE_WORDS)
-            is_batch = "batch" in symbol.lower() or is_state or (axis == 0 and len(info.shape) > 1 and not is_sequence)
-            (batch if is_batch else free)[symbol] = None
-    return list(batch), [symbol for symbol in free if symbol not in batch]
-
-
-def _is_scalar(info: TensorInfo) -> bool:
-    return not info.shape or info.shape == (1,)
 
 
 def _draw_array(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index: int) -> np.ndarray:
@@ -320,7 +205,7 @@ def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng
         return np.zeros(shape, dtype)
     if "len" in name and len(shape) <= 1:
         return np.full(shape, max(recipe.sizes.values(), default=recipe.scalar), dtype)
-    if _is_scalar(info):
+    if is_scalar(info):
         return np.full(shape, recipe.scalar, dtype)
     if dtype == np.uint8 and len(shape) >= 3:
         return rng.integers(0, 256, shape).astype(dtype)
@@ -328,7 +213,7 @@ def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng
 
 
 def _search_in_child(model: str, skip: int) -> None:
-    """Try recipes; print JSON objects, one per line: "trying" before each, then "error" or "found"."""
+    """Try recipes; print a JSON object per line: "trying", "error", "found" or "always"."""
     limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -341,24 +226,61 @@ def _search_in_child(model: str, skip: int) -> None:
         print(json.dumps({"refused": error.message[:400]}), flush=True)
         return
 
-    def runs(recipe: Recipe) -> float | None:
+    def run(recipe: Recipe) -> float | str:
+        """Return the seconds of a run, or its error."""
         start = time.monotonic()
         try:
             running.run(None, draw_sample(interface, recipe, 0, 0))
         except runtime_errors() as error:
-            print(json.dumps({"error": " ".join(str(error).split())[:400]}), flush=True)
-            return None
+            return " ".join(str(error).split())[:400]
         return time.monotonic() - start
 
+    first_of_kind: dict[str, tuple[Recipe, str]] = {}
     for number, recipe in enumerate(recipe_candidates(interface)):
         if number < skip:
             continue
         print(json.dumps({"trying": number}), flush=True)
-        elapsed_s = runs(recipe)
-        if elapsed_s is not None:
+        result = run(recipe)
+        if isinstance(result, float):
             _print_recipe(recipe)
-            _print_larger_recipes(interface, recipe, elapsed_s, runs)
+            _print_larger_recipes(interface, recipe, result, run)
             return
+        print(json.dumps({"error": result}), flush=True)
+        is_new = _kind_of(result) not in first_of_kind
+        first_of_kind.setdefault(_kind_of(result), (recipe, result))
+        if number + 1 < skip + FIRST_ATTEMPTS:
+            continue
+        to_examine = (
+            list(first_of_kind.values()) if number + 1 == skip + FIRST_ATTEMPTS else [(recipe, result)] * is_new
+        )
+        for known, found in to_examine:
+            if _is_same_for_all_sizes(interface, known, found, run):
+                print(json.dumps({"always": found}), flush=True)
+                return
+
+
+def _kind_of(error: str) -> str:
+    return re.sub(r"\d+(,\d+)*", "0", error)
+
+
+def _is_same_for_all_sizes(
+    interface: ModelInterface, recipe: Recipe, error: str, run: Callable[[Recipe], float | str]
+) -> bool:
+    """Return whether other sizes give the same error, or one of another kind, and some of them the same.
+
+    Errors without a number do not show whether they depend on a size.
+    """
+    if not re.search(r"\d", SOURCE_OF_ERROR.sub("", error)):
+        return False
+    kept = set()
+    for symbol, varied in one_size_varied(interface, recipe).items():
+        for other in map(run, varied):
+            if isinstance(other, float) or (other != error and _kind_of(other) == _kind_of(error)):
+                return False
+            if other != error:
+                kept.add(symbol)
+    is_open = bool(recipe.sizes.keys() - kept)
+    return is_open and all(run(varied) == error for varied in sizes_varied(interface, recipe, kept))
 
 
 def _print_recipe(recipe: Recipe) -> None:
@@ -366,15 +288,15 @@ def _print_recipe(recipe: Recipe) -> None:
 
 
 def _print_larger_recipes(
-    interface: ModelInterface, recipe: Recipe, elapsed_s: float, runs: Callable[[Recipe], float | None]
+    interface: ModelInterface, recipe: Recipe, elapsed_s: float, run: Callable[[Recipe], float | str]
 ) -> None:
-    _, free = _symbols(with_rank(interface, recipe.rank))
+    _, free = symbols_of(with_rank(interface, recipe.rank))
     found = 0
     for factor in (2.0, 0.5, 4.0):
         larger = {name: int(size * factor) if name in free else size for name, size in recipe.sizes.items()}
         is_new = free and all(1 <= size <= MAX_SIZE for size in larger.values())
         is_worth_it = is_new and found < MAX_EXTRA_SIZES and elapsed_s * factor**2 < FAST_RUN_S
-        if is_worth_it and runs(replace(recipe, sizes=larger)) is not None:
+        if is_worth_it and isinstance(run(replace(recipe, sizes=larger)), float):
             _print_recipe(replace(recipe, sizes=larger))
             found += 1
 

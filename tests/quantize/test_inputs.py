@@ -9,6 +9,7 @@ from bundle.errors import AirweightsError
 from bundle.golden.golden_file import read_golden
 from packager.errors import (
     AlreadyQuantized,
+    ModelDoesNotRun,
     ModelUnreadable,
     NoWorkingInput,
     QuantizationRefused,
@@ -21,6 +22,7 @@ from packager.errors import (
     WeightsNotFinite,
 )
 from packager.models.golden_vectors import record_golden
+from packager.models.input_recipes import Recipe, one_size_varied, sizes_varied
 from packager.models.inputs import ModelInterface
 from packager.models.missing_values import load_inputs
 from packager.models.random_inputs import random_samples
@@ -189,6 +191,29 @@ def test_model_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NoWorkingInput, match="length") as caught:
         random_samples(model, 2, limit_s=6.0)
     assert "--inputs" in (caught.value.hint or "")
+
+
+def test_layer_that_fails_for_all_sizes_ends_the_search(tmp_path: Path) -> None:
+    model = tiny_models.save(tiny_models.convolution((8, 3, 3, 3), kernel_shape=[5, 5]), tmp_path / "model.onnx")
+    with pytest.raises(ModelDoesNotRun, match=r"for all sizes: .*kernel_shape") as caught:
+        random_samples(model, 2, limit_s=600.0)
+    assert "layer" in (caught.value.hint or "")
+
+
+def test_open_axes_get_the_size_that_a_layer_needs(tmp_path: Path) -> None:
+    model = tiny_models.save(tiny_models.convolution((4, 3, 3, 3), group=2), tmp_path / "model.onnx")
+    assert next(iter(random_samples(model, 2)))["x"].shape[1] == 6
+
+
+def test_sizes_are_varied_alone_and_together(interface: ModelInterface) -> None:
+    given = Recipe({"batch": 1, "length": 16})
+    for symbol, varied in one_size_varied(interface, given).items():
+        assert len({recipe.sizes[symbol] for recipe in varied} - {given.sizes[symbol]}) == 3
+        assert all(len(given.sizes.items() ^ recipe.sizes.items()) == 2 for recipe in varied)
+    together = list(sizes_varied(interface, given, {"batch"}))
+    assert {recipe.sizes["batch"] for recipe in together} == {1}
+    assert len({recipe.sizes["length"] for recipe in together}) == 3
+    assert len({recipe.integer_bound for recipe in together}) == 2
 
 
 def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:

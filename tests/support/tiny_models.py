@@ -6,6 +6,7 @@ Rules:
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -225,6 +226,13 @@ def fixed_length(size: int) -> onnx.ModelProto:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     weights = [_weight("w", rng, size, 32)]
     return _model(nodes, [_value("x", ["batch", "length"])], [_value("y", ["batch", 32])], weights, 17)
+
+
+def convolution(shape: tuple[int, int, int, int], **attributes: Any) -> onnx.ModelProto:
+    """x: float32 [n, c, h, w] -> y: a convolution with weights of `shape` and with `attributes`, valid or not."""
+    weights = [_tensor("w", np.random.default_rng(0).standard_normal(shape).astype(np.float32))]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], **attributes)]
+    return _model(nodes, [_value("x", ["n", "c", "h", "w"])], [_value("y", ["n", shape[0], "v", "u"])], weights, 17)
 
 
 def constant_output() -> onnx.ModelProto:
