@@ -111,6 +111,7 @@ SAMPLED_CASES = {
     "test_a_small_class_that_fails_costs_at_most_20_devices": 1,
     "test_a_follower_killed_before_a_write_leaves_the_old_or_the_new_rollout": 2,
     "test_the_error_bounds_hold": 1,
+    "test_a_repeated_block_costs_one_percent_at_most": 1,
     "test_silence_halts_falsely_within_its_bound": 1,
     "test_a_release_that_fails_where_the_previous_one_responds_ends_its_probation_within_ten_requests": 2,
 }

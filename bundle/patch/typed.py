@@ -1,11 +1,12 @@
 """The op TYPED: elements predicted from the base, and residuals (docs/format.md section 9.7).
 
 Payload: type, predictor, coder, flags (bytes); a section of segments; if the predictor is PARAM or the base is
-transposed, the index of the first element in its tensor (varint); if transposed, rows and columns of the target tensor
-(varints); if the predictor is AFFINE, factor and offset (doubles); then the coder's data.
+transposed, the index of the first element in its tensor (varint); if transposed, rows and columns of the transposed
+base (varints); if the predictor is AFFINE, factor and offset (doubles); then the coder's data.
 
 A segment is a gap from the end of the previous target range, elements (varints) and, unless the predictor is NONE, the
-signed distance from the end of the previous base range. The elements of all segments are joined to one block.
+signed distance from the end of the previous base range; in a block with a transposed base, of the first segment only.
+The elements of all segments are joined to one block.
 
 Symbols, for a block of n elements: t, p: bits [n] of target and prediction; d, signed integers of the same width [n]:
 the residual.
@@ -20,7 +21,7 @@ Rules:
 2. ROUNDING_CLASS needs a computed prediction (AFFINE, PARAM), EXPONENT and UNIT need a prediction of floats. They and
    PATTERN change the key of the coder KEYED (bundle/patch/keyed.py); with other coders only ROUNDING_CLASS has an
    effect, that of rule 1.
-3. A transposed base is read at (column * rows + row), and there is one segment.
+3. A transposed base is one range, read at (column * rows + row) in the order of the joined elements.
 """
 
 import struct
@@ -123,7 +124,8 @@ def decode_typed(
         )
     count = frame.decoded_bytes // kind.size
     table = Cursor(read_section(cursor, declared_limits.payload_bytes, "segments"), frame.where)
-    targets, sources = _read_segments(table, kind, predictor, count, max_items)
+    is_transposed = Flag.TRANSPOSED in flags
+    targets, sources = _read_segments(table, kind, predictor, count, max_items, is_transposed=is_transposed)
     table.check_end()
     if predictor is Predictor.NONE:
         _check_flags_without_base(flags, cursor.where)
@@ -136,7 +138,7 @@ def decode_typed(
 
 
 def _read_segments(
-    cursor: Cursor, kind: ElementType, predictor: Predictor, count: int, max_items: int
+    cursor: Cursor, kind: ElementType, predictor: Predictor, count: int, max_items: int, *, is_transposed: bool
 ) -> tuple[list[Range], list[Range]]:
     targets: list[Range] = []
     sources: list[Range] = []
@@ -149,7 +151,7 @@ def _read_segments(
         total += length
         end = start + length * kind.size
         targets.append((start, length * kind.size))
-        if predictor is not Predictor.NONE:
+        if predictor is not Predictor.NONE and not (is_transposed and sources):
             begin = base_end + cursor.read_signed_varint()
             base_end = begin + length * kind.size
             sources.append((begin, length * kind.size))
@@ -200,8 +202,6 @@ def _read_base_block(
     if predictor is Predictor.PARAM or flags & Flag.TRANSPOSED:
         first = cursor.read_varint()
     if flags & Flag.TRANSPOSED:
-        if len(sources) != 1:
-            raise PatchCorrupt(f"{cursor.where}: {len(sources)} segments, expected one")
         bits = _read_transposed(cursor, kind, sources[0][0], first, count, base)
     else:
         for start, length in sources:

@@ -24,16 +24,20 @@ class CopyJob:
         return sum(length for _, _, length in self.ranges)
 
 
-def merge_ranges(ranges: Iterable[CopiedRange]) -> list[CopiedRange]:
+def merge_ranges(ranges: Iterable[CopiedRange], origin: int | None = None) -> list[CopiedRange]:
     """Merge ranges that follow each other on both sides.
 
     Args:
         ranges: ascending by target address.
+        origin: base address of the target's first byte, if ranges may repeat the target: no merged range begins before
+            the end of what it repeats.
     """
     out: list[CopiedRange] = []
     for start, base, length in ranges:
-        if out and out[-1][0] + out[-1][2] == start and out[-1][1] + out[-1][2] == base:
-            out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
+        first, source, size = out[-1] if out else (0, 0, 0)
+        follows = out and first + size == start and source + size == base
+        if follows and (origin is None or base < origin or base + length <= origin + first):
+            out[-1] = (first, source, size + length)
         else:
             out.append((start, base, length))
     return out

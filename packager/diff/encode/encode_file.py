@@ -214,7 +214,7 @@ def _new_ranges(whole: ByteRange, near_copies: list[_NearCopy]) -> list[ByteRang
 def _encode_in_place(job: UntypedJob) -> UntypedFrames:
     new, old = job.target[0], job.base[0]
     segment = Segment(new.position, old.position, new.size)
-    encoded = encode_tensor_job(TensorJob("u8", (segment,), (), False, False, job.options))
+    encoded = encode_tensor_job(TensorJob("u8", (segment,), (), None, False, job.options))
     block = min(block_elements("u8"), new.size)
     return UntypedFrames(
         encoded.frames, f"in place, {encoded.coder}", encoded.features, block, 0, encoded.window_log, block

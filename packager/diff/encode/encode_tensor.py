@@ -206,15 +206,16 @@ def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> byt
         data = write_planes(target if prediction is None else zigzag(residual), options)
     head = bytes([kind.code, plan.predictor, coder, flags])
     head += write_section(_encode_segments(tensor, start, end, has_base=prediction is not None))
-    if plan.predictor is Predictor.PARAM or flags & Flag.TRANSPOSED:
-        head += encode_varint(start)
-    if flags & Flag.TRANSPOSED:
-        head += encode_varint(tensor.job.shape[0]) + encode_varint(tensor.job.shape[1])
+    exchange = tensor.job.exchange if flags & Flag.TRANSPOSED else None
+    if plan.predictor is Predictor.PARAM or exchange is not None:
+        head += encode_varint(start + (exchange.first if exchange is not None else 0))
+    if exchange is not None:
+        head += encode_varint(exchange.rows) + encode_varint(exchange.columns)
     return encode_frame(Op.TYPED, head + data, target.data.cast("B"))
 
 
 def _encode_segments(tensor: Tensor, start: int, end: int, *, has_base: bool) -> bytes:
-    size = tensor.kind.size
+    size, exchange = tensor.kind.size, tensor.job.exchange
     rows: list[bytes] = []
     position = target_end = base_end = 0
     for segment in tensor.job.segments:
@@ -224,12 +225,16 @@ def _encode_segments(tensor: Tensor, start: int, end: int, *, has_base: bool) ->
             offset = (low - position) * size
             length = (high - low) * size
             begin = segment.target.address + offset
-            rows.append(encode_varint(begin - target_end) + encode_varint(high - low))
+            row = encode_varint(begin - target_end) + encode_varint(high - low)
             target_end = begin + length
-            if has_base and segment.base is not None:
-                source = segment.base.address + (0 if tensor.job.is_transposed else offset)
-                rows[-1] += encode_signed_varint(source - base_end)
+            if has_base and exchange is not None:
+                base = tensor.job.segments[0].base
+                row += encode_signed_varint(base.address) if base is not None and not rows else b""
+            elif has_base and segment.base is not None:
+                source = segment.base.address + offset
+                row += encode_signed_varint(source - base_end)
                 base_end = source + length
+            rows.append(row)
         position += count
     return encode_varint(len(rows)) + b"".join(rows)
 

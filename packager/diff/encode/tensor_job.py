@@ -41,6 +41,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """The form of a base whose rows and columns are exchanged.
+
+    Attributes:
+        rows: columns of the base matrix, which are rows of the exchanged one.
+        columns: rows of the base matrix.
+        first: element of the exchanged matrix that the job begins with.
+    """
+
+    rows: int
+    columns: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TensorJob:
     """The input of one call of `encode_tensor_job`.
 
@@ -48,7 +63,8 @@ class TensorJob:
         dtype: name of the element type.
         segments: arrays or parts in target order, all with a base or all without.
         shape: shape of all segments together; () if several tensors share the job.
-        is_transposed: True if the single segment's base has rows and columns exchanged.
+        exchange: the base of the first segment is a matrix with rows and columns exchanged, and the other segments
+            follow in it; None if every segment has a base of its own.
         can_fit: try predictor parameters.
         options: encoder settings, such as the zstd level.
     """
@@ -56,7 +72,7 @@ class TensorJob:
     dtype: str
     segments: tuple[Segment, ...]
     shape: tuple[int, ...]
-    is_transposed: bool
+    exchange: Exchange | None
     can_fit: bool
     options: EncoderOptions
 
@@ -64,6 +80,11 @@ class TensorJob:
     def size(self) -> int:
         """Bytes of the target."""
         return sum(segment.size for segment in self.segments)
+
+    @property
+    def is_transposed(self) -> bool:
+        """True if the base has rows and columns exchanged."""
+        return self.exchange is not None
 
 
 class Tensor:
@@ -80,13 +101,21 @@ class Tensor:
         self.job = job
         self.kind: ElementType = ELEMENT_TYPE_BY_NAME[job.dtype]
         self.target: Bits = np.frombuffer(_read_segments(job.segments, is_base=False), self.kind.bits)
-        self.base: Bits | None = None
-        if job.segments[0].base is not None:
-            self.base = np.frombuffer(_read_segments(job.segments, is_base=True), self.kind.bits)
-            if job.is_transposed:
-                rows, columns = job.shape
-                self.base = np.ascontiguousarray(self.base.reshape(columns, rows).T).reshape(-1)
         self.count = len(self.target)
+        self.base: Bits | None = None
+        base = job.segments[0].base
+        if job.exchange is not None and base is not None:
+            self.base = self._read_exchanged(base, job.exchange)
+        elif base is not None:
+            self.base = np.frombuffer(_read_segments(job.segments, is_base=True), self.kind.bits)
+
+    def _read_exchanged(self, base: BytePosition, exchange: Exchange) -> Bits:
+        rows, columns = exchange.rows, exchange.columns
+        matrix = np.frombuffer(base.read(rows * columns * self.kind.size), self.kind.bits).reshape(columns, rows)
+        row = exchange.first // columns
+        end = -(-(exchange.first + self.count) // columns)
+        skipped = exchange.first - row * columns
+        return np.ascontiguousarray(matrix[:, row:end].T).reshape(-1)[skipped : skipped + self.count]
 
     def sample_slices(self) -> list[slice]:
         """Return the slices of the sample; joined, they keep the phase of every period of `propose_periods`."""

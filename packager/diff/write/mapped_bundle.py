@@ -66,6 +66,17 @@ class MappedBundle:
                 return self._maps[file.path][begin : begin + size].data
         return None
 
+    def position_at(self, address: int) -> BytePosition:
+        """Return the position of a byte by its address.
+
+        Args:
+            address: an address of this bundle.
+        """
+        file = next(
+            file for file in reversed(self.directory.files) if file.size and self.file_addresses[file.path] <= address
+        )
+        return BytePosition(Source(file.sha256, file.size), address - self.file_addresses[file.path], address)
+
     def array_position(self, array: Array, offset: int = 0) -> BytePosition:
         """Return the position of a byte of an array.
 

@@ -16,8 +16,9 @@ Rules:
 2. A large tensor is one job or several. Small tensors of one type share a job, and so do the bytes between tensors.
 3. Bytes that the base has are copied: whole tensors, unchanged rows of tensors, and bytes between tensors if they are
    equal in the base next to a copied tensor. So a run of unchanged tensors is one range.
-4. Arrays and files that repeat earlier ones of the target are copied from there (packager/diff/match/find_repeats.py).
-   All bytes before a job are written when it begins, since jobs are ordered; so what it repeats is written.
+4. Arrays, parts of them and files that repeat earlier ones of the target are copied from there
+   (packager/diff/match/find_repeats.py, find_blocks.py). All bytes before a job are written when it begins, since jobs
+   are ordered; so what it repeats is written.
 5. Tensors of which few elements differ are copied with edits (packager/diff/encode/encode_edits.py).
 """
 
@@ -45,17 +46,25 @@ from packager.diff.encode.encode_edits import (
 )
 from packager.diff.encode.encode_untyped import MAX_FRAME_BYTES, UntypedJob, split_ranges
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import BLOCK_ELEMENTS, Segment, TensorJob
+from packager.diff.encode.tensor_job import BLOCK_ELEMENTS, Exchange, Segment, TensorJob
+from packager.diff.match.find_blocks import Block, find_blocks
 from packager.diff.match.find_repeats import Repeat, find_repeats
 from packager.diff.match.match_arrays import ArrayMatch, match_arrays
 from packager.diff.match.match_files import matching_file
 from packager.diff.sources import Source
 from packager.diff.write.mapped_bundle import MappedBundle
 from packager.diff.write.planned_job import PlannedJob
-from packager.diff.write.split_tensors import MAX_ITEMS, count_elements, plan_grouped_jobs, plan_tensor_jobs
+from packager.diff.write.split_blocks import BlockPlan, can_be_cut
+from packager.diff.write.split_tensors import (
+    LARGE_TENSOR_ELEMENTS,
+    MAX_ITEMS,
+    count_elements,
+    find_changed_rows,
+    plan_grouped_jobs,
+    plan_tensor_jobs,
+)
 
 MAX_PENDING_BYTES: Final = 2 << 20
-LARGE_TENSOR_ELEMENTS: Final = 2048
 
 
 def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: EncoderOptions) -> list[PlannedJob]:
@@ -113,12 +122,23 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
         matches = match_arrays(arrays, base_bundle.arrays(), target_bundle.array_bytes, base_bundle.array_bytes)
     else:
         matches = [ArrayMatch(array, None, False) for array in arrays]
+    coded: list[ArrayMatch] = []
     for match in matches:
         diff = _diff_arrays(match, target_bundle, base_bundle)
         if diff is not None and match.base is not None and diff.runs == 0:
             copies.append((match.target.address, match.base.address, match.target.region.size))
         elif diff is not None and diff.is_edited:
             edited[match.target.region.dtype].append((match, diff))
+        else:
+            coded.append(match)
+    blocks = _find_blocks_of(matches, coded, target_bundle, base_bundle)
+    for match in coded:
+        if match.target.address in blocks:
+            spans = find_changed_rows(match, target_bundle, base_bundle) if base_bundle is not None else None
+            found = blocks[match.target.address]
+            cut = BlockPlan(match, found, spans, target_bundle, base_bundle, origin, options)
+            copies += cut.copies
+            planned += cut.jobs()
         elif count_elements(match.target.region) < LARGE_TENSOR_ELEMENTS and not match.is_transposed:
             small.append(match)
         else:
@@ -147,7 +167,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, options: En
     group_elements = BLOCK_ELEMENTS // 2
     while True:
         shared = list(plan_grouped_jobs(small, target_bundle, base_bundle, options, group_elements))
-        out = sorted(planned + shared + list(_plan_copy_jobs(copies)), key=_sort_key)
+        out = sorted(planned + shared + list(_plan_copy_jobs(copies, origin)), key=_sort_key)
         if group_elements <= 1 or max_pending_bytes(out) <= MAX_PENDING_BYTES:
             return out
         group_elements //= 2
@@ -158,6 +178,21 @@ def target_origin(base: BundleDirectory | None) -> int:
     return 1 + (sum(file.size for file in base.files) if base is not None else 0)
 
 
+def _find_blocks_of(
+    matches: list[ArrayMatch], coded: list[ArrayMatch], target_bundle: MappedBundle, base_bundle: MappedBundle | None
+) -> dict[int, list[Block]]:
+    """Return the blocks of each array that they cut, by the array's address."""
+    wanted = {
+        match.target.address: base_bundle.array_bytes(match.base)
+        if base_bundle is not None and match.base is not None and not match.is_transposed
+        else None
+        for match in coded
+    }
+    by_address = {match.target.address: match for match in coded}
+    found = find_blocks([match.target for match in matches], wanted, target_bundle.array_bytes)
+    return {address: blocks for address, blocks in found.items() if can_be_cut(by_address[address], blocks)}
+
+
 def _plan_transposed_repeat(
     repeat: Repeat, target_bundle: MappedBundle, origin: int, options: EncoderOptions
 ) -> PlannedJob:
@@ -165,7 +200,7 @@ def _plan_transposed_repeat(
     segment = Segment(
         target_bundle.array_position(array), replace(source, address=origin + source.address), array.region.size
     )
-    job = TensorJob(array.region.dtype, (segment,), repeat.shape, True, False, options)
+    job = TensorJob(array.region.dtype, (segment,), repeat.shape, Exchange(*repeat.shape), False, options)
     path = target_bundle.directory.files[array.file].path
     return PlannedJob(array.address, job, path, array.region.name, array.region.dtype, repeat.shape)
 
@@ -253,8 +288,8 @@ def _plan_untyped_jobs(
     )
 
 
-def _plan_copy_jobs(copies: list[CopiedRange]) -> Iterator[PlannedJob]:
-    ranges = merge_ranges(sorted(copies))
+def _plan_copy_jobs(copies: list[CopiedRange], origin: int) -> Iterator[PlannedJob]:
+    ranges = merge_ranges(sorted(copies), origin)
     for i in range(0, len(ranges), MAX_ITEMS):
         job = CopyJob(tuple(ranges[i : i + MAX_ITEMS]))
         yield PlannedJob(job.ranges[0][0], job, "", f"{len(job.ranges)} unchanged ranges", "", ())

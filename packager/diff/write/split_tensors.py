@@ -17,13 +17,14 @@ from bundle.patch.sections import write_section
 from packager.diff.byte_range import BytePosition
 from packager.diff.encode.copy_job import CopyJob
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import SLICE_ELEMENTS, Segment, TensorJob, block_elements
+from packager.diff.encode.tensor_job import SLICE_ELEMENTS, Exchange, Segment, TensorJob, block_elements
 from packager.diff.match.match_arrays import ArrayMatch
 from packager.diff.write.mapped_bundle import MappedBundle
 from packager.diff.write.planned_job import PlannedJob
 from packager.tensors.region import Region
 
 MAX_ITEMS: Final = 4096
+LARGE_TENSOR_ELEMENTS: Final = 2048  # smaller tensors share jobs
 MAX_RUNS: Final = 2048  # runs of rows in one job
 MIN_COPIED_ROWS_SHARE: Final = 0.25  # with fewer unchanged rows, zero residuals are cheaper than copies
 COPIED_ROWS_BYTES: Final = 256  # copying may cost this much more than coding all rows, because it is faster
@@ -47,7 +48,7 @@ def plan_tensor_jobs(
     region = match.target.region
     path = target_bundle.directory.files[match.target.file].path
     runs = (
-        _find_changed_rows(match, target_bundle, base_bundle)
+        find_changed_rows(match, target_bundle, base_bundle)
         if base_bundle is not None and match.base is not None
         else None
     )
@@ -58,10 +59,12 @@ def plan_tensor_jobs(
                 if base_bundle is not None and match.base is not None
                 else None
             )
+            exchange = None
             if match.is_transposed:
                 base, offset, size, shape = _transposed_base(match, base_bundle), 0, region.size, region.shape
+                exchange = Exchange(*shape)
             segment = Segment(target_bundle.array_position(match.target, offset), base, size)
-            job = TensorJob(region.dtype, (segment,), shape, match.is_transposed, base is not None, options)
+            job = TensorJob(region.dtype, (segment,), shape, exchange, base is not None, options)
             yield PlannedJob(match.target.address + offset, job, path, region.name, region.dtype, shape)
             if match.is_transposed:
                 return
@@ -116,7 +119,7 @@ def _plan_row_jobs(
             for begin, end in changed
         )
         shape = (sum(end - begin for begin, end in changed), *region.shape[1:])
-        job = TensorJob(region.dtype, segments, shape, False, True, options)
+        job = TensorJob(region.dtype, segments, shape, None, True, options)
         yield PlannedJob(segments[0].target.address, job, path, region.name, region.dtype, shape)
 
 
@@ -141,10 +144,16 @@ def _split_into_slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ..
         yield begin * row * size, rows * row * size, (rows, *longer[1:]) if row > 1 else ()
 
 
-def _find_changed_rows(
+def find_changed_rows(
     match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle
 ) -> list[RowSpan] | None:
-    """Return runs of changed and unchanged rows; None if copying rows does not pay."""
+    """Return runs of changed and unchanged rows; None if copying rows does not pay.
+
+    Args:
+        match: a tensor and its base.
+        target_bundle: bundle that contains the tensor.
+        base_bundle: bundle that contains its base.
+    """
     region = match.target.region
     if match.base is None or match.is_transposed or len(region.shape) < 2 or region.shape[0] < 64:
         return None
@@ -203,7 +212,7 @@ def plan_grouped_jobs(
 
 
 def _make_group_job(dtype: str, segments: list[Segment], options: EncoderOptions) -> PlannedJob:
-    job = TensorJob(dtype, tuple(segments), (), False, False, options)
+    job = TensorJob(dtype, tuple(segments), (), None, False, options)
     return PlannedJob(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
 
 

@@ -299,6 +299,24 @@ def make_typed_b(codes: list[int], data: bytes, segments: bytes = encode_segment
     return make_typed_frame(codes, segments, data, TARGET["b"])
 
 
+def make_transposed_in_segments(first: int = 0, rows: int = 2, start: int = A, second: bytes = b"") -> bytes:
+    """Return a frame that creates file `b` in two segments from a base with rows and columns exchanged.
+
+    Args:
+        first: index of the first element.
+        rows: rows of the exchanged base, which has 13 columns.
+        start: address of the base.
+        second: what the second segment states beside its gap and its elements.
+    """
+    segments = encode_varint(2) + encode_varint(A) + encode_varint(12) + encode_signed_varint(start)
+    segments += encode_varint(0) + encode_varint(B - 12) + second
+    old = (BASE["a"] + BASE["b"])[start:]
+    predicted = [old[(first + i) % 13 * rows + (first + i) // 13] if first + i < 13 * rows else 0 for i in range(B)]
+    residual = bytes((new - before) % 256 for new, before in zip(TARGET["b"], predicted, strict=True))
+    head = encode_varint(first) + encode_varint(rows) + encode_varint(13)
+    return make_typed_b([U8, BASE_, 0, 1], head + make_planes(residual), segments)
+
+
 def make_keyed_in_two_parts(sub_block: int) -> bytes:
     """Return a frame of two sub-blocks; the second has the smaller class, so its residuals come first."""
     in_order = DIFFERENCE[sub_block:] + DIFFERENCE[:sub_block]
@@ -802,6 +820,11 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
             )
         ),
     ),
+    "good-typed-transposed-in-segments": (None, lambda: make_patch_after_a(make_transposed_in_segments())),
+    "good-typed-transposed-from-its-second-row": (
+        None,
+        lambda: make_patch_after_a(make_transposed_in_segments(first=13, rows=3, start=A - 13)),
+    ),
     "good-typed-keyed-by-place": (
         None,
         lambda: make_patch_after_a(
@@ -997,6 +1020,14 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
                 [U8, BASE_, 0, 1], encode_varint(0) + encode_varint(0) + encode_varint(13) + make_planes(DIFFERENCE)
             )
         ),
+    ),
+    "typed-transposed-of-two-ranges": (
+        "patch-corrupt",
+        lambda: make_patch_after_a(make_transposed_in_segments(second=encode_signed_varint(0))),
+    ),
+    "typed-transposed-without-rows-enough": (
+        "patch-corrupt",
+        lambda: make_patch_after_a(make_transposed_in_segments(first=14)),
     ),
     "typed-transposed-outside-base": (
         "patch-range-invalid",
