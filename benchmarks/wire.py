@@ -6,7 +6,8 @@ A pair is a model and its next version. The ways are airweights with hybrid and 
 `zstd --patch-from` with one signature, and plain HTTP with gzip (benchmarks/wire_peers.py). All of them bring the same
 model files to the device from one server (benchmarks/wire_server.py), which counts both directions, heads included.
 airweights also brings golden vectors and the manifest, and encrypts. A way that cannot be installed is left out with a
-message. Where a pair is quantized, the others ship the model that airweights quantized.
+message. Where a pair is quantized, the others ship the model that airweights quantized. The pairs of MiniLM need
+PyTorch (the extra `train`), unless benchmarks/fine_tunes.py has trained their models before.
 
 Pairs in OUT that are not measured again are kept. `--docs` writes the table into DIR/benchmarks.md, and the plot if
 matplotlib is installed; `--readme` writes the short table into a page.
@@ -25,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from benchmarks import published_models, published_pairs
+from benchmarks import fine_tunes, minilm, published_models, published_pairs
 from benchmarks.golden_power import tune
 from benchmarks.patch_tables import replace_between_markers
 from benchmarks.wire_device import Airweights
@@ -89,12 +90,25 @@ def prepare_silero(folder: Path) -> Pair:
     return Pair(paths[0], paths[1], samples)
 
 
+def prepare_fine_tune(folder: Path) -> Pair:
+    """Return a classifier on MiniLM, and the same after 75 further steps of training."""
+    paths = []
+    for name in ("base", "light"):
+        paths.append(folder / f"{name}.onnx")
+        onnx.save(minilm.build_onnx_model(fine_tunes.load_or_train(name)), str(paths[-1]))
+    samples = folder / "inputs.npz"
+    np.savez_compressed(samples, allow_pickle=False, **fine_tunes.load_splits().calibration.tokens)
+    return Pair(paths[0], paths[1], samples)
+
+
 # pair → (function that creates it in a folder, quantization scheme or None)
 PAIRS: Final[dict[str, tuple[Callable[[Path], Pair], str | None]]] = {
     "tutorial-int8": (prepare_tutorial, "int8"),
     "basic-pitch-int8": (partial(prepare_tuned, name="basic-pitch"), "int8"),
     "basic-pitch-fp32": (partial(prepare_tuned, name="basic-pitch"), None),
     "silero-6.0-6.2-fp32": (prepare_silero, None),
+    "minilm-fine-tune-fp32": (prepare_fine_tune, None),
+    "minilm-update-aware-int8": (prepare_fine_tune, "int8"),
 }
 
 
@@ -110,7 +124,11 @@ def main() -> int:
     rows: dict[str, Row] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for name in options.only or PAIRS:
         with tempfile.TemporaryDirectory(prefix="airweights-wire-") as folder:
-            rows[name] = measure_pair(Path(folder), *PAIRS[name], options.polls)
+            try:
+                rows[name] = measure_pair(Path(folder), *PAIRS[name], options.polls)
+            except ImportError as error:
+                print(f"{name}: left out, {error}", file=sys.stderr)
+                continue
         print(name, json.dumps(rows[name]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=2) + "\n")
