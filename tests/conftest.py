@@ -73,6 +73,8 @@ SAMPLED_CASES = {
     "test_a_request_to_a_registry_that_is_cut_once_is_repeated": 2,
     "test_a_push_that_ends_at_any_request_shows_the_old_or_the_new_publication": 4,
     "test_a_request_that_is_cut_once_is_repeated": 3,
+    "test_a_push_to_a_cloud_that_ends_at_any_request_shows_the_old_or_the_new_publication": 2,
+    "test_of_two_publishers_in_a_cloud_each_succeeds_or_is_told_who_did": 2,
     "test_of_two_publishers_at_the_same_time_each_succeeds_or_is_told_who_did": 2,
     "test_killed_in": 4,
     "test_killed_while_it_lends_in": 1,

@@ -25,7 +25,8 @@ def push_command(url: str, dry_run: bool, repo: Path, as_json: bool) -> None:
     """Send the publication to URL: file:///FOLDER, s3://BUCKET/PREFIX, gs:, az:, or oci://REGISTRY/NAME.
 
     Only what is missing there is sent, and the timestamp last: devices see the old publication or the new one. If
-    another publisher was first, nothing is replaced, and the error names it. gs: and az: are untested.
+    another publisher was first, nothing is replaced, and the error names it. gs: and az: are tested with
+    emulators only.
 
     Credentials come from the environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, with
     AWS_REGION and AWS_ENDPOINT_URL. For a registry they are Docker's (`docker login`), or USER:PASSWORD in

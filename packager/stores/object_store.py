@@ -3,8 +3,9 @@
 Rules:
 1. Credentials and endpoints come from the environment, in the variables that each provider's tools use. They are never
    part of a URL, a message or a log.
-2. `create` and `swap` are conditional puts (If-None-Match, If-Match). A store that ignores a condition would let two
-   publishers mix, and some compatible stores do: `check_conditional_puts` tries it on a file of its own.
+2. `create` and `swap` are conditional puts (If-None-Match, If-Match; generations in Google Cloud Storage). A store that
+   ignores a condition would let two publishers mix, and some compatible stores do: `check_conditional_puts` tries it on
+   a file of its own.
 3. A failed request is repeated a few times by obstore. Then it is an error whose reason says what to mend.
 4. Files above MULTIPART_BYTES are sent in parts. Only files that their digest names are so large, and the ETag of such
    a file is no digest.
@@ -13,7 +14,7 @@ Rules:
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 MULTIPART_BYTES: Final = 16 * 1024 * 1024
 PROBE: Final = "publisher/conditional-put"
+VERSION_FIELDS: Final = {"s3": "e_tag", "gs": "version", "az": "e_tag"}  # what obstore compares in a conditional put
+NEVER_STORED: Final = {"e_tag": '"00000000000000000000000000000000"', "version": "1"}
 MAX_RETRIES: Final = 4
 FIRST_PAUSE_S: Final = 0.2
 MAX_PAUSE_S: Final = 5.0
@@ -51,6 +54,12 @@ EXPIRED_CODES: Final = frozenset({"ExpiredToken", "TokenRefreshRequired", "Expir
 UNKNOWN_CODES: Final = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthenticationFailed"}
 )
+# variables with an endpoint, such as that of an emulator
+ENDPOINT_VARIABLES: Final = {
+    "s3": ("AWS_ENDPOINT_URL",),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 CREDENTIAL_HINTS: Final = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_SESSION_TOKEN for temporary ones",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT to a service account's file",
@@ -64,7 +73,7 @@ CREDENTIAL_VARIABLES: Final = {
     ),
     "gs": (
         *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"),
-        *("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_SKIP_SIGNATURE"),
+        *("GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN"),
     ),
     "az": (
         *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE"),
@@ -118,7 +127,8 @@ class ObjectStore:
         try:
             with self._reporting(path):
                 result = obstore.get(self._store, path)
-                return StoredContent(bytes(result.bytes()), result.meta["e_tag"] or "")
+                version = result.meta[VERSION_FIELDS[self._kind]]
+                return StoredContent(bytes(result.bytes()), version or "")
         except RepositoryDamaged:
             return None
 
@@ -167,15 +177,22 @@ class ObjectStore:
             expected: the version that `read` returned; None if there must be no such file.
             cache_control: value of `Cache-Control` that the store sends with it.
         """
-        return self._put(path, data, cache_control, "create" if expected is None else {"e_tag": expected})
+        mode = "create" if expected is None else {VERSION_FIELDS[self._kind]: expected}
+        return self._put(path, data, cache_control, mode)
 
     def delete(self, paths: list[str]) -> None:
         """Delete files; those that do not exist are ignored."""
         import obstore
 
-        if paths:
-            with self._reporting(paths[0]):
-                obstore.delete(self._store, paths)
+        # S3 ignores what does not exist; the others end there, and the rest is deleted file by file
+        try:
+            if paths:
+                with self._reporting(paths[0]):
+                    obstore.delete(self._store, paths)
+        except RepositoryDamaged:
+            for path in paths:
+                with suppress(RepositoryDamaged), self._reporting(path):
+                    obstore.delete(self._store, path)
 
     def check_conditional_puts(self) -> None:
         """Try on a file of its own that `create` and `swap` compare.
@@ -185,7 +202,7 @@ class ObjectStore:
         """
         self.create(PROBE, b"1", PRIVATE)
         ignores_none = self.create(PROBE, b"2", PRIVATE)
-        ignores_match = self.swap(PROBE, b"3", '"00000000000000000000000000000000"', PRIVATE)
+        ignores_match = self.swap(PROBE, b"3", NEVER_STORED[VERSION_FIELDS[self._kind]], PRIVATE)
         if ignores_none or ignores_match:
             name = "If-None-Match" if ignores_none else "If-Match"
             raise ConditionalPutsMissing(
@@ -207,6 +224,8 @@ class ObjectStore:
                 return False
             except (NotImplementedError, NotSupportedError) as error:
                 raise ConditionalPutsMissing(f"{self.url}/{path}: {_first_line(error)}") from error
+            except FileNotFoundError as error:  # a put needs no file, so the bucket is missing
+                raise StoreBucketMissing(f"{self.url}: there is no bucket {self._bucket!r}") from error
         return True
 
     @contextmanager
@@ -260,15 +279,20 @@ def _connect(kind: str, bucket: str, prefix: str) -> "ObstoreStore":
         },
         "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S),
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if kind == "s3" else ""
+    endpoint = next((value for name in ENDPOINT_VARIABLES[kind] if (value := os.environ.get(name))), "")
     options: Any = {"allow_http": endpoint.startswith("http:"), "connect_timeout": "10s", "timeout": "60s"}
     try:
         if kind == "gs":
-            return GCSStore(bucket, prefix=prefix or None, retry_config=retries, client_options=options)
+            given: Any = {"base_url": endpoint} if endpoint else {}  # obstore does not read it from the environment
+            return GCSStore(bucket, prefix=prefix or None, retry_config=retries, client_options=options, **given)
         if kind == "az":
             return AzureStore(bucket, prefix=prefix or None, retry_config=retries, client_options=options)
         return S3Store(bucket, prefix=prefix or None, retry_config=retries, client_options=options)
     except (BaseError, ValueError) as error:
+        if any(word in str(error).lower() for word in ("credential", "service account")):
+            raise StoreCredentialsMissing(
+                f"{kind}://{bucket}/{prefix}: {_first_line(error)}", hint=CREDENTIAL_HINTS[kind]
+            ) from error
         raise StoreUrlInvalid(f"{kind}://{bucket}/{prefix}: {_first_line(error)}") from error
 
 
