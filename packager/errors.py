@@ -246,6 +246,14 @@ class SourceMismatch(Refused):
     reason = "source-mismatch"
 
 
+class QuantizationNotConfirmed(Refused):
+    """A worker returned a quantized model that this machine does not make or judge as the worker says.
+    Find out what runs on the worker, or quantize without `--executor`.
+    """
+
+    reason = "quantization-not-confirmed"
+
+
 class VersionTaken(Invalid):
     """The version is already released or staged. Choose another version."""
 

@@ -73,7 +73,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "executors": {"stores", "diff"},
         "remote": {"stores", "repository"},
         "stores": {"repository"},
-        "quantize": {"models"},
+        "quantize": {"models", "diff"},
         "repository": {"models"},
         "diff": {"tensors"},
         "models": {"tensors"},
@@ -83,7 +83,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
 # the same inside a folder that has folders of its own; "" is the folder's own files
 INNER_LAYERS: dict[str, dict[str, set[str]]] = {
     "packager/diff": {"write": {"encode", "match", ""}, "encode": {"match", ""}, "match": {""}, "": set()},
-    "packager/quantize": {"update_aware": {""}, "": set()},
+    "packager/quantize": {"jobs": {"update_aware", ""}, "update_aware": {""}, "": set()},
     "packager/release": {"": {"steps"}, "steps": {""}},
 }
 

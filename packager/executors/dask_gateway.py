@@ -29,7 +29,8 @@ from packager.executors.results import encode_result
 NUMBER: Final = struct.Struct(">Q")
 WORKERS_S: Final = 30
 GONE_S: Final = 120.0
-LIBRARIES: Final = ("numpy", "backports.zstd", "pcodec", "bsdiff4")  # of other versions, they could create other bytes
+# of other versions, they could create other bytes
+LIBRARIES: Final = ("numpy", "backports.zstd", "pcodec", "bsdiff4", "onnx", "onnxruntime")
 
 
 def worker_versions() -> dict[str, str]:

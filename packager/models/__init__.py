@@ -8,7 +8,7 @@ Words:
     scope: one graph of a model; graphs are nested (branches of an If, the body of a Loop).
 
 Reading order:
-    inputs, samples      interface of a model; samples from files
+    inputs, samples, packed_samples   interface of a model; samples from files
     random_inputs        random samples of sizes that a model runs on
     graphs               walks over graphs: weights, names, constants
     sessions             how models are run

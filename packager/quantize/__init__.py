@@ -28,4 +28,5 @@ Reading order:
     baseline, reference_checks, lint, prune    further checks and pruning
     quantization_report, html_report           results
     update_aware/        quantize near a base that devices have
+    jobs/                quantizations in workers of an executor
 """

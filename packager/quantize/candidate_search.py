@@ -28,7 +28,7 @@ from packager.models.sessions import ONE_THREAD_SETTINGS, open_session, open_ses
 from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.gate import GateReport, Thresholds, judge
 from packager.quantize.latency import Latency, measure_latency
-from packager.quantize.quantization_report import Trial
+from packager.quantize.quantization_report import QuantizationReport, Trial
 from packager.quantize.search_progress import SearchProgress
 from packager.quantize.sensitivity import NodeError, node_errors, repair_candidates
 from packager.quantize.user_metric import Metric
@@ -177,6 +177,29 @@ class CandidateSearch:
             )
             raise QuantizationRefused(f"no quantized form of this model is possible: {reasons}")
         return last
+
+    def build_candidate(
+        self, chosen: QuantizationReport, methods: tuple[Method, ...]
+    ) -> tuple[QuantizedCandidate, GateReport]:
+        """Build the candidate that another search chose, and return it with its verdict.
+
+        Args:
+            chosen: the report of that search.
+            methods: the methods that it may have chosen.
+
+        Raises:
+            QuantizationRefused: the candidate cannot be built.
+            MetricUnusable: the user's metric cannot be measured.
+        """
+        self.progress.plan(2)
+        method = next((one for one in methods if one == chosen.method), None)
+        if method is None:
+            raise QuantizationRefused(f"the chosen method {chosen.method!r} is none of the scheme's")
+        float_nodes = () if method in UNREPAIRABLE_METHODS else chosen.float_nodes
+        candidate = self._try_candidate(method, float_nodes, chosen.promoted_activations + chosen.promoted_weights)
+        if candidate is None:
+            raise QuantizationRefused(f"the chosen candidate cannot be built: {self.trials[-1].explanation}")
+        return candidate, self._judge_speed(candidate, self._judge_held_out(candidate))
 
     def _candidates(self, possible: tuple[Method, ...]) -> Iterator[QuantizedCandidate]:
         """Yield candidates in the order of rules 1 and 2; those that failed on calibration samples come last."""

@@ -88,6 +88,7 @@ def quantize_model(
     options: QuantizeOptions = DEFAULT_OPTIONS,
     progress: Progress | None = None,
     *,
+    chosen: QuantizationReport | None = None,
     is_tried: bool = False,
 ) -> QuantizationReport:
     """Quantize a float model, judge it, and write it if it passes.
@@ -99,6 +100,7 @@ def quantize_model(
         samples: inputs; half of them are held out from calibration.
         options: settings of the quantization.
         progress: receives the numbers of finished and of planned candidates, or None.
+        chosen: report of the same quantization elsewhere: build the candidate that it chose, and search no other.
         is_tried: whether the model ran in a process of its own already (packager.models.trial_run).
 
     Returns:
@@ -149,30 +151,33 @@ def quantize_model(
     )  # fmt: skip
     try:
         check_reference_outputs(reference, samples, model)
-        chosen, verdict = search.find_candidate(options.methods or METHODS_OF[scheme])
+        if chosen is None:
+            found, verdict = search.find_candidate(options.methods or METHODS_OF[scheme])
+        else:
+            found, verdict = search.build_candidate(chosen, METHODS_OF[scheme])
     except QuantizationRefused as refusal:
         return replace(report, reason=refusal.message, trials=tuple(search.trials))
     finally:
         search.progress.finish()
     report = replace(
         report,
-        method=chosen.method,
-        numerics=builder.numerics_of(chosen.method),
-        bytes=chosen.model.ByteSize(),
-        oldest_runtime=str(oldest_runtime(chosen.model)),
+        method=found.method,
+        numerics=builder.numerics_of(found.method),
+        bytes=found.model.ByteSize(),
+        oldest_runtime=str(oldest_runtime(found.model)),
         gate=verdict,
-        calibration_gate=chosen.calibration_gate,
-        float_nodes=chosen.float_nodes,
-        promoted_activations=search.trials[chosen.trial_index].promoted_activations,
-        promoted_weights=search.trials[chosen.trial_index].promoted_weights,
+        calibration_gate=found.calibration_gate,
+        float_nodes=found.float_nodes,
+        promoted_activations=search.trials[found.trial_index].promoted_activations,
+        promoted_weights=search.trials[found.trial_index].promoted_weights,
         trials=tuple(search.trials),
-        sensitivity=tuple(search.node_errors.get(chosen.method, ())),
+        sensitivity=tuple(search.node_errors.get(found.method, ())),
     )
     if verdict.verdict == "inconclusive":
         return replace(report, outcome="inconclusive", reason=verdict.explanation)
     if verdict.verdict == "fail":
         return replace(report, outcome="refused", reason=f"gate failed: {verdict.explanation}")
-    save_model(chosen.model, out)
+    save_model(found.model, out)
     notes = (
         *report.notes, *_larger_than_fp16_notes(report, prepared.model), *_speed_notes(search.latency, options),
     )  # fmt: skip

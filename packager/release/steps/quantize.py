@@ -5,6 +5,8 @@ Rules:
 - A variant whose scheme does not fit the model is left out with the reason; if it is required, the release fails.
 - If an earlier release has the variant, its weights are chosen near the earlier ones (packager.quantize.update_aware).
   If that is impossible or fails the gate, the model is quantized from scratch.
+- With an executor, workers search for the models, and this process confirms what they found
+  (packager.release.steps.quantize_jobs).
 - With `override_gate`, the quantizer accepts any result here; the step compare still measures it.
 """
 
@@ -13,7 +15,6 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from bundle.manifest import Manifest
 from packager.errors import (
     AlreadyQuantized,
     GateFailed,
@@ -25,6 +26,7 @@ from packager.errors import (
 from packager.models.model_package import external_data
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
+from packager.quantize.jobs.worker_results import WorkerQuantization
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize_model
 from packager.quantize.targets import TARGETS
@@ -34,6 +36,13 @@ from packager.quantize.user_metric import Metric
 from packager.release.draft import Draft, QuantizedUpdate, QuantizedVariant
 from packager.release.release_plan import AUTO_SCHEME, UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
 from packager.release.steps.diff import is_drill
+from packager.release.steps.quantize_jobs import (
+    EarlierModel,
+    QuantizeOrder,
+    confirm_candidate,
+    confirm_update,
+    quantize_in_executor,
+)
 
 UNLIMITED_THRESHOLDS: Final = Thresholds(
     max_relative_rms=float("inf"),
@@ -57,6 +66,7 @@ def run(draft: Draft) -> None:
         ModelUnreadable: a model is not an ONNX model.
         ModelDoesNotRun: a model does not run on a sample.
         ModelCrashes: a model crashes its process.
+        QuantizationNotConfirmed: a worker returned another model than this process makes.
     """
     check_schemes(draft.plan)
     plans = draft.plan.variants
@@ -72,10 +82,14 @@ def run(draft: Draft) -> None:
     for each in draft.plan.further:
         external_data(each.model)
         draft.memory_of(each.model, each.name)
+    orders = {plan.name: _order(draft, plan) for plan in plans if plan.scheme != UNQUANTIZED_SCHEME}
+    if orders:
+        draft.memory_of(reference)
+    found = quantize_in_executor(draft, [order for order in orders.values() if order.plan.scheme != "fp32"])
     for plan in plans:
         if plan.scheme == UNQUANTIZED_SCHEME:
             draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or reference)
-        elif (variant := _quantize(draft, plan)) is not None:
+        elif (variant := _quantize(draft, orders[plan.name], found.get(plan.name))) is not None:
             draft.quantized[plan.name] = variant
 
 
@@ -105,15 +119,12 @@ def metric_of(plan: ReleasePlan) -> Metric | None:
     return None if plan.metric is None else Metric.parse(plan.metric)
 
 
-def base_of(draft: Draft, plan: VariantPlan) -> tuple[Manifest, Path] | None:
-    """Find the last release with this variant in this scheme.
+def base_of(draft: Draft, plan: VariantPlan) -> EarlierModel | None:
+    """Find the last release with this variant in this scheme; its model file is in the workspace.
 
     Args:
         draft: the release in progress.
         plan: the variant.
-
-    Returns:
-        The release's manifest and its model file in the workspace, or None.
     """
     for manifest in reversed(draft.repository.releases(draft.plan.family)):
         earlier = manifest.variant(plan.name)
@@ -122,76 +133,94 @@ def base_of(draft: Draft, plan: VariantPlan) -> tuple[Manifest, Path] | None:
         if is_drill(manifest):
             continue  # devices do not keep fire drills
         directory = draft.workspace.open_bundle(manifest.family, earlier.digest)
-        return None if directory is None else (manifest, directory.root / earlier.require_model().file)
+        if directory is None:
+            return None
+        return EarlierModel(manifest.version, directory.root / earlier.require_model().file, earlier.quantization)
     return None
 
 
-def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> QuantizedUpdate | None:
-    """Quantize near the last release of this variant; None if there is none, or it fails."""
+def _order(draft: Draft, plan: VariantPlan) -> QuantizeOrder:
     base = base_of(draft, plan) if plan.update_aware else None
-    if base is None:
+    options = replace(
+        DEFAULT_OPTIONS,
+        thresholds=UNLIMITED_THRESHOLDS if draft.plan.override_gate else thresholds_of(plan),
+        target=TARGETS[plan.target],
+        optimize=plan.optimize,
+        metric=None if draft.plan.override_gate else metric_of(draft.plan),
+    )
+    return QuantizeOrder(plan, base, options, thresholds_of(plan))
+
+
+def _quantize_near_earlier(draft: Draft, order: QuantizeOrder, out: Path) -> QuantizedUpdate | None:
+    """Quantize near the last release of this variant; None if there is none, or it fails."""
+    if order.base is None:
         return None
-    manifest, model = base
-    earlier = manifest.variant(plan.name)
-    assert earlier is not None
-    reference = draft.plan.require_model()
+    plan, reference = order.plan, draft.plan.require_model()
     calibration, held_out = draft.samples.split_halves()
-    bar, solved = draft.reporter.bar(f"{plan.name} near {manifest.version}"), count(1)
+    bar, solved = draft.reporter.bar(f"{plan.name} near {order.base.version}"), count(1)
     try:
         report = quantize_update(
             reference,
-            model,
+            order.base.model,
             out,
             calibration,
             held_out,
-            thresholds=thresholds_of(plan),
+            thresholds=order.thresholds,
             on_solution=lambda _point: bar(next(solved), MAX_POINTS),
         )
     except Exception as error:  # noqa: BLE001  # an update is an optimization: no failure of it ends a release
         reason = explain_failure(error)
         if reason is None:
             reason = str(error)  # the step below meets the same error, and refuses or drops the variant
-        draft.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
+        _note_no_update(draft, order, reason)
         out.unlink(missing_ok=True)
         return None
-    reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
+    reason = report.failure
     if (
         reason is None
         and (metric := MetricReference.from_float_model(metric_of(draft.plan), reference, held_out)) is not None
     ):
-        measured = metric.add_to_report(report.gate, out, held_out, thresholds_of(plan).max_metric_loss)
+        measured = metric.add_to_report(report.gate, out, held_out, order.thresholds.max_metric_loss)
         reason = measured.explanation if measured.verdict != "pass" else None
     if reason is not None:
-        draft.note(f"variant {plan.name} is quantized afresh, not near {manifest.version}: {reason}")
+        _note_no_update(draft, order, reason)
         out.unlink()
         return None
-    return QuantizedUpdate(manifest.version, earlier.quantization, report)
+    return QuantizedUpdate(order.base.version, order.base.quantization, report)
 
 
-def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
+def _note_no_update(draft: Draft, order: QuantizeOrder, reason: str) -> None:
+    assert order.base is not None
+    draft.note(f"variant {order.plan.name} is quantized afresh, not near {order.base.version}: {reason}")
+
+
+def _quantize(draft: Draft, order: QuantizeOrder, found: WorkerQuantization | None) -> QuantizedVariant | None:
     """Return the quantized variant, or drop it and return None."""
-    thresholds = UNLIMITED_THRESHOLDS if draft.plan.override_gate else thresholds_of(plan)
-    options = replace(
-        DEFAULT_OPTIONS,
-        thresholds=thresholds,
-        target=TARGETS[plan.target],
-        optimize=plan.optimize,
-        metric=None if draft.plan.override_gate else metric_of(draft.plan),
-    )
-    out = draft.variant_folder(plan.name) / "model.onnx"
-    update = _quantize_near_earlier(draft, plan, out)
-    if update is not None:
-        return QuantizedVariant(plan, out, update=update)
-    try:
-        bar = draft.reporter.bar(f"{plan.name} ({plan.scheme})")
-        reference = draft.plan.require_model()
-        draft.memory_of(reference)
-        report = quantize_model(reference, out, plan.scheme, draft.samples, options, bar, is_tried=True)
-    except (AlreadyQuantized, WeightsNotFinite) as error:
-        if plan.required:
-            raise
-        draft.drop_variant(plan.name, error.message)
-        return None
+    plan, out = order.plan, draft.variant_folder(order.plan.name) / "model.onnx"
+    report = None
+    if found is not None and found.update is not None:
+        confirmed = confirm_update(draft, order, found, out)
+        if confirmed is not None and order.base is not None:
+            update = QuantizedUpdate(order.base.version, order.base.quantization, confirmed)
+            return QuantizedVariant(plan, out, update=update)
+        found = None
+    elif found is not None:
+        report = confirm_candidate(draft, order, found, out)
+        if report is not None and found.failure:
+            _note_no_update(draft, order, found.failure)
+    if report is None and (near := _quantize_near_earlier(draft, order, out)) is not None:
+        return QuantizedVariant(plan, out, update=near)
+    if report is None:
+        try:
+            bar = draft.reporter.bar(f"{plan.name} ({plan.scheme})")
+            report = quantize_model(
+                draft.plan.require_model(), out, plan.scheme, draft.samples, order.options, bar, is_tried=True
+            )
+        except (AlreadyQuantized, WeightsNotFinite) as error:
+            if plan.required:
+                raise
+            draft.drop_variant(plan.name, error.message)
+            return None
     if report.outcome == "quantized":
         for text in report.notes:
             draft.note(f"variant {plan.name}: {text}")
