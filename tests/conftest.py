@@ -5,8 +5,13 @@ Enumerations: of a test that tries many similar cases, `make test` runs a few, s
 
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
+
+Bytecode is cached, also where the environment says otherwise: the tests start thousands of processes, and each would
+compile the same modules.
 """
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +23,9 @@ from tests.support.s3_server import S3Server, start_s3_server
 # speed is measured in benchmarks/; on a busy machine any example can take long
 settings.register_profile("without-deadlines", deadline=None)
 settings.load_profile("without-deadlines")
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 PROCESS_FOLDERS = frozenset({"agent", "runtime", "demo"})
 SLOW_FOLDERS = frozenset({"quantize", "benchmarks", "demo"})
@@ -89,6 +97,8 @@ SAMPLED_CASES = {
     "test_loading_without_end_is_cut_off": 1,
     "test_a_run_that_asks_for_what_can_not_be_had_fails": 2,
     "test_a_model_that_does_not_end_is_killed_at_the_deadline": 1,
+    "test_a_broken_graph_does_not_load": 5,
+    "test_another_contract_fails": 4,
     "test_single_bytes_edited_in_a_model_cost_what_generic_tools_take": 1,
     "test_an_update_costs_what_the_model_costs_and_a_kilobyte": 1,
     "test_model_becomes_smaller_and_passes_the_gate": 4,

@@ -167,6 +167,7 @@ def _run_forked(
     has_real_workers: bool,
 ) -> None:
     code = 1
+    sys.dont_write_bytecode = True  # else the first runs would make calls that the others do not
     try:
         signal.alarm(CASE_TIMEOUT_S)
         try:

@@ -14,6 +14,9 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
+import device_agent.workers.verify_only  # noqa: F401  # before tuf
+
+# isort: split
 from bundle.acceptance import ReleaseCounter
 from bundle.trust.check import CheckRequest
 from bundle.trust.check import check as run_check

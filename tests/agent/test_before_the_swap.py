@@ -14,10 +14,11 @@ from device_agent.config.config import ProbationSettings
 from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES
 from tests.support import tiny_models
 from tests.support.endpoint_client import get, infer
+from tests.support.load_clients import wait_until
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 SHADOW = "\n[variants.fp32.health]\nshadow_ppm = 1_000_000\nshadow_relative_rms_ppm = {limit}\n"
-SHADOW += "shadow_agreement_ppm = 990_000\n"
+SHADOW += 'shadow_agreement_ppm = 990_000\ninconclusive = "extend"\n'
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def send_requests(device: DeviceUnderTest) -> Iterator[Counter[str]]:
         client.join()
 
 
-def _start(device: DeviceUnderTest, *, requests: int, window_s: int = 3, serve: str = "") -> None:
+def _start(device: DeviceUnderTest, *, requests: int, window_s: int = 1, serve: str = "") -> None:
     device.config = replace(device.config, probation=ProbationSettings(window_s=window_s, min_requests=requests))
     device.write_config()
     text = device.config_path.read_text()
@@ -62,7 +63,7 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUn
 
 def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
-    _start(installed, requests=5)
+    _start(installed, requests=5, window_s=3600)
     with send_requests(installed) as answers:
         update_result = installed.call("update")
     assert (update_result["outcome"], update_result["reason"]) == ("unfit", "shadow-failed"), update_result
@@ -75,14 +76,13 @@ def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderT
 
 def test_an_operator_ends_a_shadow(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
-    _start(installed, requests=10**6, window_s=60)
+    _start(installed, requests=10**6, window_s=3600)
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(installed.call("update")))
     update.start()
-    while installed.call("status")["state"] != "swapping":
-        pass
+    wait_until(lambda: installed.call("status")["state"] == "swapping")
     installed.call("rollback")
-    update.join(60)
+    update.join(120)
     assert (result["outcome"], result["reason"]) == ("unfit", "operator-rollback"), result
     assert infer(installed)["model_version"] == "1.0.0"
 
@@ -91,9 +91,10 @@ def test_an_operator_ends_a_shadow(installed: DeviceUnderTest, publisher: Publis
 def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     installed: DeviceUnderTest, publisher: Publisher, drill: str
 ) -> None:
-    publisher.release("1.2.0", seed=1, drill=drill)
+    publisher.release("1.2.0", seed=1, drill=drill, is_shared=True)
     budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
-    _start(installed, requests=5, serve=f"memory_bytes = {budget}")
+    # a bad release fails at its first responses; the window of a good one has to pass
+    _start(installed, requests=5, window_s=3600 if drill else 1, serve=f"memory_bytes = {budget}")
     with send_requests(installed) as answers:
         update_result = installed.call("update")
     good = "1.0.0" if drill else "1.2.0"

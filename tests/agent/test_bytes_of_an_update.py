@@ -18,7 +18,7 @@ MAX_BESIDE_THE_BLOB = 20_000
 def test_an_update_needs_six_requests_and_20_kb_beside_its_blob(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
-    publisher.release("1.2.0", seed=2)
+    publisher.release("1.2.0", seed=2, is_shared=True)
     site.requests.clear()
     result = installed.update()
     assert result.outcome is Outcome.STAGED, result.detail

@@ -194,7 +194,7 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUn
 
 def _start_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, Any]]:
     """Start an update of FAMILY that waits in probation; return its thread and the dict that gets its result."""
-    device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
+    device.config = replace(device.config, probation=ProbationSettings(window_s=3600, min_requests=10**6))
     device.write_config()
     device.start()
     result: dict[str, Any] = {}
@@ -220,7 +220,7 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUn
     assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
     assert _model_process_pid(device, OTHER) != before
     back = device.call("rollback", family=FAMILY)
-    update.join(60)
+    update.join(120)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
     assert serving_versions(device) == FIRST
@@ -246,7 +246,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
     finally:
         site.faults = []
         release.set()
-        update.join(60)
+        update.join(120)
     assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}, result
 
 
@@ -261,7 +261,7 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderT
     assert serving_versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
     assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
     device.call("rollback", family=FAMILY)
-    update.join(60)
+    update.join(120)
     assert update_result["outcome"] == "rolled-back"
     assert serving_versions(device) == FIRST
 
@@ -359,12 +359,9 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
 
 
 def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest, publisher: Publisher) -> None:
-    floors = {FAMILY: 4, OTHER: 5}
+    floors = {FAMILY: 2, OTHER: 3}
     for number, (family, floor) in enumerate(floors.items()):
-        publisher.release(f"3.0.{number}", seed=3 + number, extra="", family=family)
-        place = publisher.folder / "release.toml"
-        place.write_text(place.read_text().replace(f'"3.0.{number}"', f'"3.1.{number}"\nmin_counter = {floor - 1}'))
-        publisher.publish_release_file()
+        publisher.release(f"3.0.{number}", seed=3 + number, head=f"min_counter = {floor}\n", family=family)
     assert device.command("update").returncode == 0
     slots = device.directory.trust_directory / "slots"
 
@@ -373,7 +370,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest
         return {} if memory is None else dict(memory.floors)
 
     before = remembered()
-    assert all(before[family].counter > 0 for family in (FAMILY, OTHER)), before
+    assert {family: counter.counter for family, counter in before.items()} == floors
     shutil.rmtree(slots)
     assert device.command("update", "--family", FAMILY).returncode == 0
     assert remembered() == {FAMILY: before[FAMILY]}

@@ -50,7 +50,7 @@ def _time_call(device: DeviceUnderTest, command: str) -> tuple[dict[str, Any], f
 
 def test_commands_are_answered_while_a_worker_hangs(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     publisher, device = updated
-    publisher.release("1.2.0", seed=2)
+    publisher.release("1.2.0", seed=2, is_shared=True)
     device.start()
     for worker in WORKERS:
         with _update_that_hangs(device, worker) as result:
@@ -68,7 +68,7 @@ def test_a_rollback_ends_an_update_that_hangs_or_rejects_its_candidate(
     updated: tuple[Publisher, DeviceUnderTest],
 ) -> None:
     publisher, device = updated
-    publisher.release("1.2.0", seed=2)
+    publisher.release("1.2.0", seed=2, is_shared=True)
     device.start()
     with _update_that_hangs(device, "probe") as result:
         back, took_s = _time_call(device, "rollback")

@@ -35,7 +35,7 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
     device = installed
     match WAYS[state]:
         case "damaged":
-            publisher.release("1.2.0", seed=2, drill="damaged-weights")
+            publisher.release("1.2.0", seed=2, drill="damaged-weights", is_shared=True)
             _run_until_killed(device, state)
             publisher.offer("1.1.0")
         case "rollback":

@@ -5,8 +5,11 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from bundle.device_report import parse_report
 from device_agent.commands.report_export import export_reports, read_reports
+from device_agent.policy import outcome_report
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.outcome_report import MAX_REPORTS
 from device_agent.policy.state_machine import Event
@@ -20,7 +23,7 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
-    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    publisher.release("1.2.0", seed=2, drill="damaged-weights", is_shared=True)
     with serve_folder(publisher.published) as site:
         device = first_device.copy(tmp_path / "lab", site.url)
         update_result = device.update()
@@ -43,21 +46,26 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
 
 
-def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: DeviceUnderTest, tmp_path: Path) -> None:
+def test_only_the_last_reports_are_kept_and_the_numbers_say_so(
+    first_device: DeviceUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MAX_REPORTS == 256, "what the documentation says"
+    kept = 20
+    monkeypatch.setattr(outcome_report, "MAX_REPORTS", kept)
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     journal = device.journal()
     try:
         (first,) = journal.reports()
         followed = journal.persistent_state.followed
-        for number in range(MAX_REPORTS + 3):
+        for number in range(kept + 3):
             attempt = journal.begin_attempt("operator")
             found = replace(attempt, release="1.1.0", followed=followed)
             journal.end_attempt(found, Event.ABORTED, Outcome.REFUSED, f"reason-{number}")
         stored_reports = journal.reports()
     finally:
         journal.close()
-    assert len(stored_reports) == MAX_REPORTS
-    assert stored_reports[-1].sequence == MAX_REPORTS + 4
+    assert len(stored_reports) == kept
+    assert stored_reports[-1].sequence == kept + 4
     assert stored_reports[0].sequence == 5
     for before, after in pairwise(stored_reports):
         assert after.previous == before.digest()
@@ -73,7 +81,7 @@ def test_a_check_that_a_mirror_makes_fail_is_no_report(
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     assert device.update().outcome is Outcome.UNAVAILABLE
     publisher = first_publisher.copy(tmp_path / "site")
-    publisher.release("1.2.0", seed=2)
+    publisher.release("1.2.0", seed=2, is_shared=True)
     for blob in (publisher.published / "blobs").rglob("*"):
         if blob.is_file():
             blob.write_bytes(blob.read_bytes()[::-1])

@@ -189,10 +189,7 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         assert device.update().outcome is Outcome.STAGED
         old = tmp_path / "old"
         shutil.copytree(device.config.directory, old)
-        publisher.release("1.2.0", seed=2, extra="")
-        place = publisher.folder / "release.toml"
-        place.write_text(place.read_text().replace('version = "1.2.0"', 'version = "1.3.0"\nmin_counter = 3'))
-        publisher.publish_release_file()
+        publisher.release("1.2.0", seed=2, head="min_counter = 3\n")
         assert device.update().outcome is Outcome.STAGED
         with Tpm(TpmSettings(tcti)) as tpm:
             risen = tpm.read_counter()

@@ -111,7 +111,7 @@ def test_an_unreachable_repository_leaves_everything_as_it_is(installed: DeviceU
 def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
     installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
-    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    publisher.release("1.2.0", seed=2, drill="damaged-weights", is_shared=True)
     _assert_result(installed.update(), Outcome.UNFIT, "golden-mismatch")
     sent = site.bytes_sent("blobs/")
     plan = json.loads(installed.command("plan", "--json").stdout)

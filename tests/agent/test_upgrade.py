@@ -72,7 +72,7 @@ def test_an_agent_serves_what_a_newer_one_made_active_and_changes_nothing(
     publisher, device = updated
     newer = _make_newer(device.directory.journal_path)
     stored = sorted(path.name for path in (device.config.directory / "store").iterdir())
-    publisher.release("1.2.0", seed=2)
+    publisher.release("1.2.0", seed=2, is_shared=True)
     device.start()
     assert infer(device)["model_version"] == "1.1.0"
     reason = device.call("status")["no_update_reason"]

@@ -5,8 +5,10 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -44,12 +46,20 @@ from tests.support import hostile_models as hostile
 from tests.support.memfd_bundles import MemfdBundle, add_arbitrary_golden, create_memfd_bundle, floats, make_scale_model
 
 SAMPLES: list[dict[str, Array]] = [{"x": floats(1, 2, 3, 4)}, {"x": floats(0, -1, 0.5, 100)}]
-HEALTH = Health(probe_deadline_s=30)
-ENOUGH_TO_START_S = 8  # on a machine with other things to do; what does not end takes all of it
+HEALTH = Health(probe_deadline_s=60)
 
 
 def probe(bundle: MemfdBundle, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
     return run_probe_process(bundle.fds, bundle.contract, health, baseline, threads=1)
+
+
+@pytest.fixture(scope="module")
+def deadline_s() -> int:
+    """Return a deadline, in seconds, that a start keeps on this machine; what does not end takes all of it."""
+    started = time.monotonic()
+    with create_memfd_bundle(make_scale_model(2.0)) as bundle:
+        assert probe(bundle).verdict == "pass"
+    return min(60, ceil(3 + 5 * (time.monotonic() - started)))
 
 
 def test_a_good_candidate_passes_with_its_numbers() -> None:
@@ -159,12 +169,14 @@ def test_another_contract_fails(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     "model", hostile.make_excessive_operator_models().values(), ids=hostile.make_excessive_operator_models()
 )
-def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, with_golden: bool) -> None:
+def test_a_run_that_asks_for_what_can_not_be_had_fails(
+    model: onnx.ModelProto, with_golden: bool, deadline_s: int
+) -> None:
     with (
         create_memfd_bundle(serialized(model), contract=FOUR) as bundle,
         add_arbitrary_golden(bundle, 4) as bundle_with_golden,
     ):
-        report = probe(bundle_with_golden if with_golden else bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
+        report = probe(bundle_with_golden if with_golden else bundle, Health(probe_deadline_s=deadline_s))
         if with_golden:
             assert (report.verdict, report.reason) in (
                 ("fail", "inference-failed"),
@@ -177,11 +189,11 @@ def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, w
 
 
 @pytest.mark.parametrize("model", hostile.make_slow_loading_models().values(), ids=hostile.make_slow_loading_models())
-def test_loading_without_end_is_cut_off(model: onnx.ModelProto) -> None:
+def test_loading_without_end_is_cut_off(model: onnx.ModelProto, deadline_s: int) -> None:
     with create_memfd_bundle(serialized(model), contract=FOUR) as bundle:
-        report = probe(bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
+        report = probe(bundle, Health(probe_deadline_s=deadline_s))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout"), report
-        assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at load"
+        assert report.detail == f"not finished within {deadline_s} s, at load"
 
 
 def test_wishes_in_the_models_metadata_are_not_heard(tmp_path: Path) -> None:
@@ -229,7 +241,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
         before = held()
         for data in refused:
             with create_memfd_bundle(data, contract=FOUR) as tried:
-                assert probe(tried, Health(probe_deadline_s=20)).verdict == "fail"
+                assert probe(tried).verdict == "fail"
         assert held() == before
 
 
@@ -244,13 +256,13 @@ def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
 @pytest.mark.parametrize(
     "model", [hostile.make_hanging_model(), hostile.make_huge_kernel_model()], ids=["loop", "kernel"]
 )
-def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto) -> None:
+def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto, deadline_s: int) -> None:
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     with create_memfd_bundle(model) as bundle, add_arbitrary_golden(bundle, size) as bundle_with_golden:
-        report = probe(bundle_with_golden, Health(probe_deadline_s=ENOUGH_TO_START_S))
+        report = probe(bundle_with_golden, Health(probe_deadline_s=deadline_s))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout")
-        assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at golden 0"
-        assert report.elapsed_s < 10
+        assert report.detail == f"not finished within {deadline_s} s, at golden 0"
+        assert report.elapsed_s < deadline_s + 30
 
 
 @pytest.mark.parametrize(
@@ -266,7 +278,7 @@ def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
     ):
         killer = threading.Thread(target=_kill_probe, args=(number,))
         killer.start()
-        report = probe(bundle_with_golden)
+        report = probe(bundle_with_golden, Health(probe_deadline_s=300))
         killer.join()
         assert (report.verdict, report.reason) == verdict_and_reason
         assert report.detail.startswith("at golden 0: probe did not reply to 'probe', it ended by SIG")
@@ -274,7 +286,7 @@ def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
 
 def _kill_probe(number: signal.Signals) -> None:
     mine = os.getpid()
-    for _ in range(3000):
+    for _ in range(15000):
         threading.Event().wait(0.02)
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -283,7 +295,7 @@ def _kill_probe(number: signal.Signals) -> None:
                 line = path.with_name("cmdline").read_bytes()
                 # more processor time than imports and loading take: the worker is in the endless loop
                 ticks = int(name_and_rest.rpartition(")")[2].split()[11])
-                if parent == mine and b"device_agent.workers.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 0.6:
+                if parent == mine and b"device_agent.workers.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 1.2:
                     os.kill(int(path.parent.name), number)
                     return
 

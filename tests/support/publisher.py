@@ -41,6 +41,7 @@ from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository
 from tests.support import tiny_models
+from tests.support.run_folders import change_once
 
 FAMILY = "kws"
 COHORT = "default"
@@ -94,6 +95,7 @@ class Publisher:
         size: int = 128,
         model: onnx.ModelProto | None = None,
         family: str = FAMILY,
+        is_shared: bool = False,
     ) -> Manifest:
         """Create, sign and publish a release, and roll it out to all devices.
 
@@ -106,12 +108,17 @@ class Publisher:
             size: hidden width of the model, a multiple of 128.
             model: used instead of a model by seed and size.
             family: of the release.
+            is_shared: whether other tests of the run get the result where their repository has the same content; not
+                where the release depends on more than this publisher's folder.
         """
         onnx.save(model or similar_model(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
         place.write_text(f'family = "{family}"\nversion = "{version}"\n{head}{drill_line}{RELEASE_SETTINGS}{extra}')
-        run_release(parse_release_file(place), self.repository, self.signers)
+        if not is_shared:
+            self.publish_release_file()
+        elif change_once(self.folder, self.publish_release_file):
+            self.repository = Repository.open(self.repository.root)
         return self.manifest(version, family)
 
     def publish_release_file(self) -> None:
@@ -195,6 +202,14 @@ class DeviceUnderTest:
     @classmethod
     def create(cls, folder: Path, url: str, root: Path, **update: Any) -> "DeviceUnderTest":
         folder.mkdir(parents=True, exist_ok=True)
+        device = cls.open(folder, url, **update)
+        initialize_device(device.directory, root, f"device-{os.urandom(4).hex()}")
+        device.write_config()
+        return device
+
+    @classmethod
+    def open(cls, folder: Path, url: str = "http://127.0.0.1:9", **update: Any) -> "DeviceUnderTest":
+        """Return the device below a folder that `create` has filled with the same settings of updates."""
         config = Config(
             directory=folder / "device",
             repository_url=url,
@@ -204,10 +219,7 @@ class DeviceUnderTest:
             update=replace(UpdateSettings(variant="fp32", automatic=False), **update),
             probation=ProbationSettings(window_s=0, min_requests=0),
         )
-        device = cls(folder, config)
-        initialize_device(device.directory, root, f"device-{os.urandom(4).hex()}")
-        device.write_config()
-        return device
+        return cls(folder, config)
 
     def copy(self, folder: Path, url: str) -> "DeviceUnderTest":
         """Copy the device to another folder, with another repository URL."""

@@ -1,4 +1,4 @@
-"""The verifier loads everything that a signature of any kind needs before its jail blocks files."""
+"""The verifier loads everything that a signature of any kind needs before its jail blocks files, and no signer."""
 
 import json
 import subprocess
@@ -18,6 +18,11 @@ before = set(sys.modules)
 for key_id, key, signature in json.load(sys.stdin):
     Key.from_dict(key_id, key).verify_signature(Signature(key_id, signature), b"message")
 print(sorted(set(sys.modules) - before))
+"""
+LOADED = """
+import json, sys
+import device_agent.workers.verifier
+print(json.dumps(sorted(name for name, module in sys.modules.items() if module is not None)))
 """
 
 
@@ -42,3 +47,11 @@ def test_verifying_a_signature_loads_nothing_more(kind: str) -> None:
         [sys.executable, "-c", CHILD], input=json.dumps([row]), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_that_signs_is_loaded() -> None:
+    """The tests have python-pkcs11 and hvac installed; tuf would load both."""
+    done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    loaded = set(json.loads(done.stdout))
+    assert "tuf.api.metadata" in loaded
+    assert not {"hvac", "pkcs11", "asn1crypto", "requests"} & loaded
