@@ -83,10 +83,10 @@ def test_errors_of_the_c_client_are_one_line(
     lab: tuple[Publisher, DeviceUnderTest], words: Path, arguments: tuple[str | None, str]
 ) -> None:
     path = arguments[0] or str(socket_path(lab[1]))
-    found = subprocess.run([words, path, arguments[1]], capture_output=True, text=True, check=False, timeout=20)
+    found = subprocess.run([words, path, arguments[1]], capture_output=True, text=True, check=False, timeout=120)
     assert (found.returncode, found.stderr.count("\n")) == (1, 1)
     unknown = subprocess.run(
-        [words, socket_path(lab[1]), "other"], capture_output=True, text=True, check=False, timeout=20
+        [words, socket_path(lab[1]), "other"], capture_output=True, text=True, check=False, timeout=120
     )
     assert unknown.stderr.startswith("words: not-allowed: user ")
 

@@ -190,7 +190,7 @@ def test_a_closed_client_leaves_no_thread() -> None:
     with client.watchdog.watch(1):
         (watchdog,) = set(threading.enumerate()) - before
     client.close()
-    watchdog.join(5)
+    watchdog.join(60)
     assert not watchdog.is_alive()
 
 

@@ -140,14 +140,14 @@ def test_a_signal_to_the_whole_group_interrupts_an_update_that_is_not_reported_a
     update = threading.Thread(target=lambda: installed.command("update"))
     update.start()
     try:
-        assert arrived.wait(30)
+        assert arrived.wait(60)
         for worker in list_worker_pids(installed):  # as a control group's kill does
             os.kill(worker, signal.SIGTERM)
         assert installed.stop(signal.SIGINT, of_group=True) == 0
     finally:
         site.faults.clear()
         release.set()
-        update.join(30)
+        update.join(120)
     warnings = [line for line in installed.log if line["level"] != "info"]
     assert warnings == []
     ended = [line for line in installed.log if line["message"] == "update ended"]
