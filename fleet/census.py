@@ -86,6 +86,24 @@ class Census:
         self._devices = {d.device_id: d for d in devices if not plan.cohorts or d.cohort in plan.cohorts}
         self._buckets = {name: bucket(plan.salt, name) for name in self._devices}
         self._facts: dict[str, _Facts] = defaultdict(_Facts)
+        self._members: frozenset[str] | None = None
+
+    @property
+    def are_members_fixed(self) -> bool:
+        """Return whether `fix_members` was called."""
+        return self._members is not None
+
+    def members(self) -> frozenset[str]:
+        """Return the ids of the devices that are counted: the fixed ones, or those that the lines show (rule 1)."""
+        return frozenset(name for name in self._devices if self._is_member(name))
+
+    def shown_members(self) -> frozenset[str]:
+        """Return the ids of the devices that the lines show to be members, whatever was fixed."""
+        return frozenset(name for name in self._devices if self._was_heard(name))
+
+    def fix_members(self, members: frozenset[str]) -> None:
+        """Count these devices from now on, as far as they are registered, whatever lines come or are missing."""
+        self._members = members
 
     @property
     def since_s(self) -> int:
@@ -161,6 +179,9 @@ class Census:
         return tuple(sorted(name for name, facts in self._facts.items() if facts.is_suspect))
 
     def _is_member(self, name: str) -> bool:
+        return self._was_heard(name) if self._members is None else name in self._members
+
+    def _was_heard(self, name: str) -> bool:
         # rule 1: registered, in the cohorts, heard from in the days before
         facts = self._facts.get(name)
         return facts is not None and any(self.since_s <= at < self._began_s for at in facts.heard_s)

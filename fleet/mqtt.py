@@ -3,6 +3,8 @@
 Rules:
 - QoS 1, acknowledged after the commit: what the store could not take stays with the broker and comes again.
 - The broker is not believed: each line proves its sender, as over HTTP. It can delay, repeat or drop.
+- Each device has its share of lines (fleet.rate_limit), as over HTTP. The sender is the broker: who may publish there
+  can use up the share of a device, so the broker's access list should let only devices publish.
 - The session is kept (`clean_session` false), so that messages wait while the collector is away.
 - A message may have any number of lines; they are stored MAX_BATCH_LINES at a time.
 - After the commit, each device of which a line was accepted gets an answer on a topic of its own: the SHA-256 of the
@@ -31,6 +33,7 @@ from fleet.database import Database
 from fleet.errors import BrokerUnavailable
 from fleet.ingest import BatchResult, ingest
 from fleet.line import MAX_BATCH_LINES
+from fleet.rate_limit import TokenBuckets
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,7 @@ class MqttCollector:
     password_file: Path | None = None
     _client: Client = field(init=False, repr=False)
     _is_stopping: bool = field(default=False, init=False, repr=False)
+    _buckets: TokenBuckets = field(default_factory=TokenBuckets, init=False, repr=False)
 
     def start(self) -> None:
         """Connect, subscribe, and take lines in a thread until `stop`.
@@ -114,11 +118,17 @@ class MqttCollector:
 
     def _store(self, lines: list[bytes]) -> BatchResult | None:
         """Ingest a batch, again until the store takes it; return None if the collector stops before."""
+        is_repeat = False  # its tokens are taken already
         while True:
+
+            def is_allowed(device_id: str, is_free: bool = is_repeat) -> bool:
+                return is_free or self._buckets.take(self.url, device_id)
+
             try:
-                return ingest(self.database, lines)
+                return ingest(self.database, lines, is_allowed=is_allowed)
             except AirweightsError as error:
                 logger.warning("lines from the broker wait: %s", error.message)
+            is_repeat = True
             if self._is_stopping:
                 return None
             time.sleep(RETRY_S)

@@ -302,6 +302,12 @@ class EvidenceMismatch(Refused):
     reason = "evidence-mismatch"
 
 
+class CensusDamaged(Refused):
+    """The follower's list of the devices that a rollout counts is damaged. Restore it from a backup."""
+
+    reason = "census-damaged"
+
+
 class NotificationFailed(Unavailable):
     """A notification could not be delivered. Check the command or URL of --notify."""
 

@@ -179,11 +179,13 @@ def why_command(
         if family is None or channel is None:
             raise InvalidUsage("found no rollout", hint="give FAMILY and CHANNEL, or --evidence FILE")
         from packager.follow.look import open_view, planned_rollout
+        from packager.follow.members import fix_members
 
         plan, rollout = planned_rollout(repository, family, channel)
         view = open_view(repository, plan, rollout, registry)
         now_s = int(time.time())
         view.add(_open_source(folder, repository.repository_id, store, lines), now_s)
+        fix_members(folder, view, now_s, is_written=False)
         look = view.look(rollout, now_s)
     note = _published_note(repository, look) if digest is not None else ""
     result = {**look.as_json(), "evidence": digest, "is_named_by_rollout": digest is not None and digest in note}

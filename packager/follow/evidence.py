@@ -29,7 +29,7 @@ from packager.follow.look import ChannelView, Look
 from packager.repository.layout import sync_directory
 
 SCHEMA: Final = "airweights.evidence/1"
-MAX_REVOKED: Final = 1_000_000
+MAX_DEVICES: Final = 1_000_000
 MAX_STATEMENT_BYTES: Final = 128 * 1024 * 1024
 LINES_AT_ONCE: Final = 1_000
 
@@ -45,6 +45,8 @@ class Evidence:
         now_s: time of the look, Unix seconds.
         registry_digest: digest of the registry at that time.
         revoked: ids of the devices that were revoked.
+        members_without_lines: ids of members of the census whose lines of the days before are missing.
+        others_with_lines: ids of devices that such lines would make members, and that are not.
         decision: the decision as a JSON object.
         counts: the counts as a JSON object.
     """
@@ -55,6 +57,8 @@ class Evidence:
     now_s: int
     registry_digest: str
     revoked: tuple[str, ...]
+    members_without_lines: tuple[str, ...]
+    others_with_lines: tuple[str, ...]
     decision: JSON
     counts: JSON
 
@@ -64,7 +68,7 @@ def write_evidence(root: Path, view: ChannelView, source: LineSource, rollout: R
 
     Args:
         root: folder in which evidence is kept, that of the repository or of the follower.
-        view: a view without lines.
+        view: a view without lines; its members may be fixed.
         source: where the lines come from.
         rollout: the published rollout.
         now_s: the time, Unix seconds; later lines are left out.
@@ -130,7 +134,9 @@ def read_evidence(path: Path) -> tuple[Evidence, str]:
             rollout=parse_rollout(strict_json.encode(fields.value("rollout"))),
             now_s=fields.integer("now_s"),
             registry_digest=fields.text("registry_digest", SHA256_HEX_PATTERN),
-            revoked=fields.texts("revoked", SHA256_HEX_PATTERN, max_items=MAX_REVOKED),
+            revoked=fields.texts("revoked", SHA256_HEX_PATTERN, max_items=MAX_DEVICES),
+            members_without_lines=fields.texts("members_without_lines", SHA256_HEX_PATTERN, max_items=MAX_DEVICES),
+            others_with_lines=fields.texts("others_with_lines", SHA256_HEX_PATTERN, max_items=MAX_DEVICES),
             decision=fields.value("decision"),
             counts=fields.value("counts"),
         )
@@ -164,6 +170,8 @@ def recompute(path: Path, registry: Path) -> tuple[Look, str]:
         evidence.plan, evidence.rollout.began_s, evidence.registry_digest, census, evidence.repository, evidence.revoked
     )
     view.add(FileLines(path), evidence.now_s)
+    shown = census.shown_members()
+    census.fix_members((shown | set(evidence.members_without_lines)) - set(evidence.others_with_lines))
     look = view.look(evidence.rollout, evidence.now_s)
     if look.counts.as_json() != evidence.counts or look.decision.as_json() != evidence.decision:
         raise EvidenceMismatch(
@@ -175,6 +183,7 @@ def recompute(path: Path, registry: Path) -> tuple[Look, str]:
 
 
 def _statement(view: ChannelView, look: Look) -> dict[str, JSON]:
+    members, shown = view.census.members(), view.census.shown_members()
     return {
         "schema": SCHEMA,
         "repository": view.repository_id,
@@ -183,6 +192,8 @@ def _statement(view: ChannelView, look: Look) -> dict[str, JSON]:
         "now_s": look.now_s,
         "registry_digest": look.registry_digest,
         "revoked": list(view.revoked),
+        "members_without_lines": sorted(members - shown),
+        "others_with_lines": sorted(shown - members),
         "decision": look.decision.as_json(),
         "counts": look.counts.as_json(),
     }

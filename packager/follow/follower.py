@@ -30,6 +30,7 @@ from packager.errors import PublishConflict
 from packager.follow.evidence import write_evidence
 from packager.follow.lines import LineSource
 from packager.follow.look import ChannelView, Look, open_view, planned_channels, planned_rollout
+from packager.follow.members import fix_members
 from packager.follow.notify import notify
 from packager.repository.layout import REGISTRY_NAME, write_file
 from packager.repository.repository import Repository
@@ -129,6 +130,7 @@ class Follower:
             self._tell(f"{family}/{channel}/source", "stale-collector", now_s, family, channel, error.message)
             return Action(family, channel, None, problem=error.message)
         self._forget(f"{family}/{channel}/source")
+        fix_members(self._folder, view, now_s, is_written=self._signers is not None)
         look = view.look(rollout, now_s)
         if look.newest_s is None or now_s - look.newest_s > STALE_S:
             text = "no line was received for a day"
@@ -155,6 +157,7 @@ class Follower:
             return Action(family, channel, seen, rollout=_changed(seen))
         # decide from what is written, so that the evidence leads to what is published
         fresh = self._open_view(plan, rollout)
+        fresh.census.fix_members(self._view(plan, rollout).census.members())
         look, digest = write_evidence(self._folder, fresh, self._source, rollout, now_s)
         changed = _changed(look)
         if changed is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fleet.line import ReceivedLine
-from packager.errors import EvidenceMismatch, LinesMalformed, NoPlan, NotificationFailed
+from packager.errors import CensusDamaged, EvidenceMismatch, LinesMalformed, NoPlan, NotificationFailed
 from packager.follow.evidence import recompute
 from packager.follow.follower import Follower
 from packager.follow.lines import FileLines
@@ -104,6 +104,42 @@ def test_a_collector_that_hides_the_exposed_devices_halts_and_one_that_hides_all
     found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
     assert found.look is not None
     assert (found.look.decision.word, found.look.decision.reason) == ("halt", "silence")
+
+
+def test_a_collector_cannot_take_failed_devices_out_of_the_census(fleet: PlannedFleet) -> None:
+    fleet.follower().step(now_s=BEGAN + 30)
+    hidden = {device.device_id for device in fleet.exposed[:20]}
+    fleet.lines = [line for line in fleet.lines if json.loads(line.data)["device_id"] not in hidden]
+    fleet.succeed(fleet.exposed[20:])
+    fleet.serve_on()
+    found = fleet.follower().step(now_s=BEGAN + DAY + 60)[0]
+    assert found.look is not None
+    assert (found.look.counts.whole.exposed, found.look.counts.whole.silent) == (len(fleet.exposed), 20)
+    assert (found.look.decision.word, found.look.decision.reason) == ("halt", "silence")
+    look, digest = recompute(evidence_files(fleet)[0], fleet.repository.registry_path)
+    assert (look.counts, digest) == (found.look.counts, found.evidence)
+
+
+def test_devices_whose_old_lines_appear_later_are_not_counted(fleet: PlannedFleet) -> None:
+    late = fleet.exposed[:100]
+    old = [line for line in fleet.lines if json.loads(line.data)["device_id"] in {one.device_id for one in late}]
+    fleet.lines = [line for line in fleet.lines if line not in old]
+    fleet.follower().step(now_s=BEGAN + 30)
+    fleet.lines += old
+    found = fleet.follower().step(now_s=BEGAN + 600)[0]
+    assert found.look is not None
+    assert found.look.counts.whole.exposed == len(fleet.exposed) - 100
+
+
+def test_a_damaged_list_of_members_is_refused(fleet: PlannedFleet) -> None:
+    fleet.follower().step(now_s=BEGAN + 30)
+    path = fleet.repository.layout.root / "census" / f"{FAMILY}.{CHANNEL}.members"
+    data = path.read_bytes()
+    assert len(data.splitlines()) == 1 + len(fleet.devices)
+    for damaged in (data[:-10], data[:-66], data.replace(b"members/1", b"members/2"), b"nonsense\n", b"\n"):
+        path.write_bytes(damaged)
+        with pytest.raises(CensusDamaged):
+            fleet.follower().step(now_s=BEGAN + 60)
 
 
 def test_of_two_followers_one_publishes_and_the_other_is_told(fleet: PlannedFleet) -> None:
