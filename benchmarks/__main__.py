@@ -93,6 +93,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "endpoint_abuse": lambda _pairs, _out: [],
     "cohort_rotation": lambda _pairs, _out: ["--devices", "10000"],
     "fleet_ingest": lambda _pairs, _out: ["--devices", "2000"],
+    "fleet_page": lambda _pairs, _out: [],
 }
 
 

@@ -94,7 +94,7 @@ class Census:
         return self._members is not None
 
     def members(self) -> frozenset[str]:
-        """Return the ids of the devices that are counted: the fixed ones, or those that the lines show (rule 1)."""
+        """Return the ids of the counted devices: the fixed ones, or those that the lines show (rule 1)."""
         return frozenset(name for name in self._devices if self._is_member(name))
 
     def shown_members(self) -> frozenset[str]:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bundle.device_report import SCHEMA as REPORT_SCHEMA
 from bundle.device_report import SignedReport, parse_report
-from bundle.errors import TooLarge
+from bundle.errors import Malformed, TooLarge
 from bundle.vital import SCHEMA as VITAL_SCHEMA
 from bundle.vital import SignedVital, parse_vital
 from fleet.errors import LineOfAnotherRepository, LineSchemaUnknown, LineSignatureInvalid
@@ -37,17 +37,27 @@ def parse_line(data: bytes) -> SignedLine:
 
     Raises:
         TooLarge: the line is longer than MAX_LINE_BYTES.
-        Malformed: the line does not follow its schema.
+        Malformed: the line does not follow its schema, or is not in the canonical form, in which devices send it: the
+            same content in other bytes would be another line to a program that compares or searches bytes.
         LineSchemaUnknown: it is of another schema.
     """
     if len(data) > MAX_LINE_BYTES:
         raise TooLarge(f"line of {len(data)} bytes, at most {MAX_LINE_BYTES} are allowed")
     # the canonical form has no spaces; others are found by the parser of reports, whose message names the schema
     if f'"schema":"{VITAL_SCHEMA}"'.encode() in data:
-        return parse_vital(data)
+        vital = parse_vital(data)
+        _check_canonical(data, vital.vital.encode(vital.device_id, vital.signature))
+        return vital
     if REPORT_SCHEMA.encode() in data:
-        return parse_report(data)
+        report = parse_report(data)
+        _check_canonical(data, report.report.encode(report.device_id, report.signature))
+        return report
     raise LineSchemaUnknown(f"line of {len(data)} bytes, expected schema {REPORT_SCHEMA!r} or {VITAL_SCHEMA!r}")
+
+
+def _check_canonical(data: bytes, expected: bytes) -> None:
+    if data != expected:
+        raise Malformed(f"line of {len(data)} bytes: not in canonical form, which has {len(expected)}")
 
 
 def repository_of(line: SignedLine) -> str:

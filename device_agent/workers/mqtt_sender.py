@@ -20,6 +20,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -193,15 +194,12 @@ class MqttSender:
             self._problem = DownloadFailed(f"{self._shown}: the broker closed the connection: {reason}")
 
     def _read(self, message: MQTTMessage, digest: str, max_bytes: int) -> None:
-        """Keep the answer if it is that to these lines; others are late ones to earlier lines."""
+        """Keep the answer to these lines; what else comes on the topic is late, retained or made up."""
         payload = bytes(message.payload)
-        try:
+        with suppress(Malformed, TooLarge):
             value = strict_json.decode(payload, what="answer", max_bytes=max_bytes)
-        except (Malformed, TooLarge) as error:
-            self._problem = DownloadFailed(f"{self._shown}: the collector's answer: {error.message}")
-            return
-        if isinstance(value, dict) and value.get("lines_sha256") == digest:
-            self._answer = payload
+            if not message.retain and isinstance(value, dict) and value.get("lines_sha256") == digest:
+                self._answer = payload
 
 
 class _CountedClient(Client):

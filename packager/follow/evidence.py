@@ -184,6 +184,7 @@ def recompute(path: Path, registry: Path) -> tuple[Look, str]:
 
 def _statement(view: ChannelView, look: Look) -> dict[str, JSON]:
     members, shown = view.census.members(), view.census.shown_members()
+    hidden, others = sorted(members - shown), sorted(shown - members)
     return {
         "schema": SCHEMA,
         "repository": view.repository_id,
@@ -192,8 +193,8 @@ def _statement(view: ChannelView, look: Look) -> dict[str, JSON]:
         "now_s": look.now_s,
         "registry_digest": look.registry_digest,
         "revoked": list(view.revoked),
-        "members_without_lines": sorted(members - shown),
-        "others_with_lines": sorted(shown - members),
+        "members_without_lines": list(hidden),
+        "others_with_lines": list(others),
         "decision": look.decision.as_json(),
         "counts": look.counts.as_json(),
     }

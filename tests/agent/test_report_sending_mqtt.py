@@ -141,15 +141,18 @@ def test_a_broker_without_a_collector_leaves_the_lines_unsent(broker: int, monke
         sender(broker).send(b"lines\n", 1_000)
 
 
-@pytest.mark.parametrize(
-    ("payload", "error"), [(b"nonsense", DownloadFailed), (b" " * 100_000, TooLarge), (b"[1]" * 400, DownloadFailed)]
-)
-def test_an_answer_that_is_none_is_refused(broker: int, payload: bytes, error: type[Exception]) -> None:
-    def respond(client: Client, _lines: bytes) -> None:
-        client.publish(f"{ANSWERS_TOPIC}/{DEVICE}", payload)
+def test_a_message_that_is_no_answer_blocks_nothing_and_a_long_one_is_refused(
+    broker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def respond(client: Client, lines: bytes) -> None:
+        for payload in (b"nonsense", b"[1]", b" " * 2_000, answer_to(lines)):
+            client.publish(f"{ANSWERS_TOPIC}/{DEVICE}", payload)
 
-    with Listener(broker, respond), pytest.raises(error):
-        sender(broker).send(b"lines\n", 1_000)
+    with Listener(broker, respond):
+        assert sender(broker).send(b"lines\n", 1_000) == answer_to(b"lines\n")
+        monkeypatch.setattr(mqtt_sender, "MAX_OTHER_BYTES", 100)
+        with pytest.raises(TooLarge):
+            sender(broker).send(b"lines\n", 1_000)
 
 
 def test_lines_pass_a_proxy(broker: int) -> None:

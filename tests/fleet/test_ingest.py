@@ -1,5 +1,6 @@
 """Each line is judged alone and counts once, whatever the order in which lines arrive and however often."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -54,6 +55,15 @@ def tally(store: Database, kind: str) -> dict[tuple[str, str], int]:
 def stored(store: Database) -> list[int]:
     with store.read() as connection:
         return sorted(connection.execute(select(REPORT.c.sequence)).scalars())
+
+
+def test_a_line_in_other_bytes_is_refused(store: Database, camera: SigningDevice) -> None:
+    for line in (camera.report(), camera.vital()):
+        fields = json.loads(line)
+        swapped = {name: fields[name] for name in reversed(fields)}
+        other = (line + b" ", line.replace(b",", b", ", 1), json.dumps(swapped, separators=(",", ":")).encode())
+        found = ingest(store, [*other, line])
+        assert (found.new, reasons(found)) == (1, ["malformed"] * len(other))
 
 
 def test_a_line_counts_once(store: Database, camera: SigningDevice) -> None:

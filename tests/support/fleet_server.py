@@ -88,8 +88,31 @@ def run_fleet_server(
     database = open_store(folder, devices, store)
     registry = folder / "registry.jsonl"
     digest = write_registry(registry, [device.registered() for device in devices])
+    with serve_site(database, registry, digest, rollouts, looks, token=token, trusted_header=trusted_header) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def serve_site(
+    database: Database,
+    registry: Path,
+    digest: str,
+    rollouts: tuple[Rollout, ...] = (),
+    looks: tuple[FollowerLook, ...] = (),
+    **login: str | None,
+) -> Iterator[FleetServer]:
+    """Run a collector on a store.
+
+    Args:
+        database: the store.
+        registry: the registry file.
+        digest: its digest.
+        rollouts: the rollouts of the repository.
+        looks: the follower's looks.
+        login: `token` or `trusted_header` of the operators.
+    """
     site = Site(REPOSITORY, registry, digest, rollouts, looks)
-    state = open_server(database, lambda: site, "127.0.0.1", token=token, trusted_header=trusted_header)
+    state = open_server(database, lambda: site, "127.0.0.1", **login)
     sock = listen("127.0.0.1", 0)
     server = create_server(state)
     thread = threading.Thread(target=server.run, args=([sock],))
