@@ -64,9 +64,7 @@ def _initialize_client(metadata_dir: Path, root: Path) -> None:
 
 def _refresh_metadata(options: argparse.Namespace) -> None:
     # only a device's verifier and fetcher need these; the suite starts this program a thousand times
-    import device_agent.workers.verify_only  # noqa: F401  # before tuf
-
-    # isort: split
+    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # tuf loads what signs, where it is installed
     from bundle.trust.document_source import run_with_copies
 
     if options.metadata_url is None:

@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
-import device_agent.workers.verify_only  # noqa: F401  # before tuf
+if __name__ == "__main__":  # not where a program with keys imports it
+    import device_agent.workers.verify_only  # noqa: F401  # before tuf
 
 # isort: split
 from bundle.acceptance import ReleaseCounter

@@ -20,8 +20,9 @@ for key_id, key, signature in json.load(sys.stdin):
 print(sorted(set(sys.modules) - before))
 """
 LOADED = """
-import json, sys
-import device_agent.workers.verifier
+import contextlib, json, runpy, sys
+with contextlib.suppress(SystemExit):  # it was started without a channel
+    runpy.run_module("device_agent.workers.verifier", run_name="__main__")
 print(json.dumps(sorted(name for name, module in sys.modules.items() if module is not None)))
 """
 
