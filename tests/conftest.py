@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.key_stretching import FAST_LOG2_N, stretched
 from tests.support.s3_server import S3Server, start_s3_server
 
 # speed is measured in benchmarks/; on a busy machine any example can take long
@@ -168,6 +169,13 @@ def _mark(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.process)
         if folder in SLOW_FOLDERS or Path(item.path).stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fast_key_files() -> Iterator[None]:
+    """Key files that tests create are opened fast; those of tests/keys/ are as the product creates them."""
+    with stretched(FAST_LOG2_N):
+        yield
 
 
 @pytest.fixture(scope="session")
