@@ -8,10 +8,12 @@ Rules:
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +21,8 @@ from typing import Any, Final
 from bundle.errors import Unavailable
 
 COMMAND_TIMEOUT_S: Final = 300
-START_TIMEOUT_S: Final = 60
+START_TIMEOUT_S: Final = 180
+MAX_NOTIFICATION_BYTES: Final = 4096
 STOP_TIMEOUT_S: Final = 30
 POLL_INTERVAL_S: Final = 0.05
 
@@ -62,6 +65,7 @@ class DemoDevice:
         self._socket = folder / "serve.sock"
         self._settings = settings
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._notifications: socket.socket | None = None
 
     @property
     def address(self) -> str:
@@ -141,11 +145,16 @@ class DemoDevice:
         return self._run_command("report", "send")
 
     def start(self) -> None:
-        """Start `device-agent run`, and wait until its control socket responds.
+        """Start `device-agent run`, and wait until it notifies that it serves, as systemd would.
 
         Raises:
-            AgentUnavailable: the daemon ended, or did not respond in START_TIMEOUT_S.
+            AgentUnavailable: the daemon ended, or did not notify in START_TIMEOUT_S.
         """
+        address = self._folder / "notify.sock"
+        address.unlink(missing_ok=True)
+        self._notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notifications.bind(str(address))
+        self._notifications.settimeout(POLL_INTERVAL_S)
         log = (self._folder / "agent.log").open("ab")
         with log:
             self._daemon = subprocess.Popen(
@@ -153,36 +162,34 @@ class DemoDevice:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env={**self._environment, "NOTIFY_SOCKET": str(address)},
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._daemon.poll() is not None:
                 raise AgentUnavailable(f"the agent ended with {self._daemon.returncode}: {self.log_tail()}")
-            if self.status().get("daemon"):
-                return
-            time.sleep(POLL_INTERVAL_S)
+            with suppress(TimeoutError):
+                if b"READY=1" in self._notifications.recv(MAX_NOTIFICATION_BYTES).split(b"\n"):
+                    return
         raise AgentUnavailable(f"the agent did not start in {START_TIMEOUT_S} s: {self.log_tail()}")
 
     def stop(self) -> None:
         """Stop the daemon with SIGTERM and wait for its end; kill it after STOP_TIMEOUT_S."""
-        if self._daemon is None:
-            return
-        self._daemon.send_signal(signal.SIGTERM)
-        try:
-            self._daemon.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._daemon.kill()
-            self._daemon.wait()
-        self._daemon = None
+        if self._daemon is not None:
+            self._daemon.send_signal(signal.SIGTERM)
+            try:
+                self._daemon.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._daemon.kill()
+                self._daemon.wait()
+            self._daemon = None
+        if self._notifications is not None:
+            self._notifications.close()
+            self._notifications = None
 
     def update(self) -> Report:
         """Run `device-agent update --json` and return its object, whatever the outcome."""
         return self._run_command("update", any_exit=True)
-
-    def status(self) -> Report:
-        """Run `device-agent status --json` and return its object."""
-        return self._run_command("status", any_exit=True)
 
     def log_tail(self) -> str:
         """Return the last line of the daemon's log."""

@@ -85,7 +85,7 @@ class FleetDemo:
     Args:
         folder: an empty folder; the caller removes it.
         print_line: prints one line of progress.
-        devices: number of devices, half of each class.
+        devices: number of devices, every other one of the failing class, which has one more if the number is odd.
     """
 
     def __init__(self, folder: Path, print_line: Callable[[str], None], devices: int = DEVICES) -> None:

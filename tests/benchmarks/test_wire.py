@@ -15,7 +15,7 @@ from benchmarks.wire_server import CountingServer, Traffic
 def exchange(server: CountingServer, request: bytes) -> bytes:
     """Send one request on a connection of its own; return everything that came back."""
     address, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((address, int(port)), timeout=10) as connection:
+    with socket.create_connection((address, int(port)), timeout=120) as connection:
         connection.sendall(request)
         answer = b""
         while part := connection.recv(65536):

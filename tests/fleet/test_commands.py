@@ -171,7 +171,7 @@ def test_serve_prints_its_url_and_stops_on_sigterm(site: tuple[Repository, list[
             text += process.stdout.readline()
         found = json.loads(text)
         check_schema("fleet-serve", found)
-        with urllib.request.urlopen(found["url"] + "/health", timeout=20) as response:
+        with urllib.request.urlopen(found["url"] + "/health", timeout=120) as response:
             assert json.loads(response.read()) == {"ok": True, "problem": None}
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) in (0, -signal.SIGTERM)

@@ -1,6 +1,7 @@
 """A release from release.toml to published files, with real models, keys and repository, read like a device does."""
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -71,6 +72,9 @@ golden = 2
 [variants.fp32]
 [rollout]
 """
+
+
+ALONE = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
 
 
 class ReleaseBench:
@@ -150,6 +154,25 @@ def shared(site: ReleaseSite) -> ReleaseBench:
 def bench(tmp_path: Path) -> ReleaseBench:
     """Return a repository without releases."""
     return ReleaseBench(create_site(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def four_releases(tmp_path_factory: pytest.TempPathFactory) -> ReleaseSite:
+    """Releases 1.0.0 to 1.3.0, of the same model with other labels, and no patch between them; copied for each test."""
+    site = create_site(tmp_path_factory.mktemp("four"))
+    made = ReleaseBench(site)
+    for number in range(4):
+        (made.folder / "labels.txt").write_text("a\nb\n" * (number + 1))
+        made.release(f"1.{number}.0", "min_counter = 1\n" + ALONE if number == 0 else ALONE)
+    return site
+
+
+@pytest.fixture
+def released(four_releases: ReleaseSite, tmp_path: Path) -> ReleaseBench:
+    """Return a copy of the repository with four releases."""
+    folder = tmp_path / "site"
+    shutil.copytree(four_releases.folder, folder)
+    return ReleaseBench(ReleaseSite(folder))
 
 
 def test_both_variants_are_published_and_install_from_nothing_and_by_patch(
@@ -234,42 +257,35 @@ def test_an_unknown_cohort_is_told_before_anything_is_written(shared: ReleaseBen
 
 
 def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(
-    bench: ReleaseBench, tmp_path: Path
+    released: ReleaseBench, tmp_path: Path
 ) -> None:
-    body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
-    bench.release("1.0.0", body)
-    bench.release("1.1.0", body, seed=0)
-    (bench.folder / "labels.txt").write_text("a\nb\nc\n")
-    bench.release("1.2.0", body, seed=0)
-    before = bench.published_manifest("1.2.0")
+    before = released.published_manifest("1.3.0")
     with ProcessExecutor(2) as executor:  # each patch is a job
-        added = add_patches(bench.repository, "kws", "1.2.0", ["1.0.0", "1.1.0"], variants=["fp32"], executor=executor)
+        added = add_patches(
+            released.repository, "kws", "1.3.0", ["1.0.0", "1.1.0"], variants=["fp32"], executor=executor
+        )
     assert {row.version for row in added} == {"1.0.0", "1.1.0"}
-    bench.repository.sign(bench.signers)
-    bench.repository.publish()
-    after = bench.published_manifest("1.2.0")
+    released.repository.sign(released.signers)
+    released.repository.publish()
+    after = released.published_manifest("1.3.0")
     assert after.digest_without_patches() == before.digest_without_patches()
-    old = bench.install(bench.published_manifest("1.0.0"), "fp32", None, tmp_path / "old")
-    new = bench.install(after, "fp32", old, tmp_path / "new")
-    assert (new / "labels" / "labels.txt").read_text() == "a\nb\nc\n"
-    assert add_patches(bench.repository, "kws", "1.2.0", ["1.0.0"], variants=["fp32"]) == ()
-    assert bench.repository.is_staging_empty
+    old = released.install(released.published_manifest("1.0.0"), "fp32", None, tmp_path / "old")
+    new = released.install(after, "fp32", old, tmp_path / "new")
+    assert (new / "labels" / "labels.txt").read_text() == "a\nb\n" * 4
+    assert add_patches(released.repository, "kws", "1.3.0", ["1.0.0"], variants=["fp32"]) == ()
+    assert released.repository.is_staging_empty
 
 
-def test_patches_can_be_added_to_a_release_that_others_came_after(bench: ReleaseBench, tmp_path: Path) -> None:
-    body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
-    for number in range(4):
-        (bench.folder / "labels.txt").write_text("a\nb\n" * (number + 1))
-        bench.release(f"1.{number}.0", body, seed=0)
-    added = add_patches(bench.repository, "kws", "1.2.0", [], last_releases=1)
+def test_patches_can_be_added_to_a_release_that_others_came_after(released: ReleaseBench, tmp_path: Path) -> None:
+    added = add_patches(released.repository, "kws", "1.2.0", [], last_releases=1)
     assert [row.version for row in added] == ["1.1.0"]
-    added = add_patches(bench.repository, "kws", "1.2.0", ["1.3.0"], last_releases=5)
+    added = add_patches(released.repository, "kws", "1.2.0", ["1.3.0"], last_releases=5)
     assert [row.version for row in added] == ["1.3.0", "1.0.0"]
-    bench.repository.sign(bench.signers)
-    bench.repository.publish()
-    later = bench.install(bench.published_manifest("1.3.0"), "fp32", None, tmp_path / "later")
-    bench.install(bench.published_manifest("1.2.0"), "fp32", later, tmp_path / "back")
-    assert bench.repository.next_counter("kws") == 5
+    released.repository.sign(released.signers)
+    released.repository.publish()
+    later = released.install(released.published_manifest("1.3.0"), "fp32", None, tmp_path / "later")
+    released.install(released.published_manifest("1.2.0"), "fp32", later, tmp_path / "back")
+    assert released.repository.next_counter("kws") == 5
 
 
 def test_patches_from_or_to_what_was_never_released_are_refused(shared: ReleaseBench) -> None:
@@ -287,6 +303,7 @@ def test_a_device_without_the_optional_decoder_has_a_way_to_every_variant(shared
         assert any(patch.base is None and "pcodec" not in patch.features for patch in variant.patches)
 
 
+ONLY_INT8 = WHOLE.replace("[variants.fp32]\n", "")
 IMPOSSIBLE = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ngate.max_relative_rms = 0.0')
 
 
@@ -297,7 +314,7 @@ def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: Relea
 
 
 def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(bench: ReleaseBench) -> None:
-    report = bench.release("1.0.0", WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
+    report = bench.release("1.0.0", ONLY_INT8.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
     int8 = bench.published_manifest("1.0.0").variant("int8")
     assert int8 is not None, report.dropped
     assert "aarch64" in int8.requires.arch
@@ -344,7 +361,7 @@ def test_constant_answers_are_inconclusive_not_passed(shared: ReleaseBench) -> N
 
 
 def test_an_override_is_recorded_in_what_is_signed(bench: ReleaseBench) -> None:
-    bench.release("1.0.0", 'override_gate = "the old one was worse"\n' + IMPOSSIBLE)
+    bench.release("1.0.0", 'override_gate = "the old one was worse"\n' + IMPOSSIBLE.replace("[variants.fp32]\n", ""))
     int8 = bench.published_manifest("1.0.0").variant("int8")
     assert int8 is not None
     assert int8.quantization.verdict == "overridden"
@@ -377,24 +394,23 @@ def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Rel
     bench.install(manifest, "int8", None, tmp_path / "out")
 
 
-def test_the_floor_stays_where_the_last_release_set_it(bench: ReleaseBench) -> None:
-    bench.release("1.0.0", "min_counter = 1\n" + SMALL)
-    bench.release("1.1.0", SMALL, seed=1)
-    assert bench.published_manifest("1.1.0").min_counter == 1
+def test_the_floor_stays_where_the_last_release_set_it(released: ReleaseBench) -> None:
+    floors = [released.published_manifest(f"1.{number}.0").min_counter for number in range(4)]
+    assert floors == [1, 1, 1, 1]  # only the first release file sets it
 
 
-def test_a_counter_is_not_used_again_after_a_withdrawal(bench: ReleaseBench) -> None:
-    assert [bench.release(version, SMALL).counter for version in ("1.0.0", "1.1.0")] == [1, 2]
-    bench.repository.stage_rollout(rollouts_of(RolloutPlan(("stable",)), bench.published_manifest("1.0.0"))[0])
-    bench.repository.withdraw("kws", "1.1.0")
-    bench.repository.sign(bench.signers)
-    bench.repository.publish()
-    withdrawn, stored = (Workspace(bench.repository.root).find_variant("kws", counter, "fp32") for counter in (2, 1))
-    assert bench.release("1.2.0", SMALL, seed=1).counter == 3
+def test_a_counter_is_not_used_again_after_a_withdrawal(released: ReleaseBench) -> None:
+    assert [released.published_manifest(version).counter for version in ("1.2.0", "1.3.0")] == [3, 4]
+    released.repository.stage_rollout(rollouts_of(RolloutPlan(("stable",)), released.published_manifest("1.2.0"))[0])
+    released.repository.withdraw("kws", "1.3.0")
+    released.repository.sign(released.signers)
+    released.repository.publish()
+    workspace = Workspace(released.repository.root)
+    withdrawn, stored = (workspace.find_variant("kws", counter, "fp32") for counter in (4, 3))
+    assert released.release("1.4.0", SMALL, seed=1).counter == 5
     assert withdrawn is not None
     assert stored is not None
-    listed = {"kws": bench.repository.releases("kws")}
-    workspace = Workspace(bench.repository.root)
+    listed = {"kws": released.repository.releases("kws")}
     assert workspace.delete_unlisted_bundles(listed, dry_run=True) == (withdrawn.bundle,)
     assert workspace.delete_unlisted_bundles(listed) == (withdrawn.bundle,)
     assert workspace.open_bundle("kws", withdrawn.bundle) is None
@@ -404,7 +420,7 @@ def test_a_counter_is_not_used_again_after_a_withdrawal(bench: ReleaseBench) -> 
 def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(
     bench: ReleaseBench, tmp_path: Path
 ) -> None:
-    body = WHOLE.replace("[variants.fp32]\n", "")
+    body = ONLY_INT8
     rng = np.random.default_rng(3)
     np.savez(bench.folder / "inputs.npz", x=rng.standard_normal((256, 1, 64)).astype(np.float32))
     bench.release("1.0.0", body)

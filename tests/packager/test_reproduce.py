@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import tiny_models
 from tests.support.json_schemas import check_schema
-from tests.support.packager_cli import assert_refused, read_all_files, run_packager
+from tests.support.packager_cli import CommandResult, assert_refused, read_all_files, run_packager
 from tests.support.release_fixtures import ReleaseSite, create_site
 
 
@@ -24,20 +24,27 @@ def manifest_of(site: ReleaseSite) -> Path:
     return next((site.folder / "repo" / "published" / "targets" / "bundles" / "kws").glob("*.1.0.0.json"))
 
 
-def reproduce(site: ReleaseSite, release_file: str, manifest: Path):  # type: ignore[no-untyped-def]
+def reproduce(site: ReleaseSite, release_file: str, manifest: Path) -> CommandResult:
     repo = ("--repo", site.folder / "repo")
     return run_packager("release", site.folder / release_file, "--reproduce", manifest, *repo, "--json")
 
 
-def test_the_same_inputs_make_the_same_bundles_and_change_nothing(released: ReleaseSite) -> None:
+@pytest.fixture(scope="module")
+def rebuilt(released: ReleaseSite) -> CommandResult:
+    """The result of a rebuild of 1.0.0, which changed nothing."""
     before = read_all_files(released.folder / "repo")
     result = reproduce(released, "1.0.0.toml", manifest_of(released))
+    assert read_all_files(released.folder / "repo") == before
+    return result
+
+
+def test_the_same_inputs_make_the_same_bundles_and_change_nothing(rebuilt: CommandResult) -> None:
+    result = rebuilt
     assert result.code == 0, result.stderr
     check_schema("release-reproduce", result.json)
     assert result.json["variants"]
     assert all(one["digest"] == one["rebuilt"] and not one["differences"] for one in result.json["variants"])
     assert "created" in result.json["not_reproduced"]
-    assert read_all_files(released.folder / "repo") == before
 
 
 def test_another_model_or_other_samples_are_found_out(released: ReleaseSite) -> None:
@@ -58,21 +65,20 @@ def test_the_manifest_of_another_release_is_refused(released: ReleaseSite) -> No
     assert_refused(reproduce(released, "1.0.0.toml", released.folder / "none"), code=2, reason="file-not-found")
 
 
-def test_only_what_was_rebuilt_is_signed(released: ReleaseSite, tmp_path: Path) -> None:
+def test_only_what_was_rebuilt_is_signed(released: ReleaseSite, rebuilt: CommandResult, tmp_path: Path) -> None:
     """The next release and its plan are staged; the ceremony signs them with a report of the release, and no other."""
     repo, here = ("--repo", released.folder / "repo"), released.folder
-    assert released.release("1.1.0.toml", "--until", "sign").code == 0
+    assert released.release("small-1.1.0.toml", "--until", "sign").code == 0
     assert run_packager("rollout", "plan", "kws", "stable", "1.1.0", *repo, "--json").code == 0
     request, out = tmp_path / "request.json", tmp_path / "signatures.json"
     assert run_packager("repo", "prepare", "-o", request, *repo, "--json").code == 0
     staged = here / "repo" / "staging" / "targets" / "bundles" / "kws" / "1.1.0.json"
-    reports = {}
-    for version, manifest in (("1.0.0", manifest_of(released)), ("1.1.0", staged)):
-        reports[version] = tmp_path / f"{version}.json"
-        reports[version].write_text(reproduce(released, f"{version}.toml", manifest).stdout)
+    reports = {version: tmp_path / f"{version}.json" for version in ("1.0.0", "1.1.0")}
+    reports["1.0.0"].write_text(rebuilt.stdout)
+    reports["1.1.0"].write_text(reproduce(released, "small-1.1.0.toml", staged).stdout)
     sign = ("repo", "sign", request, "--keys", here / "keys", "--history", tmp_path / "history", "--new-repository")
 
-    def sign_with(report: Path):  # type: ignore[no-untyped-def]
+    def sign_with(report: Path) -> CommandResult:
         return run_packager(*sign, "--rebuilt", report, "-o", out, "--json")
 
     assert_refused(sign_with(reports["1.0.0"]), code=3, reason="not-reproduced", words=("kws 1.1.0", "--rebuilt"))

@@ -58,7 +58,7 @@ def fetcher_of(server: S3Server, url: str) -> tuple[str, Callable[[str, int], by
 
     def fetch(address: str, max_bytes: int) -> bytes:
         try:
-            with opener.open(address, timeout=20) as response:
+            with opener.open(address, timeout=120) as response:
                 return bytes(response.read(max_bytes + 1))
         except urllib.error.HTTPError as error:
             raise NotFound(f"{address}: HTTP {error.code}") from error

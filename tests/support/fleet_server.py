@@ -57,7 +57,7 @@ class FleetServer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(self.url + path, data, named)
         try:
-            with self._opener.open(request, timeout=20) as response:
+            with self._opener.open(request, timeout=120) as response:
                 return Reply(response.status, response.headers, response.read())
         except HTTPError as error:
             return Reply(error.code, error.headers, error.read())

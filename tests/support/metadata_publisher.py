@@ -243,7 +243,7 @@ def fetch_http(url: str, max_bytes: int) -> bytes:
 
     from bundle.errors import DownloadFailed, TooLarge
 
-    response = urllib3.request("GET", url, preload_content=False, retries=False, timeout=10)
+    response = urllib3.request("GET", url, preload_content=False, retries=False, timeout=60)
     try:
         if response.status in (403, 404):
             raise NotFound(f"{url}: {response.status}")
