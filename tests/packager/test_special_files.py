@@ -66,6 +66,7 @@ def test_no_parameter_makes_a_command_wait(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "only for tests")
+    monkeypatch.setenv("AIRWEIGHTS_CONFIG", str(tmp_path / "no-device.toml"))  # this machine may be a device
     monkeypatch.setattr("keys.passphrase.PIPE_TIMEOUT_S", 0.05)
     create_site(tmp_path)
     monkeypatch.setenv("PACKAGER_REPO", str(tmp_path / "repo"))
