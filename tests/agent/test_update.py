@@ -1,8 +1,13 @@
-"""Updates without a daemon: from a repository on loopback to a sealed bundle that is staged."""
+"""Updates without a daemon: from a repository on loopback to a sealed bundle that is staged.
+
+Where the supervisor decides, `update_in_process` calls the handlers of the workers in this process, which saves their
+starts; the probe is always a process.
+"""
 
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +19,13 @@ from device_agent.storage.bundle_store import BundleStore
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Site, respond_with_status
 from tests.support.publisher import DeviceUnderTest, Publisher
+from torture.in_process import InProcessWorkerPool
+
+
+def update_in_process(device: DeviceUnderTest, **changes: Any) -> UpdateResult:
+    """Update with the handlers of the workers in this process; `changes` are of the configuration."""
+    config, store = replace(device.config, **changes), BundleStore(device.directory.root)
+    return device.update(open_workers=lambda: InProcessWorkerPool(config, device.directory, store), **changes)
 
 
 def _assert_result(result: UpdateResult, outcome: Outcome, reason: str = "") -> None:
@@ -60,7 +72,7 @@ def test_an_update_comes_as_a_patch_from_what_is_held(
 
 
 def test_nothing_new_is_nothing_done(installed: DeviceUnderTest, site: Site) -> None:
-    _assert_result(installed.update(), Outcome.NOTHING_NEW)
+    _assert_result(update_in_process(installed), Outcome.NOTHING_NEW)
     assert site.bytes_sent("blobs/") == site.bytes_sent("envelopes/") == 0
 
 
@@ -84,9 +96,9 @@ def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
     publisher.offer("1.1.0")
     site.faults.append(faulty_http_server.only_below("metadata/archives/", respond_with_status(404)))
     site.faults.append(faulty_http_server.only_below("envelopes/content", _flip_last_bit))
-    _assert_result(installed.update(), Outcome.REFUSED, "not-authentic")
+    _assert_result(update_in_process(installed), Outcome.REFUSED, "not-authentic")
     site.faults.clear()
-    _assert_result(installed.update(), Outcome.STAGED)
+    _assert_result(update_in_process(installed), Outcome.STAGED)
 
 
 def _flip_last_bit(exchange: faulty_http_server.Exchange) -> bool:
@@ -96,7 +108,7 @@ def _flip_last_bit(exchange: faulty_http_server.Exchange) -> bool:
 
 def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Site, tmp_path: Path) -> None:
     other_device = DeviceUnderTest.create(tmp_path / "stranger", site.url, publisher.root)
-    result = other_device.update()
+    result = update_in_process(other_device)
     _assert_result(result, Outcome.UNAVAILABLE, "not-enrolled")
     assert "not enrolled in cohort 'default' (epoch 1)" in result.detail
     assert not site.bytes_sent("blobs/")
@@ -104,7 +116,9 @@ def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Si
 
 def test_an_unreachable_repository_leaves_everything_as_it_is(installed: DeviceUnderTest, publisher: Publisher) -> None:
     away = replace(installed.config, repository_url="http://127.0.0.1:9")
-    _assert_result(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "connection-failed")
+    _assert_result(
+        update_in_process(installed, repository_url=away.repository_url), Outcome.UNAVAILABLE, "connection-failed"
+    )
     _assert_active_1_0_0(installed, publisher)
 
 
@@ -125,27 +139,27 @@ def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
 
 def test_a_rollout_that_is_not_for_this_device_waits(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0", percent_bp=0)
-    result = installed.update()
+    result = update_in_process(installed)
     _assert_result(result, Outcome.WAITING, "not-eligible")
     assert "not-in-percentage" in result.detail
     publisher.offer("1.1.0", halted=True)
-    assert "halted" in installed.update().detail
+    assert "halted" in update_in_process(installed).detail
 
 
 def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    _assert_result(installed.update(), Outcome.STAGED)
+    _assert_result(update_in_process(installed), Outcome.STAGED)
     publisher.withdraw("1.1.0")
-    _assert_result(installed.update(), Outcome.REFUSED, "release-withdrawn")
+    _assert_result(update_in_process(installed), Outcome.REFUSED, "release-withdrawn")
     _assert_active_1_0_0(installed, publisher)
 
 
 def test_metered_connections_have_a_limit(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     metered = replace(installed.config.update, metered=True, metered_limit_bytes=10)
-    result = installed.update(update=metered)
+    result = update_in_process(installed, update=metered)
     _assert_result(result, Outcome.UNAVAILABLE, "metered-limit-exceeded")
     assert site.bytes_sent("blobs/") == 0
 
@@ -175,7 +189,7 @@ def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
 ) -> None:
     publisher.offer("1.1.0")
     monkeypatch.setattr(BundleStore, "free_bytes", lambda _self: 1000)
-    result = installed.update()
+    result = update_in_process(installed)
     _assert_result(result, Outcome.UNAVAILABLE, "no-space")
     assert site.bytes_sent("blobs/") == 0
     _assert_active_1_0_0(installed, publisher)
@@ -234,9 +248,9 @@ def test_a_release_for_another_channel_or_variant_is_told_apart(
     installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    _assert_result(installed.update(channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
+    _assert_result(update_in_process(installed, channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
     other = replace(installed.config.update, variant="int4")
-    result = installed.update(update=other)
+    result = update_in_process(installed, update=other)
     _assert_result(result, Outcome.REFUSED, "no-variant")
     assert "the release has fp32" in result.detail
 
