@@ -11,7 +11,7 @@ from bundle import strict_json
 from bundle.contract import Health
 from bundle.errors import Malformed
 from bundle.files import MAX_FILES, BundleFile, check_files, parse_files
-from bundle.requirements import AGENT_RUNTIMES
+from bundle.requirements import Runtime
 from bundle.strict_json import JSON, StrictObject
 from bundle.variant import MAX_MODELS, ModelEntry
 
@@ -27,13 +27,13 @@ class ProbeRequest:
         files: files of the bundle, sorted by path.
         models: the models that the agent runs.
         health: the health contract.
-        runtime: name of the runtime that loads the models.
+        runtime: what runs the models.
     """
 
     files: tuple[BundleFile, ...]
     models: tuple[ModelEntry, ...]
     health: Health
-    runtime: str = "onnxruntime"
+    runtime: Runtime
 
     def as_bytes(self) -> bytes:
         """Return the canonical bytes."""
@@ -42,7 +42,7 @@ class ProbeRequest:
             "files": [file.as_json() for file in self.files],
             "models": [model.as_json() for model in self.models],
             "health": self.health.as_json(),
-            "runtime": self.runtime,
+            "runtime": self.runtime.as_json(),
         }
         return strict_json.encode(value)
 
@@ -65,7 +65,7 @@ def parse_probe_request(data: bytes) -> ProbeRequest:
         files=files,
         models=tuple(ModelEntry.parse(row) for row in fields.objects("models", max_items=MAX_MODELS)),
         health=Health.parse(fields.object("health")),
-        runtime=fields.choice("runtime", AGENT_RUNTIMES),
+        runtime=Runtime.parse(fields.object("runtime")),
     )
     fields.reject_unknown()
     return out

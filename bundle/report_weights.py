@@ -23,12 +23,13 @@ COUNTING_STATES: Final = (PATCHING, "probing", "swapping", "probation", "rolling
 _ROWS: Final = """
 counts    endpoint-refuses
 counts    golden-mismatch too-much-memory too-slow memory-leak nan-output probe-crashed probe-timeout
+counts    provider-unused provider-unstable
 counts    candidate-malformed probation-failed shadow-failed model-does-not-load contract-mismatch
 counts    model-process-crashed inference-failed operator-rollback crash-loop patcher-crashed
 patching  malformed too-large not-authentic patch-refused patch-version-unsupported
 patching  patch-feature-unsupported patch-truncated patch-corrupt patch-range-invalid patch-limit-exceeded
 patching  patch-target-mismatch
-neutral   runtime-missing plain-not-allowed untried inconclusive bundle-quarantined
+neutral   runtime-missing provider-missing plain-not-allowed untried inconclusive bundle-quarantined
 neutral   no-variant store-damaged wrong-base adapter-incompatible
 neutral   below-rollback-floor
 silent    interrupted invalid refused unavailable unfit bug

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle.errors import Malformed
+from bundle.providers import CPU
 from bundle.strict_json import JSON, StrictObject
 
 AGENT_RUNTIMES: Final = ("onnxruntime", "litert")
@@ -24,8 +25,8 @@ class Runtime:
             also judges its health; "none" means files without a model.
         min_version: first version of the runtime that loads the variant, or None if `name` is "app" or "none".
         below_version: first version of the runtime that is no longer supported, or None.
-        providers: execution providers that the variant was checked on, in order of preference; empty means the CPU.
-        options: options of the runtime's session by name, sorted; a runtime refuses names that it does not list.
+        providers: the execution provider that the variant was checked on (bundle.providers); empty means the CPU.
+        options: options of the runtime's session by name, sorted; a device takes those of bundle.providers.
     """
 
     name: str = "onnxruntime"
@@ -33,6 +34,11 @@ class Runtime:
     below_version: str | None = None
     providers: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that the variant is for."""
+        return self.providers[0] if self.providers else CPU
 
     @property
     def is_run_by_agent(self) -> bool:
@@ -70,7 +76,7 @@ class Runtime:
             name=fields.choice("name", RUNTIMES),
             min_version=fields.optional_text("min", NUMERIC_VERSION_PATTERN),
             below_version=fields.optional_text("below", NUMERIC_VERSION_PATTERN),
-            providers=fields.texts("providers", PROVIDER_PATTERN, max_items=8),
+            providers=fields.texts("providers", PROVIDER_PATTERN, max_items=1),
             options=tuple((name, options.text(name, max_length=64)) for name in names),
         )
         fields.reject_unknown()

@@ -180,6 +180,12 @@ class RuntimeMissing(Refused):
     reason = "runtime-missing"
 
 
+class ProviderMissing(Refused):
+    """The release needs a missing execution provider. Install it, or publish a variant for the CPU."""
+
+    reason = "provider-missing"
+
+
 class PlainNotAllowed(Refused):
     """The release is stored plain, and the owner does not allow that. Set `allow_plain` of the family."""
 
@@ -518,6 +524,18 @@ class ModelDoesNotLoad(Unfit):
     """The runtime cannot load the model. Check its operators against the device's version."""
 
     reason = "model-does-not-load"
+
+
+class ProviderUnused(Unfit):
+    """The execution provider runs no part of the model. Publish the model as a variant for the CPU."""
+
+    reason = "provider-unused"
+
+
+class ProviderUnstable(Unfit):
+    """The execution provider fails in some runs of the same inputs. Publish a variant for the CPU, too."""
+
+    reason = "provider-unstable"
 
 
 class ContractMismatch(Unfit):

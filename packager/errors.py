@@ -114,6 +114,12 @@ class RuntimeNotInstalled(Unavailable):
     reason = "runtime-not-installed"
 
 
+class ProviderNotInstalled(Unavailable):
+    """The execution provider of a variant does not run here. Make the release on a machine that has it."""
+
+    reason = "provider-not-installed"
+
+
 class MetricUnusable(Invalid):
     """The user's metric cannot be called, or does not return a number. Fix the metric, then check it
     with `packager compare --metric`.

@@ -44,6 +44,7 @@ ONLY_IN = {
     "obstore": {"packager/stores/object_store.py"},
     "onnxruntime": {
         "packager",
+        "device_agent/runtime/execution_provider.py",
         "device_agent/runtime/session.py",
         "device_agent/workers/model_process.py",
         "device_agent/workers/probe.py",

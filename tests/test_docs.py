@@ -1,5 +1,6 @@
 """Links, configuration keys, make targets and test paths in the docs exist."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -151,8 +152,8 @@ def test_every_default_of_the_configuration_is_documented() -> None:
                 if isinstance(value, bool)
                 else f'"{value}"'
                 if isinstance(value, str)
-                else "[]"
-                if value == ()
+                else json.dumps(value)
+                if isinstance(value, tuple)
                 else str(value)
             )
             if value not in (None, "", ()):

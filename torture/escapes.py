@@ -22,7 +22,7 @@ from functools import partial
 from itertools import product
 from typing import Any, Final
 
-from device_agent.process.system_call_filter import parse_table
+from device_agent.process.system_call_filter import FEATURES, parse_table
 from torture.escape import Escape, Target, call_by_name, raw_call, system_call_names, system_call_numbers
 
 PATHS: Final = ("own-files", "landlock")  # either hides or closes a path
@@ -114,12 +114,13 @@ def refused_calls(worker: str) -> tuple[Escape, ...]:
 
 
 def unlisted_calls(worker: str) -> set[str]:
-    """Return the names of the system calls of any machine that a worker's column does not list.
+    """Return the names of the system calls of any machine that a worker's column does not list for every policy.
 
     Args:
         worker: a column of the table.
     """
-    return set(system_call_names()) - {row.call for row in parse_table() if worker in row.workers}
+    rows = (row for row in parse_table() if row.conditions.partition("; ")[0] not in FEATURES)
+    return set(system_call_names()) - {row.call for row in rows if worker in row.workers}
 
 
 def ways_out(worker: str) -> tuple[Escape, ...]:

@@ -97,7 +97,7 @@ class _FakeProcess:
     """A model process that runs no model."""
 
     def __init__(self, *, is_alive: bool = True) -> None:
-        self.pid, self._fd, self._is_alive = 0, os.open("/dev/null", os.O_RDONLY), is_alive
+        self.pid, self.provider, self._fd, self._is_alive = 0, "CPU", os.open("/dev/null", os.O_RDONLY), is_alive
 
     def is_alive(self) -> bool:
         return self._is_alive

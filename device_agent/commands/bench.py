@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
@@ -356,7 +356,8 @@ def _open_endpoint(
     fds: BundleFds = workers.patcher.unseal(bundle)
     try:
         requests = make_golden_mix(_read_golden(fds), contract) if mix is None else mix
-        process = ModelProcess.start(fds, spec, jail)
+        libraries, devices = config.serve.provider_libraries, config.serve.devices
+        process = ModelProcess.start(fds, spec, replace(jail, provider_libraries=libraries, devices=devices))
     finally:
         fds.close()
     try:

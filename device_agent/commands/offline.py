@@ -250,7 +250,7 @@ def _create_context(
         identity=device.read_public_identity(),
         store=store,
         journal=journal,
-        probe_client=ProbeClient(config.serve.threads, allow_unjailed=config.allow_unjailed),
+        probe_client=ProbeClient(config.serve, allow_unjailed=config.allow_unjailed),
         read_facts=device_facts,
         open_workers=lambda: WorkerPool(config, device, store, checked_sources=checked_sources),
         first_journal=first_journal,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from bundle.errors import AirweightsError, action_of, subclasses
+from bundle.providers import CPU
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.journal_records import QuarantineRecord
@@ -149,7 +150,8 @@ def _serving_text(status: FamilyStatus) -> str:
     if not serving.pid:
         return f"lending {serving.release} to applications"
     if serving.is_alive:
-        return f"serving {serving.release} at {status.address} (process {serving.pid})"
+        on = "" if serving.provider in ("", CPU) else f" on {serving.provider}"
+        return f"serving {serving.release}{on} at {status.address} (process {serving.pid})"
     restart = "restarting it" if status.next_restart_s is None else f"next restart in {status.next_restart_s} s"
     return f"not serving: the model process of {serving.release} keeps crashing; {restart}"
 

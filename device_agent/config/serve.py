@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bundle.providers import CPU
 from device_agent.config.table import Table
 from device_agent.errors import ConfigInvalid
 
@@ -19,6 +20,14 @@ MAX_PORT: Final = 65535
 LISTEN_EXPECTED: Final = "unix:/path, systemd, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)"
 HOST_EXPECTED: Final = "a host name in lower case without port, such as kws.local"
 ORIGIN_EXPECTED: Final = "an origin in lower case without path, such as https://panel.example.com"
+PROVIDER_PATTERN: Final = re.compile(r"[A-Za-z][A-Za-z0-9]{0,63}")
+PROVIDER_EXPECTED: Final = "the name of an execution provider, such as OpenVINO"
+LIBRARY_PATTERN: Final = re.compile(r"/[^\0]{1,4000}")
+LIBRARY_EXPECTED: Final = "the absolute path of a library"
+DEVICE_PATTERN: Final = re.compile(r"/dev/(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_./:-]{0,200}")
+DEVICE_EXPECTED: Final = "the path of a device node below /dev, such as /dev/dri/renderD128"
+MAX_PROVIDERS: Final = 8
+MAX_DEVICES: Final = 16
 GROUP_EXPECTED: Final = "the name of a group"
 MODE_EXPECTED: Final = 'the permissions of the socket, such as "0660"'
 
@@ -45,6 +54,9 @@ class ServeSettings:
         export: folder in memory for the files of serving releases (device_agent.apps.export_folder), or None.
         request_memory_bytes: memory that requests may use in a model process, beyond what the model and its golden
             inputs need.
+        providers: execution providers that models may run on, the preferred one first (bundle.providers).
+        provider_libraries: plug-ins of providers, (name of the provider, path).
+        devices: device nodes that model processes on another provider than the CPU can open and control.
     """
 
     listen: str = "tcp:127.0.0.1:0"
@@ -60,6 +72,9 @@ class ServeSettings:
     request_memory_bytes: int = 1024 * 1024 * 1024
     apps_socket: Path | None = None
     export: Path | None = None
+    providers: tuple[str, ...] = (CPU,)
+    provider_libraries: tuple[tuple[str, str], ...] = ()
+    devices: tuple[str, ...] = ()
 
 
 def parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
@@ -92,7 +107,31 @@ def parse_serve(table: Table, where: str, folder: Path) -> ServeSettings:
         request_memory_bytes=table.integer("request_memory_bytes", default.request_memory_bytes, 2**24, 2**50),
         apps_socket=table.path("apps_socket", folder) if table.has("apps_socket") else None,
         export=table.path("export", folder) if table.has("export") else None,
+        providers=_parse_providers(table),
+        provider_libraries=_parse_libraries(table),
+        devices=table.texts("devices", DEVICE_PATTERN, MAX_DEVICES, DEVICE_EXPECTED),
     )
+
+
+def _parse_providers(table: Table) -> tuple[str, ...]:
+    names = table.texts("providers", PROVIDER_PATTERN, MAX_PROVIDERS, PROVIDER_EXPECTED)
+    if table.has("providers") and not names:
+        raise table.invalid("providers", "is empty, expected at least one execution provider, such as CPU")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise table.invalid("providers", f"has {twice!r} twice, expected each execution provider once")
+    return names or (CPU,)
+
+
+def _parse_libraries(table: Table) -> tuple[tuple[str, str], ...]:
+    found = []
+    for name, path in table.items("provider_libraries", MAX_PROVIDERS):
+        if not PROVIDER_PATTERN.fullmatch(name) or name == CPU:
+            raise table.invalid("provider_libraries", f"has the key {name!r}, expected {PROVIDER_EXPECTED}")
+        if not isinstance(path, str) or not LIBRARY_PATTERN.fullmatch(path):
+            raise table.invalid("provider_libraries", f"has {path!r} for {name}, expected {LIBRARY_EXPECTED}")
+        found.append((name, path))
+    return tuple(found)
 
 
 def _parse_origins(table: Table) -> tuple[str, ...]:

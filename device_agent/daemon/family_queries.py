@@ -135,6 +135,7 @@ class FamilyQueries:
                 pid=current.process.pid,
                 is_alive=current.process.is_alive(),
                 resident_bytes=current.process.resident_bytes(),
+                provider=current.process.provider,
             )
         return replace(
             status,

@@ -111,7 +111,7 @@ class FamilyService(FamilyQueries):
             store=self._store,
             journal=self.journal,
             probe_client=ProbeClient(
-                config.serve.threads,
+                config.serve,
                 allow_unjailed=config.allow_unjailed,
                 on_idle=lambda: supervisor.handle_pending(self),
             ),
@@ -184,7 +184,7 @@ class FamilyService(FamilyQueries):
         """Use another configuration of the same family, between two updates (device_agent.config.reload)."""
         self.config = config
         self.context = replace(self.context, config=config)
-        self.context.probe_client.threads = config.serve.threads
+        self.context.probe_client.serve = config.serve
         self.watchdog.reconfigure(config)
         self.reports.reconfigure(config)
         self.app_family.set_access(_family_access(config))

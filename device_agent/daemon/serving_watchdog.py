@@ -211,7 +211,7 @@ class ServingWatchdog:
             JournalUnreadable: the journal cannot be written.
         """
         if bundle.is_run_by_agent():
-            self._runtime.prestart(bundle.parse_manifest()[1].runtime.name)
+            self._runtime.prestart(bundle.runtime())
         try:
             generation = self.load(bundle)
         except StoreDamaged as error:

@@ -70,14 +70,6 @@ def _distribution_version(names: tuple[str, ...]) -> str | None:
     return None
 
 
-def providers() -> tuple[str, ...]:
-    """Return the names of the execution providers that models run on.
-
-    Only the CPU provider is used, so that a variant is probed and measured on the provider that it will serve on.
-    """
-    return ("CPUExecutionProvider",)
-
-
 def available_memory_bytes() -> int:
     """Return the available memory in bytes.
 

@@ -24,10 +24,18 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
+from bundle.providers import CPU
 from bundle.requirements import Runtime
 from bundle.variant import PatchEntry, Variant
 from bundle.version import parse_dotted_version
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, PlainNotAllowed, RuntimeMissing
+from device_agent.errors import (
+    MeteredLimitExceeded,
+    NoPatchPath,
+    NoVariant,
+    PlainNotAllowed,
+    ProviderMissing,
+    RuntimeMissing,
+)
 from device_agent.policy.variant_choice import NO_MEASUREMENTS, VariantMeasurements, prefer_variant
 
 FRAME_HEADER_BYTES: Final = (
@@ -53,6 +61,8 @@ class DeviceFacts:
         other_runtimes: version of each other installed runtime, by its name in manifests.
         cpu: model name of the processor.
         allows_plain: whether the owner allows plain files in the bundle store.
+        providers: the execution providers that the owner lists, the preferred one first, each with what keeps it from
+            running here, or "".
     """
 
     arch: str
@@ -63,6 +73,19 @@ class DeviceFacts:
     other_runtimes: Mapping[str, str] = field(default_factory=dict)
     cpu: str = ""
     allows_plain: bool = False
+    providers: tuple[tuple[str, str], ...] = ((CPU, ""),)
+
+    def provider_rank(self, name: str) -> int:
+        """Return the place of a provider in the owner's list; it is listed."""
+        return [listed for listed, _ in self.providers].index(name)
+
+    def provider_problem(self, name: str) -> str:
+        """Return why models cannot run on a provider here, as a phrase, or ""."""
+        if name not in dict(self.providers):
+            listed = ", ".join(listed for listed, _ in self.providers)
+            return f"the execution provider {name}, which serve.providers does not list (it has {listed})"
+        problem = dict(self.providers)[name]
+        return f"the execution provider {name}, which this device lacks: {problem}" if problem else ""
 
     def runtime_version(self, name: str) -> str | None:
         """Return the version of a runtime, or None if it is not installed."""
@@ -141,9 +164,12 @@ def choose_variant(
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
         RuntimeMissing: every variant that could be chosen is for a runtime that is not installed.
+        ProviderMissing: every variant that could be chosen is for an execution provider that this device lacks, or that
+            the owner does not list.
         PlainNotAllowed: every variant that fits is to be stored as plain files, which the owner does not allow.
     """
     _require_runtime(manifest, requested, facts)
+    _require_provider(manifest, requested, facts)
     _require_consent(manifest, requested, facts)
     misfits = {name: unmet_requirement(variant, facts) for name, variant in manifest.variants}
     if requested != "auto":
@@ -156,7 +182,13 @@ def choose_variant(
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
         raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
-    return prefer_variant(fitting, current, measured)
+    first = min(_provider_rank(variant, facts) for _, variant in fitting)
+    preferred = [(name, variant) for name, variant in fitting if _provider_rank(variant, facts) == first]
+    return prefer_variant(preferred, current, measured)
+
+
+def _provider_rank(variant: Variant, facts: DeviceFacts) -> int:
+    return facts.provider_rank(variant.runtime.provider) if variant.runtime.is_run_by_agent else 0
 
 
 def _require_runtime(manifest: Manifest, requested: str, facts: DeviceFacts) -> None:
@@ -170,6 +202,16 @@ def _require_runtime(manifest: Manifest, requested: str, facts: DeviceFacts) -> 
         raise RuntimeMissing(
             f"release {manifest.version} is for the runtime {' or '.join(sorted(names))}, which is not installed here",
             hint="install it beside the agent, or publish a variant for another runtime",
+        )
+
+
+def _require_provider(manifest: Manifest, requested: str, facts: DeviceFacts) -> None:
+    found = [variant.runtime for name, variant in manifest.variants if requested in ("auto", name)]
+    problems = [facts.provider_problem(runtime.provider) if runtime.is_run_by_agent else "" for runtime in found]
+    if found and all(problems):
+        raise ProviderMissing(
+            f"release {manifest.version} needs {problems[0]}",
+            hint="list it in serve.providers if the device has it, or publish a variant for the CPU",
         )
 
 
@@ -220,10 +262,15 @@ def _unmet_runtime(runtime: Runtime, facts: DeviceFacts) -> str:
         return f"needs {runtime.name} {runtime.min_version} or later, this device has {installed}"
     if runtime.below_version is not None and found >= parse_dotted_version(runtime.below_version):
         return f"needs {runtime.name} below {runtime.below_version}, this device has {installed}"
-    if runtime.providers:
-        return f"needs the execution provider {' or '.join(runtime.providers)}, this agent uses the CPU"
+    if runtime.name != DEFAULT_RUNTIME and (runtime.providers or runtime.options):
+        return f"needs an execution provider or a session option of {runtime.name}, which has none"
+    if problem := facts.provider_problem(runtime.provider):
+        return f"needs {problem}"
     if runtime.options:
-        return f"needs the session option {runtime.options[0][0]}, which this agent does not set"
+        from bundle.session_options import unknown_option  # not in memory at rest
+
+        if problem := unknown_option(runtime.provider, runtime.options):
+            return f"needs {problem}"
     return ""
 
 

@@ -72,6 +72,7 @@ class ServingStatus:
         pid: process id of the model process; 0 if applications run the release.
         is_alive: whether that process is running.
         resident_bytes: resident memory of that process.
+        provider: execution provider that its session is on; "" if applications run the release.
     """
 
     release: str
@@ -81,6 +82,7 @@ class ServingStatus:
     pid: int
     is_alive: bool
     resident_bytes: int
+    provider: str
 
     def as_json(self) -> dict[str, Any]:
         """Return the object `serving` of `status --json`."""
@@ -92,6 +94,7 @@ class ServingStatus:
             "pid": self.pid,
             "alive": self.is_alive,
             "resident_bytes": self.resident_bytes,
+            "provider": self.provider or None,
         }
 
     @classmethod
@@ -109,6 +112,7 @@ class ServingStatus:
             fields.integer("pid"),
             fields.flag("alive"),
             fields.integer("resident_bytes"),
+            fields.optional_text("provider") or "",
         )
         fields.reject_unknown()
         return found

@@ -34,11 +34,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from bundle.providers import CPU
 from device_agent.errors import JailUnavailable
 from device_agent.process import syscalls as sys_
 from device_agent.process.memory_lock import lock_memory
 from device_agent.process.user_ids import choose_fixed_uid, choose_free_uid
 
+PROBE_NICENESS: Final = 10  # of processes that try a model
 MAX_OPEN_FILES: Final = 1024
 EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
 MAX_THREADS: Final = 64  # beside those that a model is configured to use
@@ -60,6 +62,9 @@ class JailPolicy:
         capability: what it keeps for files of other users if it becomes another user: "read-any", "access-any" or "".
         threads: bound on its threads.
         runtime: runtime of models that it imports and prepares before the jail closes, or "".
+        provider: execution provider that it prepares too (bundle.providers).
+        provider_libraries: plug-ins of execution providers, (name of the provider, path).
+        devices: device nodes that it can open and control, if the provider is not the CPU.
         memory_bytes: RLIMIT_AS, or None.
         cpu_s: RLIMIT_CPU in seconds, or None.
         file_bytes: RLIMIT_FSIZE, or None; it limits memfds too.
@@ -81,6 +86,9 @@ class JailPolicy:
     capability: str = ""
     threads: int = MAX_THREADS
     runtime: str = ""
+    provider: str = CPU
+    provider_libraries: tuple[tuple[str, str], ...] = ()
+    devices: tuple[str, ...] = ()
     memory_bytes: int | None = None
     cpu_s: int | None = None
     file_bytes: int | None = None
@@ -93,6 +101,21 @@ class JailPolicy:
     landlock_abi: int = 99
     use_namespaces: bool = True
 
+    @property
+    def provider_library(self) -> str:
+        """Path of the plug-in of its provider, or ""."""
+        return dict(self.provider_libraries).get(self.provider, "")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The features that the table of system calls names (system_call_filter.FEATURES)."""
+        return frozenset({"provider"} if self.provider != CPU else ()) | ({"devices"} if self.open_devices else set())
+
+    @property
+    def open_devices(self) -> tuple[str, ...]:
+        """The device nodes that it can open: none if its models run on the CPU."""
+        return () if self.provider == CPU else self.devices
+
     def as_json(self) -> dict[str, Any]:
         """Return the policy as the worker's first message."""
         return asdict(self)
@@ -100,7 +123,9 @@ class JailPolicy:
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "JailPolicy":
         """Parse the inverse of `as_json`. The supervisor is trusted."""
-        return cls(**{**value, "read": tuple(value["read"]), "write": tuple(value["write"])})
+        lists = {name: tuple(value[name]) for name in ("read", "write", "devices")}
+        libraries = tuple((name, path) for name, path in value["provider_libraries"])
+        return cls(**{**value, **lists, "provider_libraries": libraries})
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +222,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     from device_agent.process.namespaces import Namespaces, enter_namespaces
     from device_agent.process.system_call_filter import create_filter, install_filter
 
-    program = create_filter(policy.worker, policy.sockets)
+    program = create_filter(policy.worker, policy.sockets, policy.features)
     _set_limits(policy)
     status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
     if policy.lock_memory:
@@ -208,7 +233,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     uid = _choose_uid(policy)
     own = Namespaces()
     if policy.use_namespaces:
-        own = enter_namespaces((*policy.read, *policy.write), network=policy.sockets != "inet")
+        own = enter_namespaces((*policy.read, *policy.write, *policy.open_devices), network=policy.sockets != "inet")
     status = replace(
         status,
         user_namespace=own.user,
@@ -268,7 +293,7 @@ def _become_user(uid: int, policy: JailPolicy) -> bool:
                 _give_files(Path(path), uid)
         if kept and not _prctl(sys_.PR_SET_KEEPCAPS, 1):
             return False
-        os.setgroups([])
+        os.setgroups(_groups_of(policy.open_devices))
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     except PermissionError:  # root of a container without CAP_SETUID or CAP_CHOWN
@@ -283,6 +308,15 @@ def _give_files(folder: Path, uid: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.lstat().st_uid != uid:
                 os.chown(path, uid, uid, follow_symlinks=False)
+
+
+def _groups_of(devices: tuple[str, ...]) -> list[int]:
+    """Return the groups that device nodes belong to, without root's."""
+    groups = set()
+    for path in devices:
+        with contextlib.suppress(OSError):
+            groups.add(Path(path).stat().st_gid)
+    return sorted(groups - {0})
 
 
 def _permitted_capabilities() -> int:
@@ -342,7 +376,9 @@ def _restrict_files(policy: JailPolicy) -> int:
         writable = readable | sys_.WRITE_FILE | sys_.REMOVE_DIR | sys_.REMOVE_FILE | sys_.MAKE_DIR | sys_.MAKE_REG
         writable |= sys_.MAKE_SYM  # python-tuf names the newest root of its cache by a link
         writable = (writable | sys_.REFER | sys_.TRUNCATE) & handled
-        for paths, rights in ((policy.read, readable), (policy.write, writable)):
+        controllable = (sys_.READ_FILE | sys_.WRITE_FILE | sys_.IOCTL_DEV) & handled
+        rights_of = ((policy.read, readable), (policy.write, writable), (policy.open_devices, controllable))
+        for paths, rights in rights_of:
             for path in paths:
                 _allow_path(ruleset, path, rights)
         return abi if sys_.call(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
@@ -357,7 +393,7 @@ def _allow_path(ruleset: int, path: str, rights: int) -> None:
         return
     try:
         if not Path(path).is_dir():
-            rights &= sys_.READ_FILE | sys_.WRITE_FILE | sys_.TRUNCATE
+            rights &= sys_.READ_FILE | sys_.WRITE_FILE | sys_.TRUNCATE | sys_.IOCTL_DEV
         rule = struct.pack("=Qi", rights, fd)
         if sys_.call(sys_.LANDLOCK_ADD_RULE, ruleset, sys_.LANDLOCK_RULE_PATH_BENEATH, rule, 0):
             raise OSError(ctypes.get_errno(), f"Landlock rule for {path}")

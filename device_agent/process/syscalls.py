@@ -48,6 +48,7 @@ MAKE_REG: Final = 1 << 8
 MAKE_SYM: Final = 1 << 12
 REFER: Final = 1 << 13
 TRUNCATE: Final = 1 << 14
+IOCTL_DEV: Final = 1 << 15
 
 SECCOMP_SET_MODE_FILTER: Final = 1
 SECCOMP_FILTER_FLAG_TSYNC: Final = 1

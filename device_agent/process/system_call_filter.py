@@ -52,6 +52,8 @@ SOCKET_CONDITIONS: Final = {
     "inet": "0 in AF_INET AF_INET6; 1 & SOCK_TYPE_MASK in SOCK_STREAM SOCK_DGRAM; 2 in 0 IPPROTO_TCP IPPROTO_UDP",
 }
 
+FEATURES: Final = ("provider", "devices")  # of a policy, as of `JailPolicy.features`
+
 # instructions of classic BPF: load 32 bits, bitwise and, jump if equal, jump if at least, jump, return
 _LOAD, _AND, _EQUAL, _AT_LEAST, _JUMP, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x05, 0x06
 _NUMBER_OFFSET, _ARCHITECTURE_OFFSET, _ARGUMENTS_OFFSET = 0, 4, 16  # struct seccomp_data (linux/seccomp.h)
@@ -86,7 +88,8 @@ class Row(NamedTuple):
         call: name of the call.
         numbers: its number by architecture, without the architectures that lack it.
         workers: the workers that may make it, with "r" (recorded) or "l" (another C library makes it).
-        conditions: on its arguments, as text; empty for none, "sockets" for those of the policy.
+        conditions: on its arguments, as text; empty for none. The first one can be "sockets", or one of FEATURES: then
+            the row holds only for policies that have it.
     """
 
     call: str
@@ -118,7 +121,9 @@ def parse_table() -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def allowed_calls(worker: str, machine: str, sockets: str, pid: int) -> dict[int, list[tuple[Condition, ...]]]:
+def allowed_calls(
+    worker: str, machine: str, sockets: str, pid: int, features: frozenset[str] = frozenset()
+) -> dict[int, list[tuple[Condition, ...]]]:
     """Return the calls that a worker may make: by number, the alternatives of conditions.
 
     All conditions of one alternative must hold; an empty one always does.
@@ -128,6 +133,7 @@ def allowed_calls(worker: str, machine: str, sockets: str, pid: int) -> dict[int
         machine: architecture, as of uname(2).
         sockets: "none", "unix" or "inet".
         pid: process id that `self` stands for.
+        features: those of FEATURES that the policy has.
     """
     calls: dict[int, list[tuple[Condition, ...]]] = {}
     for row in parse_table():
@@ -138,6 +144,11 @@ def allowed_calls(worker: str, machine: str, sockets: str, pid: int) -> dict[int
             if sockets == "none":
                 continue
             text = SOCKET_CONDITIONS[sockets] if row.call == "socket" else text.removeprefix("sockets").lstrip("; ")
+        feature, _, others = text.partition("; ")
+        if feature in FEATURES:
+            if feature not in features:
+                continue
+            text = others
         calls.setdefault(row.numbers[machine], []).append(parse_conditions(text, pid))
     return calls
 
@@ -167,13 +178,15 @@ def parse_conditions(text: str, pid: int) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
-def compile_filter(worker: str, machine: str, sockets: str, pid: int) -> list[Instruction]:
+def compile_filter(
+    worker: str, machine: str, sockets: str, pid: int, features: frozenset[str] = frozenset()
+) -> list[Instruction]:
     """Return the program of a worker's filter.
 
     Args:
-        worker, machine, sockets, pid: as of `allowed_calls`.
+        worker, machine, sockets, pid, features: as of `allowed_calls`.
     """
-    calls = allowed_calls(worker, machine, sockets, pid)
+    calls = allowed_calls(worker, machine, sockets, pid, features)
     free = [number for number, alternatives in calls.items() if () in alternatives]
     program: list[Instruction] = [
         (_LOAD, 0, 0, _ARCHITECTURE_OFFSET),
@@ -206,7 +219,7 @@ def _compile_alternative(conditions: tuple[Condition, ...]) -> list[Instruction]
     return code
 
 
-def create_filter(worker: str, sockets: str) -> bytes:
+def create_filter(worker: str, sockets: str, features: frozenset[str] = frozenset()) -> bytes:
     """Return the filter's program for this machine and process; empty if the architecture is unknown.
 
     It reads the table, so call it before files are closed.
@@ -214,11 +227,12 @@ def create_filter(worker: str, sockets: str) -> bytes:
     Args:
         worker: a column of the table.
         sockets: "none", "unix" or "inet".
+        features: those of FEATURES that the policy has.
     """
     machine = os.uname().machine
     if machine not in sys_.ARCHITECTURES or struct.calcsize("P") != 8:
         return b""
-    instructions = compile_filter(worker, machine, sockets, os.getpid())
+    instructions = compile_filter(worker, machine, sockets, os.getpid(), features)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 

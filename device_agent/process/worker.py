@@ -111,7 +111,8 @@ def start_worker(
     """Run steps 1 to 3 of a worker's life: receive the policy, import, enter the jail.
 
     Args:
-        prepare: performs the slow imports; it can call `Throttle.wait` between them.
+        prepare: performs the slow imports; it can call `Throttle.wait` between them. If it returns a policy, that one
+            applies.
 
     Raises:
         SystemExit: 2 if the program was started without a channel; 0 if the supervisor ended; 1 if the worker cannot be
@@ -133,7 +134,8 @@ def start_worker(
     supervisor = SupervisorChannel(channel)
     try:
         policy = JailPolicy.parse(supervisor.receive().value)
-        prepare(Throttle(is_paced=policy.is_paced), policy)
+        prepared = prepare(Throttle(is_paced=policy.is_paced), policy)
+        policy = prepared if isinstance(prepared, JailPolicy) else policy
         with contextlib.suppress(OSError):  # glibc opens this when a thread ends, and then the jail forbids it
             ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from bundle.errors import Malformed
 from bundle.files import BundleFile
+from bundle.providers import CPU
+from bundle.requirements import Runtime
 from bundle.variant import ModelEntry
 
 DEFAULT_RUNTIME: Final = "onnxruntime"
@@ -43,6 +45,8 @@ class BundleFds:
         runtime: name of the runtime that loads the models (device_agent.runtime.model_backends).
         name: name of the first model.
         further: the other models, in the order of the manifest.
+        provider: the execution provider that the models are for (bundle.providers).
+        options: session options of the models (bundle.session_options).
     """
 
     files: Mapping[str, int]
@@ -53,6 +57,8 @@ class BundleFds:
     runtime: str = DEFAULT_RUNTIME
     name: str = "model"
     further: tuple[FurtherModel, ...] = ()
+    provider: str = CPU
+    options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_models(
@@ -60,7 +66,7 @@ class BundleFds:
         models: Sequence[ModelEntry],
         files: Iterable[BundleFile],
         fds: Mapping[str, int],
-        runtime: str = DEFAULT_RUNTIME,
+        runtime: Runtime,
     ) -> "BundleFds":
         """Create the value from a manifest's lists of models and files.
 
@@ -68,7 +74,7 @@ class BundleFds:
             models: the manifest's models; at least one.
             files: the manifest's files.
             fds: a descriptor, by bundle path, for each file with the role "model", "golden" or "external-data".
-            runtime: name of the runtime.
+            runtime: the variant's runtime, provider and session options.
 
         Raises:
             Malformed: the bundle has no model.
@@ -80,7 +86,8 @@ class BundleFds:
         named = (path for model in models for path in (model.file, model.golden) if path is not None)
         needed = {path: fds[path] for path in (*named, *external)}
         further = tuple(FurtherModel(model.name, model.file, model.golden) for model in others)
-        return cls(needed, first.file, first.golden, external, None, runtime, first.name, further)
+        out = cls(needed, first.file, first.golden, external, None, runtime.name, first.name, further)
+        return replace(out, provider=runtime.provider, options=runtime.options)
 
     def each_model(self) -> "tuple[BundleFds, ...]":
         """Return a value for each model, with that model only; they share the descriptors."""
@@ -113,6 +120,7 @@ class BundleFds:
         paths = tuple(self.files)
         value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
         value |= {"external": self.external_data, "adapter": self.adapter, "runtime": self.runtime, "name": self.name}
+        value |= {"provider": self.provider, "options": self.options}
         value["further"] = [[model.name, model.model, model.golden] for model in self.further]
         return value, tuple(self.files[path] for path in paths)
 
@@ -134,6 +142,8 @@ class BundleFds:
             value["runtime"],
             value["name"],
             tuple(FurtherModel(*row) for row in value["further"]),
+            value["provider"],
+            tuple((name, text) for name, text in value["options"]),
         )
 
     def close(self) -> None:

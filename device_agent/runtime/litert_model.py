@@ -21,6 +21,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from bundle.contract import TensorSpec
+from bundle.providers import CPU
 from bundle.tensor_types import SERVED_TYPES
 from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, tensor_specs
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
@@ -168,10 +169,19 @@ class LiteRt:
 
     name = "litert"
 
-    def warm_process(self) -> None:
-        """Load a tiny model in one thread, so that libcpuinfo knows the processor (rule 2)."""
+    def warm_process(self, provider: str = CPU, library: str = "") -> tuple[str, ...]:  # noqa: ARG002  # it has none
+        """Load a tiny model in one thread, so that libcpuinfo knows the processor (rule 2).
+
+        Args:
+            provider: not used: delegates are no execution providers.
+            library: not used.
+
+        Returns:
+            Nothing: it opens no library again.
+        """
         with _silence_stderr():  # LiteRT says once in a process that it has the delegate
             Interpreter(model_content=WARM_MODEL, num_threads=1).allocate_tensors()
+        return ()
 
     def load(self, bundle: BundleFds, *, threads: int = 0) -> LoadedModel:
         """Load a bundle's model into an interpreter.

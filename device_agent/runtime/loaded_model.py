@@ -24,6 +24,7 @@ from device_agent.errors import ContractMismatch, InferenceFailed, RequestInvali
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array
 
+MAX_ERROR_CHARACTERS: Final = 400
 MAX_KNOWN_SHAPES: Final = 16
 MAX_THREADS: Final = 4  # with more threads small models get slower, and the device has other work to do
 OUT_OF_MEMORY_WORDS: Final = ("bad_alloc", "bad allocation", "allocate memory")  # in messages of runtimes
@@ -258,5 +259,10 @@ def is_failure_of_inputs(error: InferenceFailed, *, has_fixed_sizes: bool) -> bo
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of a runtime's error in one line, at most 400 characters."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
+    """Return the message of a runtime's error in one line.
+
+    Of a long one the middle is left out: a runtime puts the place first and the cause last.
+    """
+    text = " ".join(str(error).split())
+    half = MAX_ERROR_CHARACTERS // 2
+    return (text if len(text) <= 2 * half else f"{text[:half]} … {text[-half:]}") or type(error).__name__

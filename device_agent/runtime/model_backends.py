@@ -10,6 +10,7 @@ import importlib.util
 from importlib import import_module
 from typing import Final, Protocol, cast
 
+from bundle.providers import CPU
 from device_agent.errors import RuntimeMissing
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.loaded_model import LoadedModel
@@ -30,8 +31,20 @@ class Backend(Protocol):
 
     name: str
 
-    def warm_process(self) -> None:
-        """Do what the runtime cannot do in the jail, without starting a thread."""
+    def warm_process(self, provider: str = CPU, library: str = "") -> tuple[str, ...]:
+        """Do what the runtime cannot do in the jail, without leaving a thread behind.
+
+        Args:
+            provider: the execution provider that the models are for.
+            library: path of the provider's plug-in, or "".
+
+        Returns:
+            The folders of libraries that it opens again in the jail.
+
+        Raises:
+            ProviderMissing: this device lacks the provider.
+        """
+        ...
 
     def load(self, bundle: BundleFds, *, threads: int = 0) -> LoadedModel:
         """Load a bundle's model.

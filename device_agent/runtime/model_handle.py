@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.contract import Contract
+from bundle.providers import CPU
 from device_agent.errors import ModelProcessCrashed, WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.jail import JailPolicy
 from device_agent.process.replies import parse_reply
@@ -90,10 +91,11 @@ class PrestartedProcess:
     Attributes:
         worker: the process.
         runtime: name of the runtime that it has imported.
+        provider: execution provider that it has prepared.
     """
 
-    def __init__(self, worker: WorkerProcess, runtime: str = DEFAULT_RUNTIME) -> None:
-        self.worker, self.runtime = worker, runtime
+    def __init__(self, worker: WorkerProcess, runtime: str = DEFAULT_RUNTIME, provider: str = CPU) -> None:
+        self.worker, self.runtime, self.provider = worker, runtime, provider
 
     @classmethod
     def start(cls, jail: JailPolicy | None = None) -> "PrestartedProcess":
@@ -103,7 +105,7 @@ class PrestartedProcess:
             Unavailable: the process cannot be started or confined.
         """
         jail = jail or JailPolicy()
-        return cls(WorkerProcess.start(MODULE, jail), jail.runtime or DEFAULT_RUNTIME)
+        return cls(WorkerProcess.start(MODULE, jail), jail.runtime or DEFAULT_RUNTIME, jail.provider)
 
     def is_alive(self) -> bool:
         """Return whether the process can still be used."""
@@ -120,6 +122,7 @@ class ModelProcess:
     Attributes:
         spec: the settings that it was started with.
         runtime: name of the runtime of its model.
+        provider: execution provider that the session of its first model is on.
         load_us, warm_us: microseconds of the session's creation, and of the golden runs.
         channel: the front's end of the request channel; kept open, so that a restarted front can use it.
     """
@@ -127,6 +130,7 @@ class ModelProcess:
     def __init__(self, worker: WorkerProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
         self._worker = worker
         self.spec, self.runtime = spec, DEFAULT_RUNTIME
+        self.provider = str(facts["provider"])
         self.load_us = int(facts["load_us"])
         self.warm_us = int(facts["warm_us"])
         self.channel = channel
@@ -150,7 +154,7 @@ class ModelProcess:
             spec: settings of the generation.
             jail: policy of the process.
             prestarted: process to use instead of a new one, with the jail that it has; ended and not used if it has
-                imported another runtime. It belongs to the result from then on.
+                imported another runtime or prepared another provider. It belongs to the result from then on.
             in_background: start, load and warm in steps with pauses between them, so that requests to the running model
                 are not delayed. If this process may lower niceness again (CAP_SYS_NICE), the new one also loads at a
                 low priority.
@@ -164,14 +168,15 @@ class ModelProcess:
         """
         jail = jail or JailPolicy()
         nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
-        if prestarted is not None and bundle.runtime != prestarted.runtime:
+        if prestarted is not None and (bundle.runtime, bundle.provider) != (prestarted.runtime, prestarted.provider):
             prestarted.stop()
             prestarted = None
         if prestarted is not None and prestarted.is_alive():
             worker = prestarted.worker
         else:
             lowered = jail.nice if nice is None else jail.nice + LOADING_NICENESS_INCREMENT
-            jail = replace(jail, nice=lowered, is_paced=in_background, runtime=bundle.runtime)
+            jail = replace(jail, nice=lowered, is_paced=in_background)
+            jail = replace(jail, runtime=bundle.runtime, provider=bundle.provider)
             worker = WorkerProcess.start(MODULE, jail, on_idle=on_idle)
         value, fds = bundle.to_message()
         try:

@@ -32,6 +32,7 @@ import numpy as np
 
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
+from bundle.providers import CPU
 from bundle.strict_json import StrictObject
 from device_agent.errors import InputsRejected, RequestInvalid
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
@@ -143,7 +144,9 @@ class ModelServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests = ours
         self._poll.register(ours.fileno(), select.POLLIN)
-        return Message({"load_us": load_ns // 1000, "warm_us": warm_ns // 1000}, (theirs.detach(),))
+        provider = self._models[0].model.process_facts().get("provider", CPU)
+        facts = {"load_us": load_ns // 1000, "warm_us": warm_ns // 1000, "provider": provider}
+        return Message(facts, (theirs.detach(),))
 
     def _load_one(
         self, bundle: BundleFds, row: Mapping[str, Any], value: Mapping[str, Any], throttle: Throttle

@@ -27,6 +27,7 @@ from device_agent.errors import (
     CandidateMalformed,
     ProbeCrashed,
     ProbeTimeout,
+    ProviderMissing,
     TooMuchMemory,
     TooSlow,
     UpdateInterrupted,
@@ -36,13 +37,12 @@ from device_agent.errors import (
     is_written,
 )
 from device_agent.process.channel import JsonObject
-from device_agent.process.jail import JailPolicy
+from device_agent.process.jail import PROBE_NICENESS, JailPolicy
 from device_agent.process.replies import parse_reply
 from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.probe"
-PROBE_NICENESS: Final = 10
 LATENCY_ALLOWANCE_US: Final = 500
 MEMORY_ALLOWANCE_BYTES: Final = 32 * 1024 * 1024
 MIN_CPU_SHARE: Final = 0.5  # processor seconds per elapsed second; with less, other processes slowed the probe
@@ -139,6 +139,7 @@ def run_probe_process(
         jail,
         worker="probe",
         runtime=bundle.runtime,
+        provider=bundle.provider,
         expendable=True,
         threads=jail.threads + threads,
         memory_bytes=jail.memory_bytes or _address_space_limit_bytes(),
@@ -149,7 +150,7 @@ def run_probe_process(
         worker = WorkerProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s, on_idle=on_idle)
     except (UpdateInterrupted, AgentStopping):
         raise
-    except Unavailable as error:
+    except (Unavailable, ProviderMissing) as error:
         return _create_report("inconclusive", error.reason, error.message, started)
     with worker:
         tolerance_ppm = health.golden_relative_rms_ppm if compares_outputs else None
@@ -204,6 +205,8 @@ def _judge_bundle(
         if killed:
             return _create_report("inconclusive", "probe-killed", detail, started)
         return _create_report("fail", ProbeCrashed.reason, detail, started)
+    except ProviderMissing as error:  # the device lost it, the model is not to blame
+        return _create_report("inconclusive", error.reason, error.message, started)
     except Refused as error:
         return _create_report("fail", CandidateMalformed.reason, f"{error.reason}: {error.message}", started)
     except Unfit as error:

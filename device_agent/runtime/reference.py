@@ -16,11 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from bundle.contract import PPM
+from bundle.providers import CPU
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.loaded_model import LoadedModel
 from device_agent.runtime.model_backends import load_model
@@ -93,8 +94,23 @@ def measure_ratio(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> 
     return ReferenceRatio(max(1, round(ratio * PPM)), round(own / 1000), round(other / 1000), len(pairs))
 
 
-def _load_reference() -> LoadedModel:
-    return load_model(BundleFds({GRAPH_NAME: _GRAPH_FD}, GRAPH_NAME), threads=1)
+def run_reference(provider: str) -> dict[str, Any]:
+    """Run the reference graph once on an execution provider, and return the facts of its session.
+
+    Args:
+        provider: name of the provider (bundle.providers).
+
+    Raises:
+        ProviderMissing: the provider does not run here.
+        InferenceFailed: the run failed.
+    """
+    model = _load_reference(provider)
+    model.infer({REFERENCE_INPUT: np.ones(REFERENCE_SHAPE, np.float32)})
+    return model.process_facts()
+
+
+def _load_reference(provider: str = CPU) -> LoadedModel:
+    return load_model(BundleFds({GRAPH_NAME: _GRAPH_FD}, GRAPH_NAME, provider=provider), threads=1)
 
 
 def _runs_for(run_ns: float) -> int:

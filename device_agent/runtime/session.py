@@ -16,9 +16,11 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bundle.contract import TensorSpec
+from bundle.providers import CPU
 from bundle.tensor_types import NAME_BY_RUNTIME
 from device_agent.errors import AdapterIncompatible, ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.execution_provider import create_session, taken_provider, warm_provider
 from device_agent.runtime.loaded_model import MAX_THREADS, LoadedModel, map_files, one_line
 from device_agent.runtime.tensors import Array
 
@@ -63,6 +65,7 @@ class OnnxModel(LoadedModel):
             ModelDoesNotLoad: onnxruntime cannot load the model; the message contains its error.
             AdapterIncompatible: the personal adapter does not load.
             ContractMismatch: an input or output is not a tensor.
+            ProviderMissing, ProviderUnused: the session is not on the bundle's execution provider.
         """
         ort.set_default_logger_severity(FATAL_LOG_LEVEL)
         options = ort.SessionOptions()
@@ -79,7 +82,9 @@ class OnnxModel(LoadedModel):
                         list(external), list(external.values()), lengths
                     )
                 path = f"/proc/self/fd/{bundle.files[bundle.model]}"
-                session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                session = create_session(
+                    path, options, bundle.provider, bundle.options, threads=options.intra_op_num_threads
+                )
             return cls(session, None if bundle.adapter is None else _load_adapter(bundle.files[bundle.adapter]))
         except (*ORT_ERRORS, ValueError, MemoryError) as error:  # ValueError: a name is not UTF-8
             raise ModelDoesNotLoad(
@@ -108,6 +113,16 @@ class OnnxModel(LoadedModel):
             if not isinstance(value, np.ndarray):
                 raise InferenceFailed(f"output {name!r} is {type(value).__name__}, expected a tensor")
         return dict(zip(names, values, strict=True))
+
+    def process_facts(self) -> dict[str, Any]:
+        """Return the session's provider and, unless it is the CPU, the nodes that each provider took."""
+        provider = taken_provider(self.session)
+        if provider == CPU:
+            return {"provider": provider}
+        nodes: dict[str, int] = {}
+        for part in self.session.get_provider_graph_assignment_info():
+            nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(part.get_nodes())
+        return {"provider": provider, "nodes": nodes}
 
     def run_into(self, inputs: Mapping[str, Array], targets: Mapping[str, Array]) -> bool:
         """Run one inference and write the outputs into `targets`.
@@ -164,8 +179,21 @@ class OnnxRuntime:
 
     name = "onnxruntime"
 
-    def warm_process(self) -> None:
-        """Do nothing: the runtime needs nothing of the system after its import."""
+    def warm_process(self, provider: str = CPU, library: str = "") -> tuple[str, ...]:
+        """Map the libraries of a provider; the CPU's are a part of the runtime (`warm_provider`).
+
+        Args:
+            provider: the execution provider that the models are for.
+            library: path of the provider's plug-in, or "".
+
+        Returns:
+            The folders of libraries that it opens again in the jail.
+
+        Raises:
+            ProviderMissing: this device lacks the provider.
+        """
+        ort.set_default_logger_severity(FATAL_LOG_LEVEL)
+        return warm_provider(provider, library)
 
     def load(self, bundle: BundleFds, *, threads: int = 0) -> LoadedModel:
         """Load a model (`OnnxModel.load`).
@@ -175,7 +203,8 @@ class OnnxRuntime:
             threads: intra-op threads; 0 for one per processor, at most MAX_THREADS.
 
         Raises:
-            ModelDoesNotLoad, AdapterIncompatible, ContractMismatch: as `OnnxModel.load`.
+            ModelDoesNotLoad, AdapterIncompatible, ContractMismatch, ProviderMissing, ProviderUnused: as
+                `OnnxModel.load`.
         """
         return OnnxModel.load(bundle, threads=threads)
 

@@ -20,6 +20,11 @@ class ModelProcessHandle(Protocol):
         """Id of the process."""
         ...
 
+    @property
+    def provider(self) -> str:
+        """Execution provider that the session of its first model is on, or "" without a model."""
+        ...
+
     def is_alive(self) -> bool:
         """Return whether the process is still running."""
         ...
@@ -60,6 +65,7 @@ class NoProcess:
     """The process of a generation whose models the agent does not run: there is none."""
 
     pid = 0
+    provider = ""
 
     def is_alive(self) -> bool:
         """Return True: nothing can end."""

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar, cast
 
-from bundle.errors import Unavailable
+from bundle.errors import Refused, Unavailable
+from bundle.requirements import Runtime
 from bundle.variant import Variant
 from device_agent.config.config import Config
 from device_agent.config.serve import ServeSettings
@@ -61,7 +62,7 @@ class ServingRuntime:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
-        self._model_jail = replace(self._jail, lock_memory=True, threads=MAX_THREADS + config.serve.threads)
+        self._model_jail = _model_jail(self._jail, config.serve)
         self._prestarting: tuple[threading.Thread, list[PrestartedProcess]] | None = None
         self._family_runtimes = {family: FamilyRuntime(self, family, config.serve) for family in config.families}
         self._listen = config.serve.listen
@@ -93,23 +94,24 @@ class ServingRuntime:
             Unavailable: the front crashed, and could not be started again.
         """
         self._config = config
-        self._model_jail = replace(self._jail, lock_memory=True, threads=MAX_THREADS + config.serve.threads)
+        self._model_jail = _model_jail(self._jail, config.serve)
         for family_runtime in self._family_runtimes.values():
             family_runtime.settings = config.serve
         serve = config.serve
         self.call_front(lambda front: front.set_access(serve.allowed_hosts, serve.allowed_origins))
 
-    def prestart(self, runtime: str) -> None:
+    def prestart(self, runtime: Runtime) -> None:
         """Start a model process of a runtime without a model, for the next `FamilyRuntime.start` (rule 3).
 
         `discard_prestarted` ends it if no family has taken it.
         """
+        jail = replace(self._model_jail, runtime=runtime.name, provider=runtime.provider)
         self.discard_prestarted()
         started: list[PrestartedProcess] = []
 
         def begin() -> None:
-            with contextlib.suppress(Unavailable):  # `start` tries again and reports the error
-                started.append(PrestartedProcess.start(replace(self._model_jail, runtime=runtime)))
+            with contextlib.suppress(Unavailable, Refused):  # `start` tries again and reports the error
+                started.append(PrestartedProcess.start(jail))
 
         thread = threading.Thread(target=begin, name="prestart", daemon=True)
         self._prestarting = thread, started
@@ -182,6 +184,12 @@ class ServingRuntime:
                 jail=self._jail,
             )
         )
+
+
+def _model_jail(jail: JailPolicy, serve: ServeSettings) -> JailPolicy:
+    threads = MAX_THREADS + serve.threads
+    libraries, devices = serve.provider_libraries, serve.devices
+    return replace(jail, lock_memory=True, threads=threads, provider_libraries=libraries, devices=devices)
 
 
 class FamilyRuntime:

@@ -54,7 +54,7 @@ def _attach(
     fds = workers.patcher.unseal(active)
     try:
         both = with_adapter(fds, source)
-        golden = record_golden_outputs(both, active.parse_manifest()[1], allow_unjailed=context.config.allow_unjailed)
+        golden = record_golden_outputs(both, active.parse_manifest()[1], context.probe_client.jail)
         try:
             sha256, size = workers.patcher.seal_adapter(source, golden)
         finally:
@@ -95,8 +95,8 @@ def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord)
     try:
         adapter_fd, golden_fd = workers.patcher.unseal_adapter(adapter)
         try:
-            both, unjailed = with_adapter(fds, adapter_fd), context.config.allow_unjailed
-            check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parse_manifest()[1], allow_unjailed=unjailed)
+            both, variant = with_adapter(fds, adapter_fd), active.parse_manifest()[1]
+            check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, context.probe_client.jail)
         except AdapterIncompatible:
             store.write(adapter.with_check_result(active.digest, is_compatible=False))
             raise

@@ -336,8 +336,7 @@ class Candidate:
             adapter_fd, golden_fd = self._workers.patcher.unseal_adapter(adapter)
             try:
                 both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
-                unjailed = self._context.config.allow_unjailed
-                check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, allow_unjailed=unjailed)
+                check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, self._context.probe_client.jail)
                 is_compatible = True
             finally:
                 os.close(adapter_fd)

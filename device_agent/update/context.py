@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
+from bundle.providers import CPU
 from device_agent.config.config import Config
 from device_agent.errors import AgentStopping, JournalUnreadable, OperatorRollback, UpdateInterrupted
 from device_agent.policy.app_verdicts import AppVerdicts
@@ -138,7 +139,14 @@ class UpdateContext:
 
     def family_facts(self) -> DeviceFacts:
         """Return the facts of the device as they are now, with what the owner allows for this family."""
-        return replace(self.read_facts(), allows_plain=self.config.allows_plain)
+        serve = self.config.serve
+        providers: tuple[tuple[str, str], ...] = ((CPU, ""),)
+        if serve.providers != (CPU,):
+            from device_agent.update.provider_check import check_providers  # not in memory at rest
+
+            jail = self.probe_client.jail
+            providers = check_providers(serve.providers, jail, self.probe_client.on_idle)
+        return replace(self.read_facts(), allows_plain=self.config.allows_plain, providers=providers)
 
     @property
     def device_journal(self) -> Journal:

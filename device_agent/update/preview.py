@@ -14,7 +14,6 @@ from bundle.files import BundleDigest
 from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from bundle.variant import Variant
 from device_agent.errors import UpdatesPaused
-from device_agent.host.device_facts import providers
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.error_outcomes import error_outcome
@@ -178,7 +177,7 @@ class PlannedDevice:
         arch: machine name of `uname -m`.
         runtime: version of ONNX Runtime.
         memory_bytes: available memory.
-        providers: execution providers that models run on.
+        providers: execution providers that models can run on here, the preferred one first.
         cpu_features: those CPU features of the device that a variant of the release requires, sorted.
     """
 
@@ -325,7 +324,7 @@ def preview_update(context: UpdateContext) -> Plan:
             arch=facts.arch,
             runtime=facts.runtime,
             memory_bytes=facts.memory_bytes,
-            providers=providers(),
+            providers=tuple(name for name, problem in facts.providers if not problem),
             cpu_features=tuple(sorted(facts.cpu_features & _required_cpu_features(manifest.variants))),
         ),
         requested_variant=settings.variant,

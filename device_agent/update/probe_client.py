@@ -15,8 +15,9 @@ from bundle.contract import Contract
 from bundle.errors import Unfit
 from bundle.files import BundleDigest
 from bundle.variant import Variant
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import ProbeInconclusive, TooMuchMemory, TooSlow, unfit_class
-from device_agent.process.jail import JailPolicy
+from device_agent.process.jail import PROBE_NICENESS, JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import Generation
 from device_agent.workers.worker_pool import WorkerPool
@@ -31,21 +32,35 @@ class ProbeClient:
     """Probes candidates and keeps the measurements by bundle.
 
     Args:
-        threads: number of threads of the model session, as in service.
+        serve: threads, plug-ins and device nodes of the model session, as in service.
         allow_unjailed: probe without a jail if the kernel offers none.
         on_idle: called repeatedly during a probe; an error that it raises ends the probe, and is raised.
 
     Attributes:
-        threads: threads of the next probe's session.
+        serve: settings of the next probe.
+        on_idle: as given.
         last_report: the last report that passed, or None.
     """
 
-    def __init__(self, threads: int, *, allow_unjailed: bool, on_idle: Callable[[], None] | None = None) -> None:
-        self._on_idle = on_idle
-        self.threads = threads
+    def __init__(
+        self, serve: ServeSettings, *, allow_unjailed: bool, on_idle: Callable[[], None] | None = None
+    ) -> None:
+        self.on_idle = on_idle
+        self.serve = serve
         self._allow_unjailed = allow_unjailed
         self._baselines: dict[BundleDigest, ProbeBaseline] = {}
         self.last_report: ProbeReport | None = None
+
+    @property
+    def jail(self) -> JailPolicy:
+        """The policy of the probe process."""
+        return JailPolicy(
+            nice=PROBE_NICENESS,
+            lock_memory=True,
+            allow_unjailed=self._allow_unjailed,
+            provider_libraries=self.serve.provider_libraries,
+            devices=self.serve.devices,
+        )
 
     def probe(
         self,
@@ -111,18 +126,18 @@ class ProbeClient:
         compares_outputs: bool = True,
         measures_ratio: bool = False,
     ) -> "ProbeReport":
-        from device_agent.runtime.probe_runner import PROBE_NICENESS, run_probe_process  # not in memory at rest
+        from device_agent.runtime.probe_runner import run_probe_process  # not in memory at rest
 
         return run_probe_process(
             fds,
             _contracts(variant),
             variant.health,
             baseline,
-            JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=self._allow_unjailed),
-            threads=self.threads,
+            self.jail,
+            threads=self.serve.threads,
             compares_outputs=compares_outputs,
             measures_ratio=measures_ratio,
-            on_idle=self._on_idle,
+            on_idle=self.on_idle,
         )
 
     def _measure_running(

@@ -33,13 +33,13 @@ def with_adapter(fds: BundleFds, adapter_fd: int) -> BundleFds:
     return replace(fds, files={**fds.files, ADAPTER_DIRECTORY_NAME: adapter_fd}, adapter=ADAPTER_DIRECTORY_NAME)
 
 
-def record_golden_outputs(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
+def record_golden_outputs(fds: BundleFds, variant: Variant, jail: JailPolicy) -> int:
     """Run a bundle's golden inputs with its adapter.
 
     Args:
         fds: result of `with_adapter`.
         variant: the bundle's variant, with its health contract.
-        allow_unjailed: run without a jail if the kernel offers none.
+        jail: policy of a probe process.
 
     Returns:
         A descriptor of golden vectors with the adapter's outputs; the caller closes it.
@@ -48,12 +48,10 @@ def record_golden_outputs(fds: BundleFds, variant: Variant, *, allow_unjailed: b
         AdapterIncompatible: the adapter does not fit the model, or the release has no golden inputs.
         Unavailable: the probe process could not be started or timed out.
     """
-    return _call_probe(fds, variant, (), 0, allow_unjailed).fds[0]
+    return _call_probe(fds, variant, (), 0, jail).fds[0]
 
 
-def check_adapter(
-    fds: BundleFds, golden_fd: int, tolerance_ppm: int, variant: Variant, *, allow_unjailed: bool
-) -> None:
+def check_adapter(fds: BundleFds, golden_fd: int, tolerance_ppm: int, variant: Variant, jail: JailPolicy) -> None:
     """Compare the golden outputs with the adapter with those of the time when it was attached.
 
     Args:
@@ -61,22 +59,20 @@ def check_adapter(
         golden_fd: result of `record_golden_outputs` for the bundle that the adapter was attached to.
         tolerance_ppm: allowed relative RMS error, in parts per million.
         variant: the bundle's variant, with its health contract.
-        allow_unjailed: run without a jail if the kernel offers none.
+        jail: policy of a probe process.
 
     Raises:
         AdapterIncompatible: the outputs differ by more, or the model does not load with the adapter.
         Unavailable: the probe process could not be started or timed out.
     """
-    _call_probe(fds, variant, (golden_fd,), tolerance_ppm, allow_unjailed)
+    _call_probe(fds, variant, (golden_fd,), tolerance_ppm, jail)
 
 
 def _call_probe(
-    fds: BundleFds, variant: Variant, golden: tuple[int, ...], tolerance_ppm: int, allow_unjailed: bool
+    fds: BundleFds, variant: Variant, golden: tuple[int, ...], tolerance_ppm: int, jail: JailPolicy
 ) -> Message:
-    from device_agent.runtime.probe_runner import PROBE_NICENESS  # not in memory at rest
-
     deadline_s = variant.health.probe_deadline_s
-    jail = JailPolicy("probe", nice=PROBE_NICENESS, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
+    jail = replace(jail, worker="probe", provider=fds.provider, cpu_s=4 * deadline_s + 60)
     value, files = fds.to_message()
     request = {"bundle": value, "tolerance_ppm": tolerance_ppm}
     try:

@@ -6,6 +6,7 @@ and pause after each module.
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import Final
 
@@ -20,22 +21,24 @@ PRELOADED_MODULES: Final = (
 )
 
 
-def _import_all(throttle: Throttle, runtime: str) -> None:
+def _import_all(throttle: Throttle, policy: JailPolicy) -> JailPolicy:
     for name in PRELOADED_MODULES:
         import_module(name)
         throttle.wait()
-    import_module("device_agent.runtime.model_backends").backend_of(runtime).warm_process()
+    backend = import_module("device_agent.runtime.model_backends").backend_of(policy.runtime or DEFAULT_RUNTIME)
+    folders = backend.warm_process(policy.provider, policy.provider_library)
     throttle.wait()
+    return replace(policy, read=(*policy.read, *folders))
 
 
 def main() -> None:
     """Run the model process until the supervisor stops it."""
     statm: list[int] = []
 
-    def prepare(throttle: Throttle, policy: JailPolicy) -> None:
+    def prepare(throttle: Throttle, policy: JailPolicy) -> JailPolicy:
         with suppress(OSError):  # without /proc, requests have no limit of memory
             statm.append(os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC))
-        _import_all(throttle, policy.runtime or DEFAULT_RUNTIME)
+        return _import_all(throttle, policy)
 
     parent, _ = start_worker(prepare)
     from device_agent.runtime.model_server import ModelServer

@@ -142,7 +142,7 @@ class PatcherClient:
             reply = self._call("unseal", request, (key, *stored), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher", reply):
             fds_by_path = dict(zip(reply.value["paths"], reply.fds, strict=True))
-            return BundleFds.from_models(variant.models, variant.files, fds_by_path, variant.runtime.name)
+            return BundleFds.from_models(variant.models, variant.files, fds_by_path, variant.runtime)
 
     def unseal_files(self, bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
         """Unseal files for an application; the caller closes the descriptors.

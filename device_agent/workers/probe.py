@@ -3,8 +3,8 @@
 The supervisor decides the verdict (device_agent.runtime.probe_runner).
 
 Rules:
-1. The process serves the calls `probe`, `measure` and `adapter`. `probe` reports each stage when it starts, so that a
-   crash can be located: load, contract, golden N, requests, latency.
+1. The process serves the calls `probe`, `measure`, `adapter` and `provider`. `probe` reports each stage when it
+   starts, so that a crash can be located: load, contract, golden N, requests, latency.
 2. Outputs are compared as in bundle.golden.
 3. After the golden runs, the golden inputs run again at least MIN_RUNS and at most MAX_RUNS times: to measure the
    latency, and because some models fail only after several runs. Without golden vectors the input is zeros, and no
@@ -27,17 +27,20 @@ from bundle.contract import Contract
 from bundle.errors import Refused, Unfit
 from bundle.golden.comparison import GoldenVector, check_outputs
 from bundle.golden.golden_file import GoldenSample, write_golden
+from bundle.providers import CPU
 from bundle.strict_json import StrictObject
 from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
-from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
+from device_agent.process.jail import JailPolicy
+from device_agent.process.throttle import Throttle
+from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds, create_sealed_memfd
 from device_agent.runtime.golden_check import check_golden_samples
 from device_agent.runtime.golden_requests import ask_golden_requests
 from device_agent.runtime.inference import check_servable
 from device_agent.runtime.loaded_model import LoadedModel, read_golden_samples
 from device_agent.runtime.model_backends import backend_of, load_model
-from device_agent.runtime.reference import measure_ratio
+from device_agent.runtime.reference import measure_ratio, run_reference
 from device_agent.runtime.tensors import Array, has_non_finite
 
 MIN_RUNS: Final = 10
@@ -134,7 +137,8 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         message: fields `bundle`, `contracts`; descriptors of the bundle.
 
     Returns:
-        {"ratio": {"ratio_ppm": sum over the models}, or None without an input to run, or for another runtime}.
+        {"ratio": {"ratio_ppm": sum over the models}, or None without an input to run, or on another runtime than
+        ONNX Runtime's CPU provider}.
 
     Raises:
         ModelDoesNotLoad: onnxruntime cannot load the model.
@@ -143,8 +147,9 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """
     try:
         bundle = BundleFds.from_message(message.value["bundle"], message.fds)
-        if bundle.runtime != DEFAULT_RUNTIME:
-            return {"ratio": None}  # the reference graph is for onnxruntime, which this process has not imported
+        if bundle.runtime != DEFAULT_RUNTIME or bundle.provider != CPU:
+            # the reference graph is for onnxruntime's CPU provider; another one works in threads that are not measured
+            return {"ratio": None}
         total_ppm = 0
         for part, contract_fields in zip(bundle.each_model(), message.value["contracts"], strict=True):
             model = load_model(part, threads=1)
@@ -252,10 +257,30 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
     return [zeros]
 
 
+def run_provider_check(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Run the reference graph on a provider in the jail: call `provider`.
+
+    Args:
+        message: the field `provider`.
+
+    Raises:
+        ProviderMissing: the provider does not run here.
+        InferenceFailed: the run failed.
+    """
+    message.close()
+    return run_reference(message.value["provider"])
+
+
+def _prepare(_throttle: Throttle, policy: JailPolicy) -> JailPolicy:
+    backend = backend_of(policy.runtime or DEFAULT_RUNTIME)
+    return replace(policy, read=(*policy.read, *backend.warm_process(policy.provider, policy.provider_library)))
+
+
 def main() -> None:
     """Run the probe process until the supervisor stops it."""
-    parent, _ = start_worker(lambda _throttle, policy: backend_of(policy.runtime or DEFAULT_RUNTIME).warm_process())
-    serve_calls(parent, {"probe": run_probe, "measure": run_measure, "adapter": run_adapter_check})
+    parent, _ = start_worker(_prepare)
+    handlers: dict[str, Handler] = {"probe": run_probe, "measure": run_measure, "adapter": run_adapter_check}
+    serve_calls(parent, {**handlers, "provider": run_provider_check})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Make golden vectors of a shipped model file, with the tolerance that other runs of it need.
 
 1. Inputs are chosen within a budget (packager.models.golden_inputs). Outputs come from the shipped file, run as it is
-   judged (`settings_for`), in a subprocess that also runs it with the thread counts and optimization levels of
-   RUN_SETTINGS.
+   judged (`settings_for`) and on the execution provider of its variant, in a subprocess that also runs it with the
+   thread counts and optimization levels of RUN_SETTINGS.
 2. With d = the largest error that the device's own comparison finds between these runs, in parts per million,
    tolerance = min(TOLERANCE_CEILING_PPM, max(floor, TOLERANCE_HEADROOM * d)). The floor of a quantized model is higher:
    on another CPU a float sum may round to another level.
@@ -49,8 +49,9 @@ from packager.models.graphs import has_quantized_operators
 from packager.models.inputs import ModelInterface, Sample, load_outline
 from packager.models.model_package import external_data
 from packager.models.model_runs import run_model
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.samples import Samples
-from packager.models.sessions import DEFAULT_SETTINGS, RunSettings, settings_for
+from packager.models.sessions import RunSettings, settings_for
 from packager.models.tflite_model import is_tflite, read_facts
 
 RUN_SETTINGS: Final = (
@@ -108,6 +109,7 @@ def record_golden(
     *,
     earlier: GoldenFile | None = None,
     golden_bytes: int | None = None,
+    provider: Provider = ON_CPU,
 ) -> GoldenReport:
     """Write golden vectors of a model.
 
@@ -119,6 +121,7 @@ def record_golden(
         earlier: golden vectors of an earlier release or another variant, whose inputs are used if the model runs on
             them.
         golden_bytes: limit of the bytes in a download and in an update; None for the default budgets.
+        provider: execution provider and session options of the variant.
 
     Raises:
         GoldenUnstable: no sample has the same finite outputs from run to run.
@@ -131,7 +134,7 @@ def record_golden(
     recorded = None
     if earlier is not None and fits_model(earlier.inputs, interface):
         with suppress(ModelDoesNotRun):  # for example numbers of words that a smaller vocabulary lacks
-            recorded = _run(model, expand_repeats(earlier.inputs)[:count], is_stateful=is_stateful)
+            recorded = _run(model, expand_repeats(earlier.inputs)[:count], provider, is_stateful=is_stateful)
     if recorded is None or not recorded.inputs:
         limit = download_budget(_model_bytes(model), golden_bytes)
         limit -= min(limit // 2, update_budget(0, golden_bytes))
@@ -139,7 +142,7 @@ def record_golden(
             chosen = choose_sequence(samples, count)
         else:
             chosen = choose_inputs(samples, count, limit, partial(shows_damage, model), partial(rank_inputs, model))
-        recorded = _run(model, chosen, is_stateful=is_stateful)
+        recorded = _run(model, chosen, provider, is_stateful=is_stateful)
     if not recorded.inputs:
         raise recorded.refusal(model)
     floor = QUANTIZED_FLOOR_PPM if _is_quantized(model) else FLOAT_FLOOR_PPM
@@ -201,10 +204,12 @@ def _is_quantized(model: Path) -> bool:
     return has_quantized_operators(load_outline(model))
 
 
-def _run(model: Path, stored: list[StoredSample], *, is_stateful: bool) -> _Recorded:
+def _run(model: Path, stored: list[StoredSample], provider: Provider, *, is_stateful: bool) -> _Recorded:
     """Run the model, and keep the samples that can be golden vectors."""
-    settings = DEFAULT_SETTINGS if is_tflite(model) else settings_for(load_outline(model))
-    others = (replace(one, integer_kernels=settings.integer_kernels) for one in RUN_SETTINGS)
+    settings = RunSettings(provider=provider)
+    if provider == ON_CPU and not is_tflite(model):
+        settings = settings_for(load_outline(model))
+    others = (replace(one, integer_kernels=settings.integer_kernels, provider=provider) for one in RUN_SETTINGS)
     every = tuple(dict.fromkeys((settings, *others)))  # one of the others is `settings`
     count, has_nan_input = len(stored), False
     while True:

@@ -11,11 +11,13 @@ from typing import Final
 import onnxruntime
 
 from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
+from bundle.providers import CPU
 from bundle.requirements import Runtime
 from bundle.tensor_types import NAME_BY_RUNTIME
 from packager.errors import InputUnsupported
 from packager.models.inputs import ModelInterface, load_outline, unsupported_type
 from packager.models.oldest_runtime import oldest_runtime, parse_version
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.sessions import open_session
 from packager.models.tflite_model import is_tflite, tflite_contract, tflite_runtime
 
@@ -48,10 +50,15 @@ def contract_of(model: Path) -> Contract:
     )
 
 
-def runtime_of(model: Path) -> Runtime:
+def runtime_of(model: Path, provider: Provider = ON_CPU) -> Runtime:
     """Return the model's runtime: ONNX Runtime from the version on that has the operators, or LiteRT.
 
-    The version is at least the agent's minimum.
+    The version is at least the agent's minimum. But the builds of a provider can be older: for a variant on one, the
+    installed version counts as the minimum if it is older.
+
+    Args:
+        model: a model file.
+        provider: execution provider and session options of the variant.
 
     Raises:
         ModelUnreadable: the file is not an ONNX model.
@@ -60,7 +67,10 @@ def runtime_of(model: Path) -> Runtime:
         return tflite_runtime()
     needed, oldest = oldest_runtime(load_outline(model)), Runtime()
     assert oldest.min_version is not None
-    return oldest if needed.version <= parse_version(oldest.min_version) else Runtime(min_version=str(needed))
+    installed = onnxruntime.__version__.split("+")[0]
+    if provider.name != CPU and parse_version(installed) < parse_version(oldest.min_version):
+        oldest = Runtime(min_version=".".join(map(str, parse_version(installed))))
+    return oldest if needed.version <= parse_version(oldest.min_version or "0") else Runtime(min_version=str(needed))
 
 
 def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:

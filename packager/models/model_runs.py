@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +39,7 @@ def run_model(model: Path, inputs: "Sequence[Sample]", settings: Sequence[RunSet
         folder = Path(text)
         for number, sample in enumerate(inputs):
             save_arrays(folder / f"input-{number}.npz", list(sample.values()))
-        request = {"names": [list(sample) for sample in inputs], "settings": [asdict(one) for one in settings]}
+        request = {"names": [list(sample) for sample in inputs], "settings": [one.as_json() for one in settings]}
         (folder / "request.json").write_text(json.dumps(request))
         command = [sys.executable, "-m", "packager.models.model_runs", str(model), text]
         try:
@@ -69,7 +68,7 @@ def _run_as_child(model: Path, folder: Path) -> int:
     names: list[str] = []
     try:
         for index, fields in enumerate(request["settings"]):
-            running = open_session(model, RunSettings(**fields))
+            running = open_session(model, RunSettings.parse(fields))
             names = [output.name for output in running.get_outputs()]
             for number, inputs in enumerate(request["names"]):
                 sample = dict(zip(inputs, map(from_stored, load_arrays(folder / f"input-{number}.npz")), strict=True))

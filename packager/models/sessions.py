@@ -10,7 +10,7 @@
 import hashlib
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from packager.errors import ModelDoesNotRun
 from packager.models.child_process import shorten_middle
+from packager.models.provider_session import ON_CPU, Provider, create_session
 from packager.models.tflite_model import TfliteSession, is_tflite
 
 if TYPE_CHECKING:
@@ -53,11 +54,22 @@ class RunSettings:
         optimize: whether graph optimization is on.
         integer_kernels: whether QDQ nodes become integer kernels; if not, they compute what exact integer kernels
             would, on every CPU.
+        provider: execution provider and session options.
     """
 
     threads: int = DEFAULT_THREADS
     optimize: bool = True
     integer_kernels: bool = True
+    provider: Provider = ON_CPU
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the settings as a JSON object for a subprocess."""
+        return {**asdict(self), "provider": self.provider.to_json()}
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> "RunSettings":
+        """Parse what `as_json` returned."""
+        return cls(**{**fields, "provider": Provider.from_json(fields["provider"])})
 
 
 DEFAULT_SETTINGS: Final = RunSettings()
@@ -73,7 +85,7 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> Any:
-    """Open a CPU session of onnxruntime, or of LiteRT, which runs like one (packager.models.tflite_model).
+    """Open a session of onnxruntime, or of LiteRT, which runs like one (packager.models.tflite_model).
 
     Args:
         model: an ONNX or TFLite file, or the bytes of an ONNX file.
@@ -82,6 +94,7 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
     Raises:
         ModelDoesNotRun: the runtime does not load the model.
         RuntimeNotInstalled: LiteRT is not installed.
+        ProviderNotInstalled: the execution provider does not run here.
     """
     if isinstance(model, Path) and is_tflite(model):
         try:
@@ -100,9 +113,7 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
     if not settings.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
+        return create_session(model if isinstance(model, bytes) else str(model), options, settings.provider)
     except runtime_errors() as error:
         where = "model" if isinstance(model, bytes) else str(model)
         raise ModelDoesNotRun(

@@ -5,8 +5,8 @@
 3. It imports the same libraries as a device's model process, numpy and the model's runtime; `onnx` would add 40 MB.
 4. The peak is the whole `VmHWM` of the subprocess; `ru_maxrss` is inherited from the parent and wrong.
 
-`python -m packager.models.trial_run MODEL FOLDER NAMES...` is the subprocess. FOLDER has `N.npz` of each sample, NAMES
-are those of the inputs; it prints the fields of MemoryUse.
+`python -m packager.models.trial_run PROVIDER MODEL FOLDER NAMES...` is the subprocess. FOLDER has `N.npz` of each
+sample, NAMES are those of the inputs; it prints the fields of MemoryUse.
 """
 
 import json
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 from packager.errors import ModelDoesNotRun
 from packager.models.child_process import run_child
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.sample_files import from_stored, load_arrays, save_arrays
-from packager.models.sessions import NOT_LOADED, open_session, run_session
+from packager.models.sessions import NOT_LOADED, RunSettings, open_session, run_session
 from packager.models.tflite_model import is_tflite
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ class MemoryUse:
     peak_bytes: int
 
 
-def run_trial(model: Path, samples: "Samples") -> MemoryUse:
+def run_trial(model: Path, samples: "Samples", provider: Provider = ON_CPU) -> MemoryUse:
     """Run a model on a few samples in a process of its own, and return the memory of that process.
 
     Args:
         model: an ONNX or TFLite file, with its external data beside it.
         samples: inputs; TRIAL_SAMPLES of them are used.
+        provider: execution provider and session options.
 
     Raises:
         ModelDoesNotRun: the model does not load, or does not run on a sample.
@@ -63,7 +65,7 @@ def run_trial(model: Path, samples: "Samples") -> MemoryUse:
         try:
             printed = run_child(
                 MODULE,
-                [str(model), folder, *names],
+                [provider.to_json(), str(model), folder, *names],
                 model=model,
                 task=f"a trial of {TRIAL_SAMPLES} runs",
                 timeout_s=CHILD_TIMEOUT_S,
@@ -93,11 +95,11 @@ def _own_memory_bytes(field: str) -> int:
     raise ModelDoesNotRun(f"found no {field} in /proc/self/status, expected a Linux kernel that reports it")
 
 
-def _run_as_child(model: Path, folder: Path, names: list[str]) -> int:
+def _run_as_child(provider: Provider, model: Path, folder: Path, names: list[str]) -> int:
     import_module("ai_edge_litert.interpreter" if is_tflite(model) else "onnxruntime")
     try:
         before_bytes = _own_memory_bytes("VmRSS")  # of the libraries alone
-        running = open_session(model)
+        running = open_session(model, RunSettings(provider=provider))
         load_bytes = max(0, own_peak_bytes() - before_bytes)
         for path in sorted(folder.iterdir()):
             sample = dict(zip(names, map(from_stored, load_arrays(path)), strict=True))
@@ -110,4 +112,4 @@ def _run_as_child(model: Path, folder: Path, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_run_as_child(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
+    sys.exit(_run_as_child(Provider.from_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]))

@@ -23,6 +23,7 @@ import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.models.model_files import save_model
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.samples import Samples
 from packager.models.sessions import ONE_THREAD_SETTINGS, open_session, open_session_of, settings_for
 from packager.quantize.candidates import CandidateBuilder, Method
@@ -67,7 +68,9 @@ class MetricReference:
         """
         return None if metric is None else cls(metric, metric.measure(model, samples))
 
-    def add_to_report(self, report: GateReport, candidate: Path, samples: Samples, max_loss: float) -> GateReport:
+    def add_to_report(
+        self, report: GateReport, candidate: Path, samples: Samples, max_loss: float, provider: Provider = ON_CPU
+    ) -> GateReport:
         """Return `report` with the metric measured, unless the gate failed already.
 
         Args:
@@ -75,13 +78,14 @@ class MetricReference:
             candidate: the quantized model.
             samples: held-out samples.
             max_loss: share of the float model's value that the candidate may lose.
+            provider: execution provider and session options of the candidate.
 
         Raises:
             MetricUnusable: the metric cannot be measured.
         """
         if report.verdict == "fail":
             return report
-        figures = self.metric.compare(self.float_value, candidate, samples, max_loss)
+        figures = self.metric.compare(self.float_value, candidate, samples, max_loss, provider)
         if not figures.is_passed:
             return replace(report, metric=figures, verdict="fail", explanation=figures.explanation)
         explanation = (

@@ -27,8 +27,9 @@ import numpy as np
 from packager.errors import InterfaceMismatch
 from packager.models.inputs import Sample, load_outline
 from packager.models.ordered_map import ordered_map
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.samples import Samples
-from packager.models.sessions import DEFAULT_SETTINGS, Runnable, open_session, run_session, settings_for
+from packager.models.sessions import DEFAULT_SETTINGS, Runnable, RunSettings, open_session, run_session, settings_for
 from packager.models.tflite_model import is_tflite
 from packager.quantize.agreement import OutputAgreement, OutputFidelity, finite_or_none
 from packager.quantize.user_metric import MetricFigures
@@ -124,6 +125,7 @@ def run_gate(
     baseline_rms: float | None = None,
     unchanged_base_rms: float | None = None,
     shapes_vary: bool = False,
+    provider: Provider = ON_CPU,
 ) -> GateReport:
     """Run both models over the samples and judge the candidate.
 
@@ -135,13 +137,16 @@ def run_gate(
         baseline_rms: relative RMS of the baseline, if it was measured.
         unchanged_base_rms: relative RMS of the unchanged base, if the candidate is an update.
         shapes_vary: ignore outputs that come back in another shape, instead of failing.
+        provider: execution provider and session options of the candidate; the reference runs on the CPU.
 
     Raises:
         ModelDoesNotRun: a model does not load, or does not run on a sample.
         InterfaceMismatch: the names of inputs or outputs differ.
     """
     settings = DEFAULT_SETTINGS
-    if not is_tflite(candidate):
+    if provider != ON_CPU:
+        settings = RunSettings(provider=provider)  # as it will run: there are no exact kernels to compare with
+    elif not is_tflite(candidate):
         settings = settings_for(load_outline(candidate))
     left, right = open_session(float_model), open_session(candidate, settings)
     _check_interfaces(left, right, candidate)

@@ -22,8 +22,9 @@ import numpy as np
 
 from packager.errors import MetricUnusable
 from packager.models.inputs import Sample
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.samples import Samples
-from packager.models.sessions import one_line_message, open_session, run_session
+from packager.models.sessions import RunSettings, one_line_message, open_session, run_session
 
 PYTHON_PREFIX: Final = "python:"
 COMMAND_TIMEOUT_S: Final = 3600.0  # an hour, for a whole evaluation
@@ -95,23 +96,26 @@ class Metric:
             raise MetricUnusable("metric is empty", hint=METRIC_HINT)
         return cls(text, None, words)
 
-    def measure(self, model: Path, samples: Samples) -> float:
+    def measure(self, model: Path, samples: Samples, provider: Provider = ON_CPU) -> float:
         """Return the metric of one model.
 
         Args:
             model: an ONNX file.
             samples: held-out samples.
+            provider: execution provider and session options; a command runs the model itself.
 
         Raises:
             MetricUnusable: the function or command fails, or gives no finite number.
             ModelDoesNotRun: the model does not run on a sample.
         """
-        found = self._call_function(model, samples) if self.function is not None else self._run_command(model)
+        found = self._call_function(model, samples, provider) if self.function is not None else self._run_command(model)
         if not math.isfinite(found):
             raise MetricUnusable(f"metric {self.name!r} returned {found} for {model.name}, expected a finite number")
         return found
 
-    def compare(self, reference: float, candidate: Path, samples: Samples, max_loss: float) -> MetricFigures:
+    def compare(
+        self, reference: float, candidate: Path, samples: Samples, max_loss: float, provider: Provider = ON_CPU
+    ) -> MetricFigures:
         """Return the candidate's value beside the float model's.
 
         Args:
@@ -119,17 +123,18 @@ class Metric:
             candidate: an ONNX file.
             samples: held-out samples.
             max_loss: share of the float model's value that the candidate may lose.
+            provider: execution provider and session options of the candidate.
 
         Raises:
             MetricUnusable: the function or command fails, or gives no finite number.
         """
         minimum = reference - max_loss * abs(reference)
-        return MetricFigures(self.name, reference, self.measure(candidate, samples), minimum)
+        return MetricFigures(self.name, reference, self.measure(candidate, samples, provider), minimum)
 
-    def _call_function(self, model: Path, samples: Samples) -> float:
+    def _call_function(self, model: Path, samples: Samples, provider: Provider) -> float:
         assert self.function is not None
         try:
-            return float(self.function(_sample_outputs(model, samples)))
+            return float(self.function(_sample_outputs(model, samples, provider)))
         except Exception as error:  # the user's function may raise anything
             raise MetricUnusable(
                 f"metric {self.name!r} failed: {type(error).__name__}: {one_line_message(error)}"
@@ -159,8 +164,8 @@ class Metric:
 METRIC_HINT: Final = "give python:MODULE:FUNCTION, or a command whose last line is the number"
 
 
-def _sample_outputs(model: Path, samples: Samples) -> Iterator[SampleOutput]:
-    running = open_session(model)
+def _sample_outputs(model: Path, samples: Samples, provider: Provider) -> Iterator[SampleOutput]:
+    running = open_session(model, RunSettings(provider=provider))
     names = [output.name for output in running.get_outputs()]
     for position, sample in zip(samples.indices, samples, strict=True):
         yield SampleOutput(

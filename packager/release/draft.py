@@ -24,6 +24,7 @@ from bundle.frames import Secret
 from bundle.manifest import Manifest
 from bundle.requirements import Requirements, Runtime
 from bundle.variant import Measured, PatchEntry, Quantization
+from packager.models.provider_session import ON_CPU, Provider
 from packager.release.release_plan import ReleasePlan, VariantPlan
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -255,7 +256,7 @@ class Draft:
         samples: inputs to measure and compare with.
         reporter: receives the progress.
         executor: runs parts of a diff; None runs them in this process.
-        memory: memory of each model that ran in a process of its own, by the path of its file.
+        memory: memory of each model that ran in a process of its own, by its file and provider.
         quantized, checks, assembled, encrypted: the stages of each variant, by its name.
         drop_reasons: reasons of the variants that are left out, by name.
         notes: what a person who signs should know, one sentence each.
@@ -275,7 +276,7 @@ class Draft:
     samples: "Samples"
     reporter: Reporter
     executor: "Executor | None" = None
-    memory: dict[Path, "MemoryUse"] = field(default_factory=dict)
+    memory: dict[tuple[Path, Provider], "MemoryUse"] = field(default_factory=dict)
     quantized: dict[str, QuantizedVariant] = field(default_factory=dict)
     checks: dict[str, DeviceChecks] = field(default_factory=dict)
     assembled: dict[str, AssembledVariant] = field(default_factory=dict)
@@ -301,12 +302,13 @@ class Draft:
         """
         return self.variant_folder(name) / ("golden.bin" if model is None else f"golden-{model}.bin")
 
-    def memory_of(self, model: Path, further: str | None = None) -> "MemoryUse":
+    def memory_of(self, model: Path, further: str | None = None, provider: Provider = ON_CPU) -> "MemoryUse":
         """Return the memory of a model; the first time, it runs in a process of its own.
 
         Args:
             model: the model's file.
             further: name of a further model; None for a file of the first one.
+            provider: execution provider and session options.
 
         Raises:
             ModelDoesNotRun: the model does not load, or does not run on a sample.
@@ -314,9 +316,10 @@ class Draft:
         """
         from packager.models.trial_run import run_trial
 
-        if model not in self.memory:
-            self.memory[model] = run_trial(model, self.samples if further is None else self.further_samples[further])
-        return self.memory[model]
+        if (model, provider) not in self.memory:
+            samples = self.samples if further is None else self.further_samples[further]
+            self.memory[model, provider] = run_trial(model, samples, provider)
+        return self.memory[model, provider]
 
     def note(self, text: str) -> None:
         """Report one sentence now, and again in the report of the release."""

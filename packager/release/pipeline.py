@@ -25,6 +25,7 @@ from packager.errors import (
 )
 from packager.models.missing_values import load_inputs
 from packager.models.model_package import external_data
+from packager.models.provider_session import require_provider
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, no_samples
 from packager.release.draft import Draft, Reporter, SilentReporter
@@ -137,6 +138,7 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
         ExternalDataMissing: a file with a model's external weights is missing.
         BundleNameInvalid: a file name is not allowed in a bundle.
         FamilyUnknown: the repository delegates no such family.
+        ProviderNotInstalled: a variant is for an execution provider that this machine lacks.
     """
     taken = repository.manifest(plan.family, plan.version)
     if taken is not None:
@@ -152,6 +154,8 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))
     quantize.check_schemes(plan)
+    for provider in dict.fromkeys(variant.provider.name for variant in plan.variants):
+        require_provider(provider)
     for model in plan.models:
         external_data(model)
 

@@ -20,8 +20,9 @@ from bundle.errors import Malformed, TooLarge
 from bundle.local_files import decode_text, missing_file_hint, read_local_file
 from bundle.quantities import parse_duration, parse_share
 from bundle.ramp import MAX_RAMP_SECONDS, MAX_RAMP_STEPS, RampStep, check_ramp
-from bundle.requirements import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
+from bundle.requirements import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, PROVIDER_PATTERN
 from bundle.rollout import BASIS_POINTS
+from bundle.session_options import SESSION_OPTIONS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from bundle.suggestion import suggest
 from bundle.variant import AT_REST
@@ -79,7 +80,7 @@ RELEASE_KEYS: Final = (
     "provenance",
 )
 VARIANT_KEYS: Final = (
-    *("scheme", "model", "required", "update_aware", "optimize", "requires", "health", "gate", "target"),
+    *("scheme", "model", "required", "update_aware", "optimize", "requires", "health", "gate", "target", "session"),
 )
 REQUIRES_KEYS: Final = (
     "arch",
@@ -88,6 +89,7 @@ REQUIRES_KEYS: Final = (
     "memory_bytes",
     "storage_bytes",
 )
+SESSION_KEYS: Final = tuple(SESSION_OPTIONS)
 HEALTH_KEYS: Final = tuple(field.name for field in fields(Health))
 MODEL_KEYS: Final = ("name", "model", "inputs")
 FILE_KEYS: Final = ("path", "role", "name")
@@ -148,7 +150,8 @@ def _check_keys(document: Mapping[str, object], where: str) -> None:
     for name, row in variants.items() if isinstance(variants, dict) else ():
         place = f"{where}: variants.{name}"
         _check_table(row, VARIANT_KEYS, place)
-        for key, known in (("requires", REQUIRES_KEYS), ("health", HEALTH_KEYS), ("gate", GATE_LIMITS)):
+        tables = ("requires", REQUIRES_KEYS), ("health", HEALTH_KEYS), ("gate", GATE_LIMITS), ("session", SESSION_KEYS)
+        for key, known in tables:
             _check_table(row.get(key) if isinstance(row, dict) else None, known, f"{place}: {key}")
     for key, known in (("files", FILE_KEYS), ("models", MODEL_KEYS)):
         rows = document.get(key)
@@ -293,6 +296,7 @@ def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),
         target=row.choice("target", tuple(TARGETS)) if row.has("target") else ANY.name,
         optimize=row.flag("optimize") if row.has("optimize") else True,
+        session=_parse_session(row.table("session")),
     )
     gate.reject_unknown()
     row.reject_unknown()
@@ -312,12 +316,29 @@ def _parse_requires(row: _Table) -> Overrides:
                 out[name] = row.texts(name, FEATURE_PATTERN, max_items=64)
             case "runtime_min" | "runtime_below":
                 out[name] = row.text(name, NUMERIC_VERSION_PATTERN)
+            case "providers":
+                names = row.texts(name, PROVIDER_PATTERN)
+                if len(names) != 1:
+                    raise Malformed(
+                        f"{row.where}: providers: found {len(names)}, expected one execution provider; a model for "
+                        "another one is another variant"
+                    )
+                out[name] = names
             case "memory_bytes" | "storage_bytes":
                 out[name] = row.integer(name)
             case _:
                 pass  # reported by reject_unknown
     row.reject_unknown()
     return tuple(out.items())
+
+
+def _parse_session(row: _Table) -> tuple[tuple[str, str], ...]:
+    """Return the session options; true and false stand for "1" and "0"."""
+    found: dict[str, str] = {}
+    for name in row.remaining_names():
+        value: object = row.value(name)
+        found[name] = str(int(value)) if isinstance(value, bool) else str(value)[:SHOWN_CHARACTERS]
+    return tuple(sorted(found.items()))
 
 
 def _parse_health(row: _Table) -> Overrides:

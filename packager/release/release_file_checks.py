@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.errors import Malformed
+from bundle.session_options import unknown_option
 from bundle.variant import MAX_MODELS, MAX_PLAIN_FILES
 from packager.errors import InputFileMissing
 from packager.models.model_package import FILE_ROLES, RESERVED_ROLES
-from packager.release.release_plan import RUNTIME_KEYS, UNQUANTIZED_SCHEME, ReleasePlan
+from packager.models.provider_session import ON_CPU
+from packager.release.release_plan import RUNTIME_KEYS, UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
 
 
 def check_runtime(plan: ReleasePlan, where: str) -> None:
@@ -22,6 +24,9 @@ def check_runtime(plan: ReleasePlan, where: str) -> None:
     """
     if plan.at_rest == "plain":
         _check_plain(plan, where)
+    for variant in plan.variants:
+        if problem := unknown_option(variant.provider.name, variant.session):
+            raise Malformed(f"{where}: variants.{variant.name}: session: found {problem}")
     if plan.is_run_by_agent:
         if plan.model is None:
             raise Malformed(f"{where}: model: missing, expected the model that {plan.runtime} runs")
@@ -43,14 +48,16 @@ def check_runtime(plan: ReleasePlan, where: str) -> None:
         if getattr(plan, key) is not None:
             raise Malformed(f"{where}: {key}: has no effect for runtime {plan.runtime!r}, expected no such key")
     for variant in plan.variants:
-        if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate:
+        if variant.model is not None or variant.scheme != UNQUANTIZED_SCHEME or variant.gate or variant.session:
             raise Malformed(
-                f"{where}: variants.{variant.name}: model, scheme and gate have no effect for runtime {plan.runtime!r}"
+                f"{where}: variants.{variant.name}: model, scheme, gate and session have no effect for "
+                f"runtime {plan.runtime!r}"
             )
         given = next((name for name, _ in variant.requires if name in RUNTIME_KEYS), None)
         if given is not None:
             raise Malformed(
-                f"{where}: variants.{variant.name}: requires.{given}: runtime {plan.runtime!r} has no versions"
+                f"{where}: variants.{variant.name}: requires.{given}: runtime {plan.runtime!r} has no versions "
+                "and providers"
             )
 
 
@@ -112,6 +119,7 @@ def _check_several_models(plan: ReleasePlan, where: str) -> None:
                 f"{where}: variants.{variant.name}: several models are released unchanged, expected no model, scheme "
                 "or gate; quantize them with `packager quantize`, and name the files in [[models]]"
             )
+        _check_on_cpu(variant, f"{where}: variants.{variant.name}: several models are released")
 
 
 def _check_plain(plan: ReleasePlan, where: str) -> None:
@@ -136,6 +144,13 @@ def _check_litert(plan: ReleasePlan, where: str) -> None:
                 f"{where}: variants.{variant.name}: TFLite models are released unchanged, expected no scheme and no "
                 "gate; quantize the model with your converter, and name the file as the variant's model"
             )
+        _check_on_cpu(variant, f"{where}: variants.{variant.name}: TFLite models are released")
+
+
+def _check_on_cpu(variant: VariantPlan, what: str) -> None:
+    """Check that a variant is for the CPU, with the default options. Raises Malformed: it is not."""
+    if variant.provider != ON_CPU:
+        raise Malformed(f"{what} for the CPU, expected no requires.providers and no session")
 
 
 def _exists(path: Path, where: str, *, is_file: bool = False) -> bool:

@@ -6,10 +6,12 @@ from typing import Final, TypeAlias
 
 from bundle.contract import Health
 from bundle.errors import Bug
+from bundle.providers import CPU
 from bundle.ramp import RampStep
 from bundle.requirements import AGENT_RUNTIMES, RUNTIMES, Requirements, Runtime
 from bundle.rollout import BASIS_POINTS
 from packager.models.model_package import ExtraFile
+from packager.models.provider_session import Provider
 from packager.quantize.targets import ANY, AUTO_TARGETS, TARGETS
 
 UNQUANTIZED_SCHEME: Final = "none"  # scheme of a variant that ships its model unchanged
@@ -40,7 +42,7 @@ AUTO_SCHEME: Final = "auto"  # int8 weights, and an integer form for each target
 
 DEFAULT_MODEL_NAME: Final = "model"  # of the model of a release file without [[models]]
 # keys of `requires` in a release file that are fields of the variant's runtime
-RUNTIME_KEYS: Final = {"runtime_min": "min_version", "runtime_below": "below_version"}
+RUNTIME_KEYS: Final = {"runtime_min": "min_version", "runtime_below": "below_version", "providers": "providers"}
 Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
 
 
@@ -59,6 +61,7 @@ class VariantPlan:
         gate: thresholds that replace defaults.
         target: name of the CPUs that the variant is quantized for (packager.quantize.targets).
         optimize: simplify the graph before it is quantized.
+        session: session options by name, sorted (bundle.session_options).
     """
 
     name: str
@@ -71,6 +74,7 @@ class VariantPlan:
     gate: tuple[tuple[str, float], ...] = ()
     target: str = ANY.name
     optimize: bool = True
+    session: tuple[tuple[str, str], ...] = ()
 
     def apply_requires(self, measured: Requirements) -> Requirements:
         """Return `measured` with what the target needs, and then with the values of the file."""
@@ -81,9 +85,16 @@ class VariantPlan:
         return replace(measured, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
 
     def apply_runtime(self, found: Runtime) -> Runtime:
-        """Return `found` with the versions of the file."""
+        """Return `found` with the versions, provider and session options of the file."""
         given = {RUNTIME_KEYS[name]: value for name, value in self.requires if name in RUNTIME_KEYS}
+        found = replace(found, options=self.session)
         return replace(found, **given)  # type: ignore[arg-type]  # the release file's parser checked each field
+
+    @property
+    def provider(self) -> Provider:
+        """The execution provider and the session options of the variant."""
+        names = dict(self.requires).get("providers")
+        return Provider(names[0] if isinstance(names, tuple) else CPU, self.session)
 
     @property
     def is_bound_to_target(self) -> bool:

@@ -28,6 +28,18 @@ def test_what_is_not_said_has_its_default() -> None:
     assert config == Config(Path("/etc/agent/d"), "https://example.com/models", "kws")
 
 
+def test_execution_providers_are_an_ordered_list_with_plug_ins_and_devices() -> None:
+    assert _parse(GOOD).serve.providers == ("CPU",)
+    serve = _parse(
+        GOOD
+        + '[serve]\nproviders = ["QNN", "OpenVINO", "CPU"]\ndevices = ["/dev/dri/renderD128", "/dev/accel/accel0"]\n'
+        '[serve.provider_libraries]\nQNN = "/opt/qnn/libqnn.so"\n'
+    ).serve
+    assert serve.providers == ("QNN", "OpenVINO", "CPU")
+    assert serve.provider_libraries == (("QNN", "/opt/qnn/libqnn.so"),)
+    assert serve.devices == ("/dev/dri/renderD128", "/dev/accel/accel0")
+
+
 def test_what_init_writes_is_read_back() -> None:
     config = Config(
         Path("/var/lib/a b"),
@@ -87,6 +99,13 @@ def test_a_further_family_shares_what_its_table_leaves_out() -> None:
         (GOOD + 'mirrors = ["https://a:80000"]', "mirrors is 'https://a:80000', expected a port from 1 to 65535"),
         (GOOD.replace(".com", ".com:80000"), "expected a port from 1 to 65535"),
         (GOOD + "[apps.vision]", "unknown key 'apps.vision'"),
+        (GOOD + "[serve]\nproviders = []", "serve.providers is empty"),
+        (GOOD + '[serve]\nproviders = ["CPU", "CPU"]', "serve.providers has 'CPU' twice"),
+        (GOOD + '[serve]\nproviders = ["a/b"]', "serve.providers is 'a/b', expected the name of an execution provider"),
+        (GOOD + '[serve.provider_libraries]\nCPU = "/x"', "serve.provider_libraries has the key 'CPU'"),
+        (GOOD + '[serve.provider_libraries]\nQNN = "x.so"', "expected the absolute path of a library"),
+        (GOOD + '[serve]\ndevices = ["/dev/../etc/passwd"]', "expected the path of a device node below /dev"),
+        (GOOD + '[serve]\ndevices = ["/etc/passwd"]', "expected the path of a device node below /dev"),
         (GOOD + '[serve]\nlisten = "tcp:127.0.0.1:80"\nmode = "0666"', "serve.mode is for a Unix socket"),
         (GOOD + '[serve]\nlisten = "unix:/x"\nmode = "rw"', "serve.mode is 'rw', expected the permissions"),
         (

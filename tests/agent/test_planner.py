@@ -14,7 +14,7 @@ from bundle.manifest import MAX_VARIANTS, Manifest
 from bundle.requirements import Requirements, Runtime
 from bundle.strict_json import StrictObject
 from bundle.variant import Measured, ModelEntry, PatchEntry, Quantization, Variant
-from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, RuntimeMissing
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant, ProviderMissing, RuntimeMissing
 from device_agent.host.device_facts import device_facts
 from device_agent.policy.planner import (
     DeviceFacts,
@@ -239,8 +239,7 @@ def test_measurements_belong_to_one_runtime_processor_and_preference() -> None:
         ({"cpu_features": ("avx2", "vnni")}, "processor features vnni"),
         ({"min_version": "1.33"}, "needs onnxruntime 1.33 or later, this device has 1.32.0"),
         ({"below_version": "1.32"}, "needs onnxruntime below 1.32, this device has 1.32.0"),
-        ({"providers": ("OpenVINO",)}, "execution provider OpenVINO"),
-        ({"options": (("session.x", "1"),)}, "session option session.x"),
+        ({"options": (("session.x", "1"),)}, "session option 'session.x', which is none of"),
         ({"memory_bytes": 10**9 + 1}, "1000000001 bytes of memory"),
     ],
 )
@@ -250,6 +249,42 @@ def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: s
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariant, match=words):
             choose_variant(release, wanted, FACTS, None)
+
+
+def test_litert_has_neither_providers_nor_session_options() -> None:
+    facts = replace(FACTS, other_runtimes={"litert": "2.3.0"})
+    for given in ({"providers": ("OpenVINO",)}, {"options": (("denormal_as_zero", "1"),)}):
+        variant = make_variant("a", name="litert", min_version="2.1", **given)
+        assert "an execution provider or a session option of litert" in unmet_requirement(variant, facts)
+
+
+CUDA = make_variant("b", providers=("CUDA",))
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ((("CPU", ""),), r"serve.providers does not list \(it has CPU\)"),
+        ((("CUDA", "no device"), ("CPU", "")), "which this device lacks: no device"),
+    ],
+)
+def test_a_missing_execution_provider_has_a_reason_of_its_own(listed: tuple[tuple[str, str], ...], words: str) -> None:
+    facts = replace(FACTS, providers=listed)
+    alone, both = make_manifest("1.0.0", 1, cuda=CUDA), make_manifest("1.0.0", 1, cuda=CUDA, fp32=make_variant("a"))
+    for release, wanted in ((alone, "auto"), (alone, "cuda"), (both, "cuda")):
+        with pytest.raises(ProviderMissing, match=words) as caught:
+            choose_variant(release, wanted, facts, None)
+        assert caught.value.hint is not None
+    assert choose_variant(both, "auto", facts, "cuda")[0] == "fp32"
+
+
+def test_the_first_listed_provider_with_a_variant_is_taken() -> None:
+    other, explicit = make_variant("c", providers=("QNN",)), make_variant("d", providers=("CPU",))
+    release = make_manifest("1.0.0", 1, cuda=CUDA, qnn=other, fp32=explicit)
+    for listed, expected in ((("QNN", "CUDA", "CPU"), "qnn"), (("CPU", "CUDA"), "fp32"), (("CUDA",), "cuda")):
+        facts = replace(FACTS, providers=tuple((name, "") for name in listed))
+        for current in (None, "fp32", "cuda"):
+            assert choose_variant(release, "auto", facts, current)[0] == expected
 
 
 def test_a_release_for_a_runtime_that_is_not_installed_says_so() -> None:

@@ -32,7 +32,7 @@ class FakeProcess:
     """A process at the edge of the test; it fails its golden inputs if `golden_error` is set."""
 
     def __init__(self) -> None:
-        self.pid, self.alive, self.golden_runs = 0, True, 0
+        self.pid, self.alive, self.golden_runs, self.provider = 0, True, 0, "CPU"
         self.golden_error: AirweightsError | None = None
         self._fd = os.open("/dev/null", os.O_RDONLY)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bundle.files import BundleDigest
 from bundle.strict_json import StrictObject
 from bundle.vital import Vital
+from device_agent.config.serve import ServeSettings
 from device_agent.host import system_clock
 from device_agent.host.device_facts import device_facts
 from device_agent.policy.next_vital import ServedCounts
@@ -76,7 +77,7 @@ def clock(first_device: DeviceUnderTest, tmp_path: Path, monkeypatch: pytest.Mon
         identity=device.directory.read_public_identity(),
         store=store,
         journal=journal,
-        probe_client=ProbeClient(0, allow_unjailed=False),
+        probe_client=ProbeClient(ServeSettings(), allow_unjailed=False),
         read_facts=device_facts,
         open_workers=lambda: WorkerPool(device.config, device.directory, store),
     )

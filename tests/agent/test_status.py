@@ -70,7 +70,10 @@ def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
 def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, alive: bool, line: str) -> None:
     found = read_status(installed)
     assert found.active is not None
-    serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=1, pid=7, is_alive=alive, resident_bytes=9)
+    digest = found.active.bundle
+    serving = ServingStatus(
+        "1.0.0", "fp32", digest, generation=1, pid=7, is_alive=alive, resident_bytes=9, provider="CPU"
+    )
     down = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=None if alive else 40)
     assert down.is_ready is alive
     lines = status_lines(StatusReport(down))
@@ -92,7 +95,10 @@ def test_a_status_is_the_same_after_the_control_socket(installed: DeviceUnderTes
     found = read_status(installed)
     assert found.active is not None
     assert found.last_update is not None
-    serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=3, pid=7, is_alive=True, resident_bytes=9)
+    digest = found.active.bundle
+    serving = ServingStatus(
+        "1.0.0", "fp32", digest, generation=3, pid=7, is_alive=True, resident_bytes=9, provider="CPU"
+    )
     running = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=4)
     running = replace(running, missing_restrictions=(("front", ("landlock",)), ("verifier", ("own-user",))))
     other = replace(running, family="vision", serving=None, previous=running.active)

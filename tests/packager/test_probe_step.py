@@ -9,6 +9,7 @@ import pytest
 
 from bundle.contract import Health
 from bundle.probe_request import ProbeRequest, parse_probe_request
+from bundle.requirements import Runtime
 from bundle.variant import ModelEntry
 from packager.errors import BundleNotProbed, BundleUnfit, NoVariantLeft
 from packager.models.model_facts import contract_of
@@ -27,7 +28,7 @@ def write_request(bundle: Path, model: Path, health: Health, out: Path) -> Path:
     files = open_package(bundle).files
     roles = {file.role: file.path for file in files}
     entry = ModelEntry("model", roles["model"], roles.get("golden"), contract_of(model))
-    request = ProbeRequest(files, (entry,), health)
+    request = ProbeRequest(files, (entry,), health, Runtime())
     out.write_bytes(request.as_bytes())
     assert parse_probe_request(out.read_bytes()) == request
     return out

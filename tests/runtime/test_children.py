@@ -73,7 +73,8 @@ def test_an_error_of_the_child_is_raised_as_its_class() -> None:
             worker.call("fail", {"how": "foreign"}, deadline_s=10)
         assert foreign.value.reason == "worker-failed"
         with pytest.raises(
-            WorkerFailed, match="unknown operation 'dance', this worker has attempts, control, environment, fail, talk"
+            WorkerFailed,
+            match="unknown operation 'dance', this worker has attempts, control, device, environment, fail, list, talk",
         ):
             worker.call("dance", deadline_s=10)
         assert worker.is_alive()

@@ -19,6 +19,7 @@ import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.errors import Bug, Unfit
+from device_agent.config.serve import ServeSettings
 from device_agent.errors import (
     CandidateMalformed,
     MemoryLeak,
@@ -350,7 +351,7 @@ def test_a_candidate_is_too_slow_only_on_equal_inputs() -> None:
 
         workers: Any = SimpleNamespace(patcher=SimpleNamespace(unseal=unseal))
         running: Any = SimpleNamespace(digest="1", variant=variant("1", running_bundle), bundle=None)
-        client = ProbeClient(1, allow_unjailed=False)
+        client = ProbeClient(ServeSettings(threads=1), allow_unjailed=False)
         client.probe(running_bundle.fds, running.variant, None, workers)
         small_us = client.latency_us("1")  # type: ignore[arg-type]  # a digest is only a key here
         report = client.probe(candidate_bundle.fds, variant("2", candidate_bundle), running, workers)

@@ -1,9 +1,12 @@
 """A worker for the tests of the jail: it tries the attacks of a hostile model."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import socket
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -90,8 +93,34 @@ def control(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         return {"reason": error.reason}
 
 
+def control_device(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Open a device node for reading and writing, and control it; return the name of the error of each."""
+    try:
+        fd = os.open(str(message.value["path"]), os.O_RDWR)
+    except OSError as error:
+        return {"open": errno.errorcode[error.errno or 0], "ioctl": ""}
+    try:
+        fcntl.ioctl(fd, termios.TIOCGWINSZ, b"x" * 8)
+    except OSError as error:
+        return {"open": "", "ioctl": errno.errorcode[error.errno or 0]}
+    return {"open": "", "ioctl": ""}
+
+
+def list_folder(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """List a folder."""
+    return {"listed": _outcome(lambda: len(list(Path(str(message.value["path"])).iterdir())))}
+
+
 if __name__ == "__main__":
     serve_calls(
         start_worker()[0],
-        {"attempts": attempts, "control": control, "environment": environment, "fail": fail, "talk": talk},
+        {
+            "attempts": attempts,
+            "control": control,
+            "device": control_device,
+            "environment": environment,
+            "fail": fail,
+            "list": list_folder,
+            "talk": talk,
+        },
     )

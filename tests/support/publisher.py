@@ -264,7 +264,7 @@ class DeviceUnderTest:
                 identity=self.directory.read_public_identity(),
                 store=store,
                 journal=journal,
-                probe_client=ProbeClient(0, allow_unjailed=False),
+                probe_client=ProbeClient(ServeSettings(), allow_unjailed=False),
                 read_facts=device_facts,
                 open_workers=open_workers or (lambda: WorkerPool(config, self.directory, store)),
             )

@@ -80,6 +80,8 @@ def _exceptions() -> str:
             "- The key opener (TPM socket) connects to the socket of a TPM. The two kinds that use Unix sockets are kept from",
             "  the other sockets of the machine by these restrictions:",
             *other,
+            "- A model process or probe on another execution provider than the CPU can do more:",
+            "  [execution providers](providers.md#device-nodes) lists it.",
             "",
         ]
     )

@@ -24,6 +24,7 @@ from packager.models.inputs import load_outline
 from packager.models.model_facts import runtime_of
 from packager.models.model_package import PackagedModel, build_files_bundle, build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
+from packager.models.provider_session import ON_CPU, Provider
 from packager.models.tflite_model import is_tflite
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 from packager.release.release_plan import UNQUANTIZED_SCHEME
@@ -49,7 +50,7 @@ def run(draft: Draft) -> None:
         if variant.model is None:
             draft.assembled[variant.name] = _assemble_files(draft, variant)
             continue
-        checks = draft.checks[variant.name]
+        checks, on = draft.checks[variant.name], variant.plan.provider
         root = draft.variant_folder(variant.name) / "bundle"
         built = build_package(
             variant.model,
@@ -63,11 +64,12 @@ def run(draft: Draft) -> None:
             further=_further_models(draft, variant.name, checks),
         )
         measured = Requirements(
-            memory_bytes=draft.memory_of(variant.model).peak_bytes,
+            memory_bytes=draft.memory_of(variant.model, provider=on).peak_bytes,
             storage_bytes=sealed_size(sum(file.size for file in built.files)),
         )
         requires = variant.plan.apply_requires(_with_further(draft, measured))
-        runtime = variant.plan.apply_runtime(_newest_runtime(variant.model, *(m.model for m in draft.plan.further)))
+        models = variant.model, *(each.model for each in draft.plan.further)
+        runtime = variant.plan.apply_runtime(_newest_runtime(models, on))
         _check_runtime(variant, runtime)
         if draft.plan.drill is not None:
             _apply_drill(draft, variant.name, checks, draft.plan.drill, root)
@@ -114,9 +116,9 @@ def _with_further(draft: Draft, requires: Requirements) -> Requirements:
     return requires
 
 
-def _newest_runtime(*models: Path) -> Runtime:
+def _newest_runtime(models: tuple[Path, ...], provider: Provider) -> Runtime:
     """Return the runtime that loads all of the models."""
-    found = [runtime_of(model) for model in models]
+    found = [runtime_of(model, provider) for model in models]
     names = {runtime.name for runtime in found}
     if len(names) > 1:
         raise ReleaseFileInvalid(
@@ -128,12 +130,13 @@ def _newest_runtime(*models: Path) -> Runtime:
 
 def _measured_figures(draft: Draft, variant: QuantizedVariant) -> Measured:
     is_float = variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None
+    is_float = is_float and variant.plan.provider == ON_CPU
     ratio = 1.0 if is_float else variant.latency.ratio if variant.latency is not None else None
     return Measured(
         cpu=read_cpu_name(),
         runtime=_version_of("ai-edge-litert" if is_tflite(variant.require_model()) else "onnxruntime"),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
-        load_memory_bytes=draft.memory_of(variant.require_model()).load_bytes
+        load_memory_bytes=draft.memory_of(variant.require_model(), provider=variant.plan.provider).load_bytes
         + sum(draft.memory_of(each.model, each.name).load_bytes for each in draft.plan.further),
     )
 

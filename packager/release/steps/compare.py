@@ -3,6 +3,7 @@
 Rules:
 - If the gate fails or is inconclusive, the variant is left out with the reason; for a required one, the release fails.
 - A variant that was not timed while it was quantized is timed here, if its target is this machine.
+- A variant for an execution provider is compared on this provider with the float model on the CPU; its time is not.
 - With `override_gate`, the variant is released nevertheless. The verdict in the signed manifest is then "overridden",
   and the provenance contains the reason for the override.
 """
@@ -11,8 +12,10 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from bundle.contract import PPM
+from bundle.providers import CPU
 from bundle.variant import Quantization
 from packager.errors import GateFailed, GateInconclusive
+from packager.models.provider_session import ON_CPU
 from packager.models.sessions import ONE_THREAD_SETTINGS, open_session
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import GateReport, run_gate
@@ -41,7 +44,7 @@ def run(draft: Draft) -> None:
         GateInconclusive: the samples cannot judge a required variant.
     """
     for variant in list(draft.quantized.values()):
-        if variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None:
+        if variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None and variant.plan.provider == ON_CPU:
             continue
         found = _measure_gate(draft, variant)
         latency = _measure_speed(draft, variant)
@@ -65,21 +68,24 @@ def run(draft: Draft) -> None:
 
 
 def _measure_gate(draft: Draft, variant: QuantizedVariant) -> GateReport | None:
-    if variant.update is not None:
+    provider = variant.plan.provider
+    if variant.update is not None and provider == ON_CPU:
         return variant.update.report.gate
     measured = variant.report.gate if variant.report is not None else None
-    if variant.report is not None and not draft.plan.override_gate:
+    if variant.report is not None and not draft.plan.override_gate and provider == ON_CPU:
         return measured
     _, held_out = draft.samples.split_halves()
     limits = thresholds_of(variant.plan)
     reference, model = draft.plan.require_model(), variant.require_model()
-    found = run_gate(reference, model, held_out, limits)
+    found = run_gate(reference, model, held_out, limits, provider=provider)
     metric = MetricReference.from_float_model(metric_of(draft.plan), reference, held_out)
-    return found if metric is None else metric.add_to_report(found, model, held_out, limits.max_metric_loss)
+    return found if metric is None else metric.add_to_report(found, model, held_out, limits.max_metric_loss, provider)
 
 
 def _measure_speed(draft: Draft, variant: QuantizedVariant) -> Latency | None:
     """Return the latency relative to the float model; None if the target is another machine."""
+    if variant.plan.provider != ON_CPU:
+        return None  # a provider computes in threads of its own, whose time is not measured
     if variant.report is not None and variant.report.latency is not None:
         return variant.report.latency
     if variant.plan.is_bound_to_target and not TARGETS[variant.plan.target].is_this_machine:
@@ -113,11 +119,15 @@ def _quantization_record(
         scheme, stability = variant.update.quantization.scheme, variant.update.quantization.stability
     elif report is None:
         scheme, stability = SUPPLIED_METHOD, "as supplied"
+        if variant.plan.model is None:  # the float model, on another provider or with other session options
+            scheme, stability = UNQUANTIZED_SCHEME, STABILITY_TEXT["float"]
     else:
         scheme = report.scheme
         if report.method not in ("float", "none") and not scheme.endswith(report.method):
             scheme = f"{report.scheme}-{report.method}"
         stability = STABILITY_TEXT[report.numerics]
+    if variant.plan.provider.name != CPU:
+        stability = f"as on {variant.plan.provider.name}"
     return Quantization(
         scheme=scheme,
         stability=stability,

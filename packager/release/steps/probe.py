@@ -99,7 +99,7 @@ def find_agent() -> tuple[str, ...] | None:
 def _probe(
     agent: tuple[str, ...], variant: AssembledVariant, models: tuple[ModelEntry, ...], request: Path
 ) -> ProbeResult:
-    expected = ProbeRequest(variant.bundle.files, models, variant.checks.health, variant.runtime.name)
+    expected = ProbeRequest(variant.bundle.files, models, variant.checks.health, variant.runtime)
     request.write_bytes(expected.as_bytes())
     command = [*agent, "probe-bundle", str(variant.bundle.root), str(request), "--json"]
     timeout_s = 2 * variant.checks.health.probe_deadline_s + TIMEOUT_MARGIN_S

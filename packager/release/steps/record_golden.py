@@ -113,6 +113,7 @@ def _record_golden(draft: Draft, variant: QuantizedVariant) -> GoldenReport:
             draft.plan.golden,
             earlier=find_earlier(draft, variant.name),
             golden_bytes=draft.plan.golden_bytes,
+            provider=variant.plan.provider,
         )
     except GoldenUnstable as error:
         raise GoldenUnstable(
