@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # tests wait for processes a fifth of their time
 TEST_JOBS ?= $(shell expr $$(nproc) + 1)
 
-.PHONY: demo test test-fast check docs bench torture wheel deb clean
+.PHONY: demo test test-fast test-openvino check docs bench torture wheel deb clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-packager
@@ -17,6 +17,17 @@ test: $(VENV)/.installed-dev
 # no daemons, no quantized models: while editing
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not process and not slow"
+
+# an environment with OpenVINO in place of the ordinary onnxruntime: both wheels have the same folder
+.venv-openvino/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet -e ".[dev]"
+	.venv-openvino/bin/python -m pip uninstall --quiet --yes onnxruntime
+	.venv-openvino/bin/python -m pip install --quiet "onnxruntime-openvino>=1.24"
+	touch $@
+
+test-openvino: .venv-openvino/.installed
+	.venv-openvino/bin/python -m pytest -n 0 tests/runtime/test_providers.py tests/agent/test_provider_release.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

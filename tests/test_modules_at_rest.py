@@ -17,7 +17,8 @@ STANDARD_LIBRARY = """
 """
 OURS = {
     "bundle": """acceptance contract cpu_features document_schema errors files fleet key_sizes local_files manifest
-        providers ramp rendering repository_paths requirements rollout signed_line strict_json tensor_types variant version""",
+        providers ramp rendering repository_paths requirements rollout signed_line strict_json tensor_types
+        variant version""",
     "device_agent": "apps config daemon errors host policy process runtime serving storage update workers",
     "device_agent.apps": "access app_socket lender protocol",
     "device_agent.config": "config families key_storage reports repository serve table",

@@ -64,6 +64,11 @@ def parse_version(version: str) -> Version:
     return parts[0] if parts else 0, parts[1] if len(parts) > 1 else 0
 
 
+def onnxruntime_version() -> str:
+    """Return the version of ONNX Runtime here, whatever distribution it is from."""
+    return str(onnxruntime.__version__)
+
+
 def _first_version(table: dict[int, Version], number: int, installed: Version) -> Version:
     if number > max(table):
         return installed
@@ -71,4 +76,4 @@ def _first_version(table: dict[int, Version], number: int, installed: Version) -
 
 
 def _installed_version() -> Version:
-    return parse_version(onnxruntime.__version__)
+    return parse_version(onnxruntime_version())

@@ -23,7 +23,7 @@ from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_outline
 from packager.models.model_facts import runtime_of
 from packager.models.model_package import PackagedModel, build_files_bundle, build_package, open_package
-from packager.models.oldest_runtime import oldest_runtime, parse_version
+from packager.models.oldest_runtime import oldest_runtime, onnxruntime_version, parse_version
 from packager.models.provider_session import ON_CPU, Provider
 from packager.models.tflite_model import is_tflite
 from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
@@ -134,7 +134,7 @@ def _measured_figures(draft: Draft, variant: QuantizedVariant) -> Measured:
     ratio = 1.0 if is_float else variant.latency.ratio if variant.latency is not None else None
     return Measured(
         cpu=read_cpu_name(),
-        runtime=_version_of("ai-edge-litert" if is_tflite(variant.require_model()) else "onnxruntime"),
+        runtime=_version_of("ai-edge-litert") if is_tflite(variant.require_model()) else onnxruntime_version(),
         float_ratio_ppm=None if ratio is None else max(1, round(ratio * PPM)),
         load_memory_bytes=draft.memory_of(variant.require_model(), provider=variant.plan.provider).load_bytes
         + sum(draft.memory_of(each.model, each.name).load_bytes for each in draft.plan.further),
