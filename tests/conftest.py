@@ -55,7 +55,7 @@ FILE_SECONDS = {
     "test_tuf_js": 60,
     "test_killed_in_every_state": 60,
     "test_update": 90,
-    "test_torture_sample": 40,
+    "test_torture_sample": 25,
     "test_probe": 47,
     "test_demo": 90,
     "test_fleet_demo": 70,

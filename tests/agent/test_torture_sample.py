@@ -10,21 +10,21 @@ from torture.__main__ import ROWS
 from torture.case import Site
 from torture.fixtures import make_site
 
-DEFAULT_POINTS = 4  # of a row without a number below
+DEFAULT_POINTS = 3  # of a row without a number below
 SAMPLE = {
-    "killed-commit": 8,
-    "killed-rollback": 6,
-    "supervisor-killed-commit": 4,
+    "killed-commit": 4,
+    "killed-rollback": 3,
+    "supervisor-killed-commit": 2,
     "supervisor-killed-rollback": 2,
-    "worker-killed-commit": 3,
+    "worker-killed-commit": 2,
     "worker-killed-rollback": 2,
-    "error-once": 8,
-    "error-permanent": 5,
-    "power-cut-flushed": 6,
-    "power-cut": 4,
-    "full-disk": 6,
-    "bit-rot": 12,
-    "network": 12,
+    "error-once": 4,
+    "error-permanent": 3,
+    "power-cut-flushed": 3,
+    "power-cut": 3,
+    "full-disk": 3,
+    "bit-rot": 6,
+    "network": 6,
 }
 
 
