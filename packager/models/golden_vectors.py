@@ -194,7 +194,7 @@ class _Recorded:
             )
         return GoldenUnstable(
             f"{model}: none of {self.refused} samples has finite outputs that are the same from run to run",
-            hint="give smaller or more typical inputs with --inputs FILE.npz",
+            hint="give smaller or more typical inputs with --inputs FILE.npz, or repair weights that are not finite",
         )
 
 

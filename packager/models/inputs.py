@@ -35,6 +35,7 @@ from packager.models.tflite_model import is_tflite, read_facts
 MAX_NAME_CHARACTERS: Final = 256  # of an input or output (bundle.contract.TensorSpec)
 MAX_SHOWN_CHARACTERS: Final = 60  # of a name in messages
 OTHER_FORMATS_HINT: Final = "give an ONNX or TFLite model; a file of another format is built with runtime app or none"
+RENAME_HINT: Final = "rename it, for example with onnx.compose or the exporter's input_names and output_names"
 Sample: TypeAlias = dict[str, np.ndarray]
 
 
@@ -74,7 +75,7 @@ class ModelInterface:
 
         Raises:
             ModelUnreadable: the file is neither an ONNX nor a TFLite model.
-            InputUnsupported: an input or output has a type that is not served, or too long a name.
+            InputUnsupported: an input or output has a type that is not served, or a name that requests cannot carry.
             Unavailable: the file cannot be read.
         """
         if is_tflite(path):
@@ -87,7 +88,7 @@ class ModelInterface:
         """Return the interface of a parsed model.
 
         Raises:
-            InputUnsupported: an input or output has a type that is not served, or too long a name.
+            InputUnsupported: an input or output has a type that is not served, or a name that requests cannot carry.
         """
         fixed = {tensor.name for tensor in model.graph.initializer}
         return cls(
@@ -298,13 +299,17 @@ def make_tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
         role: "input" or "output", for messages.
 
     Raises:
-        InputUnsupported: it has a type that is not served, or too long a name.
+        InputUnsupported: it has a type that is not served, or a name that requests cannot carry.
     """
     where = f"{role} {value.name[:MAX_SHOWN_CHARACTERS]!r}"
     if len(value.name) > MAX_NAME_CHARACTERS:
         raise InputUnsupported(
             f"{where} has a name of {len(value.name)} characters, at most {MAX_NAME_CHARACTERS} are allowed",
-            hint="rename it, for example with onnx.compose or the exporter's input_names and output_names",
+            hint=RENAME_HINT,
+        )
+    if not value.name.isprintable():
+        raise InputUnsupported(
+            f"{where} has a name with a control or format character, which requests cannot carry", hint=RENAME_HINT
         )
     kind = value.type.WhichOneof("value")
     if kind not in ("tensor_type", None):

@@ -9,6 +9,7 @@ from bundle.errors import AirweightsError
 from bundle.golden.golden_file import read_golden
 from packager.errors import (
     AlreadyQuantized,
+    InputUnsupported,
     ModelDoesNotRun,
     ModelUnreadable,
     NoWorkingInput,
@@ -29,7 +30,7 @@ from packager.models.random_inputs import random_samples
 from packager.models.samples import folder_samples, load_samples
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from packager.quantize.update_aware.quantize_update import quantize_update
-from tests.support import tiny_models
+from tests.support import odd_models, tiny_models
 
 
 @pytest.fixture
@@ -214,6 +215,15 @@ def test_sizes_are_varied_alone_and_together(interface: ModelInterface) -> None:
     assert {recipe.sizes["batch"] for recipe in together} == {1}
     assert len({recipe.sizes["length"] for recipe in together}) == 3
     assert len({recipe.integer_bound for recipe in together}) == 2
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\0b", "a\tb", "a\u202eb", "a\u200bb", "\ufeffx", "\x1b[2J"])
+def test_name_with_an_unprintable_character_is_refused_at_once(name: str) -> None:
+    for model in (odd_models.two_layers(name), odd_models.two_layers("x", name)):
+        with pytest.raises(InputUnsupported, match="control or format character") as caught:
+            ModelInterface.from_proto(model)
+        assert caught.value.message.isprintable()
+        assert "rename" in (caught.value.hint or "")
 
 
 def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
