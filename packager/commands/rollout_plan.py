@@ -122,11 +122,16 @@ def _parse_plan(
     grow_after: str | None,
 ) -> "Plan":
     from bundle.errors import Malformed
-    from bundle.plan import BASIS_POINTS, MILLION, check_plan
+    from bundle.plan import BASIS_POINTS, MILLION, check_plan, parse_plan
     from bundle.quantities import parse_duration, parse_share
+    from keys.errors import CohortUnknown
     from packager.errors import InvalidUsage
     from packager.repository.planned_rollout import make_plan
 
+    known = [cohort.name for cohort in repository.fleet().cohorts]
+    for name in cohorts:
+        if name not in known:
+            raise CohortUnknown(f"--cohort: found {name!r}, the fleet has {', '.join(known)}")
     try:
         parts = {f"{name}_ppm": parse_share(text, f"--{name}", per=MILLION) for name, text in rates.items()}
         stages_bp = tuple(parse_share(text, "--stages", per=BASIS_POINTS) for text in stages.split(","))
@@ -142,6 +147,7 @@ def _parse_plan(
             **parts,
         )
         check_plan(plan)
+        parse_plan(plan.as_bytes())  # the limits of each value
     except Malformed as error:
         raise InvalidUsage(error.message) from error
     return plan
