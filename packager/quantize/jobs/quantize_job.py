@@ -6,8 +6,8 @@ Rules:
    signs builds and judges that one candidate itself. Of an update, it returns the model, and the process that signs
    judges it (packager.release.steps.quantize_jobs).
 3. A worker times nothing: other jobs would disturb the measurement.
-4. What a worker cannot do, or refuses, is not decided there: the job returns nothing, and the process that signs
-   quantizes the variant itself. So a worker cannot leave a variant out.
+4. What a worker cannot do (also for lack of memory), or refuses, is not decided there: the job returns nothing, and the
+   process that signs quantizes the variant itself. So a worker cannot leave a variant out.
 5. A job has models in one file of at most MAX_BUNDLE_BYTES, as the jobs of patches do. It needs less than
    MAX_WORKER_BYTES.
 """
@@ -67,8 +67,6 @@ def quantize_on_worker(job: QuantizeJob) -> bytes:
     """Quantize a variant, in a worker that has found its files; return a result, or NOTHING."""
     try:
         return _quantize(job)
-    except MemoryError:
-        raise
     except Exception:  # noqa: BLE001 - the process that signs meets the same error, and decides
         return NOTHING
 
