@@ -30,7 +30,7 @@ def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
         path: its file; external data is stored beside it.
 
     Raises:
-        ModelUnreadable: a constant has more or fewer bytes than its shape and type need.
+        ModelUnreadable: a constant has more or fewer bytes than its shape and type need, or is a segment.
         ExternalDataMissing: external data is missing, or does not lie inside of its file.
     """
     for tensor in stored_tensors(model):
@@ -39,6 +39,10 @@ def check_tensor_sizes(model: onnx.ModelProto, path: Path) -> None:
             continue
         shape = list(tensor.dims)
         where = f"{path}: tensor {tensor.name!r} of shape {shape}"
+        if tensor.HasField("segment"):
+            raise ModelUnreadable(
+                f"{where} is one segment of a tensor, expected a whole tensor", hint="save the model with whole tensors"
+            )
         if any(size < 0 for size in shape):
             raise ModelUnreadable(f"{where}: a size is negative")
         expected = _byte_count(math.prod(shape), kind)

@@ -24,7 +24,7 @@ from packager.errors import (
 )
 from packager.models.golden_vectors import record_golden
 from packager.models.input_recipes import Recipe, one_size_varied, sizes_varied
-from packager.models.inputs import ModelInterface
+from packager.models.inputs import ModelInterface, load_proto
 from packager.models.missing_values import load_inputs
 from packager.models.random_inputs import random_samples
 from packager.models.samples import folder_samples, load_samples
@@ -224,6 +224,13 @@ def test_name_with_an_unprintable_character_is_refused_at_once(name: str) -> Non
             ModelInterface.from_proto(model)
         assert caught.value.message.isprintable()
         assert "rename" in (caught.value.hint or "")
+
+
+def test_segment_of_a_tensor_is_refused(tmp_path: Path) -> None:
+    model = odd_models.two_layers()
+    model.graph.initializer[0].segment.end = 5
+    with pytest.raises(ModelUnreadable, match="segment"):
+        load_proto(tiny_models.save(model, tmp_path / "model.onnx"))
 
 
 def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
