@@ -84,6 +84,8 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "patches": lambda pairs, _out: ["--peer-timeout", "1800", "--keep", str(pairs.parent / "peers")],
     "patch_memory": lambda _pairs, _out: ["--gib", "0.25", "--gib", "5"],
     "wire": lambda _pairs, _out: [],
+    "lending": lambda _pairs, _out: [],
+    "litert_overhead": lambda _pairs, _out: [],
     "residual_entropy": lambda pairs, _out: ["--pairs", str(pairs)],
     "headline": lambda pairs, _out: ["--keep", str(pairs.parent / "peers")],
     "quantization_table": _model_arguments,

@@ -91,7 +91,7 @@ def measure(folder: Path, python: str, mib: int) -> list[dict[str, object]]:
     old, new = (bundle / "model.gguf" for bundle in bases)
     patch, out = str(folder / "other"), str(folder / "out")
     hdiff = [python, "-c", HDIFF]
-    window = ["--long=31", f"--memory={4 * mib}MB"]
+    window = ["--long=31", f"--memory={min(4 * mib, 2048)}MB"]  # zstd takes less than 4 GiB
     tools = {
         "zstd -3 --patch-from": (
             ["zstd", "-3", "-T1", "-qf", "--long=31", f"--patch-from={old}", str(new), "-o", patch],

@@ -1,6 +1,6 @@
 """Measure how fast a device lends files to applications, and what it takes.
 
-    python -m benchmarks.lending [--mb N]
+    python -m benchmarks.lending [--mb N] [--realtime] [--json OUT]
 
 A release without a model that the agent runs, of N MB (default 50), is installed on a device of its own with a running
 daemon. Measured are the time to borrow it when the agent has to unseal it (cold) and when another client holds it
@@ -11,6 +11,7 @@ supervisor.
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -39,13 +40,17 @@ def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=50)
+    parser.add_argument("--realtime", action="store_true", help="run the device and its clients before other work")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as text, app_lab(Path(text)) as (publisher, device):
         large = publisher.folder / "large.bin"
-        large.write_bytes(random.Random(1).randbytes(options.mb * 1_000_000))
+        large.write_bytes(random.Random(1).randbytes(1000) * (1000 * options.mb))
         # no patches: the time to make them is not measured here
         files = '[patches]\nfrom = 0\n[[files]]\npath = "large.bin"\nrole = "other"\n'
         release(publisher, "1.1.0", "one\n", extra=files)
+        if options.realtime:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         device.start()
         assert device.daemon is not None
         assert device.daemon.stderr is not None
@@ -57,6 +62,8 @@ def main() -> None:
         found["supervisor_rss_mib"] = round(resident_bytes(device.daemon_pid, "VmRSS") / 2**20, 1)
         found["c_client_mib"] = measure_c_client(device, Path(text))
         print(json.dumps(found, indent=1))
+        if options.json:
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def measure_borrowing(device: DeviceUnderTest) -> dict[str, float]:

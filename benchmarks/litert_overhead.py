@@ -1,6 +1,6 @@
 """Measure what the LiteRT backend adds to a bare interpreter.
 
-    python -m benchmarks.litert_overhead [--runs N]
+    python -m benchmarks.litert_overhead [--runs N] [--json OUT]
 
 A dense model of one layer runs in a bare `ai_edge_litert` interpreter, in ModelRuntime in this process, and in
 ModelRuntime with a jailed worker. The three take turns, run by run, so that other load meets all of them. Printed are
@@ -28,11 +28,15 @@ def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.tflite"
         path.write_bytes(dense(1, INPUTS, 64))
-        print(json.dumps(measure(path, options.runs), indent=1))
+        text = json.dumps(measure(path, options.runs), indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
 
 
 def measure(path: Path, runs: int) -> dict[str, float]:
