@@ -151,6 +151,7 @@ def choose_variant(
     facts: DeviceFacts,
     current: str | None,
     measured: VariantMeasurements = NO_MEASUREMENTS,
+    failed: frozenset[str] = frozenset(),
 ) -> tuple[str, Variant]:
     """Choose the variant for this device, and return its name and the variant.
 
@@ -160,6 +161,8 @@ def choose_variant(
         facts: processor, memory, runtime and decoders of the device.
         current: name of the active variant, or None.
         measured: measurements and preference of this device.
+        failed: names of variants for another provider than the CPU that failed here before; "auto" takes one of them
+            only if no other variant fits.
 
     Raises:
         NoVariant: no variant fits, or the requested one does not; the message says why.
@@ -182,6 +185,7 @@ def choose_variant(
     if not fitting:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
         raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
+    fitting = [pair for pair in fitting if pair[0] not in failed] or fitting
     first = min(_provider_rank(variant, facts) for _, variant in fitting)
     preferred = [(name, variant) for name, variant in fitting if _provider_rank(variant, facts) == first]
     return prefer_variant(preferred, current, measured)

@@ -24,7 +24,7 @@ from device_agent.policy.variant_choice import explain_variant
 from device_agent.update.channel_check import ChannelCheck, is_active, new_device_of
 from device_agent.update.context import UpdateContext, find_patch_path
 from device_agent.update.expected_download import expect_download
-from device_agent.update.variant_trials import read_measurements
+from device_agent.update.variant_trials import failed_variants, read_measurements
 from device_agent.workers.worker_pool import WorkerPool
 
 EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
@@ -305,7 +305,8 @@ def preview_update(context: UpdateContext) -> Plan:
         manifest = release.manifest
         try:
             measured = read_measurements(context, facts)
-            chosen, variant = choose_variant(manifest, settings.variant, facts, current, measured)
+            failed = failed_variants(context, manifest, facts)
+            chosen, variant = choose_variant(manifest, settings.variant, facts, current, measured, failed)
             if is_active(context.journal, variant.digest):
                 outcome = Outcome.NOTHING_NEW
             else:

@@ -57,7 +57,7 @@ from device_agent.update.context import (
     mark_damaged,
 )
 from device_agent.update.download_count import DownloadCount
-from device_agent.update.variant_trials import VariantTrials, is_measured, read_measurements
+from device_agent.update.variant_trials import VariantTrials, failed_variants, is_measured, read_measurements
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -160,6 +160,7 @@ class _Update:
                 self._facts,
                 self._active_variant(),
                 read_measurements(self._context, self._facts),
+                failed_variants(self._context, release.manifest, self._facts),
             )
         bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
         if is_active(self._journal, bundle.digest):

@@ -17,6 +17,8 @@ from typing import Final
 from bundle.acceptance import VerifiedRelease
 from bundle.contract import PPM
 from bundle.errors import Invalid, Refused, Unavailable, Unfit
+from bundle.manifest import Manifest
+from bundle.providers import CPU
 from bundle.variant import Variant
 from device_agent.errors import AgentStopping, NotFaster, StoreDamaged, TooSlow, UpdateInterrupted
 from device_agent.policy.journal_records import BundleRecord
@@ -53,6 +55,23 @@ def is_measured(context: UpdateContext, facts: DeviceFacts, name: str, variant: 
     if variant.measured.reference_ratio_ppm is None or not variant.runtime.is_run_by_agent:
         return True
     return read_measurements(context, facts).factor(name) is not None
+
+
+def failed_variants(context: UpdateContext, manifest: Manifest, facts: DeviceFacts) -> frozenset[str]:
+    """Return the names of a release's variants for another provider than the CPU that are in quarantine here.
+
+    Args:
+        context: journal of the family.
+        manifest: verified manifest of the release.
+        facts: runtime of the device.
+    """
+    found = set()
+    for name, variant in manifest.variants:
+        if variant.runtime.provider != CPU:
+            row = context.journal.quarantine_record(variant.digest, facts.runtime)
+            if row is not None and manifest.counter <= row.counter:
+                found.add(name)
+    return frozenset(found)
 
 
 class VariantTrials:
@@ -107,12 +126,15 @@ class VariantTrials:
         kept = release.manifest.variant(active.variant)
         if kept is None or unmet_requirement(kept, self._facts):
             return  # the device has to change
+        if active.variant in failed_variants(self._context, release.manifest, self._facts):
+            return
         try:
             self._measure_stored(active)
         except StoreDamaged:
             return  # it cannot be loaded again: the device has to change
         measured = read_measurements(self._context, self._facts)
-        chosen, _ = choose_variant(release.manifest, AUTO, self._facts, active.variant, measured)
+        failed = failed_variants(self._context, release.manifest, self._facts)
+        chosen, _ = choose_variant(release.manifest, AUTO, self._facts, active.variant, measured, failed)
         if chosen != name:
             raise NotFaster(f"variant {name} is not better than {active.variant} on this device, as measured")
 

@@ -12,7 +12,8 @@ Rules:
    blames the values. If a size is free, the model may not support the chosen one, so a failure is ignored.
 4. `measure` runs the model with one thread in turn with the reference graph (device_agent.runtime.reference). It is a
    call of its own, so that the memory of its sessions is not counted as the model's.
-5. A model whose memory grows by more than MAX_GROWTH_BYTES over these runs leaks, since it has run all inputs before.
+5. On another provider than the CPU, a run may fail at random (device_agent.runtime.unsteady_runs).
+6. A model whose memory grows by more than MAX_GROWTH_BYTES over these runs leaks, since it has run all inputs before.
 """
 
 import os
@@ -42,6 +43,7 @@ from device_agent.runtime.loaded_model import LoadedModel, read_golden_samples
 from device_agent.runtime.model_backends import backend_of, load_model
 from device_agent.runtime.reference import measure_ratio, run_reference
 from device_agent.runtime.tensors import Array, has_non_finite
+from device_agent.runtime.unsteady_runs import FailureShare, check_repeatedly
 
 MIN_RUNS: Final = 10
 MAX_RUNS: Final = 128
@@ -112,14 +114,16 @@ def _probe_model(
     check_servable(contract)
     samples = read_golden_samples(bundle)
     worst, tolerance_ppm = 0.0, value["golden_relative_rms_ppm"]
+    is_steady = bundle.provider == CPU
     if tolerance_ppm is not None:
-        worst = check_golden_samples(model, samples, tolerance_ppm, stage)
+        check = check_golden_samples if is_steady else check_repeatedly
+        worst = check(model, samples, tolerance_ppm, stage)
     inputs: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
     if value["asks_requests"]:
         stage("requests")
         ask_golden_requests(model, contract, samples, inputs, tolerance_ppm or 0)
     stage("latency")
-    grown_bytes, measured = measure_growth(model, inputs)
+    grown_bytes, measured = measure_growth(model, inputs, is_steady=is_steady)
     if grown_bytes > MAX_GROWTH_BYTES:
         raise MemoryLeak(f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} allowed")
     return {
@@ -164,21 +168,25 @@ def run_measure(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
         message.close()
 
 
-def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> tuple[int, JsonObject]:
+def measure_growth(
+    model: LoadedModel, inputs: Sequence[Mapping[str, Array]], *, is_steady: bool = True
+) -> tuple[int, JsonObject]:
     """Run the inputs repeatedly; return the growth of resident memory in bytes, and the measurements.
 
     Args:
         model: the loaded candidate.
         inputs: input tensors of each run, by name.
+        is_steady: a single failed run counts; if not, device_agent.runtime.unsteady_runs decides.
 
     Returns:
         The growth, and {"latency_us": median, "runs": number, "cpu_share": processor seconds per second}.
 
     Raises:
         InferenceFailed: a run failed.
+        ProviderUnstable: too many runs failed on another provider than the CPU.
     """
     before_bytes = _resident_bytes()
-    measured = _measure_latency(model, inputs)
+    measured = _measure_latency(model, inputs, None if is_steady else FailureShare())
     return _resident_bytes() - before_bytes, measured
 
 
@@ -222,12 +230,19 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
     return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}
 
 
-def _measure_latency(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> JsonObject:
+def _measure_latency(
+    model: LoadedModel, inputs: Sequence[Mapping[str, Array]], failures: FailureShare | None
+) -> JsonObject:
     durations: list[int] = []
     cpu, wall = time.process_time(), time.perf_counter()
     while inputs and len(durations) < MAX_RUNS:
         before = time.perf_counter_ns()
-        model.infer(inputs[len(durations) % len(inputs)])
+        try:
+            model.infer(inputs[len(durations) % len(inputs)])
+        except InferenceFailed as error:
+            if failures is None:
+                raise
+            failures.record(error, len(durations) + 1)
         durations.append((time.perf_counter_ns() - before) // 1000)
         if len(durations) >= MIN_RUNS and time.perf_counter() - wall > LATENCY_BUDGET_S:
             break

@@ -278,6 +278,19 @@ def test_a_missing_execution_provider_has_a_reason_of_its_own(listed: tuple[tupl
     assert choose_variant(both, "auto", facts, "cuda")[0] == "fp32"
 
 
+def test_a_variant_whose_provider_failed_here_gives_way_to_the_one_for_the_cpu() -> None:
+    both, facts = (
+        make_manifest("1.0.0", 1, cuda=CUDA, fp32=make_variant("a")),
+        replace(FACTS, providers=(("CUDA", ""), ("CPU", ""))),
+    )
+    failed = frozenset({"cuda"})
+    assert choose_variant(both, "auto", facts, None)[0] == "cuda"
+    assert choose_variant(both, "auto", facts, "cuda", failed=failed)[0] == "fp32"
+    # asked for by name, or without another one: the quarantine refuses it
+    assert choose_variant(both, "cuda", facts, None, failed=failed)[0] == "cuda"
+    assert choose_variant(make_manifest("1.0.0", 1, cuda=CUDA), "auto", facts, None, failed=failed)[0] == "cuda"
+
+
 def test_the_first_listed_provider_with_a_variant_is_taken() -> None:
     other, explicit = make_variant("c", providers=("QNN",)), make_variant("d", providers=("CPU",))
     release = make_manifest("1.0.0", 1, cuda=CUDA, qnn=other, fp32=explicit)

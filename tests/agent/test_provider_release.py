@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import pytest
 
 from bundle.requirements import Runtime
 from bundle.variant import Variant
+from device_agent.errors import ProviderUnstable
 from device_agent.policy.attempt import Outcome
+from device_agent.update.probe_client import ProbeClient
 from packager.errors import ProviderNotInstalled, ReleaseFileInvalid
 from packager.release.release_file import parse_release_file
 from packager.release.release_plan import VariantPlan
@@ -26,6 +29,18 @@ percent = 100
 """
 CPU_VARIANT = '[variants.cpu]\n[variants.cpu.requires]\nruntime_min = "1.21"\n'  # OpenVINO's builds are older
 OPENVINO_VARIANT = '[variants.openvino]\nrequired = true\n[variants.openvino.requires]\nproviders = ["OpenVINO"]\n'
+
+
+@pytest.fixture(scope="module")
+def empty_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    """Return a publisher without releases: OpenVINO's builds are too old for those of the other tests."""
+    return Publisher(tmp_path_factory.mktemp("providers") / "site")
+
+
+@pytest.fixture
+def publisher(empty_publisher: Publisher, tmp_path: Path) -> Publisher:
+    """Return a copy of the publisher that the test may change."""
+    return empty_publisher.copy(tmp_path / "site")
 
 
 def release(publisher: Publisher, version: str, variants: str) -> dict[str, Variant]:
@@ -122,6 +137,27 @@ def test_a_device_with_openvino_serves_on_it(on_openvino: DeviceUnderTest, publi
     shown = on_openvino.command("status").stdout
     assert "serving 2.0.0 on OpenVINO at" in shown
     assert "restrictions" not in shown
+
+
+@needs_openvino
+def test_after_a_failure_of_the_provider_the_variant_for_the_cpu_is_taken(
+    device: DeviceUnderTest, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(publisher, "2.0.0", OPENVINO_VARIANT + CPU_VARIANT)
+    listing(device, "auto", "OpenVINO", "CPU")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ProviderUnstable("3 of 20 runs failed")  # no provider fails at random when a test asks it to
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProbeClient, "probe", fail)
+        result = device.update()
+        assert (result.outcome, result.reason, result.attempt.variant) == (
+            *(Outcome.UNFIT, "provider-unstable"),
+            "openvino",
+        )
+    result = device.update()
+    assert (result.outcome, result.attempt.variant) == (Outcome.STAGED, "cpu")
 
 
 @needs_openvino
