@@ -72,7 +72,7 @@ class FailureShare:
         self._failures = 0
 
     def record(self, error: InferenceFailed, runs: int) -> None:
-        """Count a failure.
+        """Count a failed run of the measurement.
 
         Args:
             error: the failure.

@@ -58,7 +58,7 @@ def is_measured(context: UpdateContext, facts: DeviceFacts, name: str, variant: 
 
 
 def failed_variants(context: UpdateContext, manifest: Manifest, facts: DeviceFacts) -> frozenset[str]:
-    """Return the names of a release's variants for another provider than the CPU that are in quarantine here.
+    """Return the names of a release's variants for a provider that are in quarantine here.
 
     Args:
         context: journal of the family.
