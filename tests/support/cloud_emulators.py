@@ -43,7 +43,7 @@ has_gcs = _found is not None and platform.machine() == "x86_64" and importlib.ut
 needs_azurite = pytest.mark.skipif(
     shutil.which("azurite-blob") is None, reason="Azurite (npm package azurite) is missing"
 )
-needs_gcs = pytest.mark.skipif(not has_gcs, reason=f"{GCS_PACKAGE} is not installed")
+needs_gcs = pytest.mark.skipif(not has_gcs, reason=f"{GCS_PACKAGE} is absent (extra test-gcs)")
 
 
 @dataclass(frozen=True, slots=True)
