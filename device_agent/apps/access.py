@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from device_agent.policy.app_verdicts import HEALTH_COMMAND
 from device_agent.process.unix_socket import peer_credentials
 
 SO_PEERGROUPS: Final = 59  # asm-generic/socket.h, Linux 4.13
@@ -69,10 +70,16 @@ class FamilyAccess:
     Attributes:
         readers: principals that may borrow files.
         judges: principals whose verdicts count.
+        has_health_command: whether a command of the configuration judges, too.
     """
 
     readers: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
+    has_health_command: bool = False
+
+    def expected_judges(self) -> tuple[str, ...]:
+        """Return the names of all whose verdicts a probation waits for."""
+        return (*self.judges, HEALTH_COMMAND) if self.has_health_command else self.judges
 
     def may_read(self, client: ClientProcess) -> bool:
         """Return whether a process may borrow files."""

@@ -23,8 +23,9 @@ from types import TracebackType
 from typing import Final
 
 from bundle.errors import AirweightsError
-from device_agent.apps.client import DEFAULT_SOCKET, SOCKET_VARIABLE, AppClient, BorrowedBundle, ServingRelease
+from device_agent.apps.client import DEFAULT_SOCKET, AppClient, BorrowedBundle, ServingRelease
 from device_agent.errors import DaemonNotRunning, NotAllowed, NothingServed, ReleaseReplaced
+from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE
 from device_agent.runtime.model_runtime import DEFAULT_TOLERANCE_PPM, ModelRuntime
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class AgentRuntime(ModelRuntime):
     ) -> None:
         super().__init__(isolation=isolation, threads=threads, tolerance_ppm=tolerance_ppm)
         self._family, self._model_name = family, model
-        self._path = socket_path or os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)
+        self._path = socket_path or os.environ.get(APPS_SOCKET_VARIABLE, DEFAULT_SOCKET)
         self._judge, self._on_change = judge, on_change
         self._releases: list[ServingRelease] = []  # of the loaded models: the previous one and the current one
         self._closing = threading.Event()

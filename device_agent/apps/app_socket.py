@@ -74,14 +74,14 @@ class AppFamily:
         serving: Callable[[], tuple[BundleRecord, int] | None],
     ) -> None:
         self.name, self.access, self.lender, self.serving = name, access, lender, serving
-        self.verdicts = AppVerdicts(access.judges)
+        self.verdicts = AppVerdicts(access.expected_judges())
         self._watchers: set[socket.socket] = set()
         self._lock = threading.Lock()
 
     def set_access(self, access: FamilyAccess) -> None:
         """Replace the rights of applications. Files that are borrowed already stay open."""
         self.access = access
-        self.verdicts.judges = tuple(access.judges)
+        self.verdicts.judges = access.expected_judges()
 
     def changed(self) -> None:
         """Wake the watching connections: another generation serves, or none."""

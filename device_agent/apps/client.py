@@ -22,7 +22,7 @@ from bundle.tflite_interface import TFLITE_IDENTIFIER
 from device_agent.apps.protocol import PROTOCOL_VERSION
 from device_agent.errors import DaemonNotRunning, FileUnknown, error_from_dict
 from device_agent.process.channel import ChannelClosed, Message, receive_message, send_message
-from device_agent.process.unix_socket import ShortSocketPath
+from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE, ShortSocketPath
 from device_agent.runtime.bundle_fds import DEFAULT_RUNTIME, BundleFds
 
 
@@ -179,7 +179,6 @@ def _attribute(file: BundleFile, attribute: str) -> str:
 
 
 DEFAULT_SOCKET: Final = "/run/device-agent/apps.sock"
-SOCKET_VARIABLE: Final = "AIRWEIGHTS_APPS_SOCKET"
 
 
 def open_bundle(family: str, socket_path: str | Path | None = None, *, roles: Sequence[str] = ()) -> BorrowedBundle:
@@ -195,7 +194,7 @@ def open_bundle(family: str, socket_path: str | Path | None = None, *, roles: Se
         DaemonNotRunning: no daemon listens there.
         AirweightsError: as `AppClient.open`.
     """
-    with AppClient(socket_path or os.environ.get(SOCKET_VARIABLE, DEFAULT_SOCKET)) as client:
+    with AppClient(socket_path or os.environ.get(APPS_SOCKET_VARIABLE, DEFAULT_SOCKET)) as client:
         return client.open(family, roles=roles)
 
 

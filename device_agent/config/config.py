@@ -45,6 +45,9 @@ KEY_STORAGE_EXPECTED: Final = "file, tpm:… or pkcs11:…"
 MAX_PRINCIPALS: Final = 64
 PRINCIPAL_PATTERN: Final = re.compile(r"(?:user|group):[A-Za-z0-9_.-]{1,64}|unit:[A-Za-z0-9_.@:-]{1,200}")
 PRINCIPAL_EXPECTED: Final = "user:NAME, group:NAME or unit:NAME.service"
+WORD_PATTERN: Final = re.compile(r"[^\0]{1,4000}")
+MAX_WORDS: Final = 64
+COMMAND_EXPECTED: Final = "the absolute path of a program, then its arguments"
 MIN_POLL_S: Final = 1
 MAX_DURATION_S: Final = 30 * 86400
 
@@ -59,11 +62,13 @@ class AppSettings:
         readers: users, groups and units that may borrow files ("user:NAME", "group:NAME", "unit:NAME.service").
         judges: users, groups and units whose health verdicts count; they may also borrow files.
         allow_plain: whether a release that asks for it may be stored as plain files.
+        health_command: program and arguments that judge a release of runtime "app" in its probation; () for none.
     """
 
     readers: tuple[str, ...] = ()
     judges: tuple[str, ...] = ()
     allow_plain: bool = False
+    health_command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,10 +324,18 @@ def _parse_apps(top: Table, families: tuple[str, ...]) -> tuple[tuple[str, AppSe
                 readers=table.texts("readers", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
                 judges=table.texts("judges", PRINCIPAL_PATTERN, MAX_PRINCIPALS, PRINCIPAL_EXPECTED),
                 allow_plain=table.flag("allow_plain", False),
+                health_command=_parse_command(table),
             ),
         )
         for family, table in top.named_tables("apps", families, TABLE_KEYS["apps"])
     )
+
+
+def _parse_command(table: Table) -> tuple[str, ...]:
+    words = table.texts("health_command", WORD_PATTERN, MAX_WORDS, COMMAND_EXPECTED)
+    if words and not words[0].startswith("/"):
+        raise table.invalid("health_command", f"begins with {words[0]!r}, expected {COMMAND_EXPECTED}")
+    return words
 
 
 def _parse_update(table: Table) -> UpdateSettings:

@@ -371,4 +371,6 @@ class FamilyService(FamilyQueries):
 
 def _family_access(config: Config) -> FamilyAccess:
     settings = dict(config.apps).get(config.family)
-    return FamilyAccess() if settings is None else FamilyAccess(settings.readers, settings.judges)
+    if settings is None:
+        return FamilyAccess()
+    return FamilyAccess(settings.readers, settings.judges, bool(settings.health_command))

@@ -1,4 +1,6 @@
-"""The health verdicts of applications on the serving release, and a probation's decision from them.
+"""The health verdicts on the serving release, and a probation's decision from them.
+
+Judges are applications, and the command of the device's owner (device_agent.update.health_command).
 
 Rules:
 - Only a judge's verdict counts, and only on the bundle that serves now.
@@ -12,9 +14,12 @@ Rules:
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from device_agent.policy.probation import ProbationAction, ProbationDecision, ProbationLimits, decide_inconclusive
 from device_agent.policy.serving_counts import ProbationSummary, ProbationVerdict
+
+HEALTH_COMMAND: Final = "health_command"  # as a judge: the command of the configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +27,7 @@ class AppVerdict:
     """The verdict of one judge on a generation.
 
     Attributes:
-        judge: principal of the configuration that gave it.
+        judge: principal of the configuration that gave it, or HEALTH_COMMAND.
         is_healthy: the verdict.
         reason: cause of an unhealthy verdict.
         latency_us: median latency in microseconds, or None.

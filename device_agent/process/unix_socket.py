@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 logger = logging.getLogger(__name__)
 
+APPS_SOCKET_VARIABLE: Final = "AIRWEIGHTS_APPS_SOCKET"  # names the socket for applications to their clients
 MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 LISTEN_BACKLOG: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred (unix(7), SO_PEERCRED)

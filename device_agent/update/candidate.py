@@ -40,7 +40,7 @@ from device_agent.errors import (
     StoreDamaged,
     WorkerTimeout,
 )
-from device_agent.policy.app_verdicts import judge_verdicts, summarize_verdicts
+from device_agent.policy.app_verdicts import HEALTH_COMMAND, judge_verdicts, summarize_verdicts
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import (
     ProbationAction,
@@ -269,7 +269,7 @@ class Candidate:
         return self.summary
 
     def run_app_probation(self, candidate: Generation) -> ProbationSummary:
-        """Wait for the verdicts of applications on a release that they run, and return the summary.
+        """Wait for the verdicts on a release that applications run, and return the summary.
 
         Args:
             candidate: the serving generation.
@@ -281,10 +281,19 @@ class Candidate:
             AgentStopping: the agent stops.
         """
         verdicts, limits, elapsed = self._context.app_verdicts, self._limits(candidate), 0.0
+        command = None
+        if HEALTH_COMMAND in verdicts.judges:
+            from device_agent.update.health_command import HealthCommand  # not in memory at rest
+
+            config = self._context.config
+            words = dict(config.apps)[config.family].health_command
+            command = HealthCommand(words, candidate.bundle, config.serve.apps_socket or self._context.device.apps_path)
 
         def decide(elapsed_s: float) -> ProbationDecision:
             nonlocal elapsed
             elapsed = elapsed_s
+            if command is not None:
+                command.poll(verdicts, candidate.number)
             answered = len({verdict.judge for verdict in verdicts.all()})
             self._report_progress(candidate, limits, elapsed_s, answered, len(verdicts.judges), "verdicts")
             return judge_verdicts(limits, verdicts, elapsed_s)
@@ -292,6 +301,8 @@ class Candidate:
         try:
             self._watch_until_decided("probation", "committed", candidate, limits, decide, ProbationFailed)
         finally:
+            if command is not None:
+                command.close()
             self.summary = summarize_verdicts(verdicts, elapsed)
         return self.summary
 

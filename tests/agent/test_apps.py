@@ -26,13 +26,14 @@ from device_agent.apps.client import AppClient
 from device_agent.apps.lender import MAX_GENERATIONS, FileLender
 from device_agent.apps.protocol import parse_request
 from device_agent.errors import DaemonNotRunning, FileUnknown, LendLimitReached, NotAllowed
-from device_agent.policy.app_verdicts import AppVerdict, AppVerdicts, judge_verdicts, summarize_verdicts
+from device_agent.policy.app_verdicts import HEALTH_COMMAND, AppVerdict, AppVerdicts, judge_verdicts, summarize_verdicts
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import ProbationAction, ProbationLimits
 from device_agent.policy.serving_counts import ProbationVerdict
 from device_agent.process.channel import receive_message, send_message
 from device_agent.runtime.bundle_fds import MEMFD_SEALS, create_sealed_memfd
+from device_agent.update.health_command import HealthCommand
 from tests.support.app_lab import WEIGHTS, app_lab, release, socket_path
 from tests.support.json_schemas import check_schema
 from tests.support.plaintext_search import contains_any, distinctive_windows
@@ -339,3 +340,83 @@ def test_a_judge_decides_about_a_release_that_its_application_runs(lab: tuple[Pu
         assert (back := next(events)) is not None
         assert back.release == "1.2.0"
     assert device.command("files", "cat", "labels").stdout == "four\n"
+
+
+def test_a_command_of_the_owner_decides_about_a_release(lab: tuple[Publisher, DeviceUnderTest], tmp_path: Path) -> None:
+    publisher, device = lab
+    check = tmp_path / "check"
+    code = (
+        "import os, sys, airweights\n"
+        "with airweights.open_bundle(os.environ['AIRWEIGHTS_FAMILY']) as bundle:\n"
+        "    words = bundle.read('labels').decode()\n"
+        "    assert bundle.release.release == os.environ['AIRWEIGHTS_RELEASE'], bundle.release\n"
+        "print('found', words.strip())\n"
+        "sys.exit(words == 'seven\\n')\n"
+    )
+    check.write_text(f"#!{sys.executable}\nimport sys\nsys.path[:0] = {sys.path!r}\n{code}")
+    check.chmod(0o755)
+    before = device.config_path.read_text()
+    settings = before.replace('judges = ["user:root"]', f'health_command = ["{check}"]')
+    assert settings != before
+    device.stop()
+    device.config_path.write_text(settings)
+    device.start()
+    try:
+        release(publisher, "1.6.0", "six\n", runtime="app")
+        release(publisher, "1.7.0", "seven\n", runtime="app")
+        publisher.offer("1.6.0")
+        good = device.call("update")
+        assert (good["outcome"], good["probation"]["verdict"], good["probation"]["unit"]) == (
+            "updated",
+            "passed",
+            "verdicts",
+        ), good
+        publisher.offer("1.7.0")
+        bad = device.call("update")
+        assert bad["outcome"] == "rolled-back", bad
+        assert bad["detail"].endswith("health_command judges it unhealthy: exit status 1: found seven")
+        assert device.command("files", "cat", "labels").stdout == "six\n"
+    finally:
+        device.stop()
+        device.config_path.write_text(before)
+        device.start()
+
+
+def _run_health_command(words: tuple[str, ...], seconds: float = 60) -> AppVerdict | None:
+    """Run a command as a probation does, and return its verdict, or None if it has none after `seconds`."""
+    verdicts = AppVerdicts((HEALTH_COMMAND,))
+    verdicts.begin(3)
+    command = HealthCommand(words, make_record("1.0.0"), Path("/run/apps.sock"))
+    end = time.monotonic() + seconds
+    try:
+        while not verdicts.all() and time.monotonic() < end:
+            command.poll(verdicts, 3)
+            time.sleep(0.01)
+    finally:
+        command.close()
+    return next(iter(verdicts.all()), None)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 0", None),
+        ("echo one; echo two >&2; exit 3", "exit status 3: two"),
+        ("kill -TERM $$", "signal SIGTERM: it printed nothing"),
+        ("printf 'red \\033[31m'; exit 1", "exit status 1: red \\x1b[31m"),
+        ("head -c 1000000 /dev/zero | tr '\\0' x; exit 1", "exit status 1: " + 200 * "x"),
+        ('test -z "$HOME" && test "$AIRWEIGHTS_APPS_SOCKET" = /run/apps.sock', None),
+    ],
+)
+def test_the_exit_status_of_a_command_is_its_verdict(script: str, reason: str | None) -> None:
+    verdict = _run_health_command(("/bin/sh", "-c", script))
+    assert verdict == AppVerdict(HEALTH_COMMAND, is_healthy=reason is None, reason=reason or "")
+
+
+def test_a_command_that_cannot_start_is_unhealthy_and_one_that_does_not_end_says_nothing(tmp_path: Path) -> None:
+    verdict = _run_health_command((f"{tmp_path}/none",))
+    assert verdict is not None
+    assert verdict.reason == f"{tmp_path}/none cannot be started: No such file or directory"
+    mark = tmp_path / "pid"
+    assert _run_health_command(("/bin/sh", "-c", f"echo $$ > {mark}; sleep 600 & wait"), seconds=1) is None
+    assert not Path(f"/proc/{mark.read_text().strip()}").exists()
