@@ -4,6 +4,7 @@ Rules:
 - The program inherits the descriptors of the files, and nothing else that the agent opened.
 - "restart": the program gets SIGTERM, SIGKILL after STOP_SECONDS, and starts again on the new files. "signal": it gets
   SIGHUP, and borrows the new files itself.
+- The program can handle SIGHUP even if the agent's command was started by nohup, which ignores it for all below.
 - The exit code is the program's; 128 plus the number of the signal that ended it.
 """
 
@@ -35,6 +36,9 @@ def run_program(
         ProgramMissing: the program cannot be started.
         DaemonNotRunning: the daemon has ended.
     """
+    if on_swap == "signal" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # unlike an ignored signal, one that is handled has its default action in the program
+        signal.signal(signal.SIGHUP, lambda *_: None)
     swapped = threading.Event()
     threading.Thread(target=_watch, args=(client.path, family, swapped), name="watch", daemon=True).start()
     while True:

@@ -187,7 +187,7 @@ def test_a_program_is_started_again_or_signaled_when_another_release_serves(
     publisher, device = lab
     script = "trap 'echo hang up; exit 7' HUP; cat {labels}; while ! grep -q six {labels}; do sleep 0.1; done; exit 5"
     words = ["files", "exec", "--on-swap", on_swap, "--", "sh", "-c", script]
-    command = [sys.executable, "-m", "device_agent", "--config", str(device.config_path), *words]
+    command = ["nohup", sys.executable, "-m", "device_agent", "--config", str(device.config_path), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         lines = [program.stdout.readline()]

@@ -68,7 +68,7 @@ def test_a_plan_says_which_variant_and_why(installed: DeviceUnderTest, publisher
     assert (found["outcome"], found["reason"]) == ("updated" if with_daemon else "staged", None)
     text = installed.command("plan", "--explain").stdout
     assert "-> fp32" in text
-    assert "CPUExecutionProvider" in text
+    assert "(CPU)" in text
     journal = installed.journal()
     assert journal.pointers.candidate is None
     journal.close()

@@ -34,6 +34,7 @@ def test_the_commands_of_the_page_work_as_written(
         "oci://registry.example.com/models/kws": registry,
         "--keys online": f"--keys {publisher.keys}",
         "halt kws ": "halt vision ",
+        "postgresql://fleet@db/fleet": f"sqlite:{tmp_path}/fleet.db",
     }
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "a passphrase for tests")
     monkeypatch.setenv("PACKAGER_REPO", str(publisher.repository.root))
