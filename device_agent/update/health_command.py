@@ -6,7 +6,8 @@ Rules:
   borrows the files as any application does: AIRWEIGHTS_APPS_SOCKET names the socket.
 - Exit status 0 is the verdict healthy. Another one, or a signal, is unhealthy; the last line that it printed is the
   reason. If it still runs when the probation ends, it gave no verdict, and its process group is ended.
-- At most OUTPUT_BYTES of its output are kept.
+- At most OUTPUT_BYTES of its output are kept. At most MAX_READS pieces are read at once, so a command that never
+  stops printing holds nothing up.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE
 
 OUTPUT_BYTES: Final = 4096
+MAX_READS: Final = 64  # of OUTPUT_BYTES, more than a pipe holds
 REASON_CHARACTERS: Final = 200
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NO_OUTPUT: Final = "it printed nothing"
@@ -80,8 +82,7 @@ class HealthCommand:
         self._read()
         reason = ""
         if status != 0:
-            how = f"exit status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
-            reason = f"{how}: {self._last_line()}"
+            reason = f"{_describe_status(status)}: {self._last_line()}"
         verdicts.add(generation, AppVerdict(HEALTH_COMMAND, is_healthy=status == 0, reason=reason))
 
     def close(self) -> None:
@@ -93,9 +94,17 @@ class HealthCommand:
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._reader, OUTPUT_BYTES):
-                self._output = (self._output + data)[-OUTPUT_BYTES:]
+            for _ in range(MAX_READS):
+                self._output = (self._output + os.read(self._reader, OUTPUT_BYTES))[-OUTPUT_BYTES:]
 
     def _last_line(self) -> str:
         lines = self._output.decode(errors="replace").strip().splitlines()
         return render_line(lines[-1])[:REASON_CHARACTERS] if lines else NO_OUTPUT
+
+
+def _describe_status(status: int) -> str:
+    """Return a status of `subprocess` in words; real-time signals have a number only."""
+    if status > 0:
+        return f"exit status {status}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"signal {known.get(-status, -status)}"

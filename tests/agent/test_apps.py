@@ -403,6 +403,7 @@ def _run_health_command(words: tuple[str, ...], seconds: float = 60) -> AppVerdi
         ("exit 0", None),
         ("echo one; echo two >&2; exit 3", "exit status 3: two"),
         ("kill -TERM $$", "signal SIGTERM: it printed nothing"),
+        ("kill -40 $$", "signal 40: it printed nothing"),
         ("printf 'red \\033[31m'; exit 1", "exit status 1: red \\x1b[31m"),
         ("head -c 1000000 /dev/zero | tr '\\0' x; exit 1", "exit status 1: " + 200 * "x"),
         ('test -z "$HOME" && test "$AIRWEIGHTS_APPS_SOCKET" = /run/apps.sock', None),
@@ -420,3 +421,4 @@ def test_a_command_that_cannot_start_is_unhealthy_and_one_that_does_not_end_says
     mark = tmp_path / "pid"
     assert _run_health_command(("/bin/sh", "-c", f"echo $$ > {mark}; sleep 600 & wait"), seconds=1) is None
     assert not Path(f"/proc/{mark.read_text().strip()}").exists()
+    assert _run_health_command(("/usr/bin/yes",), seconds=1) is None, "one that never stops printing holds nothing up"
