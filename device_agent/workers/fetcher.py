@@ -220,11 +220,7 @@ def post_document(supervisor: SupervisorChannel, message: Message) -> Message:
         NotFound, DownloadFailed: the server does not take it, or the transfer failed.
         TooLarge: the answer is longer than its limit.
     """
-    value, client = message.value, prepare_client()
-    try:
-        body = os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
-    finally:
-        message.close()
+    value, client, body = message.value, prepare_client(), _read_document(message)
     try:
         with client.watchdog.watch(client.settings.min_rate_bytes_s):
             response = client.post(str(value["url"]), {"Content-Type": LINES_TYPE}, body)
@@ -234,9 +230,7 @@ def post_document(supervisor: SupervisorChannel, message: Message) -> Message:
                 response.close()
     finally:
         received.send_count(supervisor, 0)
-    fd = os.memfd_create("answer", os.MFD_CLOEXEC)
-    os.write(fd, answer)
-    return Message({"size": len(answer)}, (fd,))
+    return _pack_answer(answer)
 
 
 def publish_document(supervisor: SupervisorChannel, message: Message) -> Message:
@@ -251,11 +245,7 @@ def publish_document(supervisor: SupervisorChannel, message: Message) -> Message
         DownloadFailed: the transfer failed, or no collector answers.
         TooLarge: the answer is longer than its limit.
     """
-    value, client = message.value, prepare_client()
-    try:
-        body = os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
-    finally:
-        message.close()
+    value, client, body = message.value, prepare_client(), _read_document(message)
     try:
         from device_agent.workers.mqtt_sender import MqttSender  # loaded before the jail, if it is configured
     except ImportError as error:
@@ -266,6 +256,18 @@ def publish_document(supervisor: SupervisorChannel, message: Message) -> Message
             answer = sender.send(body, int(value["max_bytes"]))
     finally:
         received.send_count(supervisor, 0)
+    return _pack_answer(answer)
+
+
+def _read_document(message: Message) -> bytes:
+    """Return the document that a message has a descriptor of, and close the descriptor."""
+    try:
+        return os.pread(message.fds[0], os.fstat(message.fds[0]).st_size, 0)
+    finally:
+        message.close()
+
+
+def _pack_answer(answer: bytes) -> Message:
     fd = os.memfd_create("answer", os.MFD_CLOEXEC)
     os.write(fd, answer)
     return Message({"size": len(answer)}, (fd,))
