@@ -1,11 +1,10 @@
 """Publications in Azure Blob Storage and Google Cloud Storage, as their emulators answer."""
 
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,12 @@ from packager.stores.store import PRIVATE
 from tests.support.cloud_emulators import CONTAINER, CloudServer, needs_azurite, needs_gcs, start_azurite, start_gcs
 from tests.support.cutting_proxy import CuttingProxy, start_cutting_proxy
 from tests.support.metadata_publisher import (
-    CHANNEL,
-    FAMILY,
     CheckClient,
     MetadataPublisher,
     copy_publisher,
     set_percent,
 )
+from tests.support.publisher_race import race_two_publishers
 
 CLOUDS = [pytest.param(start_gcs, id="gs", marks=needs_gcs), pytest.param(start_azurite, id="az", marks=needs_azurite)]
 PUSH_REQUESTS = 30
@@ -170,37 +168,10 @@ def test_of_two_publishers_in_a_cloud_each_succeeds_or_is_told_who_did(
 ) -> None:
     """Both change the rollout in the store at once; a loser tries again, so that nothing is lost."""
     push_all(publisher, url)
-    root = publisher.published / "metadata" / "1.root.json"
-    start, outcomes = threading.Barrier(2), list[tuple[int, int, list[str]]]()
-
-    def run(percent_bp: int) -> None:
-        conflicts: list[str] = []
-        start.wait()
-        while True:
-            try:
-                with open_repository(url, root, is_signing=True) as repository:
-                    before = repository.published_rollout(FAMILY, CHANNEL)
-                    assert before is not None
-                    changed = replace(before, percent_bp=percent_bp, note=before.note + "x")
-                    version = repository.publish_rollout(changed, before, publisher.signers).timestamp_version
-            except PublishConflict as error:
-                conflicts.append(error.message)
-            else:
-                outcomes.append((percent_bp, version, conflicts))
-                return
-
-    _run_both(run)
+    outcomes = race_two_publishers(publisher, url)
     assert sorted(version for _, version, _ in outcomes) == [4, 5]
     assert all("by " in message or "another publisher" in message for _, _, found in outcomes for message in found)
     assert seen_by(device, cloud, url) == max(outcomes, key=lambda outcome: outcome[1])[0]
-
-
-def _run_both(run: Callable[[int], None]) -> None:
-    threads = [threading.Thread(target=run, args=(percent_bp,)) for percent_bp in (1000, 2000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 @pytest.mark.parametrize("is_answer_lost", [False, True], ids=["request", "answer"])

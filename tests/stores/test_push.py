@@ -31,6 +31,7 @@ from tests.support.metadata_publisher import (
     set_percent,
 )
 from tests.support.packager_cli import assert_refused, run_packager
+from tests.support.publisher_race import race_two_publishers
 from tests.support.s3_server import OPEN_BUCKET, READER, S3Server, needs_s3
 
 PUSH_REQUESTS = 30  # more than an update's push sends
@@ -234,30 +235,7 @@ def test_of_two_publishers_at_the_same_time_each_succeeds_or_is_told_who_did(
 ) -> None:
     """Both change the rollout in the store at once; a loser tries again, so that nothing is lost."""
     push_all(publisher, bucket)
-    root = publisher.published / "metadata" / "1.root.json"
-    start, outcomes = threading.Barrier(2), list[tuple[int, int, list[str]]]()
-
-    def run(percent_bp: int) -> None:
-        conflicts: list[str] = []
-        start.wait()
-        while True:
-            try:
-                with open_repository(bucket, root, is_signing=True) as repository:
-                    before = repository.published_rollout(FAMILY, CHANNEL)
-                    assert before is not None
-                    changed = replace(before, percent_bp=percent_bp, note=before.note + "x")
-                    version = repository.publish_rollout(changed, before, publisher.signers).timestamp_version
-            except PublishConflict as error:
-                conflicts.append(error.message)
-            else:
-                outcomes.append((percent_bp, version, conflicts))
-                return
-
-    threads = [threading.Thread(target=run, args=(percent_bp,)) for percent_bp in (1000, 2000)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    outcomes = race_two_publishers(publisher, bucket)
     assert sorted(version for _, version, _ in outcomes) == [4, 5]
     assert all("by " in message or "another publisher" in message for _, _, found in outcomes for message in found)
     last = max(outcomes, key=lambda outcome: outcome[1])
