@@ -28,7 +28,8 @@ OURS = {
     "device_agent.host": "device_facts idle_memory meters system_clock systemd",
     "device_agent.policy": """app_verdicts attempt download_bytes error_outcomes followed_rollout journal_records
         planner poll_schedule probation serving_counts shadow_judge state_machine variant_choice""",
-    "device_agent.process": """channel inheritance jail memory_lock replies syscalls throttle unix_socket user_ids
+    "device_agent.process": """channel inheritance jail landlock memory_lock replies
+        syscalls throttle unix_socket user_ids
         worker worker_process""",
     "device_agent.runtime": """admission bundle_fds front_counters front_handle handles listening_socket model_handle
         no_front oip wire""",

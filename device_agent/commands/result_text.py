@@ -9,7 +9,8 @@ from bundle.providers import CPU
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.download_bytes import DownloadBytes
 from device_agent.policy.journal_records import QuarantineRecord
-from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
+from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport
+from device_agent.policy.update_history import UpdateHistory
 
 if TYPE_CHECKING:
     from device_agent.update.preview import Plan

@@ -158,7 +158,7 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
     """Show past update attempts with their outcomes, newest first."""
     from device_agent.commands.result_text import history_lines
     from device_agent.config.families import FamilyResults
-    from device_agent.policy.status_report import UpdateHistory
+    from device_agent.policy.update_history import UpdateHistory
 
     def offline(config: Config) -> FamilyResults[UpdateHistory]:
         from device_agent.daemon.status import read_history

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from device_agent.apps.export_folder import FamilyExport
     from device_agent.daemon.supervisor import Supervisor
     from device_agent.policy.probation_progress import ProbationProgress
-    from device_agent.policy.status_report import FamilyStatus, UpdateHistory
+    from device_agent.policy.status_report import FamilyStatus
+    from device_agent.policy.update_history import UpdateHistory
 
 T = TypeVar("T")
 
@@ -103,7 +104,7 @@ class FamilyQueries:
         Raises:
             JournalUnreadable: the journal cannot be read.
         """
-        from device_agent.policy.status_report import UpdateHistory  # not in memory at rest
+        from device_agent.policy.update_history import UpdateHistory  # not in memory at rest
 
         return UpdateHistory(self.read_journal(lambda journal: tuple(journal.history())))
 

@@ -4,7 +4,8 @@ from device_agent.config.config import Config
 from device_agent.config.families import FamilyResults, check_family, per_family
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState, TpmCounterRecord
-from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
+from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport
+from device_agent.policy.update_history import UpdateHistory
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal, open_for_reading
 from device_agent.storage.machine import is_copied

@@ -13,4 +13,5 @@ Reading order:
     outcome_report   the signed report that follows a result; followed_rollout is the rollout that it names
     poll_schedule    time until the next check
     status_report    the object that `device-agent status` prints
+    update_history   the object that `device-agent history` prints
 """

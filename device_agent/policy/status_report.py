@@ -6,7 +6,7 @@ once and formats it.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bundle.errors import AirweightsError
@@ -351,32 +351,6 @@ class StatusReport:
             return cls(FamilyStatus.parse(fields))
         first, *rows = fields.objects("families", max_items=MAX_ROWS)
         return cls(FamilyStatus.parse(first), tuple(_parse_row(row) for row in rows))
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateHistory:
-    """Finished attempts, newest first."""
-
-    results: tuple[UpdateResult, ...]
-
-    def newest(self, limit: int) -> "UpdateHistory":
-        """Return the newest `limit` attempts."""
-        return replace(self, results=self.results[:limit])
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of `history --json` for one family."""
-        return {"history": [row.as_json() for row in self.results]}
-
-    @classmethod
-    def parse(cls, fields: StrictObject) -> "UpdateHistory":
-        """Parse the output of `as_json`.
-
-        Raises:
-            Malformed: a field is missing, unknown or has a wrong type.
-        """
-        found = cls(tuple(UpdateResult.from_json(row) for row in fields.objects("history", max_items=MAX_ROWS)))
-        fields.reject_unknown()
-        return found
 
 
 def quarantine_json(rows: Sequence[QuarantineRecord]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Reading order:
     worker_process.py  the supervisor's side: start, call, stop
     worker.py          the worker's side: import, enter the jail, serve calls
     jail.py            the restrictions; syscalls.py has the kernel's numbers
+    landlock.py        the files that a worker can open
     namespaces.py, user_ids.py  a network, a view of the files and a user id of the worker's own
     system_call_filter.py  the seccomp filter, from the table system_calls.txt
     memory_lock.py     keeps keys and plain models out of swap

@@ -37,6 +37,7 @@ from typing import Any, Final
 from bundle.providers import CPU
 from device_agent.errors import JailUnavailable
 from device_agent.process import syscalls as sys_
+from device_agent.process.landlock import landlock_abi, restrict_files
 from device_agent.process.memory_lock import lock_memory
 from device_agent.process.user_ids import choose_fixed_uid, choose_free_uid
 
@@ -195,7 +196,7 @@ def detect_jail() -> JailStatus:
     """Return the status that the strictest policy would give on this machine; change nothing."""
     return JailStatus(
         own_uid=choose_free_uid() if os.geteuid() == 0 else None,
-        landlock_abi=_landlock_abi(),
+        landlock_abi=landlock_abi(),
         seccomp=_is_seccomp_offered(),
         network_namespace=os.geteuid() == 0,
         undumpable=True,
@@ -353,52 +354,10 @@ def _limit_threads(policy: JailPolicy, status: JailStatus) -> bool:
         resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
 
-def _landlock_abi() -> int:
-    abi = sys_.call(sys_.LANDLOCK_CREATE_RULESET, None, 0, sys_.LANDLOCK_CREATE_RULESET_VERSION)
-    return max(abi, 0)
-
-
 def _restrict_files(policy: JailPolicy) -> int:
-    abi = min(_landlock_abi(), policy.landlock_abi)
-    if not abi:
-        return 0
-    # each version of the interface adds rights; the call fails if it names one that the kernel does not know
-    handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
-    net = sys_.LANDLOCK_ACCESS_NET_TCP if abi >= 4 and policy.sockets != "inet" else 0
-    scopes = sys_.LANDLOCK_SCOPE_FLAGS if abi >= 6 else 0
-    size = 8 if abi < 4 else 16 if abi < 6 else 24
-    attributes = struct.pack("=QQQ", handled, net, scopes)[:size]
-    ruleset = sys_.call(sys_.LANDLOCK_CREATE_RULESET, attributes, size, 0)
-    if ruleset < 0:
-        return 0
-    try:
-        readable = sys_.READ_FILE | sys_.READ_DIR
-        writable = readable | sys_.WRITE_FILE | sys_.REMOVE_DIR | sys_.REMOVE_FILE | sys_.MAKE_DIR | sys_.MAKE_REG
-        writable |= sys_.MAKE_SYM  # python-tuf names the newest root of its cache by a link
-        writable = (writable | sys_.REFER | sys_.TRUNCATE) & handled
-        controllable = (sys_.READ_FILE | sys_.WRITE_FILE | sys_.IOCTL_DEV) & handled
-        rights_of = ((policy.read, readable), (policy.write, writable), (policy.open_devices, controllable))
-        for paths, rights in rights_of:
-            for path in paths:
-                _allow_path(ruleset, path, rights)
-        return abi if sys_.call(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
-    finally:
-        os.close(ruleset)
-
-
-def _allow_path(ruleset: int, path: str, rights: int) -> None:
-    try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if not Path(path).is_dir():
-            rights &= sys_.READ_FILE | sys_.WRITE_FILE | sys_.TRUNCATE | sys_.IOCTL_DEV
-        rule = struct.pack("=Qi", rights, fd)
-        if sys_.call(sys_.LANDLOCK_ADD_RULE, ruleset, sys_.LANDLOCK_RULE_PATH_BENEATH, rule, 0):
-            raise OSError(ctypes.get_errno(), f"Landlock rule for {path}")
-    finally:
-        os.close(fd)
+    abi = min(landlock_abi(), policy.landlock_abi)
+    forbids_tcp = policy.sockets != "inet"
+    return restrict_files(abi, policy.read, policy.write, policy.open_devices, forbids_tcp=forbids_tcp)
 
 
 def _is_seccomp_offered() -> bool:

@@ -1,5 +1,6 @@
-"""Attach and detach the personal adapter (device_agent.workers.adapter_check)."""
+"""Attach, detach and check the personal adapter (device_agent.workers.adapter_check)."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,12 +9,15 @@ from typing import Any
 
 from bundle.errors import Bug
 from bundle.local_files import check_regular_file
-from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInvalid
+from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInvalid, StoreDamaged, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
+from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import DEFAULT_TOLERANCE_PPM, MAX_ADAPTER_BYTES, Adapter, AdapterStore
 from device_agent.update.context import UpdateContext
 from device_agent.workers.adapter_check import check_adapter, record_golden_outputs, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
+
+logger = logging.getLogger(__name__)
 
 
 def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, Any]) -> None:
@@ -106,3 +110,30 @@ def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord)
     finally:
         fds.close()
     store.write(replace(adapter.with_check_result(active.digest, is_compatible=True), is_enabled=True))
+
+
+def check_with_candidate(
+    context: UpdateContext, workers: WorkerPool, adapter: Adapter, fds: BundleFds, bundle: BundleRecord
+) -> None:
+    """Record whether the adapter is compatible with a candidate; if not, the candidate serves without it.
+
+    Args:
+        context: configuration and stores of the family.
+        workers: unseal the adapter.
+        adapter: the stored adapter, which is enabled.
+        fds: files of the candidate.
+        bundle: the candidate.
+    """
+    is_compatible = False
+    try:
+        adapter_fd, golden_fd = workers.patcher.unseal_adapter(adapter)
+        try:
+            both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
+            check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, context.probe_client.jail)
+            is_compatible = True
+        finally:
+            os.close(adapter_fd)
+            os.close(golden_fd)
+    except (AdapterIncompatible, StoreDamaged, WorkerTimeout) as error:
+        logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
+    AdapterStore(context.device).write(adapter.with_check_result(bundle.digest, is_compatible=is_compatible))

@@ -22,7 +22,6 @@ Rules:
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,14 +30,12 @@ from typing import Final
 
 from bundle.errors import AirweightsError, Unfit
 from device_agent.errors import (
-    AdapterIncompatible,
     OperatorRollback,
     OutOfMemory,
     ProbationFailed,
     ProbationInconclusive,
     ShadowFailed,
     StoreDamaged,
-    WorkerTimeout,
 )
 from device_agent.policy.app_verdicts import HEALTH_COMMAND, judge_verdicts, summarize_verdicts
 from device_agent.policy.journal_records import BundleRecord
@@ -52,12 +49,10 @@ from device_agent.policy.probation import (
 from device_agent.policy.serving_counts import ProbationSummary, ServingObservation
 from device_agent.policy.shadow_judge import judge_shadow
 from device_agent.runtime.admission import Admission, decide_admission
-from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.update.context import UpdateContext, mark_damaged, memory_left, wait_in_phase
 from device_agent.update.probation_watch import ProbationWatch, usual_latency_us
-from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -121,7 +116,11 @@ class Candidate:
                 fds, variant, running, self._workers, measures_ratio=measures_ratio
             )
             self._peak_bytes = report.peak_bytes
-            self._check_adapter(fds, bundle)
+            adapter = AdapterStore(self._context.device).read()
+            if adapter is not None and adapter.is_enabled:
+                from device_agent.update.adapter_change import check_with_candidate  # not in memory at rest
+
+                check_with_candidate(self._context, self._workers, adapter, fds, bundle)
             return report.reference_ratio_ppm
         finally:
             fds.close()
@@ -335,26 +334,6 @@ class Candidate:
         if watch is not None:
             watch.close()
             self.downtime_ms += round(watch.downtime_s * 1000)
-
-    def _check_adapter(self, fds: BundleFds, bundle: BundleRecord) -> None:
-        """Record whether the personal adapter is compatible with the candidate; if not, it serves without it."""
-        store = AdapterStore(self._context.device)
-        adapter = store.read()
-        if adapter is None or not adapter.is_enabled:
-            return
-        is_compatible = False
-        try:
-            adapter_fd, golden_fd = self._workers.patcher.unseal_adapter(adapter)
-            try:
-                both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
-                check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, self._context.probe_client.jail)
-                is_compatible = True
-            finally:
-                os.close(adapter_fd)
-                os.close(golden_fd)
-        except (AdapterIncompatible, StoreDamaged, WorkerTimeout) as error:
-            logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
-        store.write(adapter.with_check_result(bundle.digest, is_compatible=is_compatible))
 
     def _report_progress(
         self,

@@ -4,6 +4,7 @@ Reading order:
     pipeline        runs the steps in order and reports
     release_plan    the contents of a release file as values
     release_file    reads a release file
+    toml_table              a TOML table, read strictly
     release_file_checks     checks what depends on several keys or on other files
     draft           the values that steps exchange
     steps/          one module per step

@@ -23,7 +23,7 @@ from bundle.ramp import MAX_RAMP_SECONDS, MAX_RAMP_STEPS, RampStep, check_ramp
 from bundle.requirements import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, PROVIDER_PATTERN
 from bundle.rollout import BASIS_POINTS
 from bundle.session_options import SESSION_OPTIONS
-from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
+from bundle.strict_json import NAME_PATTERN, StrictObject
 from bundle.suggestion import suggest
 from bundle.variant import AT_REST
 from packager.errors import ReleaseFileInvalid
@@ -50,9 +50,9 @@ from packager.release.release_plan import (
     RolloutPlan,
     VariantPlan,
 )
+from packager.release.toml_table import SHOWN_CHARACTERS, TomlTable
 
 MAX_RELEASE_FILE_BYTES: Final = 256 * 1024
-SHOWN_CHARACTERS: Final = 80  # length of a wrong value or key in a message
 
 RELEASE_KEYS: Final = (
     "family",
@@ -136,7 +136,7 @@ def plan_from_document(document: Mapping[str, object], folder: Path, *, where: s
     """
     _check_keys(document, where)
     try:
-        plan = _parse_plan(_Table(dict(document), where), folder)
+        plan = _parse_plan(TomlTable(dict(document), where), folder)
     except Malformed as error:
         raise ReleaseFileInvalid(error.message) from error
     check_files(plan, where)
@@ -170,47 +170,7 @@ def _check_table(table: object, known: tuple[str, ...], where: str) -> None:
             )
 
 
-class _Table(StrictObject):
-    """A TOML table, read like a JSON object; `number` is the only reader that accepts a float."""
-
-    def __init__(self, value: object, where: str) -> None:
-        super().__init__(value if isinstance(value, dict) else repr(value)[:SHOWN_CHARACTERS], where)
-
-    def table(self, name: str) -> "_Table":
-        """Return a nested table, empty if it is absent."""
-        return _Table(self.value(name) if self.has(name) else {}, f"{self.where}: {name}")
-
-    def tables(self, name: str) -> "dict[str, _Table]":
-        """Return the tables of a table of tables, by name."""
-        table = self.table(name)
-        for entry in table.remaining_names():
-            if not NAME_PATTERN.fullmatch(entry):
-                raise Malformed(
-                    f"{self.where}: {name}: found {entry[:SHOWN_CHARACTERS]!r}, "
-                    f"expected {describe_pattern(NAME_PATTERN)}"
-                )
-        return {entry: _Table(table.value(entry), f"{self.where}: {name}.{entry}") for entry in table.remaining_names()}
-
-    def tables_in_array(self, name: str) -> "list[_Table]":
-        """Return an array of tables, empty if it is absent."""
-        value: object = self.value(name) if self.has(name) else []
-        if not isinstance(value, list):
-            raise Malformed(f"{self.where}: {name}: found {value!r}, expected an array of tables")
-        return [_Table(row, f"{self.where}: {name}[{i}]") for i, row in enumerate(value)]
-
-    def number(self, name: str, low: float, high: float) -> float:
-        """Return an integer or float from `low` to `high`."""
-        value: object = self.value(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise Malformed(f"{self.where}: {name}: found {value!r}, expected a number from {low} to {high}")
-        return float(value)
-
-    def path(self, name: str, folder: Path) -> Path:
-        """Return a path; a relative one is below `folder`."""
-        return folder / self.text(name)
-
-
-def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
+def _parse_plan(table: TomlTable, folder: Path) -> ReleasePlan:
     channels = table.texts("channels", NAME_PATTERN, max_items=64)
     if not channels:
         raise Malformed(f"{table.where}: channels: found none, expected at least one")
@@ -252,11 +212,11 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     return out
 
 
-def _parse_inputs(table: _Table, folder: Path) -> Path | None:
+def _parse_inputs(table: TomlTable, folder: Path) -> Path | None:
     return table.path("inputs", folder) if table.has("inputs") else None
 
 
-def _parse_models(table: _Table, folder: Path) -> tuple[ModelPlan | None, tuple[ModelPlan, ...]]:
+def _parse_models(table: TomlTable, folder: Path) -> tuple[ModelPlan | None, tuple[ModelPlan, ...]]:
     """Return the first model, or None, and the other ones."""
     if not table.has("models"):
         if not table.has("model"):
@@ -273,7 +233,7 @@ def _parse_models(table: _Table, folder: Path) -> tuple[ModelPlan | None, tuple[
     return found[0], tuple(found[1:])
 
 
-def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:
+def _parse_variants(table: TomlTable, folder: Path) -> tuple[VariantPlan, ...]:
     written = [_parse_variant(name, row, folder) for name, row in table.tables("variants").items()]
     out = tuple(variant for plan in written for variant in plan.expand())
     names = [variant.name for variant in out]
@@ -283,7 +243,7 @@ def _parse_variants(table: _Table, folder: Path) -> tuple[VariantPlan, ...]:
     return out
 
 
-def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
+def _parse_variant(name: str, row: TomlTable, folder: Path) -> VariantPlan:
     gate = row.table("gate")
     out = VariantPlan(
         name=name,
@@ -307,7 +267,7 @@ def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
     return out
 
 
-def _parse_requires(row: _Table) -> Overrides:
+def _parse_requires(row: TomlTable) -> Overrides:
     """Return the fields of Requirements that the table has."""
     out: dict[str, int | str | tuple[str, ...] | None] = {}
     for name in row.remaining_names():
@@ -332,7 +292,7 @@ def _parse_requires(row: _Table) -> Overrides:
     return tuple(out.items())
 
 
-def _parse_session(row: _Table) -> tuple[tuple[str, str], ...]:
+def _parse_session(row: TomlTable) -> tuple[tuple[str, str], ...]:
     """Return the session options; true and false stand for "1" and "0"."""
     found: dict[str, str] = {}
     for name in row.remaining_names():
@@ -341,7 +301,7 @@ def _parse_session(row: _Table) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(found.items()))
 
 
-def _parse_health(row: _Table) -> Overrides:
+def _parse_health(row: TomlTable) -> Overrides:
     """Return the fields of Health that the table has, checked together with the defaults."""
     given = {name: row.value(name) for name in row.remaining_names() if name in HEALTH_KEYS}
     row.reject_unknown()
@@ -354,7 +314,7 @@ def _parse_health(row: _Table) -> Overrides:
     return tuple((name, getattr(checked, name)) for name in HEALTH_KEYS if name in given)
 
 
-def _parse_file(row: _Table, folder: Path) -> ExtraFile:
+def _parse_file(row: TomlTable, folder: Path) -> ExtraFile:
     source = row.path("path", folder)
     role = row.choice("role", FILES_ONLY_ROLES)
     name = row.text("name", max_length=200) if row.has("name") else source.name
@@ -362,7 +322,7 @@ def _parse_file(row: _Table, folder: Path) -> ExtraFile:
     return ExtraFile(source, role, name)
 
 
-def _parse_bases(table: _Table) -> int | tuple[str, ...]:
+def _parse_bases(table: TomlTable) -> int | tuple[str, ...]:
     patches = table.table("patches")
     if not patches.has("from"):
         patches.reject_unknown()
@@ -377,7 +337,7 @@ def _parse_bases(table: _Table) -> int | tuple[str, ...]:
     raise Malformed(f"{where}: found {value!r}, expected a number of releases up to {MAX_BASES} or a list of versions")
 
 
-def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
+def _parse_rollout(table: TomlTable, channels: tuple[str, ...]) -> RolloutPlan | None:
     if not table.has("rollout"):
         return None
     row = table.table("rollout")
@@ -392,7 +352,7 @@ def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | No
     return RolloutPlan(own, round(percent * BASIS_POINTS / 100), cohorts, note)
 
 
-def _parse_ramp(table: _Table) -> tuple[RampStep, ...]:
+def _parse_ramp(table: TomlTable) -> tuple[RampStep, ...]:
     """Return the steps of a ramp, each written as "24h 10%"."""
     where = f"{table.where}: ramp"
     out = []
@@ -405,7 +365,7 @@ def _parse_ramp(table: _Table) -> tuple[RampStep, ...]:
     return tuple(out)
 
 
-def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
+def _parse_provenance(row: TomlTable) -> tuple[tuple[str, str], ...]:
     out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.remaining_names()))
     for name, _ in out:
         if not FEATURE_PATTERN.fullmatch(name):
