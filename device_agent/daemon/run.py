@@ -4,6 +4,7 @@ It is separate from the command line, whose modules would otherwise stay in the 
 """
 
 import logging
+import os
 import queue
 import signal
 import sys
@@ -22,6 +23,7 @@ from device_agent.daemon.worker_pools import WorkerPools
 from device_agent.process.jail import close_memory
 from device_agent.storage.device_directory import DAEMON, DeviceDirectory
 
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STANDARD_LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -61,19 +63,36 @@ def run_daemon(path: Path, announce: Callable[[str, str], None]) -> None:
     messages: queue.SimpleQueue[DaemonMessage] = queue.SimpleQueue()
     worker_pools = WorkerPools()
 
-    def stop(*_: object) -> None:
-        messages.put(Stop())
-        # in a thread of its own: this handler may have interrupted a call to the same workers, and would deadlock
-        threading.Thread(target=worker_pools.interrupt, name="stop", daemon=True).start()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda *_: messages.put(Reload()))
+    _handle_signals(messages, worker_pools)
     config = load_config(path)
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     with device.acquire_lock(DAEMON):
         Supervisor(config, device, announce, messages, worker_pools, lambda: load_config(path)).run()
+
+
+def _handle_signals(messages: "queue.SimpleQueue[DaemonMessage]", worker_pools: WorkerPools) -> None:
+    """Turn signals into messages, in a thread of its own.
+
+    A Python handler runs in the main thread, and a signal that arrives just before that thread waits for the next
+    message does not wake it. So the interpreter writes the signal's number to a pipe at once, whatever threads do.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writer, False)
+
+    def read() -> None:
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number == signal.SIGHUP:
+                    messages.put(Reload())
+                elif number in STOP_SIGNALS:
+                    messages.put(Stop())
+                    worker_pools.interrupt()
+
+    threading.Thread(target=read, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for known in (*STOP_SIGNALS, signal.SIGHUP):
+        signal.signal(known, lambda *_: None)
 
 
 def main(arguments: list[str]) -> int:

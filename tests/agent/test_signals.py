@@ -1,5 +1,6 @@
 """SIGHUP reads the configuration again under load; a signal to the whole process group ends the daemon in order."""
 
+import ctypes
 import http.client
 import json
 import os
@@ -23,6 +24,7 @@ from tests.support.faulty_http_server import Site
 from tests.support.load_clients import connect, wait_until
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
+TGKILL = {"x86_64": 234, "aarch64": 131}  # the system call's number
 BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [0.5] * 64}]})
 
 
@@ -154,6 +156,25 @@ def test_a_signal_to_the_whole_group_interrupts_an_update_that_is_not_reported_a
     assert [(line["outcome"], line["reason"]) for line in ended] == [("interrupted", "agent-stopping")]
     installed.start()
     assert installed.call("update")["release"] == "1.1.0"
+
+
+def test_a_signal_that_another_thread_receives_ends_the_daemon(installed: DeviceUnderTest) -> None:
+    """As one does that arrives just before the main thread waits: it interrupts no wait of the main thread."""
+    installed.start()
+    daemon = installed.daemon
+    assert daemon is not None
+    tasks = Path(f"/proc/{daemon.pid}/task")
+    threads = [int(path.name) for path in tasks.iterdir() if int(path.name) != daemon.pid]
+    waits = 0
+
+    def is_at_rest() -> bool:
+        nonlocal waits
+        waits = waits + 1 if (tasks / str(daemon.pid) / "stat").read_text().rpartition(")")[2].split()[0] == "S" else 0
+        return waits > 100
+
+    wait_until(is_at_rest)
+    assert ctypes.CDLL(None).syscall(TGKILL[os.uname().machine], daemon.pid, threads[0], signal.SIGTERM) == 0
+    assert daemon.wait(60) == 0
 
 
 def test_a_signal_during_the_start_is_handled_afterwards(installed: DeviceUnderTest) -> None:
