@@ -45,6 +45,8 @@ PROBE_NICENESS: Final = 10  # of processes that try a model
 MAX_OPEN_FILES: Final = 1024
 EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
 MAX_THREADS: Final = 64  # beside those that a model is configured to use
+# the kernel counts threads by user: those of all agents and families of the machine, if their workers' user is the same
+MAX_THREADS_OF_FIXED_USER: Final = 2048
 USER_NAMESPACES_COUNT_THREADS: Final = (5, 14)  # the release of Linux
 CAPABILITIES: Final = {"read-any": sys_.CAP_DAC_READ_SEARCH, "access-any": sys_.CAP_DAC_OVERRIDE}
 
@@ -61,7 +63,7 @@ class JailPolicy:
         fixed_user: its user id is the same at every start. Files below `write` are given to it, unless it has a
             capability.
         capability: what it keeps for files of other users if it becomes another user: "read-any", "access-any" or "".
-        threads: bound on its threads.
+        threads: bound on its threads; MAX_THREADS_OF_FIXED_USER if it becomes the user that `fixed_user` asks for.
         runtime: runtime of models that it imports and prepares before the jail closes, or "".
         provider: execution provider that it prepares too (bundle.providers).
         provider_libraries: plug-ins of execution providers, (name of the provider, path).
@@ -339,7 +341,8 @@ def _limit_threads(policy: JailPolicy, status: JailStatus) -> bool:
     if status.own_uid is None and not (status.user_namespace and release >= USER_NAMESPACES_COUNT_THREADS):
         return False
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    limit = policy.threads if hard == resource.RLIM_INFINITY else min(policy.threads, hard)
+    wanted = MAX_THREADS_OF_FIXED_USER if policy.fixed_user and status.own_uid is not None else policy.threads
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     # tried out: the kernel does not limit the machine's root, which can have another id in a user namespace
     resource.setrlimit(resource.RLIMIT_NPROC, (1, limit))
     trial = threading.Thread(target=lambda: None)

@@ -64,6 +64,13 @@ def test_what_a_child_can_be_kept_from_is_known_before_one_starts() -> None:
         assert worker.jail.network_namespace == promised.network_namespace
 
 
+def test_workers_of_a_fixed_user_start_however_many_there_are(tmp_path: Path) -> None:
+    """The kernel counts the threads of all agents and families of a machine together if their user is the same."""
+    policy = JailPolicy("verifier", write=(str(tmp_path),), fixed_user=True, threads=2)
+    with start_jail_probe(policy), start_jail_probe(policy), start_jail_probe(policy) as third:
+        assert third.jail.threads_limited == (third.jail.own_uid is not None or third.jail.user_namespace)
+
+
 def test_an_error_of_the_child_is_raised_as_its_class() -> None:
     with start_jail_probe() as worker:
         with pytest.raises(DeviceLocked, match="found 1, expected 0") as caught:

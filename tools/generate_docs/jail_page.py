@@ -34,7 +34,7 @@ worker completely: as root and as another user, with each version of Landlock, a
 | `own-user` | a user id that no other process has; without root, a user namespace | where user namespaces are forbidden; with a TPM's resource manager on D-Bus, as root |
 | `network-namespace` | no network, not even the machine's own | as for `own-files`; the fetcher |
 | `ipc-namespace` | no shared memory or queues of other processes | as for `own-files` |
-| `thread-limit` | at most 64 threads beside those of the model | without root before Linux 5.14, or if the machine's root has another id in a container |
+| `thread-limit` | at most 64 threads beside those of the model; if the agent is root, at most 2,048 of all verifiers of the machine, which share a user, and as many of all token openers | without root before Linux 5.14, or if the machine's root has another id in a container |
 | `undumpable` | no core dump; other processes of the same user cannot trace the worker or read its descriptors | never |
 
 `status` names each restriction that a worker lacks ([daily operation](operations/daily.md#look-at-a-device)). A worker
