@@ -115,8 +115,10 @@ class FamilyQueries:
             JournalUnreadable: this journal or that of the first family cannot be read.
         """
         from device_agent.daemon.status import family_status  # not in memory at rest
+        from device_agent.policy.state_machine import State
         from device_agent.policy.status_report import ServingStatus
 
+        progress = self.probation  # assigned as a whole by the main thread, before the state and after it
         device_records = None
         if self.context.first_journal is not None:
             first = DeviceDirectory(self.config.directory)
@@ -149,7 +151,7 @@ class FamilyQueries:
             is_memory_swappable=self.runtime.is_swappable,
             missing_restrictions=missing_restrictions(),
             no_update_reason=None if self.too_new is None else self.too_new.message,
-            probation=self.probation,  # assigned as a whole by the main thread
+            probation=(self.probation or progress) if status.state == State.PROBATION else None,
             needs_restart=self.supervisor.needs_restart,
             export=None if self.export is None else self.export.status(),
         )

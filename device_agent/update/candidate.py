@@ -227,6 +227,15 @@ class Candidate:
         self._end_downtime()
         return took_us
 
+    def announce_probation(self, candidate: Generation, judges: int | None) -> None:
+        """Report the progress of a probation that is about to start, so that its state is never without one.
+
+        Args:
+            candidate: the serving generation.
+            judges: number of applications that judge it, or None if requests do.
+        """
+        self._report_progress(candidate, 0.0, 0, judges)
+
     def run_probation(self, serving: FamilyServing, candidate: Generation) -> ProbationSummary:
         """Watch the serving candidate until its probation is decided, and return the summary.
 
@@ -254,7 +263,7 @@ class Candidate:
             current = serving.current
             is_alive = current is not None and current.process.is_alive()
             observation = replace(serving.observation(candidate), repeats=repeats, is_alive=is_alive)
-            self._report_progress(candidate, limits, elapsed_s, observation.requests, limits.min_requests)
+            self._report_progress(candidate, elapsed_s, observation.requests, None)
             return judge_probation(limits, observation, baseline, elapsed_s)
 
         try:
@@ -294,7 +303,7 @@ class Candidate:
             if command is not None:
                 command.poll(verdicts, candidate.number)
             answered = len({verdict.judge for verdict in verdicts.all()})
-            self._report_progress(candidate, limits, elapsed_s, answered, len(verdicts.judges), "verdicts")
+            self._report_progress(candidate, elapsed_s, answered, len(verdicts.judges))
             return judge_verdicts(limits, verdicts, elapsed_s)
 
         try:
@@ -335,19 +344,13 @@ class Candidate:
             watch.close()
             self.downtime_ms += round(watch.downtime_s * 1000)
 
-    def _report_progress(
-        self,
-        candidate: Generation,
-        limits: ProbationLimits,
-        elapsed_s: float,
-        requests: int,
-        needed_requests: int,
-        unit: str = "requests",
-    ) -> None:
+    def _report_progress(self, candidate: Generation, elapsed_s: float, found: int, judges: int | None) -> None:
         from device_agent.policy.probation_progress import ProbationProgress  # not in memory at rest
 
+        limits = self._limits(candidate)
         left_s = max(0, ceil(limits.window_s - elapsed_s))
-        self._context.on_probation(ProbationProgress(candidate.bundle.version, requests, needed_requests, left_s, unit))
+        needed, unit = (limits.min_requests, "requests") if judges is None else (judges, "verdicts")
+        self._context.on_probation(ProbationProgress(candidate.bundle.version, found, needed, left_s, unit))
 
     def _limits(self, candidate: Generation) -> ProbationLimits:
         settings = self._context.config.probation

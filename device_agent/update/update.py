@@ -313,6 +313,9 @@ class _Update:
         self._attempt = replace(self._attempt, swap_us=took_us)
         # a first install has no release to return to: a failed probation could only end the service
         event = Event.FIRST_INSTALL if is_first else Event.SWAPPED if runtime.is_judged else Event.NOT_RUN
+        if event is Event.SWAPPED:
+            judges = None if runtime.is_run_by_agent else len(self._context.app_verdicts.judges)
+            candidate.announce_probation(generation, judges)
         self._attempt = self._journal.advance(event, self._attempt)
         if event is Event.SWAPPED:
             with self._time_phase("probation"):

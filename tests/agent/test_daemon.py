@@ -292,6 +292,8 @@ def _wait_for_probation(device: DeviceUnderTest) -> int:
     deadline = time.monotonic() + 60
     while True:
         status = device.call("status")
+        # also between two steps of the update
+        assert (status["probation"] is not None) == (status["state"] == "probation"), status
         if status["state"] == "probation":
             return int(status["serving"]["pid"])
         assert time.monotonic() < deadline, status["state"]
