@@ -52,10 +52,6 @@ def main() -> None:
         if options.realtime:
             os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         device.start()
-        assert device.daemon is not None
-        assert device.daemon.stderr is not None
-        # each request is logged: a pipe that is not read would stop the daemon
-        threading.Thread(target=device.daemon.stderr.read, daemon=True).start()
         device.call("update")
         found = {"mb": options.mb, **measure_borrowing(device), **measure_swap(publisher, device, files)}
         found |= measure_notice(Path(text))

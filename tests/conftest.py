@@ -6,6 +6,8 @@ Enumerations: of a test that tries many similar cases, `make test` runs a few, s
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
 
+A test that hangs fails, and prints where (tests.support.hung_tests).
+
 Bytecode is cached, also where the environment says otherwise: the tests start thousands of processes, and each would
 compile the same modules.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support.hung_tests import end_if_hung
 from tests.support.key_stretching import FAST_LOG2_N, stretched
 from tests.support.s3_server import S3Server, start_s3_server
 
@@ -169,6 +172,13 @@ def _mark(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.process)
         if folder in SLOW_FOLDERS or Path(item.path).stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Fail a test that hangs, with the stacks of its threads."""
+    with end_if_hung():
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -88,13 +88,12 @@ def _rewrite(device: DeviceUnderTest, before: str, after: str) -> None:
 def _reload(device: DeviceUnderTest) -> dict[str, Any]:
     """Send SIGHUP and return the log record of the reload."""
     os.kill(device.daemon_pid, signal.SIGHUP)
-    assert device.daemon is not None
-    assert device.daemon.stderr is not None
-    for line in iter(device.daemon.stderr.readline, b""):
-        record = json.loads(line)
-        if record.get("event") == "reloaded" or "not reloaded" in record["message"]:
-            return dict(record)
-    raise AssertionError("the daemon ended")
+    assert device.daemon_log is not None
+    record = device.daemon_log.wait_for(
+        lambda record: record.get("event") == "reloaded" or "not reloaded" in record["message"]
+    )
+    assert record is not None, "the daemon ended"
+    return record
 
 
 def test_a_reload_under_load_loses_no_request_and_applies_what_needs_no_restart(

@@ -1,6 +1,5 @@
 """A publisher of releases and its devices: a real repository, real keys, real models and the real agent."""
 
-import json
 import os
 import shutil
 import signal
@@ -41,8 +40,10 @@ from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository
 from tests.support import tiny_models
+from tests.support.daemon_log import FOREIGN, DaemonLog
 from tests.support.run_folders import change_once
 
+START_S = 300.0  # until a daemon must have started
 FAMILY = "kws"
 COHORT = "default"
 RELEASE_SETTINGS = """
@@ -190,13 +191,15 @@ class DeviceUnderTest:
         config: the configuration; `write_config` writes it.
         results: results of `update`, in order.
         daemon: the running daemon, or None.
-        log: the log of the daemon that was stopped last, from its last read line on.
+        daemon_log: the log of that daemon, or None.
+        log: the log of the daemon that was stopped last, after its record `started`.
     """
 
     folder: Path
     config: Config
     results: list[UpdateResult] = field(default_factory=list)
     daemon: "subprocess.Popen[bytes] | None" = None
+    daemon_log: DaemonLog | None = None
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -288,21 +291,17 @@ class DeviceUnderTest:
         self.daemon = subprocess.Popen(
             words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})}, process_group=group
         )
-        for line in iter(self._stderr.readline, b""):
-            result = json.loads(line)
-            if result.get("event") == "started":
-                return dict(result)
-        raise AssertionError(f"the daemon ended with {self.daemon.wait()}")
+        assert self.daemon.stderr is not None
+        self.daemon_log = DaemonLog(self.daemon.stderr)
+        started = self.daemon_log.wait_for(lambda record: record.get("event") == "started", START_S)
+        if started is None:
+            raise AssertionError(f"the daemon ended with {self.daemon.wait(60)}")  # its log is on stderr
+        return started
 
     @property
     def daemon_pid(self) -> int:
         """The process id of the daemon, or 0 if none is running."""
         return 0 if self.daemon is None else self.daemon.pid
-
-    @property
-    def _stderr(self) -> Any:
-        assert self.daemon is not None
-        return self.daemon.stderr
 
     def call(self, command: str, **fields: Any) -> dict[str, Any]:
         return call_daemon(self.directory.control_path, command, 120, **fields)
@@ -315,16 +314,23 @@ class DeviceUnderTest:
             os.killpg(self.daemon.pid, number)
         else:
             self.daemon.send_signal(number)
-        self.log = [json.loads(line) for line in self._stderr.read().splitlines()]
-        code = self.daemon.wait(60)
-        self._stderr.close()
+        code = self.daemon.wait(120)
+        self.log = self._close_log()
         self.daemon = None
+        assert not [record for record in self.log if record["level"] == FOREIGN], "lines that are not the daemon's"
         return code
 
     def close_after_kill(self) -> None:
         """Close the log pipe of a daemon that another process has killed."""
-        self._stderr.close()
+        self._close_log()
         self.daemon = None
+
+    def _close_log(self) -> list[dict[str, Any]]:
+        """Read the log to its end; return the records after `started`."""
+        assert self.daemon_log is not None
+        records = self.daemon_log.close()
+        self.daemon_log = None
+        return records
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run `device-agent` with these arguments."""
