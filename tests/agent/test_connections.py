@@ -57,7 +57,7 @@ def _serve_connections(*responses: list[bytes]) -> Iterator[tuple[str, list[int]
                 except OSError:
                     return
                 counts.append(0)
-                client.settimeout(10)
+                client.settimeout(60)
                 with client, contextlib.suppress(OSError):
                     for response in [*of_connection, b""]:
                         head = b""
@@ -141,7 +141,7 @@ def test_a_stalled_handshake_is_cut(is_tunnel: bool) -> None:
             before = time.monotonic()
             with pytest.raises(ServerTooSlow, match="no byte of the body in 1 s"):
                 get(child, f"https://127.0.0.1:{port}/a.json")
-            assert time.monotonic() - before < 10
+            assert time.monotonic() - before < 30
 
 
 def test_an_idle_connection_that_the_server_closes_is_opened_anew() -> None:

@@ -27,6 +27,13 @@ def child() -> Iterator[WorkerProcess]:
         yield child
 
 
+@pytest.fixture(scope="module")
+def patient_child() -> Iterator[WorkerProcess]:
+    """Start a fetcher for honest servers, which a busy machine may keep waiting."""
+    with start_fetcher() as child:
+        yield child
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     folder = tmp_path / "served"
@@ -83,9 +90,9 @@ DRIPPING: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_an_odd_but_honest_server_works(child: WorkerProcess, site: Site, name: str) -> None:
+def test_an_odd_but_honest_server_works(patient_child: WorkerProcess, site: Site, name: str) -> None:
     site.faults = [HONEST[name]]
-    assert get(child, f"{site.url}/a.json") == DOCUMENT
+    assert get(patient_child, f"{site.url}/a.json") == DOCUMENT
 
 
 @pytest.mark.parametrize("name", DRIPPING)
@@ -94,7 +101,7 @@ def test_a_dripping_server_is_cut(child: WorkerProcess, site: Site, name: str) -
     before = time.monotonic()
     with pytest.raises(DownloadFailed) as cut:
         get(child, f"{site.url}/a.json")
-    assert time.monotonic() - before < 15
+    assert time.monotonic() - before < 30, "it would drip for a minute"
     assert isinstance(cut.value, ServerTooSlow) or "transfer broke" in cut.value.message or "no response" in str(cut)
 
 

@@ -37,7 +37,8 @@ class Collector:
     def close(self) -> None:
         """Stop the server."""
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
 
 
 @pytest.fixture

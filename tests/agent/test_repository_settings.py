@@ -191,7 +191,7 @@ def _first_byte_s(place: Place) -> None:
         before = time.monotonic()
         with pytest.raises(ServerTooSlow, match="no byte of the body in 1 s"):
             get(child, f"{url}/a.json")
-        assert 0.9 < time.monotonic() - before < 10
+        assert 0.9 < time.monotonic() - before < 30
 
 
 def _stall_window_s(place: Place) -> None:

@@ -153,6 +153,8 @@ def test_a_release_with_one_bad_model_is_rolled_back_whole(lab: tuple[Publisher,
     publish(publisher, "1.2.0", 21, fragile="decoder")
     with Clients(device.config.serve.listen) as clients, ThreadPoolExecutor(1) as pool:
         update = pool.submit(device.call, "update")
+        # no client fails: each asks the release before it is given up
+        wait_until(lambda: update.done() or "1.2.0" in clients.versions)
         connection = connect(device.config.serve.listen)
         number = 0
         while not update.done():

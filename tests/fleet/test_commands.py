@@ -168,11 +168,13 @@ def test_serve_prints_its_url_and_stops_on_sigterm(site: tuple[Repository, list[
         assert process.stdout is not None
         text = ""
         while not text.rstrip().endswith("}"):
-            text += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, "it ended"
+            text += line
         found = json.loads(text)
         check_schema("fleet-serve", found)
         with urllib.request.urlopen(found["url"] + "/health", timeout=120) as response:
             assert json.loads(response.read()) == {"ok": True, "problem": None}
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) in (0, -signal.SIGTERM)
+        assert process.wait(60) in (0, -signal.SIGTERM)
     assert render_json(found)

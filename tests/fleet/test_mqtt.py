@@ -26,7 +26,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -40,7 +40,7 @@ def publish(port: int, *payloads: bytes) -> None:
     client.connect("127.0.0.1", port)
     client.loop_start()
     for payload in payloads:
-        client.publish(TOPIC, payload, qos=1).wait_for_publish(20)
+        client.publish(TOPIC, payload, qos=1).wait_for_publish(60)
     client.disconnect()
     client.loop_stop()
 

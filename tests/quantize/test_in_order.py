@@ -16,7 +16,7 @@ def test_results_keep_the_order_of_their_items_whoever_is_done_first() -> None:
         if number % 2:
             gates[number - 1].set()
         else:
-            assert gates[number].wait(10)
+            assert gates[number].wait(60)
         return number * number
 
     assert list(ordered_map(wait_for_the_next, range(20))) == [number * number for number in range(20)]

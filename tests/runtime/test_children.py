@@ -27,7 +27,7 @@ def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with start_jail_probe() as worker:
         request = {"readable": str(secret), "supervisor": os.getpid()}
-        tried = worker.call("attempts", request, (fd,), deadline_s=10).value
+        tried = worker.call("attempts", request, (fd,), deadline_s=60).value
         assert worker.jail.is_confined
         assert worker.jail.undumpable
         assert worker.jail.threads == 1
@@ -49,7 +49,7 @@ def test_a_policy_opens_the_paths_and_sockets_that_it_names(tmp_path: Path) -> N
     policy = JailPolicy("fetcher", sockets="inet", read=(str(tmp_path), "/no/such/path"), own_user=False)
     with start_jail_probe(policy) as worker:
         request = {"readable": str(readable), "supervisor": os.getpid()}
-        tried = worker.call("attempts", request, (fd,), deadline_s=10).value
+        tried = worker.call("attempts", request, (fd,), deadline_s=60).value
     os.close(fd)
     assert tried["readable"] == "did: yes"
     assert tried["inet"].startswith("did: ")
@@ -74,16 +74,16 @@ def test_workers_of_a_fixed_user_start_however_many_there_are(tmp_path: Path) ->
 def test_an_error_of_the_child_is_raised_as_its_class() -> None:
     with start_jail_probe() as worker:
         with pytest.raises(DeviceLocked, match="found 1, expected 0") as caught:
-            worker.call("fail", {"how": "busy"}, deadline_s=10)
+            worker.call("fail", {"how": "busy"}, deadline_s=60)
         assert caught.value.hint == "wait"
         with pytest.raises(WorkerFailed, match="KeyError in 'fail'") as foreign:
-            worker.call("fail", {"how": "foreign"}, deadline_s=10)
+            worker.call("fail", {"how": "foreign"}, deadline_s=60)
         assert foreign.value.reason == "worker-failed"
         with pytest.raises(
             WorkerFailed,
             match="unknown operation 'dance', this worker has attempts, control, device, environment, fail, list, talk",
         ):
-            worker.call("dance", deadline_s=10)
+            worker.call("dance", deadline_s=60)
         assert worker.is_alive()
 
 
@@ -99,14 +99,14 @@ def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> N
 def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: str) -> None:
     with start_jail_probe() as worker:
         with pytest.raises(WorkerCrashed, match=words):
-            worker.call("fail", {"how": how}, deadline_s=10)
+            worker.call("fail", {"how": how}, deadline_s=60)
         assert not worker.is_alive()
         assert select.select([worker], [], [], 0)[0]
 
 
 def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None:
     with start_jail_probe() as worker, pytest.raises(WorkerFailed, match="jail_probe sent a malformed message"):
-        worker.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
+        worker.call("fail", {"how": "nonsense"}, deadline_s=60, on_event=lambda event: event["done"] + 1)
 
 
 def test_a_silent_child_is_killed_at_the_deadline() -> None:
@@ -114,7 +114,7 @@ def test_a_silent_child_is_killed_at_the_deadline() -> None:
         before = time.monotonic()
         with pytest.raises(WorkerTimeout, match=r"did not reply to 'fail' within 0.2 s"):
             worker.call("fail", {"how": "sleep"}, deadline_s=0.2)
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 30
         assert not worker.is_alive()
 
 
@@ -124,7 +124,7 @@ def test_events_questions_and_descriptors_cross() -> None:
         reply = worker.call(
             "talk",
             {"n": 21},
-            deadline_s=10,
+            deadline_s=60,
             on_event=events.append,
             on_request=lambda request: ({"n": request.value["n"] * 2}, ()),
         )
@@ -132,7 +132,7 @@ def test_events_questions_and_descriptors_cross() -> None:
         assert os.pread(reply.fds[0], 10, 0) == b"42"
         reply.close()
         with pytest.raises(DeviceLocked):
-            worker.call("talk", {"n": 1}, deadline_s=10, on_request=_refuse)
+            worker.call("talk", {"n": 1}, deadline_s=60, on_request=_refuse)
 
 
 def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, ...]]:
@@ -161,13 +161,13 @@ def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
 
 def test_the_words_of_a_crash_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), start_jail_probe() as worker, pytest.raises(WorkerCrashed):
-        worker.call("fail", {"how": "crash"}, deadline_s=10)
+        worker.call("fail", {"how": "crash"}, deadline_s=60)
     assert "Segmentation fault" in caplog.text
 
 
 def test_no_secret_of_the_environment_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRWEIGHTS_PASSPHRASE", "hunter2")
     with start_jail_probe() as worker:
-        seen = worker.call("environment", deadline_s=10).value
+        seen = worker.call("environment", deadline_s=60).value
         assert "hunter2" not in str(seen)
         assert seen["environment"]["ORT_DISABLE_TELEMETRY"] == "1"

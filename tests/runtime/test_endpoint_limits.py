@@ -197,7 +197,7 @@ def test_a_client_that_closes_its_sending_side_gets_its_answer(
                 connection.sendall(data)
             else:
                 connection = endpoint.open(data)
-            connection.settimeout(20)
+            connection.settimeout(60)
             connection.shutdown(socket.SHUT_WR)
             assert read_all(connection).count(b"HTTP/1.1 200 OK") == count
             connection.close()

@@ -150,12 +150,12 @@ def post(address: str, path: str, body: object) -> dict[str, Any]:
     request = urllib.request.Request(
         f"{address}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=20) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         return dict(json.load(reply))
 
 
 def get(address: str, path: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{address}{path}", timeout=20) as reply:
+    with urllib.request.urlopen(f"{address}{path}", timeout=60) as reply:
         return dict(json.load(reply))
 
 

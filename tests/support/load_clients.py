@@ -70,7 +70,7 @@ class Load:
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
 
-    def wait_for_responses(self, more: int, deadline_s: float = 30) -> None:
+    def wait_for_responses(self, more: int, deadline_s: float = 60) -> None:
         """Wait until `more` further responses have arrived, so that tests are paced by requests and not by time."""
         with self._changed:
             goal = len(self.order) + more
