@@ -22,7 +22,7 @@ SOCKET_OPTION = click.option(
     "--socket",
     "socket_path",
     type=click.Path(path_type=Path),
-    help="Socket for applications; without it, the configuration names it.",
+    help="Socket for applications; without it, AIRWEIGHTS_APPS_SOCKET or the configuration names it.",
 )
 
 
@@ -32,6 +32,9 @@ def files() -> None:
 
     A running daemon lends them to the users that its configuration allows. Without a daemon, the owner of the device
     reads them from the store.
+
+    The environment variable AIRWEIGHTS_FAMILY names the family, unless --family does. Then AIRWEIGHTS_APPS_SOCKET can
+    name the socket, and the configuration is not read.
     """
 
 
@@ -145,16 +148,21 @@ class _Borrower:
 
     def __enter__(self) -> "_Borrower":
         from device_agent.apps.client import AppClient
+        from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE, FAMILY_VARIABLE
 
-        if self._socket_path is not None:
-            if self._family is None:
+        family = self._family or os.environ.get(FAMILY_VARIABLE) or None
+        socket_path = self._socket_path
+        if socket_path is None and family is not None and os.environ.get(APPS_SOCKET_VARIABLE):
+            socket_path = Path(os.environ[APPS_SOCKET_VARIABLE])
+        if socket_path is not None:
+            if family is None:
                 raise InvalidUsage("--socket needs --family", hint="name the family: --family NAME")
-            self._client, self._name = AppClient(self._socket_path), self._family
+            self._client, self._name = AppClient(socket_path), family
             return self
         from device_agent.storage.device_directory import DeviceDirectory
 
         self._config = load_config(self._path)
-        self._name = require_one_family(self._config.families, self._family)
+        self._name = require_one_family(self._config.families, family)
         device = DeviceDirectory(self._config.directory)
         device.check_initialized()
         try:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 logger = logging.getLogger(__name__)
 
 APPS_SOCKET_VARIABLE: Final = "AIRWEIGHTS_APPS_SOCKET"  # names the socket for applications to their clients
+FAMILY_VARIABLE: Final = "AIRWEIGHTS_FAMILY"  # names the family to `device-agent files` and to a health command
 MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 LISTEN_BACKLOG: Final = 16
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred (unix(7), SO_PEERCRED)

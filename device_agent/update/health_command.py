@@ -20,7 +20,7 @@ from typing import Final
 from bundle.rendering import render_line
 from device_agent.policy.app_verdicts import HEALTH_COMMAND, AppVerdict, AppVerdicts
 from device_agent.policy.journal_records import BundleRecord
-from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE
+from device_agent.process.unix_socket import APPS_SOCKET_VARIABLE, FAMILY_VARIABLE
 
 OUTPUT_BYTES: Final = 4096
 MAX_READS: Final = 64  # of OUTPUT_BYTES, more than a pipe holds
@@ -44,7 +44,7 @@ class HealthCommand:
         environment = {
             "PATH": PATH,
             APPS_SOCKET_VARIABLE: str(apps_socket),
-            "AIRWEIGHTS_FAMILY": bundle.family,
+            FAMILY_VARIABLE: bundle.family,
             "AIRWEIGHTS_RELEASE": bundle.version,
             "AIRWEIGHTS_BUNDLE": str(bundle.digest),
         }

@@ -382,6 +382,26 @@ def test_a_command_of_the_owner_decides_about_a_release(lab: tuple[Publisher, De
         device.start()
 
 
+def test_a_client_finds_socket_and_family_in_its_environment(lab: tuple[Publisher, DeviceUnderTest]) -> None:
+    _, device = lab
+    variables = {**os.environ, "AIRWEIGHTS_APPS_SOCKET": str(socket_path(device))}
+    device.config_path.rename(device.config_path.with_suffix(".away"))  # an application may not be able to read it
+    try:
+        assert "config.toml: No such file" in _list_files(device, variables).stderr
+        assert "--socket needs --family" in _list_files(device, variables, "--socket", str(socket_path(device))).stderr
+        found = _list_files(device, {**variables, "AIRWEIGHTS_FAMILY": FAMILY})
+        assert found.stdout.startswith(f"{FAMILY} "), found.stderr
+        unknown = _list_files(device, {**variables, "AIRWEIGHTS_FAMILY": FAMILY}, "--family", "other")
+        assert unknown.returncode == 3, unknown.stderr  # the option counts, not the variable
+    finally:
+        device.config_path.with_suffix(".away").rename(device.config_path)
+
+
+def _list_files(device: DeviceUnderTest, variables: dict[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "device_agent", "--config", str(device.config_path), "files", "list", *words]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+
 def _run_health_command(words: tuple[str, ...], seconds: float = 60) -> AppVerdict | None:
     """Run a command as a probation does, and return its verdict, or None if it has none after `seconds`."""
     verdicts = AppVerdicts((HEALTH_COMMAND,))
