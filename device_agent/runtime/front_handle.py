@@ -20,7 +20,7 @@ from device_agent.runtime.oip import PLATFORMS, max_request_bytes, model_metadat
 from device_agent.runtime.wire import KEPT_BODIES
 
 MODULE: Final = "device_agent.front"
-CALL_DEADLINE_S: Final = 10.0
+CALL_DEADLINE_S: Final = 30.0  # a machine without free memory can keep a process waiting for seconds
 STOP_DEADLINE_S: Final = 15.0  # longer than the server's SHUTDOWN_GRACE_S
 RESERVED_OPEN_FILES: Final = 256  # of the front, beside its connections: channels, meters, bodies in memory files
 

@@ -19,7 +19,7 @@ from bundle.strict_json import JSON, StrictObject
 from device_agent.errors import JournalDamaged, JournalTooNew, JournalUnreadable
 from device_agent.storage.journal_schema import MAX_RECORD_BYTES, MIGRATIONS, SCHEMA_VERSION, checksum
 
-BUSY_TIMEOUT_S: Final = 10.0  # far longer than a transaction of a few milliseconds
+BUSY_TIMEOUT_S: Final = 60.0  # a transaction takes milliseconds, but its fsync seconds where the disk is busy
 
 
 def open_database(path: Path, mode: str) -> sqlite3.Connection:

@@ -34,7 +34,7 @@ from typing import Final
 from bundle import strict_json
 from packager.errors import FamilyUnknown, PublishConflict
 
-LOCK_TIMEOUT_S: Final = 10.0
+LOCK_TIMEOUT_S: Final = 60.0  # several publishers in a row, each of which signs for some seconds
 LOCK_POLL_INTERVAL_S: Final = 0.05
 COPY_CHUNK_BYTES: Final = 1024 * 1024
 PUBLISHED: Final = "published"

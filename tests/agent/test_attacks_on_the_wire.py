@@ -63,7 +63,7 @@ def test_slow_retrieval(installed: DeviceUnderTest, publisher: Publisher, site: 
     hasty = replace(
         installed.config,
         update=replace(installed.config.update, min_rate_bytes_s=1000),
-        repository=replace(installed.config.repository, stall_window_s=0.3),
+        repository=replace(installed.config.repository, stall_window_s=1),
     )
 
     def here() -> InProcessWorkerPool:

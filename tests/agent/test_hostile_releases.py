@@ -13,7 +13,9 @@ from onnx import helper, numpy_helper
 
 from packager.release import fire_drill
 from tests.support import hostile_models as hostile
+from tests.support.daemon_workers import list_worker_pids
 from tests.support.endpoint_client import infer
+from tests.support.load_clients import wait_until
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
@@ -92,8 +94,8 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
     status = installed.call("status")
     assert {row["reason"] for row in status["quarantine"]} == {reason for _, reason in CASES.values()}
     assert (status["ready"], status["serving"]["release"]) == (True, "1.0.0")
-    children = Path(f"/proc/{installed.daemon.pid}/task/{installed.daemon.pid}/children").read_text().split()
-    assert len(children) == 2, "the front and the model, and no zombie"
+    # the front and the model, and no zombie
+    wait_until(lambda: len(list_worker_pids(installed)) == 2)
     publisher.offer("1.1.0")
     assert installed.call("update")["outcome"] == "updated"
 
