@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -279,7 +279,7 @@ class _BenchEndpoint:
             energy: the machine's energy counters.
 
         Raises:
-            BenchFailed: a response has a status other than 200.
+            BenchFailed: a response has a status other than 200, or a connection fails.
         """
         meters = [ProcessMeter.open(pid) for pid in (self._front.pid, self._process.pid)]
         failures: list[str] = []
@@ -291,14 +291,20 @@ class _BenchEndpoint:
         ]
         for thread in threads:
             thread.start()
-        barrier.wait()
-        cpu_s = sum(meter.cpu_s() for meter in meters)
-        joules = [meter.read_joules() or 0.0 for meter in energy]
-        started = time.monotonic()
-        end[0] = started + duration_s
-        barrier.wait()
+        started, cpu_s, joules = time.monotonic(), 0.0, list[float]()
+        with suppress(threading.BrokenBarrierError):  # a connection failed, which `failures` says
+            barrier.wait()
+            cpu_s = sum(meter.cpu_s() for meter in meters)
+            joules = [meter.read_joules() or 0.0 for meter in energy]
+            started = time.monotonic()
+            end[0] = started + duration_s
+            barrier.wait()
         for thread in threads:
             thread.join()
+        if failures:
+            for meter in meters:
+                meter.close()
+            raise BenchFailed(f"release {self._result.bundle.version} does not respond to the requests: {failures[0]}")
         self._result.elapsed_s += time.monotonic() - started
         self._result.cpu_s += sum(meter.cpu_s() for meter in meters) - cpu_s
         if energy:
@@ -306,8 +312,6 @@ class _BenchEndpoint:
             self._result.joules = (self._result.joules or 0.0) + spent
         for meter in meters:
             meter.close()
-        if failures:
-            raise BenchFailed(f"release {self._result.bundle.version} does not respond to the requests: {failures[0]}")
 
     def read_result(self) -> BenchResult:
         """Read the memory of the model process and return all measurements."""
@@ -322,13 +326,16 @@ class _BenchEndpoint:
                 self._send_request(connection, number, failures)
             barrier.wait()
             barrier.wait()
-            while not failures and (before := time.monotonic()) < end[0]:
+            # at least one, also if this process had to wait for a processor all the time
+            while not failures and ((before := time.monotonic()) < end[0] or not latencies):
                 self._send_request(connection, number, failures)
                 latencies.append(time.monotonic() - before)
                 number += 1
         except (OSError, HTTPException) as error:
             failures.append(f"{type(error).__name__}: {error}")
             barrier.abort()
+        except threading.BrokenBarrierError:
+            pass  # another connection failed
         finally:
             connection.close()
         self._result.latencies_s += latencies

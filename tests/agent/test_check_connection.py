@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from device_agent.commands import root
+from tests.support.free_ports import free_port
 from tests.support.json_schemas import check_schema
 from tests.support.publisher import DeviceUnderTest, Publisher
-from tests.support.real_servers import PROXY_LOGIN, RealServers, free_port, write_repository_table
+from tests.support.real_servers import PROXY_LOGIN, RealServers, write_repository_table
 
 STEPS = ("proxy", "connection", "TLS", "authentication", "metadata", "enrollment")
 

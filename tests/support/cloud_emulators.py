@@ -25,7 +25,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from tests.support.s3_server import free_ports, wait_for_http
+from tests.support.free_ports import free_port
+from tests.support.s3_server import wait_for_http
 
 CONTAINER = "models"
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -77,7 +78,7 @@ class CloudServer:
 @contextlib.contextmanager
 def start_azurite(folder: Path) -> Iterator[CloudServer]:
     """Start Azurite's Blob service, and stop it at the end."""
-    port = str(free_ports(1)[0])
+    port = str(free_port())
     options = ["--inMemoryPersistence", "--disableTelemetry", "--blobHost", "127.0.0.1", "--blobPort", port]
     with _run(["azurite-blob", *options], folder) as process:
         server = CloudServer("az", f"http://127.0.0.1:{port}", f"/{AZURE_ACCOUNT}")
@@ -89,7 +90,7 @@ def start_azurite(folder: Path) -> Iterator[CloudServer]:
 @contextlib.contextmanager
 def start_gcs(folder: Path) -> Iterator[CloudServer]:
     """Start fake-gcs-server and the adapter, and stop both at the end."""
-    port = str(free_ports(1)[0])
+    port = str(free_port())
     address = f"127.0.0.1:{port}"
     GCS_PROGRAM.chmod(0o755)
     words = [str(GCS_PROGRAM), "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory"]

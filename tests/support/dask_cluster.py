@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Certificates, create_certificates
-from tests.support.s3_server import free_ports
+from tests.support.free_ports import free_port
 
 START_S = 60
 WORKER_MEMORY = "2 GiB"
@@ -62,7 +62,7 @@ def start_cluster(
     """
     certificates = create_certificates(folder / "tls")
     tls = ["--tls-ca-file", certificates.ca, "--tls-cert", certificates.server, "--tls-key", certificates.server_key]
-    port = free_ports(1)[0]
+    port = free_port()
     environment = {**os.environ, "DASK_DISTRIBUTED__WORKER__PREAMBLE": "", **(variables or {})}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     program = [sys.executable, "-m", "dask"]

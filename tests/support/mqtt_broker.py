@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.certificates import Certificates
+from tests.support.free_ports import free_port
 
 
 def find_broker() -> str | None:
@@ -29,8 +30,7 @@ def run_broker(
         logins: `USER:PASSWORD` of those who may connect; everybody, if there are none.
         rules: lines of its access list; everything is allowed, if there are none.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     lines = [f"user {getpass.getuser()}", f"listener {port} 127.0.0.1"]
     if certificates is not None:
         lines += [f"certfile {certificates.server}", f"keyfile {certificates.server_key}"]
@@ -51,7 +51,7 @@ def run_broker(
     command = [str(find_broker()), "-c", str(settings)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not _is_open(port):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -59,7 +59,7 @@ def run_broker(
         yield port
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _is_open(port: int) -> bool:

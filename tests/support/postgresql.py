@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.free_ports import free_port
 
 USERS = ("postgres", "nobody")
 
@@ -38,8 +39,7 @@ def run_postgresql() -> Iterator[str]:
         data = folder / "data"
         command = [str(binaries / "initdb"), "-D", str(data), "-U", "fleet", "--auth=trust", "--no-sync"]
         subprocess.run(command, check=True, user=user, capture_output=True, cwd="/")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         options = ["-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder), "-c", "max_connections=40"]
         server = subprocess.Popen(
             [str(binaries / "postgres"), *options],

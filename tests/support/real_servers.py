@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.certificates import Certificates, create_certificates
+from tests.support.free_ports import free_ports
 from tests.support.load_clients import wait_until
 from tests.support.publisher import DeviceUnderTest
 
@@ -122,12 +123,6 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def free_port() -> int:
-    """Return a port of loopback that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 def is_listening(port: int) -> bool:
     """Return whether a server listens on a port of loopback."""
     with socket.socket() as probe:
@@ -156,7 +151,7 @@ def start_real_servers(folder: Path, site: Path, update: Path, other: Path) -> I
         ("headers", ": ".join(HEADER)),
     ):
         (folder / name).write_text(f"{line}\n")
-    port, plain, tiny, squid = (free_port() for _ in range(4))
+    port, plain, tiny, squid = free_ports(4)
     values = {"folder": folder, "nginx": port, "plain": plain, "token": TOKEN, "tls": tls, "site": site, "other": other}
     values |= {"update": update, "key": HEADER[1]}
     basic = base64.b64encode(LOGIN.encode()).decode()

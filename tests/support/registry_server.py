@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tests.support.s3_server import free_ports, wait_for_http
+from tests.support.free_ports import free_port
+from tests.support.s3_server import wait_for_http
 
 REGISTRY = shutil.which("docker-registry") or shutil.which("docker-registry", path="/usr/bin:/usr/sbin")
 needs_registry = pytest.mark.skipif(REGISTRY is None, reason="the program docker-registry is not installed")
@@ -60,7 +61,7 @@ def start_registry(folder: Path, *, is_closed: bool = False, tokens: TokenServer
         is_closed: it wants the password of LOGIN for everything.
         tokens: it wants tokens of this server.
     """
-    port = free_ports(1)[0]
+    port = free_port()
     config = {
         "version": "0.1",
         "log": {"level": "warn"},

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.support.free_ports import free_ports
 
 WEED = Path(sys.executable).with_name("weed")
 START_S = 60
@@ -52,17 +53,6 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": keys[1],
             "AWS_REGION": "us-east-1",
         }
-
-
-def free_ports(count: int) -> list[int]:
-    """Return free ports of loopback; all below 50000, since SeaweedFS adds 10000 to some."""
-    with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        while len(found) < count:
-            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            if listener.getsockname()[1] < 50000:
-                found.append(listener.getsockname()[1])
-        return found
 
 
 @contextlib.contextmanager
