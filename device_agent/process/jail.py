@@ -66,6 +66,7 @@ class JailPolicy:
         threads: bound on its threads; MAX_THREADS_OF_FIXED_USER if it becomes the user that `fixed_user` asks for.
         runtime: runtime of models that it imports and prepares before the jail closes, or "".
         provider: execution provider that it prepares too (bundle.providers).
+        applies_patches: it imports the decoder of patches before the jail closes.
         provider_libraries: plug-ins of execution providers, (name of the provider, path).
         devices: device nodes that it can open and control, if the provider is not the CPU.
         memory_bytes: RLIMIT_AS, or None.
@@ -90,6 +91,7 @@ class JailPolicy:
     threads: int = MAX_THREADS
     runtime: str = ""
     provider: str = CPU
+    applies_patches: bool = False
     provider_libraries: tuple[tuple[str, str], ...] = ()
     devices: tuple[str, ...] = ()
     memory_bytes: int | None = None

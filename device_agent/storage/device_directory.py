@@ -20,14 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundle import strict_json
 from bundle.errors import Malformed
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
-from device_agent.config.config import Config
 from device_agent.errors import AlreadyInitialized, DeviceLocked, IdentityInvalid, NotInitialized
 from device_agent.storage.bundle_store import sync_directory
+
+if TYPE_CHECKING:
+    from device_agent.config.config import Config  # a tenth of the start of a worker that only reads keys
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
 DAEMON: Final = "daemon"  # holders of the lock
@@ -93,7 +95,7 @@ class DeviceDirectory:
         self.lock_path = root / "lock"
 
     @classmethod
-    def for_family(cls, config: Config) -> "DeviceDirectory":
+    def for_family(cls, config: "Config") -> "DeviceDirectory":
         """Return the device directory with the part of the configured family."""
         return cls(config.directory, config.family_directory)
 

@@ -1,6 +1,7 @@
 """The patcher: the only worker with the device's keys; it applies patches, seals and unseals.
 
 It gets everything as descriptors, has no network and opens no file. Keys are read here and never sent.
+The decoder of patches is imported only if the policy asks for it: numpy takes half of the start.
 
 Calls (descriptors in their order):
 - `unlock` (device key): open the envelopes and check the content key against the manifest's commitment.
@@ -19,6 +20,7 @@ A bundle has one file if it is sealed, and several if it is plain (device_agent.
 """
 
 import hashlib
+import importlib
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,13 +41,13 @@ from bundle.errors import DigestMismatch, PatchRefused, Refused, TooLarge
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, parse_manifest
-from bundle.patch.apply import apply_patch
-from bundle.patch.limits import PatchLimits
 from bundle.strict_json import StrictObject
 from bundle.variant import PatchEntry, Variant
 from device_agent.errors import CohortKeyMismatch, StoreDamaged
 from device_agent.identity.device_keys import read_key
 from device_agent.process.channel import MAX_FDS, JsonObject, Message
+from device_agent.process.jail import JailPolicy
+from device_agent.process.throttle import Throttle
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
@@ -54,11 +56,9 @@ from device_agent.workers.plain_bundle import PlainBundle, copy_bundle, open_sto
 from device_agent.workers.sealed_bundle import SealedHead
 from device_agent.workers.sealed_client_key import seal_client_key, unseal_client_key
 
-with suppress(ImportError):  # some builds of Python lack it; then the planner chooses no patch that needs it
-    import lzma  # noqa: F401  # bundle.patch loads it at its first use
-with suppress(ImportError):  # not installed on every platform; likewise
-    import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
-
+# bundle.patch imports them at their first use. Some builds of Python lack lzma, and pcodec is not installed on every
+# platform: then the planner chooses no patch that needs it.
+CODECS: Final = ("lzma", "pcodec.standalone")
 READ_BYTES: Final = 1 << 20
 MAX_ADAPTER_BYTES: Final = 1 << 30
 ADAPTER_LABEL: Final = "airweights adapter v1"
@@ -129,6 +129,9 @@ class Patcher:
             DigestMismatch: the blob or the result does not have the signed digest.
             StoreDamaged: the base does not open.
         """
+        from bundle.patch.apply import apply_patch
+        from bundle.patch.limits import PatchLimits
+
         value = message.value
         storage_fd, blob_fd, *others = message.fds
         outputs, base_fds = others[: value["outputs"]], others[value["outputs"] :]
@@ -330,6 +333,14 @@ def _open_content_key(value: JsonObject, device_key: Secret, manifest: Manifest,
     return content_key
 
 
+def _import_decoder(_throttle: Throttle, policy: JailPolicy) -> None:
+    if policy.applies_patches:
+        importlib.import_module("bundle.patch.apply")
+        for name in CODECS:
+            with suppress(ImportError):
+                importlib.import_module(name)
+
+
 if __name__ == "__main__":
     patcher = Patcher()
     handlers: dict[str, Handler] = {
@@ -345,4 +356,4 @@ if __name__ == "__main__":
         "unseal-client-key": unseal_client_key,
         "sign": sign_lines,
     }
-    serve_calls(start_worker()[0], handlers)
+    serve_calls(start_worker(_import_decoder)[0], handlers)

@@ -2,6 +2,7 @@
 
 Rules:
 - A worker is started at its first call and stopped when the processes are closed: none runs between two updates.
+- A patcher that was started for another call does not apply patches: it is stopped, and one that does is started.
 - A worker that crashed or exceeded its deadline is stopped; the next call starts a new one.
 - `interrupt` can be called from any thread; everything else belongs to one thread.
 """
@@ -10,6 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,6 +39,10 @@ TOKEN_STORES: Final = (
 BUS_SOCKETS: Final = ("/run/dbus/system_bus_socket", "/var/run/dbus/system_bus_socket")
 
 
+# calls that need the decoder; `unlock` is one because the content key stays in that process
+PATCH_CALLS: Final = frozenset({"unlock", "apply"})
+
+
 class WorkerProcesses:
     """The running workers of one family's update, by name.
 
@@ -49,6 +55,7 @@ class WorkerProcesses:
     def __init__(self, config: Config, trust_directory: Path, on_idle: Callable[[], None] | None) -> None:
         self._config, self._trust_directory, self._on_idle = config, trust_directory, on_idle
         self._workers: dict[str, WorkerProcess] = {}
+        self._applies_patches = False
         self._interrupted = threading.Event()
 
     def close(self) -> None:
@@ -88,14 +95,20 @@ class WorkerProcesses:
         process = self._workers.get(worker)
         if self._interrupted.is_set():
             raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
+        needs_decoder = worker == "patcher" and operation in PATCH_CALLS
+        if process is not None and needs_decoder and not self._applies_patches:
+            self._workers.pop(worker).stop()
+            process = None
         if process is None:
             environment = _environment_of(worker, self._config)
             process = self._workers[worker] = WorkerProcess.start(
                 f"device_agent.workers.{worker}",
-                jail_of(worker, self._config, self._trust_directory),
+                replace(jail_of(worker, self._config, self._trust_directory), applies_patches=needs_decoder),
                 environment=environment,
                 on_idle=self._on_idle,
             )
+            if worker == "patcher":
+                self._applies_patches = needs_decoder
             if self._interrupted.is_set():  # while the process started, when `interrupt` did not see it yet
                 process.kill()
         try:

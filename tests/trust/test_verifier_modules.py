@@ -1,4 +1,5 @@
-"""The verifier loads everything that a signature of any kind needs before its jail blocks files, and no signer."""
+"""The verifier loads everything that a signature of any kind needs before its jail blocks files, and no signer
+and no HTTP client."""
 
 import json
 import subprocess
@@ -50,9 +51,9 @@ def test_verifying_a_signature_loads_nothing_more(kind: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_nothing_that_signs_is_loaded() -> None:
-    """The tests have python-pkcs11 and hvac installed; tuf would load both."""
+def test_nothing_that_signs_or_connects_is_loaded() -> None:
+    """The tests have python-pkcs11 and hvac installed; tuf would load both, and urllib3."""
     done = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     loaded = set(json.loads(done.stdout))
     assert "tuf.api.metadata" in loaded
-    assert not {"hvac", "pkcs11", "asn1crypto", "requests"} & loaded
+    assert not {"hvac", "pkcs11", "asn1crypto", "requests", "urllib3", "ssl", "http.client"} & loaded
