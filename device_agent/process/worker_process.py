@@ -201,14 +201,15 @@ class WorkerProcess:
         return 0.0
 
     def set_nice(self, nice: int) -> None:
-        """Set the niceness of all threads of the worker.
+        """Set the niceness of all threads of the worker; does nothing after it has ended.
 
         Raises:
             PermissionError: the niceness would be lowered, and this process lacks CAP_SYS_NICE.
         """
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{self.pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):  # a thread that has ended meanwhile
+                    os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Close the channel, which makes the worker end; kill it if it has not ended in time.

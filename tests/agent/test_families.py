@@ -212,10 +212,8 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUn
     before = _model_process_pid(device, OTHER)
     os.kill(before, signal.SIGKILL)
     assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
-    for pid in list_worker_pids(device):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
+    (front,) = list_worker_pids(device, "device_agent.front")
+    os.kill(front, signal.SIGKILL)
     _wait_until_served(device, OTHER)
     assert rows_by_family(device.call("status"))[FAMILY]["state"] == "probation"
     assert _model_process_pid(device, OTHER) != before
@@ -414,11 +412,7 @@ def _model_process_pid(device: DeviceUnderTest, family: str) -> int:
 
 def _count_model_processes(device: DeviceUnderTest) -> int:
     """Return the number of the daemon's model processes."""
-    count = 0
-    for pid in list_worker_pids(device):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a worker that has just exited
-            count += b"device_agent.workers.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return count
+    return len(list_worker_pids(device, "device_agent.workers.model_process"))
 
 
 def _wait_until_served(device: DeviceUnderTest, family: str) -> None:

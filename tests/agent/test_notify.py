@@ -1,6 +1,7 @@
 """The daemon reports to systemd over a real notify socket, and the unit file matches it."""
 
 import configparser
+import contextlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from device_agent.host.systemd import SystemdNotifier
 from tests.support.daemon_workers import list_worker_pids
 from tests.support.endpoint_client import infer
+from tests.support.load_clients import wait_until
 from tests.support.publisher import DeviceUnderTest
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
@@ -180,16 +182,14 @@ def test_package_and_container_have_what_runs_and_serves_models() -> None:
 def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
-    for pid in list_worker_pids(installed):
-        if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
-    assert _infer_with_retries(installed)["model_version"] == "1.0.0"
+    (front,) = list_worker_pids(installed, "device_agent.front")
+    os.kill(front, signal.SIGKILL)
+    found: list[dict[str, Any]] = []
 
+    def is_back() -> bool:
+        with contextlib.suppress(OSError):
+            found.append(infer(installed))
+        return bool(found)
 
-def _infer_with_retries(device: DeviceUnderTest) -> dict[str, Any]:
-    for _ in range(50):
-        try:
-            return infer(device)
-        except OSError:
-            device.call("pause")  # answered by the main thread, in turn with the news of the front
-    raise AssertionError("the front did not come back")
+    wait_until(is_back)
+    assert found[0]["model_version"] == "1.0.0"

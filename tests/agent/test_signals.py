@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,8 @@ def test_a_signal_to_the_whole_group_interrupts_an_update_that_is_not_reported_a
     try:
         assert arrived.wait(60)
         for worker in list_worker_pids(installed):  # as a control group's kill does
-            os.kill(worker, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGTERM)
         assert installed.stop(signal.SIGINT, of_group=True) == 0
     finally:
         site.faults.clear()

@@ -109,6 +109,12 @@ def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None
         worker.call("fail", {"how": "nonsense"}, deadline_s=60, on_event=lambda event: event["done"] + 1)
 
 
+def test_a_child_that_has_ended_takes_any_priority() -> None:
+    with start_jail_probe() as worker:
+        worker.kill()
+        worker.set_nice(5)  # whoever watches it need not ask first: it could end in between
+
+
 def test_a_silent_child_is_killed_at_the_deadline() -> None:
     with start_jail_probe() as worker:
         before = time.monotonic()

@@ -515,7 +515,8 @@ def _switches(*pids: int) -> list[str]:
     lines = []
     for pid in pids:
         for status in sorted(Path(f"/proc/{pid}/task").glob("*/status")):
-            lines += [line for line in status.read_text().splitlines() if "voluntary_ctxt_switches" in line]
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                lines += [line for line in status.read_text().splitlines() if "voluntary_ctxt_switches" in line]
     return lines
 
 
