@@ -31,3 +31,21 @@ def tensor_specs(rows: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
         shape = tuple(int(size) if size >= 0 else f"{name}.{axis}"[-64:] for axis, size in enumerate(signature))
         out.append(TensorSpec(name, row["dtype"].__name__.rstrip("_"), shape))
     return tuple(out)
+
+
+def allocate_tensors(interpreter: Any) -> list[tuple[int, ...]] | None:
+    """Allocate an interpreter's tensors, and return the shapes of its inputs.
+
+    Returns None if a size is free, and the file's own sizes, which are often 1, do not work: others may.
+
+    Raises:
+        RuntimeError, ValueError: LiteRT cannot run the model with any sizes.
+    """
+    rows = interpreter.get_input_details()
+    try:
+        interpreter.allocate_tensors()
+    except (RuntimeError, ValueError):
+        if not any(size < 0 for row in rows for size in row["shape_signature"]):
+            raise
+        return None
+    return [tuple(map(int, row["shape"])) for row in interpreter.get_input_details()]

@@ -5,7 +5,8 @@ Rules:
 2. Float and integer layers run in the XNNPACK delegate. It asks libcpuinfo about the processor, which reads /proc and
    /sys: `warm_process` does that before the jail closes. Without it, the delegate is left out silently, and runs take
    ten times as long and round differently.
-3. An interpreter runs one inference at a time. A run with other sizes resizes the inputs first.
+3. An interpreter runs one inference at a time. A run with other sizes resizes the inputs first. A model with free sizes
+   may not accept the ones in its file, which are often 1: it loads all the same, and each run tells.
 4. Streaming models keep variables from run to run. `reset` opens a new interpreter, because the runtime cannot reset
    all kinds of variables.
 5. Strings, complex numbers and resources are refused as inputs and outputs.
@@ -23,7 +24,7 @@ from ai_edge_litert.interpreter import Interpreter
 from bundle.contract import TensorSpec
 from bundle.providers import CPU
 from bundle.tensor_types import SERVED_TYPES
-from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, tensor_specs
+from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, allocate_tensors, tensor_specs
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.loaded_model import MAX_THREADS, LoadedModel, one_line
@@ -50,14 +51,11 @@ class LiteRtModel(LoadedModel):
     def __init__(self, fd: int, name: str, threads: int) -> None:
         self._fd, self._name, self._threads = fd, name, threads
         self._lock = threading.Lock()
-        self._interpreter = self._open()
-        operators = {row["op_name"] for row in self._interpreter._get_ops_details()}
-        self.has_delegate = DELEGATE in operators
-        self.is_stateful = bool(operators & STATEFUL_OPERATORS)
+        self._interpreter, self._fixed_shapes = self._open()
+        self.is_stateful = bool(self._operators() & STATEFUL_OPERATORS)
         self._input_rows = self._interpreter.get_input_details()
         self.inputs = _served_specs(self._input_rows)
         self.outputs = _served_specs(self._interpreter.get_output_details())
-        self._fixed_shapes = [tuple(map(int, row["shape"])) for row in self._input_rows]
 
     def __del__(self) -> None:
         os.close(self._fd)
@@ -96,10 +94,9 @@ class LiteRtModel(LoadedModel):
     def reset(self) -> None:
         """Bring the model into its initial state (rule 4)."""
         if self.is_stateful:
-            fresh = self._open()
+            fresh, shapes = self._open()
             with self._lock:
-                self._interpreter = fresh
-                self._fixed_shapes = [tuple(map(int, row["shape"])) for row in fresh.get_input_details()]
+                self._interpreter, self._fixed_shapes = fresh, shapes
 
     def in_initial_state(self) -> LoadedModel:
         """Return a copy of a streaming model in its initial state; a model without variables itself."""
@@ -109,13 +106,21 @@ class LiteRtModel(LoadedModel):
         """Return whether the XNNPACK delegate runs a part of the model."""
         return {"delegate": self.has_delegate, "stateful": self.is_stateful}
 
-    def _open(self) -> Any:
+    @property
+    def has_delegate(self) -> bool:
+        """Whether the XNNPACK delegate runs a part of the model; False before the first run if rule 3 applies."""
+        return DELEGATE in self._operators()
+
+    def _operators(self) -> set[str]:
+        return {row["op_name"] for row in self._interpreter._get_ops_details()}
+
+    def _open(self) -> tuple[Any, list[tuple[int, ...]] | None]:
+        """Return an interpreter, and the shapes that it has memory for; None if those in the file do not work."""
         try:
             interpreter = Interpreter(model_path=f"/proc/self/fd/{self._fd}", num_threads=self._threads)
-            interpreter.allocate_tensors()
+            return interpreter, allocate_tensors(interpreter)
         except LITERT_ERRORS as error:
             raise ModelDoesNotLoad(f"LiteRT cannot load {self._name!r}: {one_line(error)}") from error
-        return interpreter
 
     def _check_inputs(self, inputs: Mapping[str, Array]) -> None:
         names = [tensor.name for tensor in self.inputs]
@@ -139,7 +144,7 @@ class LiteRtModel(LoadedModel):
                 self._interpreter.resize_tensor_input(row["index"], list(shape))
             self._interpreter.allocate_tensors()
         except LITERT_ERRORS as error:
-            self._fixed_shapes = []
+            self._fixed_shapes = None
             raise InferenceFailed(f"inference failed: {one_line(error)}") from error
         self._fixed_shapes = shapes
 

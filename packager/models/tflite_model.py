@@ -23,7 +23,7 @@ from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
 from bundle.local_files import open_local_file
 from bundle.requirements import Runtime
 from bundle.tensor_types import SERVED_TYPES
-from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, TFLITE_IDENTIFIER, tensor_specs
+from bundle.tflite_interface import DELEGATE, STATEFUL_OPERATORS, TFLITE_IDENTIFIER, allocate_tensors, tensor_specs
 from packager.errors import InputUnsupported, ModelCrashes, ModelDoesNotRun, ModelUnreadable, RuntimeNotInstalled
 from packager.models.child_process import run_child
 
@@ -146,10 +146,9 @@ class TfliteSession:
         self._interpreter = module.Interpreter(
             model_path=str(model), num_threads=threads, experimental_op_resolver_type=resolver
         )
-        self._interpreter.allocate_tensors()
+        self._shapes = allocate_tensors(self._interpreter)
         self._rows = self._interpreter.get_input_details()
         self.inputs, self.outputs = tensor_specs(self._rows), tensor_specs(self._interpreter.get_output_details())
-        self._shapes = [tuple(map(int, row["shape"])) for row in self._rows]
 
     def get_inputs(self) -> list[TensorName]:
         """Return the descriptions of the inputs."""
@@ -168,6 +167,7 @@ class TfliteSession:
         """
         shapes = [tuple(sample[tensor.name].shape) for tensor in self.inputs]
         if shapes != self._shapes:
+            self._shapes = None
             for row, shape in zip(self._rows, shapes, strict=True):
                 self._interpreter.resize_tensor_input(row["index"], list(shape))
             self._interpreter.allocate_tensors()
@@ -180,7 +180,7 @@ class TfliteSession:
         return [found[name] for name in (found if names is None else names)]
 
     def facts(self) -> dict[str, Any]:
-        """Return the fields of TfliteFacts as plain values."""
+        """Return the fields of TfliteFacts as plain values; without memory, nothing is known against the delegate."""
         details = self._interpreter._get_ops_details()
         names = [row["op_name"] for row in details if row["op_name"] != DELEGATE]
         tensors = self._interpreter.get_tensor_details()
@@ -188,7 +188,7 @@ class TfliteSession:
             "inputs": [asdict(tensor) for tensor in self.inputs],
             "outputs": [asdict(tensor) for tensor in self.outputs],
             "operators": sorted(set(names)),
-            "has_delegate": len(names) < len(details),
+            "has_delegate": len(names) < len(details) or self._shapes is None,
             "is_quantized": any(np.dtype(row["dtype"]).kind in "iu" and row["quantization"][0] for row in tensors),
         }
 

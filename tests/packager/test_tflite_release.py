@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,15 @@ def test_lint_and_quantize_know_the_format(tmp_path: Path) -> None:
     assert [finding.code for finding in lint(streaming)] == ["keeps-state"]
     with pytest.raises(QuantizationRefused, match="left unchanged"):
         quantize_model(model, tmp_path / "out.tflite", "int8", random_samples(model, 2))
+
+
+def test_a_model_that_does_not_run_with_the_sizes_in_its_file_is_read_and_run(tmp_path: Path) -> None:
+    model = tmp_path / "model.tflite"
+    model.write_bytes(tflite_models.halves())
+    facts = read_facts(model)
+    assert [tensor.shape for tensor in (*facts.inputs, *facts.outputs)] == [("x.0",), (2, "y.1")]
+    assert facts.has_delegate  # not known before it runs: nothing is said against it
+    session, x = open_session(model), np.arange(4, dtype=np.float32)
+    for values in (np.ones(3, np.float32), x):
+        with pytest.raises(RuntimeError) if len(values) % 2 else nullcontext():
+            assert np.array_equal(session.run(None, {"x": values})[0], values.reshape(2, -1))

@@ -13,7 +13,7 @@ import pytest
 
 from bundle.contract import Contract, Health
 from bundle.golden.golden_file import GoldenSample, write_golden
-from device_agent.errors import ContractMismatch, ModelDoesNotLoad, RequestInvalid, RuntimeMissing
+from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid, RuntimeMissing
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.loaded_model import LoadedModel
 from device_agent.runtime.model_backends import load_model
@@ -54,6 +54,20 @@ def load(data: bytes) -> LoadedModel:
 def contract_of(data: bytes) -> Contract:
     model = load(data)
     return Contract(model.inputs, model.outputs)
+
+
+def test_a_model_that_does_not_run_with_the_sizes_in_its_file_runs_with_others() -> None:
+    model = load(tflite_models.halves())
+    with pytest.raises(InferenceFailed):
+        model.run({"x": np.arange(3, dtype=np.float32)})
+    for count in (4, 6, 4):
+        x = np.arange(count, dtype=np.float32)
+        assert np.array_equal(model.run({"x": x})["y"], x.reshape(2, -1))
+    samples = [{"x": np.arange(8, dtype=np.float32)}]
+    with litert_bundle(tflite_models.halves(), samples) as bundle:
+        assert run_probe_process(bundle, contract_of(tflite_models.halves()), Health()).verdict == "pass"
+    with litert_bundle(tflite_models.halves()) as bundle:  # without golden vectors, no size is known
+        assert run_probe_process(bundle, contract_of(tflite_models.halves()), Health()).verdict == "pass"
 
 
 def test_a_model_is_loaded_from_memory_with_its_contract() -> None:

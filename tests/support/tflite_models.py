@@ -33,6 +33,20 @@ def dense(seed: int, inputs: int = 16, outputs: int = 8, *, batch: int | None = 
     return _pack(s, [s.BuiltinOperator.FULLY_CONNECTED], [graph], buffers)
 
 
+def halves() -> bytes:
+    """Return a model that splits x into two rows, float32. It runs with an even size of x, its file says 1."""
+    s = _schema()
+    buffers: list[Any] = [s.BufferT()]
+    tensors = [
+        _tensor(s, "x", [1], s.TensorType.FLOAT32, batch=None),
+        _tensor(s, "shape", [2], s.TensorType.INT32, buffers, np.array([2, -1], np.int32)),
+        _tensor(s, "y", [2, 1], s.TensorType.FLOAT32),
+    ]
+    tensors[2].shapeSignature = [2, -1]
+    reshape = _operator(s, 0, [0, 1], [2], s.BuiltinOptions.ReshapeOptions, s.ReshapeOptionsT())
+    return _pack(s, [s.BuiltinOperator.RESHAPE], [_graph(s, tensors, [reshape], [0], [2])], buffers)
+
+
 def counter(size: int = 4, step: float = 1.0) -> bytes:
     """Return a streaming model: y is the sum of step times x over all runs, float32 [1, size].
 
