@@ -9,7 +9,7 @@ Rules:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from bundle.variant import MAX_PATCHES, PatchEntry, Variant
 from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
 from packager.release.draft import PatchBase, PlainPatch, Reporter, SilentReporter
+from packager.release.steps.diff import UNIVERSAL_DELTA_CODEC, needs_twin
 from packager.release.steps.encrypt import blob_path, encrypt_patch
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -167,7 +168,19 @@ class _VariantPatcher:
             )
             for base in bases
         ]
-        made = zip(bases, orders, make_patches(orders, self.executor, self.reporter.bar), strict=True)
+        made = list(zip(bases, orders, make_patches(orders, self.executor, self.reporter.bar), strict=True))
+        twins = [
+            (
+                base,
+                replace(
+                    order, path=order.path.with_name(f"{order.path.stem}-plain.patch"), codec=UNIVERSAL_DELTA_CODEC
+                ),
+            )
+            for base, order, report in made
+            if needs_twin(self.variant.runtime, report, base.directory, target)
+        ][: max(0, MAX_PATCHES - len(self.variant.patches) - len(made))]
+        reports = make_patches([order for _, order in twins], self.executor, self.reporter.bar)
+        made += [(base, order, report) for (base, order), report in zip(twins, reports, strict=True)]
         return [PlainPatch(base, order.path, report) for base, order, report in made]
 
     def _encrypt(self, patch: PlainPatch) -> PatchEntry:

@@ -39,7 +39,8 @@ def test_it_updates_by_patch_and_lends(lab: tuple[Publisher, DeviceUnderTest]) -
     release(publisher, "1.1.0", "one\ntwo\nthree\n")
     result = device.call("update")
     assert (result["outcome"], result["release"]) == ("updated", "1.1.0"), result
-    assert result["downloaded"]["patch"] < len(WEIGHTS) / 20
+    assert 0 < result["downloaded"]["patch"] < len(WEIGHTS) / 20
+    assert not result["downloaded"]["full"]
     with AppClient(socket_path(device)) as client, client.open(FAMILY) as bundle:
         assert bundle.read("labels") == b"one\ntwo\nthree\n"
     shown = agent(device, "files", "cat", "labels")

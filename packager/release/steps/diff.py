@@ -3,27 +3,35 @@
 Rules:
 - A base is the same variant of an earlier release of the family, if its plain bundle is in the workspace. With a number
   of bases, fire drills do not count, and missing bundles are skipped. With a list of versions, each must be present.
-- No two patches of a variant start from the same bundle. Releases with equal bundles are one base, and a base that
-  equals the new bundle is skipped.
+- No two patches of a variant start from the same bundle with the same codec. Releases with equal bundles are one base,
+  and a base that equals the new bundle is skipped.
 - A patch that is not smaller than the full download is left out.
 - If the full download needs an optional decoder, a second one without optional decoders is added, since some devices
-  lack them.
+  lack them. A device that runs no models may have the base install, without the decoders of typed patches: its releases
+  also get a second patch from each base, by bsdiff, unless a file is larger than MAX_TWIN_BYTES.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bundle.files import bundle_digest
+from bundle.files import BundleDirectory, bundle_digest
 from bundle.manifest import Manifest
+from bundle.requirements import Runtime
+from bundle.variant import MAX_PATCHES
 from packager.diff.write.make_patches import PatchOrder, make_patches
+from packager.diff.write.patch_report import PatchReport
 from packager.errors import BaseMissing
 from packager.release.byte_shares import golden_warning, shares_of_files, shares_of_patch
 from packager.release.draft import AssembledVariant, Draft, PatchBase, PlainPatch
 from packager.release.release_plan import ReleasePlan
 
 OPTIONAL_FEATURES: Final = frozenset({"lzma", "pcodec"})  # some platforms lack a wheel of pcodec, some builds lzma
+TYPED_FEATURES: Final = frozenset({"edit", "pcodec", "typed"})  # need the extra `typed` on a device
+MAX_TWIN_BYTES: Final = 8 << 20  # bsdiff of 16 MiB of fine-tuned floats takes 40 s, and saves nothing
 UNIVERSAL_CODEC: Final = "zstd"
+UNIVERSAL_DELTA_CODEC: Final = "bsdiff4"
 
 
 def run(draft: Draft) -> None:
@@ -41,21 +49,19 @@ def run(draft: Draft) -> None:
     ]
     made = iter(make_patches(orders, draft.executor, draft.reporter.bar))
     reports = {name: [next(made) for _ in range(1 + len(found))] for name, found in bases.items()}
-    needing = [
-        variant for variant in draft.assembled.values() if OPTIONAL_FEATURES & set(reports[variant.name][0].features)
-    ]
-    plain_orders = [_order(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC) for variant in needing]
-    names = [variant.name for variant in needing]
-    plain = dict(zip(names, make_patches(plain_orders, draft.executor, draft.reporter.bar), strict=True))
+    twins = _make_twins(draft, reports, bases)
     for variant in list(draft.assembled.values()):
         full, *others = reports[variant.name]
         patches = [PlainPatch(None, _path(draft, variant, "nothing"), full)]
-        if variant.name in plain:
-            patches.append(PlainPatch(None, _path(draft, variant, "nothing-plain"), plain[variant.name]))
+        if (variant.name, None) in twins:
+            patches.append(twins[variant.name, None])
         for base, report in zip(bases[variant.name], others, strict=True):
+            twin = twins.get((variant.name, base.version))
             if report.plain_size < full.plain_size:
                 patches.append(PlainPatch(base, _path(draft, variant, base.version), report))
-            else:
+            if twin is not None and twin.report.plain_size < full.plain_size:
+                patches.append(twin)
+            if report.plain_size >= full.plain_size:
                 draft.note(
                     f"variant {variant.name}: the patch from {base.version} is left out, it is not smaller than the "
                     "full download"
@@ -63,6 +69,42 @@ def run(draft: Draft) -> None:
         draft.assembled[variant.name] = replace(variant, patches=tuple(patches))
         for patch in patches:
             _warn_of_golden_bytes(draft, variant, patch)
+
+
+def needs_twin(runtime: Runtime, report: PatchReport, base: BundleDirectory | None, target: BundleDirectory) -> bool:
+    """Return whether some devices of a release cannot decode a patch, and another codec can make one for them.
+
+    Args:
+        runtime: the variant's.
+        report: of the patch.
+        base: its base; None for a full download.
+        target: the bundle that it makes.
+    """
+    if base is None:
+        lacking = OPTIONAL_FEATURES if runtime.is_run_by_agent else OPTIONAL_FEATURES | TYPED_FEATURES
+        return bool(lacking & set(report.features))
+    largest = max((file.size for side in (base, target) for file in side.files), default=0)
+    return not runtime.is_run_by_agent and bool(TYPED_FEATURES & set(report.features)) and largest <= MAX_TWIN_BYTES
+
+
+def _make_twins(
+    draft: Draft, reports: Mapping[str, Sequence[PatchReport]], bases: Mapping[str, Sequence[PatchBase]]
+) -> dict[tuple[str, str | None], PlainPatch]:
+    """Return the second patches, by variant and version of the base; None for the full download."""
+    orders: dict[tuple[str, str | None], tuple[PatchBase | None, PatchOrder]] = {}
+    for variant in draft.assembled.values():
+        room = MAX_PATCHES - len(reports[variant.name])
+        for base, report in zip((None, *bases[variant.name]), reports[variant.name], strict=True):
+            directory = None if base is None else base.directory
+            if room and needs_twin(variant.runtime, report, directory, variant.bundle):
+                room -= 1
+                name = "nothing" if base is None else base.version
+                codec = UNIVERSAL_CODEC if base is None else UNIVERSAL_DELTA_CODEC
+                order = _order(draft, variant, base, f"{name}-plain", codec=codec)
+                orders[variant.name, None if base is None else base.version] = base, order
+    made = make_patches([order for _, order in orders.values()], draft.executor, draft.reporter.bar)
+    rows = zip(orders.items(), made, strict=True)
+    return {key: PlainPatch(base, order.path, report) for (key, (base, order)), report in rows}
 
 
 def bases_of(draft: Draft, variant: AssembledVariant) -> list[PatchBase]:
