@@ -6,7 +6,7 @@ Rules:
    /sys: `warm_process` does that before the jail closes. Without it, the delegate is left out silently, and runs take
    ten times as long and round differently.
 3. An interpreter runs one inference at a time. A run with other sizes resizes the inputs first. A model with free sizes
-   may not accept the ones in its file, which are often 1: it loads all the same, and each run tells.
+   may not accept the ones in its file, which are often 1: it loads all the same, and a run with such sizes fails.
 4. Streaming models keep variables from run to run. `reset` opens a new interpreter, because the runtime cannot reset
    all kinds of variables.
 5. Strings, complex numbers and resources are refused as inputs and outputs.
@@ -108,7 +108,7 @@ class LiteRtModel(LoadedModel):
 
     @property
     def has_delegate(self) -> bool:
-        """Whether the XNNPACK delegate runs a part of the model; False before the first run if rule 3 applies."""
+        """Return whether the XNNPACK delegate runs a part; False before the first run if rule 3 applies."""
         return DELEGATE in self._operators()
 
     def _operators(self) -> set[str]:

@@ -180,7 +180,10 @@ class TfliteSession:
         return [found[name] for name in (found if names is None else names)]
 
     def facts(self) -> dict[str, Any]:
-        """Return the fields of TfliteFacts as plain values; without memory, nothing is known against the delegate."""
+        """Return the fields of TfliteFacts as plain values.
+
+        Before a model with free sizes has memory, the delegate counts as there.
+        """
         details = self._interpreter._get_ops_details()
         names = [row["op_name"] for row in details if row["op_name"] != DELEGATE]
         tensors = self._interpreter.get_tensor_details()

@@ -72,7 +72,7 @@ def run(draft: Draft) -> None:
 
 
 def needs_twin(runtime: Runtime, report: PatchReport, base: BundleDirectory | None, target: BundleDirectory) -> bool:
-    """Return whether some devices of a release cannot decode a patch, and another codec can make one for them.
+    """Return whether some devices cannot decode a patch, and another codec can make one for them.
 
     Args:
         runtime: the variant's.
