@@ -63,7 +63,7 @@ def test_a_model_that_does_not_run_with_the_sizes_in_its_file_runs_with_others()
     for count in (4, 6, 4):
         x = np.arange(count, dtype=np.float32)
         assert np.array_equal(model.run({"x": x})["y"], x.reshape(2, -1))
-    samples = [{"x": np.arange(8, dtype=np.float32)}]
+    samples: list[Mapping[str, Array]] = [{"x": np.arange(8, dtype=np.float32)}]
     with litert_bundle(tflite_models.halves(), samples) as bundle:
         assert run_probe_process(bundle, contract_of(tflite_models.halves()), Health()).verdict == "pass"
     with litert_bundle(tflite_models.halves()) as bundle:  # without golden vectors, no size is known
