@@ -200,7 +200,7 @@ def test_the_alert_rules_use_metrics_that_exist(server: FleetServer) -> None:
 def test_a_body_that_does_not_come_is_answered(server: FleetServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "BODY_S", 0.2)
     host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), 20) as slow:
+    with socket.create_connection((host, int(port)), 60) as slow:
         slow.sendall(b"POST /v1/lines HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf")
         answer = b"".join(iter(lambda: slow.recv(65_536), b""))
     assert answer.startswith(b"HTTP/1.1 408")

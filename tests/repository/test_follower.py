@@ -230,7 +230,7 @@ def test_an_answer_that_is_no_http_is_a_failed_notification() -> None:
         thread.start()
         with pytest.raises(NotificationFailed, match="BadStatusLine"):
             notify(f"http://127.0.0.1:{server.getsockname()[1]}/", {"event": "halt"})
-        thread.join(20)
+        thread.join(60)
 
 
 def test_a_line_from_the_future_hides_no_later_ones(fleet: PlannedFleet) -> None:

@@ -117,7 +117,8 @@ def add_arbitrary_golden(bundle: MemfdBundle, size: int) -> Iterator[MemfdBundle
 @contextmanager
 def start_front(**settings: object) -> Iterator[FrontHandle]:
     """Start a front on a free loopback port; stop it when the block ends."""
-    started = FrontHandle.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
+    patient = {"listen": "tcp:127.0.0.1:0", "wait_s": 60.0}  # a busy machine starts the next process late
+    started = FrontHandle.start(ServeConfig(**{**patient, **settings}))  # type: ignore[arg-type]
     try:
         yield started
     finally:
