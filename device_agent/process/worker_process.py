@@ -345,10 +345,18 @@ class WorkerProcess:
     def _terminate(self) -> None:
         # a broken channel cannot be used again, so the worker is ended
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)  # a worker that crashed keeps its own exit code instead of our SIGKILL
+            # a worker that crashed keeps its own exit code instead of our SIGKILL; on a busy machine it ends late
+            self._process.wait(STOP_GRACE_S if self._is_closed() else 0)
         self._process.kill()
         self._process.wait()
         self._log_thread.join(1.0)  # a process started by the worker could keep stderr open
+
+    def _is_closed(self) -> bool:
+        """Return whether an end of the channel is closed, which the kernel does when the worker ends."""
+        poll = select.poll()
+        with contextlib.suppress(ValueError):  # our own end is
+            poll.register(self._channel, select.POLLRDHUP | select.POLLHUP)
+        return bool(poll.poll(0))
 
     def _close_descriptors(self) -> None:
         self._log_thread.join(1.0)
