@@ -238,22 +238,34 @@ class AppServer:
     def _lend(
         self, connection: socket.socket, family: AppFamily, request: OpenRequest, client: ClientProcess, number: int
     ) -> None:
-        bundle, generation = family.require_serving()
-        variant = bundle.parse_manifest()[1]
-        files = [file for file in variant.files if request.wants(file)]
-        unknown = sorted(set(request.paths) - {file.path for file in files})
-        if unknown or not files:
-            what = f"path {unknown[0]!r}" if unknown else f"role {' or '.join(map(repr, request.roles))}"
-            raise FileUnknown(
-                f"release {bundle.version} of {family.name!r} has no file with {what}",
-                hint="see `device-agent files list`",
-            )
-        fds = family.lender.borrow(bundle, files, number, client.pid)
+        while True:
+            bundle, generation = family.require_serving()
+            try:
+                variant, files, fds = _borrow(family, bundle, request, client, number)
+                break
+            except AirweightsError:
+                now = family.serving()
+                if now is None or now[1] == generation:
+                    raise  # else a swap came between, and the bundle may be deleted: the one that serves now is lent
         try:
             _send_files(connection, release_fields(bundle, generation), variant, files, fds)
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def _borrow(
+    family: AppFamily, bundle: BundleRecord, request: OpenRequest, client: ClientProcess, number: int
+) -> tuple[Variant, list[BundleFile], list[int]]:
+    variant = bundle.parse_manifest()[1]
+    files = [file for file in variant.files if request.wants(file)]
+    unknown = sorted(set(request.paths) - {file.path for file in files})
+    if unknown or not files:
+        what = f"path {unknown[0]!r}" if unknown else f"role {' or '.join(map(repr, request.roles))}"
+        raise FileUnknown(
+            f"release {bundle.version} of {family.name!r} has no file with {what}", hint="see `device-agent files list`"
+        )
+    return variant, files, family.lender.borrow(bundle, files, number, client.pid)
 
 
 def _wait_readable(*sockets: socket.socket) -> list[socket.socket]:

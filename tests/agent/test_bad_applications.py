@@ -6,8 +6,8 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from device_agent.apps.access import FamilyAccess
 from device_agent.apps.app_socket import AppFamily, AppServer
 from device_agent.apps.client import AppClient
 from device_agent.apps.lender import FileLender
-from device_agent.errors import DaemonNotRunning, NotAllowed, ReleaseReplaced
+from device_agent.errors import DaemonNotRunning, NotAllowed, ReleaseReplaced, StoreDamaged
 from device_agent.policy.app_verdicts import AppVerdict
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.channel import send_message
@@ -81,6 +81,24 @@ def request(**fields: Any) -> bytes:
 def is_served(lab: Lab) -> bool:
     with AppClient(lab.path) as client, client.open(FAMILY) as bundle:
         return len(bundle.fds) == len(MANIFEST.variants[0][1].files)
+
+
+@pytest.mark.parametrize("is_swapped", [True, False])
+def test_a_bundle_that_a_swap_deletes_while_it_is_borrowed_fails_no_request(lab: Lab, is_swapped: bool) -> None:
+    failures = [StoreDamaged("the bundle is not in the store")]
+
+    def unseal(_bundle: BundleRecord, paths: Sequence[str]) -> dict[str, int]:
+        if failures:
+            if is_swapped:
+                lab.swap()
+            raise failures.pop()
+        return {path: create_sealed_memfd("test", b"data") for path in paths}
+
+    lab.lender = lab.family.lender = FileLender(unseal)
+    with AppClient(lab.path) as client, nullcontext() if is_swapped else pytest.raises(StoreDamaged):
+        with client.open(FAMILY) as bundle:
+            assert bundle.release.generation == 2
+    assert is_served(lab)
 
 
 @pytest.mark.parametrize("requests", [1_000, 10_000])
