@@ -175,6 +175,10 @@ def test_a_release_with_one_bad_model_is_rolled_back_whole(lab: tuple[Publisher,
     ("change", "words"),
     [
         (("[variants.fp32]\n", '[variants.fp32]\nscheme = "int8"\n'), "several models are released unchanged"),
+        (
+            ("[variants.fp32]\n", '[variants.fp32]\nrequires.providers = ["OpenVINO"]\n'),
+            "several models are released for the CPU",
+        ),
         (("channels", 'model = "encoder.onnx"\nchannels'), "found beside [[models]]"),
         (('"decoder"', '"encoder"'), "each name once"),
         (('"decoder"', '"golden"'), "none of labels"),

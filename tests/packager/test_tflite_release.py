@@ -101,6 +101,8 @@ def ask(device: DeviceUnderTest, body: object) -> dict[str, Any]:
     ("extra", "variant", "words"),
     [
         ("", 'scheme = "int8"', "released unchanged"),
+        ("", 'requires.providers = ["OpenVINO"]', "for the CPU, expected no requires.providers"),
+        ("", 'session.graph_optimization = "off"', "for the CPU, expected no requires.providers"),
         ('drill = "damaged-weights"', "", "has no effect for runtime 'litert'"),
     ],
 )
