@@ -13,9 +13,10 @@ import hashlib
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Final, Protocol
 
@@ -38,6 +39,7 @@ from packager.models.sample_files import from_stored
 
 FOLDER_SUFFIXES: Final = (".npz", ".npy")
 MAX_INFLATION: Final = 50  # numbers of real samples deflate to a quarter or a tenth, masks of ones to a thousandth
+SKIP_BYTES: Final = 2**20  # read at once between two samples
 FREE_INFLATED_BYTES: Final = 2**30  # below it any inflation is accepted: it is read in a few seconds
 
 
@@ -122,7 +124,7 @@ class NpzSource:
         """Yield the samples of `indices`; descending indices read the file again from its start."""
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
-            columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
+            columns = {i: _Column(partial(archive.open, f"{i.name}.npy"), stack) for i in self.inputs}
             for index in indices:
                 yield {
                     info.name: from_stored(add_batch_axis(column.row(index), info)) for info, column in columns.items()
@@ -246,20 +248,35 @@ def samples_from(arrays: Sequence[Sample], origin: str = "memory") -> Samples:
 
 
 class _Column:
-    """One array of an `.npz`, read row by row."""
+    """One array of an `.npz`, read row by row.
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._shape, self._dtype = _read_header(stream)
-        self._start = stream.tell()
+    Members are read forward and opened again to go back: after a `seek` in a member that is not compressed, Python
+    3.13.0 ends the member too early.
+    """
+
+    def __init__(self, open_member: Callable[[], IO[bytes]], stack: ExitStack) -> None:
+        self._open_member = open_member
+        self._restart()
+        stack.callback(lambda: self._stream.close())
         self._row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=np.int64))
 
     def row(self, index: int) -> np.ndarray:
-        self._stream.seek(self._start + index * self._row_bytes)
+        wanted = self._start + index * self._row_bytes
+        if wanted < self._position:
+            self._stream.close()
+            self._restart()
+        while self._position < wanted and (skipped := self._stream.read(min(wanted - self._position, SKIP_BYTES))):
+            self._position += len(skipped)
         data = self._stream.read(self._row_bytes)
+        self._position += len(data)
         if len(data) != self._row_bytes:
             raise SamplesUnreadable(f"sample {index} ends early: {len(data)} of {self._row_bytes} bytes")
         return np.frombuffer(bytearray(data), self._dtype).reshape(self._shape[1:])
+
+    def _restart(self) -> None:
+        self._stream = self._open_member()
+        self._shape, self._dtype = _read_header(self._stream)
+        self._start = self._position = self._stream.tell()
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:

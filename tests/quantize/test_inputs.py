@@ -1,5 +1,6 @@
 """Names, shapes, dtypes and counts of inputs are checked before a model runs, with one-line errors."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ from packager.errors import (
 )
 from packager.models.golden_vectors import record_golden
 from packager.models.input_recipes import Recipe, one_size_varied, sizes_varied
-from packager.models.inputs import ModelInterface, load_proto
+from packager.models.inputs import ModelInterface, TensorInfo, load_proto
 from packager.models.missing_values import load_inputs
 from packager.models.random_inputs import random_samples
-from packager.models.samples import folder_samples, load_samples
+from packager.models.samples import NpzSource, folder_samples, load_samples
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from packager.quantize.update_aware.quantize_update import quantize_update
 from tests.support import odd_models, tiny_models
@@ -53,6 +54,17 @@ def test_each_sample_is_fed_as_it_is(interface: ModelInterface, tmp_path: Path) 
     assert samples.origin == f"npz:{samples.digest}"
     for number, sample in enumerate(samples):
         assert np.array_equal(sample["input_ids"], IDS[number])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_samples_of_an_npz_are_read_in_any_order(save: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    rows = np.random.default_rng(0).normal(size=(40, 1, 5000)).astype(np.float32)
+    save(path, allow_pickle=False, x=rows)
+    indices = [5, 6, 6, 30, 2, 0, 39, 38]
+    found = NpzSource(path, (TensorInfo("x", "float32", (1, 5000)),)).rows(indices)
+    for index, sample in zip(indices, found, strict=True):
+        assert np.array_equal(sample["x"], rows[index])
 
 
 def test_sample_without_its_batch_axis_is_a_batch_of_one(interface: ModelInterface, tmp_path: Path) -> None:

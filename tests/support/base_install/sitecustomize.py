@@ -17,11 +17,10 @@ setattr(PathFinder, "find_spec", find_spec)  # noqa: B010  # for this process on
 _glob = Path.glob
 
 
-def glob(self: Path, pattern: str, **options: Any) -> Any:
-    """Also hide the metadata of the packages."""
-    return (
-        iter(()) if pattern.endswith(".dist-info") and pattern.startswith(HIDDEN) else _glob(self, pattern, **options)
-    )
+def glob(self: Path, pattern: Any, **options: Any) -> Any:
+    """Also hide the metadata of the packages; `pattern` can be a path since Python 3.13."""
+    text = str(pattern)
+    return iter(()) if text.endswith(".dist-info") and text.startswith(HIDDEN) else _glob(self, pattern, **options)
 
 
 setattr(Path, "glob", glob)  # noqa: B010  # for this process only
