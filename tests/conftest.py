@@ -3,6 +3,9 @@
 Enumerations: of a test that tries many similar cases, `make test` runs a few, spread evenly, or none (SAMPLED_CASES).
 `make torture` runs them all (`--all-cases -m enumeration`).
 
+Properties: `make test` tries the same examples at every run, so that its verdict is about the change; `make torture`
+tries new ones.
+
 Files that take longest run first, so that no worker of pytest-xdist starts a long file when the others have ended
 (`--dist loadfile --no-loadscope-reorder`).
 
@@ -18,15 +21,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.hung_tests import end_if_hung
 from tests.support.key_stretching import FAST_LOG2_N, stretched
 from tests.support.s3_server import S3Server, start_s3_server
 
-# speed is measured in benchmarks/; on a busy machine any example can take long
-settings.register_profile("without-deadlines", deadline=None)
-settings.load_profile("without-deadlines")
+# speed is measured in benchmarks/; on a busy machine any example can take long, and so can choosing its values
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("same-examples", PATIENT, derandomize=True)
+settings.register_profile("new-examples", PATIENT)
+settings.load_profile("same-examples")
 
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -138,6 +143,11 @@ SAMPLED_CASES = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-cases", action="store_true", help="Run every case of every enumeration.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--all-cases"):
+        settings.load_profile("new-examples")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
