@@ -10,8 +10,8 @@ import pytest
 from tests.support.app_lab import app_lab
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
-pytest.importorskip("gguf", reason="the package gguf writes the model")
-pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: it has wheels for few platforms")
+pytest.importorskip("gguf", reason="the package gguf is absent (extra test-llama)")
+pytest.importorskip("xllamacpp", reason="llama.cpp is absent (extra test-llama)")
 from tests.support.tiny_llama import write_llama
 
 EXAMPLE = Path(__file__).parents[2] / "examples/llama.py"
