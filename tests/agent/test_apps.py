@@ -36,6 +36,7 @@ from device_agent.runtime.bundle_fds import MEMFD_SEALS, create_sealed_memfd
 from device_agent.update.health_command import HealthCommand
 from tests.support.app_lab import WEIGHTS, app_lab, release, socket_path
 from tests.support.json_schemas import check_schema
+from tests.support.load_clients import wait_until
 from tests.support.plaintext_search import contains_any, distinctive_windows
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
@@ -402,13 +403,20 @@ def _list_files(device: DeviceUnderTest, variables: dict[str, str], *words: str)
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 
-def _run_health_command(words: tuple[str, ...], seconds: float = 60) -> AppVerdict | None:
-    """Run a command as a probation does, and return its verdict, or None if it has none after `seconds`."""
+def _run_health_command(words: tuple[str, ...], seconds: float = 60, mark: Path | None = None) -> AppVerdict | None:
+    """Run a command as a probation does, and return its verdict, or None if it has none after a time.
+
+    Args:
+        words: of the command.
+        seconds: the time.
+        mark: a file; the time begins when the command has written to it.
+    """
     verdicts = AppVerdicts((HEALTH_COMMAND,))
     verdicts.begin(3)
     command = HealthCommand(words, make_record("1.0.0"), Path("/run/apps.sock"))
-    end = time.monotonic() + seconds
     try:
+        wait_until(lambda: mark is None or (mark.exists() and mark.read_text()))
+        end = time.monotonic() + seconds
         while not verdicts.all() and time.monotonic() < end:
             command.poll(verdicts, 3)
             time.sleep(0.01)
@@ -439,6 +447,6 @@ def test_a_command_that_cannot_start_is_unhealthy_and_one_that_does_not_end_says
     assert verdict is not None
     assert verdict.reason == f"{tmp_path}/none cannot be started: No such file or directory"
     mark = tmp_path / "pid"
-    assert _run_health_command(("/bin/sh", "-c", f"echo $$ > {mark}; sleep 600 & wait"), seconds=1) is None
+    assert _run_health_command(("/bin/sh", "-c", f"echo $$ > {mark}; sleep 600 & wait"), 1, mark) is None
     assert not Path(f"/proc/{mark.read_text().strip()}").exists()
     assert _run_health_command(("/usr/bin/yes",), seconds=1) is None, "one that never stops printing holds nothing up"

@@ -121,5 +121,5 @@ def serve_site(
         yield FleetServer(f"http://127.0.0.1:{sock.getsockname()[1]}", database)
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
