@@ -143,7 +143,7 @@ def test_a_release_of_a_newer_format_names_the_agent_that_it_needs_before_any_bl
     result = installed.update()
     assert (result.outcome.value, result.reason) == ("refused", "agent-too-old")
     assert "agent 7.1 or newer is needed" in result.detail
-    assert site.bytes_sent("/blobs") == 0
+    assert site.bytes_sent("blobs/") == 0
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
 
