@@ -12,6 +12,7 @@ Rules:
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from typing import Final, NoReturn, TypeAlias
 
 from bundle.errors import Malformed, TooLarge
@@ -19,6 +20,7 @@ from bundle.errors import Malformed, TooLarge
 JSON: TypeAlias = bool | int | str | list["JSON"] | dict[str, "JSON"] | None
 
 MAX_DEPTH: Final = 16
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_INTEGER: Final = 2**53  # above it, readers that use IEEE doubles would round
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -312,16 +314,17 @@ def _shape_problem(value: JSON) -> str | None:
     for depth in range(MAX_DEPTH + 1):
         inner: list[JSON] = []
         for item in level:
-            texts: list[str] = []
-            if isinstance(item, list):
-                inner += item
+            texts: Iterable[str] = ()
+            if isinstance(item, str):
+                texts = (item,)
             elif isinstance(item, dict):
                 inner += item.values()
-                texts += item
-            elif isinstance(item, str):
-                texts.append(item)
-            if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text if not text.isascii()):
-                return "found half of a surrogate pair, which is not a character"
+                texts = item
+            elif isinstance(item, list):
+                inner += item
+            for text in texts:
+                if not text.isascii() and SURROGATE.search(text):
+                    return "found half of a surrogate pair, which is not a character"
         if depth == MAX_DEPTH and any(isinstance(item, list | dict) for item in level):
             return f"nested too deep, at most {MAX_DEPTH} levels"
         level = inner
@@ -329,19 +332,20 @@ def _shape_problem(value: JSON) -> str | None:
 
 
 def _check_encodable(value: JSON) -> None:
-    match value:
-        case None | bool() | str():
-            return
-        case int():
-            if abs(value) > MAX_INTEGER:
-                raise ValueError(f"integer {value} is outside of ±2^53")
-        case list():
-            for item in value:
-                _check_encodable(item)
-        case dict():
-            for key, item in value.items():
+    waiting: list[JSON] = [value]
+    while waiting:
+        item = waiting.pop()
+        if item is None or isinstance(item, str | bool):
+            continue
+        if isinstance(item, int):
+            if abs(item) > MAX_INTEGER:
+                raise ValueError(f"integer {item} is outside of ±2^53")
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            for key in item:
                 if not isinstance(key, str):
                     raise TypeError(f"key {key!r} is not a string")
-                _check_encodable(item)
-        case _:
-            raise TypeError(f"{type(value).__name__} has no canonical form")
+            waiting += item.values()
+        else:
+            raise TypeError(f"{type(item).__name__} has no canonical form")

@@ -99,7 +99,7 @@ SAMPLED_CASES = {
     "test_killed_in": 4,
     "test_killed_while_it_lends_in": 1,
     "test_an_application_that_asks_without_end_gets_answers_and_leaves_nothing": 1,
-    "test_a_generated_model_is_served_with_the_bits_of_onnxruntime": 3,
+    "test_a_generated_model_is_served_with_the_bits_of_onnxruntime": 2,
     "test_killed_again_and_again_in_the_same_trial_refuses_the_release": 1,
     "test_swaps_of_any_kind_of_model_fail_no_request": 1,
     "test_any_number_of_keep_alive_connections_takes_bounded_memory": 1,

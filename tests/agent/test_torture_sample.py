@@ -10,21 +10,21 @@ from torture.__main__ import ROWS
 from torture.case import Site
 from torture.fixtures import make_site
 
-DEFAULT_POINTS = 3  # of a row without a number below
+DEFAULT_POINTS = 2  # of a row without a number below
 SAMPLE = {
-    "killed-commit": 4,
-    "killed-rollback": 3,
+    "killed-commit": 3,
+    "killed-rollback": 2,
     "supervisor-killed-commit": 2,
     "supervisor-killed-rollback": 2,
     "worker-killed-commit": 2,
     "worker-killed-rollback": 2,
-    "error-once": 4,
-    "error-permanent": 3,
-    "power-cut-flushed": 3,
-    "power-cut": 3,
-    "full-disk": 3,
-    "bit-rot": 6,
-    "network": 6,
+    "error-once": 3,
+    "error-permanent": 2,
+    "power-cut-flushed": 2,
+    "power-cut": 2,
+    "full-disk": 2,
+    "bit-rot": 4,
+    "network": 4,
 }
 
 
