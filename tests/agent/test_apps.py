@@ -238,7 +238,7 @@ def test_a_client_holds_two_generations_and_no_third() -> None:
         unsealed.append(tuple(paths))
         return {path: create_sealed_memfd("test", bundle.version.encode()) for path in paths}
 
-    lender = FileLender(unseal)
+    lender = FileLender(unseal, keep_s=0)
     files = [BundleFile("a.txt", "labels", 5, "0" * 64)]
     records = [make_record(f"1.{n}.0") for n in range(MAX_GENERATIONS + 1)]
     before = open_descriptors()
@@ -258,6 +258,33 @@ def test_a_client_holds_two_generations_and_no_third() -> None:
         lender.give_back(connection)
     assert not lender.held_bytes()
     assert open_descriptors() == before
+
+
+def test_files_without_a_borrower_stay_for_a_while_and_one_release_at_most() -> None:
+    unsealed: list[str] = []
+
+    def unseal(bundle: BundleRecord, paths: object) -> dict[str, int]:
+        unsealed.append(bundle.version)
+        return {"a.txt": create_sealed_memfd("test", b"12345")}
+
+    files, (first, second) = [BundleFile("a.txt", "labels", 5, "0" * 64)], (make_record("1.0.0"), make_record("1.1.0"))
+    before = open_descriptors()
+    lender = FileLender(unseal, keep_s=300)
+    for number, record in enumerate((first, first, second, first)):
+        for fd in lender.borrow(record, files, number, pid=7):
+            os.close(fd)
+        lender.give_back(number)
+        assert not lender.held_bytes()  # nobody's
+        assert open_descriptors() == before + 1
+    assert unsealed == ["1.0.0", "1.1.0", "1.0.0"]
+    lender.close()
+    assert open_descriptors() == before
+    lender = FileLender(unseal, keep_s=0.01)
+    for number in range(3):
+        for fd in lender.borrow(first, files, number, pid=7):
+            os.close(fd)
+        lender.give_back(number)
+        wait_until(lambda: open_descriptors() == before)
 
 
 def test_only_the_first_verdict_of_each_judge_counts() -> None:

@@ -45,7 +45,9 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.path, self.generation = folder / "apps.sock", 1
         access = FamilyAccess(judges=(f"user:{os.getuid()}",))
-        self.lender = FileLender(lambda _bundle, paths: {path: create_sealed_memfd("test", b"data") for path in paths})
+        self.lender = FileLender(
+            lambda _bundle, paths: {path: create_sealed_memfd("test", b"data") for path in paths}, keep_s=0
+        )
         self.family = AppFamily(FAMILY, access, self.lender, lambda: (RECORD, self.generation))
         self.family.changed()
         self.server = AppServer(self.path, lambda: {FAMILY: self.family})
@@ -94,7 +96,7 @@ def test_a_bundle_that_a_swap_deletes_while_it_is_borrowed_fails_no_request(lab:
             raise failures.pop()
         return {path: create_sealed_memfd("test", b"data") for path in paths}
 
-    lab.lender = lab.family.lender = FileLender(unseal)
+    lab.lender = lab.family.lender = FileLender(unseal, keep_s=0)
     with AppClient(lab.path) as client, nullcontext() if is_swapped else pytest.raises(StoreDamaged):
         with client.open(FAMILY) as bundle:
             assert bundle.release.generation == 2
