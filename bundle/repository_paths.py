@@ -55,15 +55,17 @@ def shard_of(name: str, shards: int) -> int:
     return key_of(name) * shards >> 64
 
 
-def family_archive_path(family: str, snapshot: int, base: int) -> str:
+def family_archive_path(family: str, snapshot: int, base: int, cohort: str = "") -> str:
     """Return the path of the archive with a family's documents of one snapshot.
 
     Args:
         family: the family.
         snapshot: version of the snapshot.
         base: version of an earlier snapshot, whose unchanged documents are left out; 0 for all documents.
+        cohort: the cohort whose content envelopes are in it; "" for the archive of all devices.
     """
-    return f"{METADATA_FOLDER}/archives/{family}/{snapshot}-{base}.awz"
+    name = f"{snapshot}-{base}-{cohort}" if cohort else f"{snapshot}-{base}"
+    return f"{METADATA_FOLDER}/archives/{family}/{name}.awz"
 
 
 def roots_archive_path(newest: int) -> str:

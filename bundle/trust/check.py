@@ -120,6 +120,7 @@ def check(
         fetch_if_changed=fetch_if_changed,
         walk_root=request.walk_root,
         has_timestamp=request.has_timestamp,
+        cohort=request.cohort,
     )
     with lock_cache(request.cache_dir):
         return run_with_copies(source, lambda source: _check_documents(request, source, store))

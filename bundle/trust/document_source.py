@@ -6,7 +6,8 @@ Theory of operation. tuf asks for single files by URL. `DocumentSource` answers 
                 Not Modified" the stored timestamp, else `timestamp.awz`
     root        nothing, if the timestamp is unchanged and root was walked within ROOT_WALK_INTERVAL_S of the same boot;
                 `roots/<N>.awz` with all roots, if the timestamp says that more than one is new
-    the rest    the archive of the family (bundle.archive) with everything that changed since the stored snapshot
+    the rest    the archive of the family (bundle.archive) with everything that changed since the stored snapshot: the
+                one of the device's cohort, or the one of all devices
 
 Rules:
 1. Every copy is verified exactly as the single file: tuf verifies signatures, versions and expiry of a stored timestamp
@@ -105,6 +106,7 @@ class DocumentSource:
         fetch_if_changed: downloads a file conditionally, or None if the transport cannot.
         walk_root: whether root is walked even if the timestamp is unchanged, before it is requested.
         has_timestamp: the stored timestamp was requested a moment ago: it counts as unchanged.
+        cohort: the cohort whose archive is asked for first, if the timestamp says that cohorts have some; "" for none.
         use_copies: False to download each single file; always False without conditional requests.
         has_used_copy: whether an answer so far was a copy.
         shards: the members of the archive that are envelope shards, by path.
@@ -119,6 +121,7 @@ class DocumentSource:
     fetch_if_changed: FetchIfChanged | None = None
     walk_root: bool = False
     has_timestamp: bool = False
+    cohort: str = ""
     use_copies: bool = True
     has_used_copy: bool = field(default=False, init=False)
     shards: dict[str, bytes] = field(default_factory=dict, init=False)
@@ -164,21 +167,24 @@ class DocumentSource:
         Args:
             timestamp: the verified timestamp.
         """
-        meta = timestamp.snapshot_meta
+        meta, copies = timestamp.snapshot_meta, _copies_field(timestamp.unrecognized_fields)
         stored = self._stored.snapshots.get(self.family, 0) if self._stored is not None else 0
-        bases = _copies_field(timestamp.unrecognized_fields).get("bases")
+        bases = copies.get("bases")
         if not self.use_copies or not self.family or not isinstance(bases, list) or stored == meta.version:
             return
         base = max((base for base in _integers(bases) if base <= stored), default=0)
-        path = family_archive_path(self.family, meta.version, base)
-        members = self._fetch_archive(path, MAX_ARCHIVE_BYTES)
-        try:
-            check_members(members, timestamp)
-        except ArchiveMismatch as error:
-            _log_unusable(path, error)
-            return
-        self.shards = {name: data for name, data in members.items() if name.startswith(SHARDS_FOLDER)}
-        self._members |= {name: data for name, data in members.items() if name not in self.shards}
+        for cohort in (self.cohort, "") if copies.get("cohorts") is True and self.cohort else ("",):
+            path = family_archive_path(self.family, meta.version, base, cohort)
+            members = self._fetch_archive(path, MAX_ARCHIVE_BYTES)
+            try:
+                check_members(members, timestamp)
+            except ArchiveMismatch as error:
+                _log_unusable(path, error)
+                continue
+            if members:
+                self.shards = {name: data for name, data in members.items() if name.startswith(SHARDS_FOLDER)}
+                self._members |= {name: data for name, data in members.items() if name not in self.shards}
+                return
 
     def save(self, snapshot: int | None = None) -> None:
         """Store the validators of the timestamp and the walk of root. Call it when the metadata is verified.

@@ -2,12 +2,15 @@
 
     metadata/timestamp.awz                       the timestamp, compressed
     metadata/archives/<family>/<snapshot>-<base>.awz  a family's documents that snapshot BASE does not have; 0: all
+    metadata/archives/<family>/<snapshot>-<base>-<cohort>.awz  the same, with the content envelopes of one cohort
     metadata/roots/<N>.awz                            roots 2 to N, if there is more than one
 
 Rules:
 - A family's documents are snapshot, targets, `fleet`, its two roles, the fleet document, its rollouts and plans, the
   manifests that the rollouts name, and the content shards of these releases as far as they are within MAX_SHARDS_BYTES
   together.
+- From three cohorts on, the shards are too large for all devices. Then each cohort has archives of its own, in which a
+  shard has this cohort's record only; with more than MAX_COHORTS_WITH_ARCHIVES, none has.
 - The bases are the snapshots 1, 2, 4 and 8 publications ago. The timestamp lists them, so they are fixed when it is
   signed. `snapshots.json` records the documents of recent snapshots; without it, only complete archives are created.
 - No device depends on these files: publishing never fails because of one.
@@ -32,12 +35,14 @@ from bundle.archive import (
     compress_document,
     encode_archive,
 )
-from bundle.errors import Refused
-from bundle.fleet import FLEET_TARGET
+from bundle.envelope_shard import encode_shard, find_envelope
+from bundle.errors import DownloadFailed, Refused
+from bundle.fleet import FLEET_TARGET, Cohort, parse_fleet
 from bundle.repository_paths import (
     METADATA_FOLDER,
     TARGETS_FOLDER,
     content_shard_path,
+    envelope_name,
     family_archive_path,
     roots_archive_path,
 )
@@ -58,7 +63,9 @@ logger = logging.getLogger(__name__)
 
 BASE_DISTANCES: Final = (1, 2, 4, 8)
 MAX_RECORDED_SNAPSHOTS: Final = max(BASE_DISTANCES) + 1
-MAX_SHARDS_BYTES: Final = 2560  # the envelopes of two cohorts; a device with more of them asks for its own
+MAX_SHARDS_BYTES: Final = 2560  # two envelopes; a device asks for its own if there are more
+MAX_COHORTS_IN_ONE_ARCHIVE: Final = 2
+MAX_COHORTS_WITH_ARCHIVES: Final = 32  # some 2 MB of archives for a publication
 COMPRESSED_TIMESTAMP: Final = f"{METADATA_FOLDER}/timestamp.awz"
 
 
@@ -82,15 +89,17 @@ class RecordedSnapshot:
         return {"version": self.version, "bases": list(self.bases), "paths": paths}
 
 
-def copies_field(layout: RepositoryLayout, snapshot: int, root: int) -> dict[str, object]:
+def copies_field(layout: RepositoryLayout, snapshot: int, root: int, fleet: bytes) -> dict[str, object]:
     """Return the timestamp's field that says which archives exist.
 
     Args:
         layout: the repository's paths.
         snapshot: version of the snapshot that the timestamp names.
         root: version of the newest root.
+        fleet: the fleet document of the snapshot, or b"" if it has none.
     """
-    return {"root": root, "bases": list(_bases_of(read_recorded(layout), snapshot))}
+    field: dict[str, object] = {"root": root, "bases": list(_bases_of(read_recorded(layout), snapshot))}
+    return field | ({"cohorts": True} if _cohorts_with_archives(fleet) else {})
 
 
 def create_copies(
@@ -119,14 +128,15 @@ def create_copies(
     by_version = {each.version: each.paths for each in recorded}
     paths: dict[str, frozenset[str]] = {}
     for family in view.families():
-        documents = view.documents_of(family)
-        paths[family] = frozenset(documents)
+        documents, shards = view.documents_of(family), view.shards_of(family)
+        paths[family] = frozenset(documents).union(*shards.values())
         for base in bases:
             known = by_version[base].get(family, frozenset()) if base else frozenset()
-            changed = {path: data for path, data in documents.items() if path not in known}
-            archive = encode_archive(changed)
-            if len(archive) <= MAX_ARCHIVE_BYTES and sum(map(len, changed.values())) < MAX_CONTENT_BYTES // 2:
-                copies[family_archive_path(family, version, base)] = archive
+            for cohort, members in shards.items():
+                changed = {path: data for path, data in (documents | members).items() if path not in known}
+                archive = encode_archive(changed)
+                if len(archive) <= MAX_ARCHIVE_BYTES and sum(map(len, changed.values())) < MAX_CONTENT_BYTES // 2:
+                    copies[family_archive_path(family, version, base, cohort)] = archive
     return copies, (*recorded, RecordedSnapshot(version, bases, paths))[-MAX_RECORDED_SNAPSHOTS:]
 
 
@@ -254,28 +264,38 @@ class _PublicationView:
         return () if targets is None else tuf_documents.families_of(targets)
 
     def documents_of(self, family: str) -> dict[str, bytes]:
-        """Return path below `published/` → bytes, for each document that a device of the family needs."""
+        """Return path below `published/` → bytes of each document of the family, without shards."""
         out: dict[str, bytes] = {}
         for role in ("snapshot", "targets", FLEET_ROLE, release_role(family), rollout_role(family)):
             if role in self._documents:
                 version, data = self._documents[role]
                 out[f"{METADATA_FOLDER}/{version}.{role}.json"] = data
-        rollouts = self._read_all(self._target_paths(rollout_role(family)).values())
-        manifests, fleet = self._target_paths(release_role(family)), self._target_paths(FLEET_ROLE)
-        releases = list(_parsed(rollouts.values()))
-        named = {manifests.get(release_target(family, rollout.version)) for rollout in releases}
+        rollouts = self._read_rollouts(family)
+        manifests = self._target_paths(release_role(family))
+        named = {manifests.get(release_target(family, rollout.version)) for rollout in _parsed(rollouts.values())}
         plans = {path for name, path in manifests.items() if is_plan_target(name)}
-        shards = self._read_shards(family, {rollout.counter for rollout in releases})
-        return out | rollouts | self._read_all(named | plans | {fleet.get(FLEET_TARGET)}) | shards
+        return out | rollouts | self._read_all(named | plans | {self._target_paths(FLEET_ROLE).get(FLEET_TARGET)})
 
-    def _read_shards(self, family: str, counters: set[int]) -> dict[str, bytes]:
-        """Return path → bytes of the content shards, newest releases first, within MAX_SHARDS_BYTES together."""
-        out: dict[str, bytes] = {}
-        for counter in sorted(counters, reverse=True):
-            found = self._read_all([content_shard_path(family, counter)])
-            if sum(map(len, (out | found).values())) <= MAX_SHARDS_BYTES:
-                out |= found
+    def shards_of(self, family: str) -> dict[str, dict[str, bytes]]:
+        """Return cohort → path → bytes of the content shards in its archive; "" stands for all devices.
+
+        They are those of the newest releases, within MAX_SHARDS_BYTES together.
+        """
+        counters = sorted({rollout.counter for rollout in _parsed(self._read_rollouts(family).values())}, reverse=True)
+        whole = self._read_all(content_shard_path(family, counter) for counter in counters)
+        out = {"": _newest(whole)}
+        fleet = self._read_all([self._target_paths(FLEET_ROLE).get(FLEET_TARGET)])
+        for cohort in _cohorts_with_archives(b"".join(fleet.values())):
+            name = envelope_name(cohort.public_key, cohort.epoch)
+            own = {}
+            for path, data in whole.items():
+                with suppress(DownloadFailed, Refused):  # not sealed to this cohort
+                    own[path] = encode_shard({name: find_envelope(data, name)})
+            out[cohort.name] = _newest(own)
         return out
+
+    def _read_rollouts(self, family: str) -> dict[str, bytes]:
+        return self._read_all(self._target_paths(rollout_role(family)).values())
 
     def _targets(self, role: str) -> Targets | None:
         if role not in self._documents:
@@ -295,6 +315,24 @@ class _PublicationView:
                 if path is not None:
                     out[path] = self._files.get(path) or (self._layout.published / path).read_bytes()
         return out
+
+
+def _newest(shards: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the first shards that have at most MAX_SHARDS_BYTES together."""
+    out: dict[str, bytes] = {}
+    for path, data in shards.items():
+        if sum(map(len, out.values())) + len(data) <= MAX_SHARDS_BYTES:
+            out[path] = data
+    return out
+
+
+def _cohorts_with_archives(fleet: bytes) -> tuple[Cohort, ...]:
+    """Return the cohorts of a fleet document that have archives of their own."""
+    try:
+        cohorts = parse_fleet(fleet).cohorts
+    except Refused:
+        return ()
+    return cohorts if MAX_COHORTS_IN_ONE_ARCHIVE < len(cohorts) <= MAX_COHORTS_WITH_ARCHIVES else ()
 
 
 def _parsed(rollouts: Iterable[bytes]) -> Iterator[Rollout]:

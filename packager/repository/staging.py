@@ -22,7 +22,8 @@ from typing import Final
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from bundle.trust.role_names import COPIES_FIELD, PACK_FIELD
+from bundle.fleet import FLEET_TARGET
+from bundle.trust.role_names import COPIES_FIELD, FLEET_ROLE, PACK_FIELD
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.archives import copies_field
@@ -220,7 +221,8 @@ class Staging:
         timestamp = tuf_documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
         if self._pack_valid_s is None:
             newest_root = self.documents["root"].signed.version if "root" in self.documents else published.root_version
-            copies = copies_field(self._layout, document.signed.version, newest_root)
+            fleet = self._read_fleet(published)
+            copies = copies_field(self._layout, document.signed.version, newest_root, fleet)
             timestamp.unrecognized_fields[COPIES_FIELD] = copies
         staged = self.documents.get("timestamp")
         if (
@@ -231,6 +233,15 @@ class Staging:
             self._mark_as_packed(timestamp, now_s)
             self.documents["timestamp"] = Metadata[Timestamp](timestamp)
         return used | sign_document(published, self.documents, "timestamp", signers)
+
+    def _read_fleet(self, published: PublishedDocuments) -> bytes:
+        document = self.documents.get(FLEET_ROLE, published.documents.get(FLEET_ROLE))
+        target = (
+            document.signed.targets.get(FLEET_TARGET) if document and isinstance(document.signed, Targets) else None
+        )
+        if target is None:
+            return b""
+        return self.targets[FLEET_TARGET] if FLEET_TARGET in self.targets else published.target(target)
 
     def keep_snapshot(self, published: PublishedDocuments) -> None:
         """Let the new timestamp name the published snapshot, unless another document changes."""

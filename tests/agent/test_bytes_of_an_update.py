@@ -8,8 +8,9 @@ import pytest
 
 from device_agent.commands.offline import plan_offline
 from device_agent.policy.attempt import Outcome
+from packager.repository.devices import rotate_cohort_key
 from tests.support.faulty_http_server import Site
-from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher, similar_model
+from tests.support.publisher import COHORT, FAMILY, DeviceUnderTest, Publisher, similar_model
 
 MAX_REQUESTS = 6
 MAX_BESIDE_THE_BLOB = 20_000
@@ -27,6 +28,37 @@ def test_an_update_needs_six_requests_and_20_kb_beside_its_blob(
     assert max(Counter(paths).values()) <= 2, paths  # timestamp and root again right before the swap
     downloaded = result.attempt.downloaded
     assert downloaded.total - result.attempt.patch_bytes <= MAX_BESIDE_THE_BLOB
+
+
+@pytest.mark.parametrize("replacement", ["none", "missing", "of-another-cohort", "malformed"])
+def test_devices_of_many_cohorts_need_no_request_more(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site, replacement: str
+) -> None:
+    for cohort in ("north", "south"):
+        rotate_cohort_key(publisher.repository, cohort, publisher.keys, None, insecure_plaintext=True)
+    publisher.publish()
+    assert installed.update().outcome is Outcome.NOTHING_NEW
+    publisher.release("1.2.0", seed=2)
+    folder = publisher.published / "metadata" / "archives" / FAMILY
+    newest = max(int(path.name.partition("-")[0]) for path in folder.iterdir())
+    for path in folder.glob(f"{newest}-*-{COHORT}.awz"):
+        match replacement:
+            case "missing":
+                path.unlink()
+            case "of-another-cohort":
+                path.write_bytes(path.with_name(path.name.replace(COHORT, "north")).read_bytes())
+            case "malformed":
+                path.write_bytes(path.read_bytes()[:-3])
+    site.requests.clear()
+    result = installed.update()
+    assert result.outcome is Outcome.STAGED, result.detail
+    paths = [request.path for request in site.requests]
+    if replacement == "none":
+        assert len(paths) <= MAX_REQUESTS, paths
+        assert result.attempt.downloaded.total - result.attempt.patch_bytes <= MAX_BESIDE_THE_BLOB
+    else:
+        # the archive of all devices, and the published shard in one or two parts
+        assert len(paths) <= MAX_REQUESTS + 3, paths
 
 
 def test_a_plan_predicts_what_an_update_receives(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
