@@ -25,7 +25,7 @@ role = "model"
 [rollout]
 percent = 100
 """
-WEIGHTS = random.Random(5).randbytes(300_000)
+WEIGHTS = random.Random(5).randbytes(100_000)
 
 
 def release(publisher: Publisher, version: str, words: str, runtime: str = "none", extra: str = "") -> None:
