@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.patch_codecs import BUILDERS
 from benchmarks.published_pairs import CACHE
 
+TUFUP_LIMIT_S: Final = 1200  # bsdiff4 takes longer for some pairs of 90 MB
 TUFUP: Final = ("tufup==0.10.0", "tuf==4.0.0", "bsdiff4==1.2.6")
 
 
@@ -148,7 +149,12 @@ class Tufup:
     def _run(self, *words: str) -> str:
         script = Path(__file__).with_name("tufup_steps.py")
         command = [str(tufup_python()), "-P", str(script), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=self._folder)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, cwd=self._folder, timeout=TUFUP_LIMIT_S
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"tufup {words[0]} did not end within {TUFUP_LIMIT_S} s") from error
         if done.returncode:
             raise RuntimeError(f"tufup {words[0]} failed: {done.stderr[-500:]}")
         return done.stdout
