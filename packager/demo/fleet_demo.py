@@ -23,7 +23,7 @@ from bundle.cpu_features import CPUINFO_VARIABLE, read_cpu_features
 from bundle.frames import Secret
 from keys.signers import load_folder_signers
 from packager.demo.collector import Collector
-from packager.demo.demo_device import AgentUnavailable, DemoDevice, DeviceSettings
+from packager.demo.demo_device import PROBATION_TOML, AgentUnavailable, DemoDevice, DeviceSettings
 from packager.demo.demo_report import DemoCheck
 from packager.demo.fleet_models import live_input, write_models
 from packager.demo.http_site import HttpSite
@@ -131,12 +131,11 @@ class FleetDemo:
         write_models(folder, seed, is_bad=is_bad)
         flags = read_cpu_features()
         self._flag = next((flag for flag in PREFERRED_FLAGS if flag in flags), min(flags, default=""))
-        # on a busy machine the requests of a probation take longer than its window
-        patient = 'health.inconclusive = "extend"\n'
         text = (
             f'family = "{FAMILY}"\nversion = "{version}"\nchannels = ["{CHANNEL}"]\nmodel = "fast.onnx"\n'
             'inputs = "inputs.npz"\ngolden = 4\n[variants.fast]\nmodel = "fast.onnx"\n'
-            f'requires.cpu_features = ["{self._flag}"]\n{patient}[variants.basic]\nmodel = "basic.onnx"\n{patient}'
+            f'requires.cpu_features = ["{self._flag}"]\n{PROBATION_TOML}'
+            f'[variants.basic]\nmodel = "basic.onnx"\n{PROBATION_TOML}'
         )
         (folder / "release.toml").write_text(text + ("[rollout]\npercent = 100\n" if rolled_out else ""), "utf-8")
         run_release(parse_release_file(folder / "release.toml"), self._repository, self._signers, None, until="sign")

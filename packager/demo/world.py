@@ -14,7 +14,7 @@ from bundle.frames import Secret
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
 from keys.signers import load_folder_signers
-from packager.demo.demo_device import DemoDevice, Report
+from packager.demo.demo_device import PROBATION_TOML, DemoDevice, Report
 from packager.demo.demo_models import DemoModels, Prediction, live_samples
 from packager.demo.demo_report import DemoCheck, DemoReport, check_line
 from packager.demo.http_site import HttpSite
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 COHORT: Final = "default"
 CHANNEL: Final = "stable"
-PATIENT_TOML: Final = 'health.inconclusive = "extend"\n'  # on a busy machine requests take longer than the window
-FP32_TOML: Final = f"[variants.fp32]\n{PATIENT_TOML}"
-INT8_TOML: Final = f'[variants.int8]\nscheme = "int8"\n{PATIENT_TOML}'
+FP32_TOML: Final = f"[variants.fp32]\n{PROBATION_TOML}"
+INT8_TOML: Final = f'[variants.int8]\nscheme = "int8"\n{PROBATION_TOML}'
 MAX_RATE_HZ: Final = 40.0
 LOAD_SHARE: Final = 0.25  # of one model process's time: enough to notice a swap, without queueing
 RATE_PROBES: Final = 5
@@ -146,7 +145,7 @@ class DemoWorld:
         name = self._installed_variant
         if name == "fp32":
             return FP32_TOML
-        return f"[variants.{name}]\nmodel = {json.dumps(str(self._shipped_model(version, name)))}\n{PATIENT_TOML}"
+        return f"[variants.{name}]\nmodel = {json.dumps(str(self._shipped_model(version, name)))}\n{PROBATION_TOML}"
 
     def _shipped_model(self, version: str, variant_name: str) -> Path:
         """Return the model file of a release's bundle."""

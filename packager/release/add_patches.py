@@ -21,7 +21,7 @@ from bundle.variant import MAX_PATCHES, PatchEntry, Variant
 from packager.diff.write.make_patches import PatchOrder, make_patches
 from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
 from packager.release.draft import PatchBase, PlainPatch, Reporter, SilentReporter
-from packager.release.steps.diff import UNIVERSAL_DELTA_CODEC, needs_twin
+from packager.release.steps.diff import UNIVERSAL_DELTA_CODEC, needs_second_patch
 from packager.release.steps.encrypt import blob_path, encrypt_patch
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -169,7 +169,7 @@ class _VariantPatcher:
             for base in bases
         ]
         made = list(zip(bases, orders, make_patches(orders, self.executor, self.reporter.bar), strict=True))
-        twins = [
+        second_orders = [
             (
                 base,
                 replace(
@@ -177,10 +177,10 @@ class _VariantPatcher:
                 ),
             )
             for base, order, report in made
-            if needs_twin(self.variant.runtime, report, base.directory, target)
+            if needs_second_patch(self.variant.runtime, report, base.directory, target)
         ][: max(0, MAX_PATCHES - len(self.variant.patches) - len(made))]
-        reports = make_patches([order for _, order in twins], self.executor, self.reporter.bar)
-        made += [(base, order, report) for (base, order), report in zip(twins, reports, strict=True)]
+        reports = make_patches([order for _, order in second_orders], self.executor, self.reporter.bar)
+        made += [(base, order, report) for (base, order), report in zip(second_orders, reports, strict=True)]
         return [PlainPatch(base, order.path, report) for base, order, report in made]
 
     def _encrypt(self, patch: PlainPatch) -> PatchEntry:

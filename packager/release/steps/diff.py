@@ -8,7 +8,7 @@ Rules:
 - A patch that is not smaller than the full download is left out.
 - If the full download needs an optional decoder, a second one without optional decoders is added, since some devices
   lack them. A device that runs no models may have the base install, without the decoders of typed patches: its releases
-  also get a second patch from each base, by bsdiff, unless a file is larger than MAX_TWIN_BYTES.
+  also get a second patch from each base, by bsdiff, unless a file is larger than MAX_SECOND_PATCH_BYTES.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from packager.release.release_plan import ReleasePlan
 
 OPTIONAL_FEATURES: Final = frozenset({"lzma", "pcodec"})  # some platforms lack a wheel of pcodec, some builds lzma
 TYPED_FEATURES: Final = frozenset({"edit", "pcodec", "typed"})  # need the extra `typed` on a device
-MAX_TWIN_BYTES: Final = 8 << 20  # bsdiff of 16 MiB of fine-tuned floats takes 40 s, and saves nothing
+MAX_SECOND_PATCH_BYTES: Final = 8 << 20  # bsdiff of 16 MiB of fine-tuned floats takes 40 s, and saves nothing
 UNIVERSAL_CODEC: Final = "zstd"
 UNIVERSAL_DELTA_CODEC: Final = "bsdiff4"
 
@@ -49,18 +49,18 @@ def run(draft: Draft) -> None:
     ]
     made = iter(make_patches(orders, draft.executor, draft.reporter.bar))
     reports = {name: [next(made) for _ in range(1 + len(found))] for name, found in bases.items()}
-    twins = _make_twins(draft, reports, bases)
+    second_patches = _make_second_patches(draft, reports, bases)
     for variant in list(draft.assembled.values()):
         full, *others = reports[variant.name]
         patches = [PlainPatch(None, _path(draft, variant, "nothing"), full)]
-        if (variant.name, None) in twins:
-            patches.append(twins[variant.name, None])
+        if (variant.name, None) in second_patches:
+            patches.append(second_patches[variant.name, None])
         for base, report in zip(bases[variant.name], others, strict=True):
-            twin = twins.get((variant.name, base.version))
+            second = second_patches.get((variant.name, base.version))
             if report.plain_size < full.plain_size:
                 patches.append(PlainPatch(base, _path(draft, variant, base.version), report))
-            if twin is not None and twin.report.plain_size < full.plain_size:
-                patches.append(twin)
+            if second is not None and second.report.plain_size < full.plain_size:
+                patches.append(second)
             if report.plain_size >= full.plain_size:
                 draft.note(
                     f"variant {variant.name}: the patch from {base.version} is left out, it is not smaller than the "
@@ -71,7 +71,9 @@ def run(draft: Draft) -> None:
             _warn_of_golden_bytes(draft, variant, patch)
 
 
-def needs_twin(runtime: Runtime, report: PatchReport, base: BundleDirectory | None, target: BundleDirectory) -> bool:
+def needs_second_patch(
+    runtime: Runtime, report: PatchReport, base: BundleDirectory | None, target: BundleDirectory
+) -> bool:
     """Return whether some devices cannot decode a patch, and another codec can make one for them.
 
     Args:
@@ -84,10 +86,14 @@ def needs_twin(runtime: Runtime, report: PatchReport, base: BundleDirectory | No
         lacking = OPTIONAL_FEATURES if runtime.is_run_by_agent else OPTIONAL_FEATURES | TYPED_FEATURES
         return bool(lacking & set(report.features))
     largest = max((file.size for side in (base, target) for file in side.files), default=0)
-    return not runtime.is_run_by_agent and bool(TYPED_FEATURES & set(report.features)) and largest <= MAX_TWIN_BYTES
+    return (
+        not runtime.is_run_by_agent
+        and bool(TYPED_FEATURES & set(report.features))
+        and largest <= MAX_SECOND_PATCH_BYTES
+    )
 
 
-def _make_twins(
+def _make_second_patches(
     draft: Draft, reports: Mapping[str, Sequence[PatchReport]], bases: Mapping[str, Sequence[PatchBase]]
 ) -> dict[tuple[str, str | None], PlainPatch]:
     """Return the second patches, by variant and version of the base; None for the full download."""
@@ -96,7 +102,7 @@ def _make_twins(
         room = MAX_PATCHES - len(reports[variant.name])
         for base, report in zip((None, *bases[variant.name]), reports[variant.name], strict=True):
             directory = None if base is None else base.directory
-            if room and needs_twin(variant.runtime, report, directory, variant.bundle):
+            if room and needs_second_patch(variant.runtime, report, directory, variant.bundle):
                 room -= 1
                 name = "nothing" if base is None else base.version
                 codec = UNIVERSAL_CODEC if base is None else UNIVERSAL_DELTA_CODEC

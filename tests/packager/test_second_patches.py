@@ -7,17 +7,17 @@ import pytest
 from bundle.files import BundleDirectory, BundleFile
 from bundle.requirements import Runtime
 from packager.diff.write.patch_report import PatchReport
-from packager.release.steps.diff import MAX_TWIN_BYTES, needs_twin
+from packager.release.steps.diff import MAX_SECOND_PATCH_BYTES, needs_second_patch
 
 
 @pytest.mark.parametrize(
     ("runtime", "features", "has_base", "size", "expected"),
     [
         ("none", ("edit", "stream"), True, 100, True),
-        ("app", ("pcodec", "typed"), True, MAX_TWIN_BYTES, True),
-        ("app", ("pcodec", "typed"), True, MAX_TWIN_BYTES + 1, False),
+        ("app", ("pcodec", "typed"), True, MAX_SECOND_PATCH_BYTES, True),
+        ("app", ("pcodec", "typed"), True, MAX_SECOND_PATCH_BYTES + 1, False),
         ("none", ("delta", "stream"), True, 100, False),
-        ("none", ("edit",), False, 10 * MAX_TWIN_BYTES, True),
+        ("none", ("edit",), False, 10 * MAX_SECOND_PATCH_BYTES, True),
         ("none", ("typed",), False, 100, True),
         ("none", ("stream",), False, 100, False),
         ("onnxruntime", ("edit", "typed"), True, 100, False),  # its devices have numpy
@@ -30,5 +30,5 @@ def test_a_second_patch_is_made_where_devices_may_lack_the_decoder(
 ) -> None:
     bundle = BundleDirectory(Path("bundle"), (BundleFile("labels/words.txt", "labels", size, "0" * 64),))
     report = PatchReport("typed", features, 50, 0, size, ())
-    found = needs_twin(Runtime(runtime), report, bundle if has_base else None, bundle)
+    found = needs_second_patch(Runtime(runtime), report, bundle if has_base else None, bundle)
     assert found == expected
